@@ -1,0 +1,89 @@
+"""Reading declarations: YAML without surprises, checked models, digests of their content.
+
+Every YAML file of the project, our declarations and the manifests, is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from kvab.errors import InputError
+
+
+class Declared(BaseModel):
+    """A declaration that cannot be changed and refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def digest(content: Any) -> str:
+    """Return the SHA-256 of a JSON-able value in canonical form."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader; a key written twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (key_node, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> list[Any]:
+    """Return the documents of a YAML file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, unreadable, not YAML (with the line) or repeats a key.
+    """
+    try:
+        return list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_UniqueKeys))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}:{line}: expected YAML, got {error.problem}; mend it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: expected YAML in UTF-8, got {reason}; mend it") from None
+    except OSError as error:
+        raise InputError(f"{path}: expected a file, got {error.strerror}; check the name") from None
+
+
+def read_declaration(path: Path, declaration: Any, **extra: Any) -> Any:
+    """Return the checked declaration in a YAML file of one document.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown, missing or wrong: one line that names the file and the key.
+    """
+    documents = read_yaml(path)
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise InputError(f"{path}: expected one YAML mapping, got something else; see recipes/")
+    try:
+        return TypeAdapter(declaration).validate_python({**documents[0], **extra})
+    except ValidationError as error:
+        first, count = error.errors()[0], error.error_count()
+        key = ".".join(str(part) for part in first["loc"]) or "the declaration"
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{path}: unknown key '{key}'{more}; remove it or mend it") from None
+        what = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}: {key}: {what}, got {_short(first['input'])}{more}") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else "something else"
