@@ -1,1 +1,3 @@
-"""kvab: does disaggregated, KV-aware routing pay off, and how do you know?"""
+"""The study of disaggregated, KV-aware routing: its cluster, metric and page helpers."""
+
+__version__ = "0.1.0"

@@ -186,8 +186,8 @@ class Kubernetes(Declared):
     image: str | None = None
     image_pull_secret: str | None = None
     hf_token_secret: str = "hf-token-secret"
-    node_selector: dict[str, str] = {}
-    tolerations: list[dict[str, str]] = []
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[dict[str, str]] = Field(default_factory=list)
     rdma_resource: str | None = None
     limits: Limits = Limits()
 

@@ -1,0 +1,61 @@
+# Two commands matter: `make report` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+UV := 0.13.9
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& echo $$p && break; done)
+COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --no-strip-extras --no-header --no-annotate \
+	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help env lint test test-slow report book publish check bench faults live lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(VENV)/.ready ## make .venv with the exact versions of requirements.lock
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "expected Python 3.11 or 3.12 on PATH; install one or set PYTHON=" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+lint: env ## check style, notebooks and types of the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify $(wildcard notebooks/*.ipynb)
+
+test: env ## run the tests (about five minutes on two cores)
+	$(BIN)/pytest
+
+test-slow: env ## run the long tests: coverage of the interval methods
+	$(BIN)/pytest -m slow
+
+report: env ## replay what is missing and build the whole book; ends with the headline
+	$(BIN)/kvab report
+
+book: env ## build the book from the published runs: no simulator, no trace
+	$(BIN)/kvab report --from book/published
+
+publish: env ## copy this machine's complete runs to book/published
+	$(BIN)/kvab publish
+
+check: lint ## everything that must hold before a change is handed over, but the tests
+	$(BIN)/kvab report --from book/published --out build/check
+
+bench: env ## measure speed as ratios within one run
+	$(BIN)/python benchmarks/replay.py
+
+lock: ## resolve requirements.lock anew
+	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV); }
+	rm -f requirements.lock
+	$(BIN)/uv $(COMPILE)
+
+clean: ## remove the environment, the built book and caches; runs stay
+	rm -rf $(VENV) build book/_build .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,5 @@
+"""Run kvab as ``python -m kvab``."""
+
+from kvab.cli import main
+
+main()

@@ -1,0 +1,232 @@
+r"""Paired block bootstrap over arrival time, on plain arrays: resamples, errors, intervals.
+
+The unit is a burst: all rows, of every repeat and arm, that arrive at one timestamp of the trace.
+A resample draws runs of consecutive bursts (stationary bootstrap [1]_, whose block lengths are
+geometric), so pairs, repeats and autocorrelation stay together. It is held as the number of times
+that each burst was drawn; statistics are computed from these weights and no row is copied.
+
+**Interval.** With the estimate :math:`\hat\theta`, the standard deviation :math:`s` of its
+resamples and :math:`k` = bursts / block length, the number of blocks:
+
+.. math:: \hat\theta \pm t_{k-1} \, s \, \sqrt{k / (k - 2)}
+
+Student's t accounts for few blocks; the root undoes what centring on the sample's own mean takes
+from the bootstrap's long-run variance (expected share :math:`2/k`: the autocovariances are weighted
+by :math:`(1 - 1/b)^{|i|}`, which sums to about :math:`2b`). It is chosen on coverage
+(``tests/stats/test_coverage.py``): percentile and basic intervals of the same resamples cover one
+to three points less when blocks are few, basic ones five points less at p99.
+
+**Block length.** `BLOCK_FACTOR` times the length that minimises the error of the *variance* [2]_
+[3]_, estimated on each metric's burst influences, the longest taken. Coverage wants longer blocks
+than the variance does [4]_: the bias of a short block always narrows the interval, the noise of a
+long one is paid for by t.
+
+References
+----------
+.. [1] D. N. Politis and J. P. Romano, The stationary bootstrap, JASA 89 (1994),
+   DOI 10.1080/01621459.1994.10476870.
+.. [2] D. N. Politis and H. White, Automatic block-length selection for the dependent bootstrap,
+   Econometric Reviews 23 (2004), DOI 10.1081/ETC-120028836.
+.. [3] A. Patton, D. N. Politis and H. White, correction to [2]_, Econometric Reviews 28 (2009),
+   DOI 10.1080/07474930802459016.
+.. [4] Y. Sun, P. C. B. Phillips and S. Jin, Optimal bandwidth selection in
+   heteroskedasticity-autocorrelation robust testing, Econometrica 76 (2008),
+   DOI 10.1111/j.0012-9682.2008.00822.x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from arch.bootstrap import StationaryBootstrap, optimal_block_length
+from scipy.stats import norm
+from scipy.stats import t as student_t
+
+BLOCK_FACTOR = 3
+FEWEST_BURSTS = 9  # below, autocorrelation cannot be estimated: blocks of one burst
+FEWEST_BLOCKS = 4  # the estimated block length leaves at least as many blocks
+CHUNK_CELLS = 1 << 18  # cells (resamples x rows) held at a time: memory stays flat, caches warm
+
+
+@dataclass(frozen=True)
+class Design:
+    """One resampling plan; equal plans draw equal resamples.
+
+    Attributes
+    ----------
+    bursts, block_bursts : int
+        Bursts of the trace, and mean block length in bursts.
+    level : float
+        Level of the intervals.
+    resamples, seed : int
+        Number of resamples and what they are drawn from.
+    """
+
+    bursts: int
+    block_bursts: int
+    level: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+
+    @property
+    def blocks(self) -> float:
+        """Number of blocks, k; an interval needs more than two."""
+        return self.bursts / self.block_bursts
+
+    @property
+    def inflation(self) -> float:
+        """From the standard deviation of the resamples to a standard error; NaN if k <= 2."""
+        return math.sqrt(self.blocks / (self.blocks - 2)) if self.blocks > 2 else math.nan
+
+    def critical(self, probability: float | None = None) -> float:
+        """Return a quantile of Student's t with k - 1 degrees, by default the interval's."""
+        probability = (1 + self.level) / 2 if probability is None else probability
+        return float(student_t.ppf(probability, self.blocks - 1)) if self.blocks > 2 else math.nan
+
+    def weights(self) -> Iterator[np.ndarray]:
+        """Yield int32 arrays (resamples of a chunk x bursts): how often each burst was drawn."""
+        source = StationaryBootstrap(self.block_bursts, np.arange(self.bursts), seed=self.seed)
+        chunk = max(1, CHUNK_CELLS // self.bursts)
+        for start in range(0, self.resamples, chunk):
+            counts = np.empty((min(chunk, self.resamples - start), self.bursts), np.int32)
+            for row in counts:
+                row[:] = np.bincount(source.update_indices(), minlength=self.bursts)
+            yield counts
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Estimates with their resamples: ``value`` (..., columns), ``draws`` (resamples, ...)."""
+
+    value: np.ndarray
+    draws: np.ndarray
+    design: Design
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Replicates:
+        """Return the replicates of a function of the estimates (of its last axis)."""
+        return Replicates(function(self.value), function(self.draws), self.design)
+
+    @property
+    def error(self) -> np.ndarray:
+        """Standard errors; NaN with too few blocks or where a resample is undefined."""
+        return self.draws.std(axis=0, ddof=1) * self.design.inflation
+
+    @property
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends of the interval that the module describes."""
+        half = self.design.critical() * self.error
+        return self.value - half, self.value + half
+
+    @property
+    def p_value(self) -> np.ndarray:
+        """Two-sided p of no difference: the level at which the interval would touch zero."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(self.value == 0, 0.0, np.abs(self.value) / self.error)
+        return 2 * student_t.sf(ratio, max(self.design.blocks - 1, 1))
+
+    @property
+    def band(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of a band that holds for all estimates at once.
+
+        Notes
+        -----
+        Sup-t: the t quantile is replaced by that of the largest absolute studentized deviation
+        over the resamples, times what t adds to the normal quantile for few blocks.
+        J. L. Montiel Olea and M. Plagborg-Moller, Journal of Applied Econometrics 34 (2019),
+        DOI 10.1002/jae.2656.
+        """
+        spread = self.draws.std(axis=0, ddof=1)
+        varies = spread > 0
+        if not varies.any() or np.isnan(self.design.inflation):
+            return self.interval
+        off = np.abs(self.draws[:, varies] - self.value[varies]) / spread[varies]
+        level = self.design.level
+        few = self.design.critical() / norm.ppf((1 + level) / 2)
+        half = np.quantile(off.max(axis=1), level) * few * self.error
+        return self.value - half, self.value + half
+
+
+def replicate(design: Design, evaluate: Callable[[np.ndarray], np.ndarray]) -> Replicates:
+    """Return a statistic and its resamples.
+
+    Parameters
+    ----------
+    design : Design
+        The resampling plan.
+    evaluate : callable
+        From burst weights, int (n, bursts), to statistics, float (n, ...). The estimate is its
+        value where every burst counts once.
+    """
+    value = evaluate(np.ones((1, design.bursts), np.int32))[0]
+    return Replicates(value, np.concatenate([*map(evaluate, design.weights())]), design)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Values in order, the burst of each, and sum and count of every burst."""
+
+    values: np.ndarray
+    burst: np.ndarray
+    sums: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray, burst: np.ndarray, bursts: int) -> Sample:
+        """Return the sample of the defined values; ``burst`` is the index of each one's burst."""
+        values = np.asarray(values, float)
+        burst = np.asarray(burst)[~np.isnan(values)]
+        values = values[~np.isnan(values)]
+        order = np.argsort(values, kind="stable")
+        sums = np.bincount(burst, values, bursts)
+        counts = np.bincount(burst, minlength=bursts).astype(float)
+        return cls(values[order], burst[order].astype(np.int32), sums, counts)
+
+    def influences(self) -> np.ndarray:
+        """Return the influence of each burst on the mean: its sum of deviations from the mean."""
+        total = self.counts.sum()
+        return self.sums - self.counts * (self.sums.sum() / total if total else 0.0)
+
+
+def mean(sample: Sample, weights: np.ndarray) -> np.ndarray:
+    """Return weighted means, shape (n,); NaN where no value was drawn."""
+    count = weights @ sample.counts
+    return np.divide(weights @ sample.sums, count, np.full(len(count), np.nan), where=count > 0)
+
+
+def percentiles(sample: Sample, weights: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Return weighted percentiles, shape (n, len(q)); NaN where no value was drawn.
+
+    Notes
+    -----
+    Equal, to the last bit, to `numpy.percentile` (linear) of the values repeated by their
+    weights: the repeated sample's k-th value is found in the cumulated weights.
+    """
+    q = np.asarray(q, float) / 100
+    result = np.full((len(weights), len(q)), np.nan)
+    step = max(1, CHUNK_CELLS // max(sample.values.size, 1))
+    for start in range(0, len(weights) if sample.values.size else 0, step):
+        upto = np.cumsum(weights[start : start + step][:, sample.burst], axis=1, dtype=np.int64)
+        for row, drawn in enumerate(upto, start):
+            last = drawn[-1] - 1
+            if last < 0:
+                continue
+            below = np.floor(last * q)
+            part = last * q - below
+            low = sample.values[np.searchsorted(drawn, below, side="right")]
+            high = sample.values[np.searchsorted(drawn, np.minimum(below + 1, last), side="right")]
+            gap = high - low
+            result[row] = np.where(part < 0.5, low + gap * part, high - gap * (1 - part))
+    return result
+
+
+def block_bursts(influences: np.ndarray) -> int:
+    """Return the block length in bursts, from burst influences of shape (bursts, metrics)."""
+    bursts = len(influences)
+    influences = influences[:, influences.std(axis=0) > 0]
+    if bursts < FEWEST_BURSTS or not influences.shape[1]:
+        return 1
+    optimal = optimal_block_length(influences)["stationary"].max()
+    return int(np.clip(math.ceil(BLOCK_FACTOR * optimal), 1, bursts // FEWEST_BLOCKS))

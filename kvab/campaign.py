@@ -1,0 +1,102 @@
+"""All runs of a study: which are missing, and those replayed side by side.
+
+Input: jobs. Output: run folders; a run that serves as it is, is never replayed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kvab import runs
+from kvab.errors import DependencyError
+from kvab.replay import Job, Replay
+
+
+def plan(jobs: Iterable[Job]) -> list[runs.Planned]:
+    """Return which of the runs can serve as they are; a run set aside that serves comes back."""
+    planned = []
+    for job in jobs:
+        depends_on = job.depends_on()
+        state, why = runs.state(job.path, depends_on)
+        if state != "complete" and runs.restore(job.path, depends_on):
+            state, why = runs.state(job.path, depends_on)
+        planned.append(runs.Planned(job.configuration, job.repeat, job.path, state, why))
+    return planned
+
+
+def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
+    """Replay jobs side by side, one a core, under one progress bar in requests.
+
+    Raises
+    ------
+    DependencyError
+        If a replay's process died; the runs that ended before are kept.
+    """
+    if not jobs:
+        return
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("requests, left"),
+        TimeRemainingColumn(),
+    )
+    pool = ProcessPoolExecutor(
+        min(len(jobs), os.cpu_count() or 1), context, initializer=_tell_through, initargs=(told,)
+    )
+    try:
+        with Progress(*columns, disable=quiet) as bar:
+            total = bar.add_task(f"{len(jobs)} replays", total=sum(job.rows for job in jobs))
+            pending = {pool.submit(_replay_job, n, job): n for n, job in enumerate(jobs)}
+            done = dict.fromkeys(range(len(jobs)), 0)
+            while not all(future.done() for future in pending):
+                try:
+                    n, count = told.get(timeout=0.2)
+                except queue.Empty:
+                    continue
+                done[n] = max(done[n], count)
+                bar.update(total, completed=sum(done.values()))
+            for future in as_completed(pending):
+                future.result()
+            bar.update(total, completed=sum(job.rows for job in jobs))
+    except BrokenProcessPool:
+        raise DependencyError(
+            "a replay's process died (out of memory?); run the same command again: "
+            "complete runs are kept"
+        ) from None
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_told: Any = None
+
+
+def _tell_through(told: Any) -> None:
+    global _told
+    _told = told
+
+
+def _replay_job(n: int, job: Job) -> Path:
+    replay = Replay(job)
+    replay.prepare()
+    replay.deploy()
+    replay.replay(lambda done: _told.put((n, done)))
+    path = replay.collect()
+    replay.teardown()
+    _told.put((n, job.rows))
+    return path

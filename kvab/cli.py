@@ -1,0 +1,245 @@
+"""The command line: thin; the notebooks call the same functions.
+
+Exit codes: 0 done, 2 wrong usage or input, 3 the cluster or a dependency failed, 4 the validity
+gate is red.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kvab.errors import InputError, KvabError
+
+app = typer.Typer(
+    name="kvab",
+    help="Does disaggregated, KV-aware routing pay off? Replay the study's configurations on a "
+    "cluster, compare them, and build the report. `kvab report` does all of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+trace_app = typer.Typer(help="Fetch, describe, cut or make up the workload.", no_args_is_help=True)
+app.add_typer(trace_app, name="trace")
+
+STUDY = Path("recipes/qwen3-32b/study.yaml")
+StudyOption = Annotated[Path, typer.Option(help="The study file, from the checkout.")]
+ClusterOption = Annotated[str, typer.Option(help="A profile of recipes/clusters/.")]
+RowsOption = Annotated[int | None, typer.Option(help="Replay only the first N trace rows.")]
+TraceOption = Annotated[
+    Path | None, typer.Option("--trace", help="Replay another trace on purpose; pages name it.")
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        print(f"{label:<{width}}  {value}")
+
+
+@app.command()
+def run(
+    configuration: Annotated[str, typer.Option(help="A configuration of the study.")],
+    cluster: ClusterOption = "simulated-h200",
+    repeat: Annotated[int, typer.Option(help="Which repeat, from 1.")] = 1,
+    rows: RowsOption = None,
+    trace: TraceOption = None,
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = STUDY,
+) -> None:
+    """Replay one configuration on one cluster by executing notebooks/03_replay.ipynb."""
+    from kvab.pages import run_replay_notebook
+    from kvab.replay import plan_job
+    from kvab.study import load_study, root
+    from kvab.trace import find_trace
+
+    workload = find_trace(load_study(study).trace, trace)
+    job = plan_job(load_study(study), cluster, configuration, repeat, rows, workload, root() / runs)
+    parameters = {
+        "study": str(study),
+        "cluster": cluster,
+        "configuration": configuration,
+        "repeat": repeat,
+        "rows": rows or 0,
+        "trace": str(trace.resolve()) if trace else "",
+        "runs": str(root() / runs),
+    }
+    notebook = run_replay_notebook(parameters, job.path.with_name(f"{job.path.name}.replay.ipynb"))
+    print(f"{job.path}\n{notebook}")
+
+
+@app.command()
+def summarize(
+    path: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: JsonOption = False,
+    study: StudyOption = STUDY,
+) -> None:
+    """Print the metrics of one run: TTFT, ITL, latency, goodput."""
+    from kvab.metrics import summarize as summary_of
+    from kvab.runs import read_run
+    from kvab.study import load_study
+    from kvab.terminal import summary_lines
+
+    read, slo = read_run(path), load_study(study).slo
+    if as_json:
+        _print_json(summary_of(read.requests, slo, read.manifest.counts.expected))
+    else:
+        _table(summary_lines(read, slo))
+
+
+@app.command()
+def compare(
+    baseline: Annotated[str, typer.Argument(help="A run folder, or several, comma-separated.")],
+    comparison: Annotated[str, typer.Argument(help="As many run folders of the other arm.")],
+    as_json: JsonOption = False,
+    study: StudyOption = STUDY,
+) -> None:
+    """Compare two configurations request by request; differences are comparison minus baseline."""
+    from kvab.compare import compare as compare_tables
+    from kvab.runs import check_comparable, read_run
+    from kvab.study import load_study
+    from kvab.terminal import comparison_lines
+
+    arms = [[read_run(path) for path in names.split(",")] for names in (baseline, comparison)]
+    check_comparable([run for arm in arms for run in arm])
+    declared = load_study(study)
+    result = compare_tables(
+        *[[run.requests for run in arm] for arm in arms],
+        declared.slo,
+        margins=declared.margins,
+        **declared.statistics.model_dump(),
+    )
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        _table(comparison_lines(result))
+
+
+@app.command()
+def report(
+    cluster: ClusterOption = "simulated-h200",
+    rows: RowsOption = None,
+    trace: TraceOption = None,
+    out: Annotated[Path, typer.Option(help="Where the book is built.")] = Path("book/_build"),
+    runs: RunsOption = Path("runs"),
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Build from these runs; replay nothing.")
+    ] = None,
+    study: StudyOption = STUDY,
+) -> None:
+    """Replay what is missing, analyze it and build the book; ends with the headline."""
+    from kvab.report import report as build_report
+
+    headline, index = build_report(study, cluster, rows, trace, out, runs, from_)
+    print(f"\n{headline}\n{index}")
+
+
+@app.command()
+def publish(
+    cluster: ClusterOption = "simulated-h200",
+    runs: RunsOption = Path("runs"),
+    to: Annotated[Path, typer.Option(help="Folder of the published runs.")] = Path(
+        "book/published"
+    ),
+    study: StudyOption = STUDY,
+) -> None:
+    """Copy the complete runs of a cluster, made small, to book/published."""
+    from kvab.published import publish as publish_runs
+
+    for path in publish_runs(study, cluster, runs, to):
+        print(path)
+
+
+@app.command()
+def doctor(cluster: ClusterOption = "simulated-h200", study: StudyOption = STUDY) -> None:
+    """Say what is missing for a cluster and how to mend it; changes nothing."""
+    from kvab.doctor import findings
+
+    found = findings(study, cluster)
+    for finding in found:
+        print(f"{'ok  ' if finding.ok else 'MEND'}  {finding.what}")
+    if not all(finding.ok for finding in found):
+        raise typer.Exit(3)
+
+
+@trace_app.command()
+def fetch(
+    study: StudyOption = STUDY,
+    to: Annotated[Path | None, typer.Option(help="Where to put it; default: the cache.")] = None,
+) -> None:
+    """Download the study's trace, checked against its sha256."""
+    from kvab.study import load_study
+    from kvab.trace import fetch_trace
+
+    print(fetch_trace(load_study(study).trace, to))
+
+
+@trace_app.command()
+def describe(
+    trace: Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print the figures of the page's setup table, and what it does not say."""
+    from kvab.trace import describe as description_of
+    from kvab.trace import describe_rows, read_trace
+
+    description = description_of(read_trace(trace))
+    if as_json:
+        _print_json(description)
+    else:
+        _table(describe_rows(description))
+
+
+@trace_app.command("slice")
+def slice_(
+    trace: Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")],
+    out: Annotated[Path, typer.Argument(help="Where to write the part.")],
+    rows: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
+    start_s: Annotated[float | None, typer.Option(help="From this second on.")] = None,
+    end_s: Annotated[float | None, typer.Option(help="Before this second.")] = None,
+) -> None:
+    """Write a part of a trace as a trace of its own."""
+    from kvab.trace import read_trace, slice_trace, write_rows
+
+    read = read_trace(trace)
+    chosen = slice_trace(read, rows=rows, start_s=start_s, end_s=end_s)
+    write_rows(read, chosen, out)
+    print(f"{out}: {len(chosen):,} of {len(read):,} rows")
+
+
+@trace_app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Where to write the made-up trace.")],
+    rows: Annotated[int, typer.Option(help="How many requests.")] = 12031,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal traces.")] = 1,
+) -> None:
+    """Make a SYNTHETIC WORKLOAD with the published marginals, where the trace cannot be had."""
+    from kvab.synthesize import write_synthetic
+
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose another name")
+    print(write_synthetic(out, rows=rows, seed=seed))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; expected failures are one line on stderr and their exit code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        app(args=arguments, standalone_mode=True)
+    except KvabError as error:
+        print(f"kvab: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("kvab: stopped; complete runs are kept, run the same command again", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,70 @@
+"""What is missing on this machine for a cluster, and how to mend it; changes nothing.
+
+Input: a study and a cluster. Output: findings.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvab.errors import KvabError
+from kvab.recipes import read_configuration, topology
+from kvab.replay import open_cluster
+from kvab.study import load_cluster, load_study, root
+from kvab.trace import find_trace
+
+FREE_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    ok: bool
+    what: str
+
+
+def findings(study: Path, cluster: str) -> list[Finding]:
+    """Return what was found, in the order in which a run needs it."""
+    declared = load_study(study)
+    found = [Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")]
+    for name in declared.configurations:
+        found.append(_try(f"{name}: ", lambda n=name: _topology(declared.configuration_folder(n))))
+    found.append(_try("cluster: ", lambda: _cluster(cluster)))
+    found.append(_trace(declared))
+    free = shutil.disk_usage(root()).free
+    found.append(
+        Finding(free > FREE_BYTES, f"{free / 1e9:.0f} GB free; runs and book need about 2 GB")
+    )
+    return found
+
+
+def _try(prefix: str, look: object) -> Finding:
+    try:
+        return Finding(True, prefix + look())
+    except KvabError as error:
+        return Finding(False, prefix + str(error))
+
+
+def _topology(folder: Path) -> str:
+    return topology(read_configuration(folder)).describe()
+
+
+def _cluster(name: str) -> str:
+    profile = load_cluster(name)
+    found = open_cluster(profile).prepare()
+    versions = ", ".join(f"{key} {value}" for key, value in found.items())
+    return f"{name} ({profile.kind}): {versions}"
+
+
+def _trace(declared: object) -> Finding:
+    trace = find_trace(declared.trace)
+    if trace.synthetic:
+        return Finding(
+            False,
+            "trace: not found, a made-up workload would be replayed; run `kvab trace fetch` or "
+            "name the file in KVAB_TRACE",
+        )
+    return Finding(True, f"trace: {trace.path}, {len(trace):,} rows, sha256 as declared")

@@ -1,0 +1,251 @@
+"""Every figure of the book, under one theme, with its caption and alternative text.
+
+Input: the evidence. Output: panels that a notebook shows; nothing else draws.
+"""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from kvab import captions, metrics
+from kvab.evidence import Evidence
+from kvab.study import Arm
+from kvab.theme import (
+    COMPARISON,
+    STYLES,
+    WIDTH_IN,
+    Drawing,
+    arm_styles,
+    drawn,
+    legend_below,
+    log_ms,
+)
+
+
+@drawn("index-good-shares")
+def good_shares(evidence: Evidence) -> Drawing:
+    """Share of good requests of each configuration: every repeat a point, with its interval."""
+    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 2.2))
+    styles, names = arm_styles(evidence.arms), list(evidence.arms)
+    table = evidence.good_shares
+    for place, name in enumerate(reversed(names)):
+        row, style = table.loc[name], styles[name]
+        values = 100 * np.array([row["low"], row["share"], row["high"]])
+        axes.plot(values[[0, 2]], [place, place], color=style["color"], linewidth=2.5, alpha=0.45)
+        axes.plot(
+            [100 * share for share in row["repeats"]],
+            [place] * len(row["repeats"]),
+            linestyle="",
+            marker=style["marker"],
+            color=style["color"],
+        )
+        axes.annotate(
+            f"{values[1]:.1f} %", (values[2], place), (6, 0), textcoords="offset points",
+            va="center", fontsize=9, fontweight="bold", color=style["color"],
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), [evidence.arms[name].label for name in reversed(names)])
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlim(0, 100)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    slo = evidence.study.slo
+    axes.set_xlabel(f"requests within TTFT {slo.ttft_ms:g} ms and ITL {slo.itl_ms:g} ms [%]")
+    alt = "Dot plot of the share of good requests: " + ", ".join(
+        f"{evidence.arms[name].label} {table.loc[name, 'share']:.0%}" for name in names
+    )
+    return figure, captions.good_shares(evidence), alt
+
+
+@drawn("workload-arrivals")
+def arrivals(evidence: Evidence) -> Drawing:
+    """Requests a minute along the trace, and how many arrive at one tick of its clock."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), width_ratios=[2, 1])
+    table = evidence.workload.table
+    per_minute = (table["arrival_ms"] // 60_000).value_counts().sort_index()
+    left.step(per_minute.index, per_minute, where="mid", color="#333333", linewidth=1.2)
+    left.set(xlabel="minute of the trace", ylabel="requests a minute", ylim=(0, None))
+    bursts = table["arrival_ms"].value_counts().value_counts().sort_index()
+    right.bar(bursts.index, bursts, color="#8c8c8c", width=0.8)
+    right.set(xlabel="requests at one tick", ylabel="ticks")
+    alt = (
+        f"Left: requests a minute between {per_minute.min()} and {per_minute.max()} over "
+        f"{len(per_minute)} minutes. Right: histogram of burst sizes from {bursts.index.min()} "
+        f"to {bursts.index.max()}."
+    )
+    return figure, captions.arrivals(evidence), alt
+
+
+@drawn("workload-lengths")
+def lengths(evidence: Evidence) -> Drawing:
+    """Distributions of prompt and answer lengths, and of the reusable part of prompts."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
+    table = evidence.workload.table
+    shares = 100 * table["reusable_tokens"] / table["input_tokens"]
+    drawn = (
+        (table["input_tokens"], "prompt tokens", True),
+        (table["output_tokens"], "answer tokens", True),
+        (shares, "prompt seen before [%]", False),
+    )
+    for place, (values, label, log) in zip(axes, drawn, strict=True):
+        sns.histplot(x=values, ax=place, log_scale=log, bins=40, color="#8c8c8c", edgecolor="none")
+        place.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
+    axes[0].set_ylabel("requests")
+    alt = (
+        f"Histograms: prompts of median {table['input_tokens'].median():,.0f} tokens, answers of "
+        f"median {table['output_tokens'].median():,.0f}, and the share of each prompt that an "
+        f"earlier prompt began with, median {shares.median():.0f} per cent."
+    )
+    return figure, captions.lengths(evidence), alt
+
+
+def _both(evidence: Evidence) -> dict[str, Arm]:
+    names = (evidence.study.baseline, evidence.study.comparison)
+    return {name: evidence.study.configurations[name] for name in names}
+
+
+@drawn("outcome-distributions")
+def distributions(evidence: Evidence) -> Drawing:
+    """Cumulative distributions of TTFT, ITL and latency of the two main configurations."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 3.0), sharey=True)
+    arms = _both(evidence)
+    styles, bounds = arm_styles(arms), evidence.study.slo.model_dump()
+    for place, key in zip(axes, metrics.LATENCIES, strict=True):
+        metric = metrics.METRICS[key]
+        for name, arm in arms.items():
+            values = np.sort(pd.concat(evidence.tables(name))[key].dropna())
+            share = 100 * np.arange(1, len(values) + 1) / len(values)
+            thin = np.unique(np.linspace(0, len(values) - 1, 800).astype(int))
+            style = {k: v for k, v in styles[name].items() if k != "marker"}
+            place.plot(values[thin], share[thin], label=arm.label, **style)
+        if key in bounds:
+            place.axvline(bounds[key], color="#333333", linewidth=0.9)
+            place.annotate(
+                f"SLO {bounds[key]:g} ms", (bounds[key], 3), (3, 0), textcoords="offset points",
+                fontsize=7,
+            )  # fmt: skip
+        log_ms(place, metric.short if metric.short != "latency" else "Latency")
+    axes[0].set(ylabel="requests [%]", ylim=(0, 100))
+    legend_below(figure, axes[0])
+    alt = "Cumulative distributions of TTFT, ITL and latency for both arms on log axes. " + (
+        captions.distributions_alt(evidence)
+    )
+    return figure, captions.distributions(evidence), alt
+
+
+@drawn("outcome-quantiles")
+def quantile_differences(evidence: Evidence) -> Drawing:
+    """Difference between the arms at every quantile, with a simultaneous band."""
+    curves = evidence.quantile_differences
+    figure, axes = plt.subplots(1, len(curves), figsize=(WIDTH_IN, 2.7))
+    for place, (key, curve) in zip(axes, curves.items(), strict=True):
+        metric, percent = metrics.METRICS[key], 100 * curve["q"]
+        place.axhline(0, color="#333333", linewidth=0.9)
+        place.fill_between(
+            percent, curve["band_low"], curve["band_high"], color=COMPARISON, alpha=0.2, linewidth=0
+        )
+        place.plot(percent, curve["difference"], color=COMPARISON)
+        place.set(xlabel="percentile", ylabel=f"{metric.short} difference [ms]")
+        place.set_yscale("symlog", linthresh=_linear_until_ms(curve["difference"]))
+        place.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    alt = "Difference of each quantile between comparison and baseline, with a band. " + (
+        captions.quantiles_alt(curves)
+    )
+    caption = captions.quantile_differences(evidence)
+    return figure, caption, alt
+
+
+def _linear_until_ms(difference: pd.Series) -> float:
+    """Return where the symmetric log scale begins: a power of ten near the small differences."""
+    small = np.nanquantile(difference.abs(), 0.25)
+    return 10.0 ** np.floor(np.log10(max(small, 1e-3)))
+
+
+@drawn("outcome-over-time")
+def over_time(evidence: Evidence) -> Drawing:
+    """Good share and median TTFT minute by minute for the two main configurations."""
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH_IN, 3.8), sharex=True)
+    arms = _both(evidence)
+    for name, style in arm_styles(arms).items():
+        rows = evidence.requests[evidence.requests["configuration"] == name]
+        minutes = rows.groupby(rows["arrival_ms"] // 60_000)
+        drawn = {**style, "markersize": 2.5, "linewidth": 1.2, "label": arms[name].label}
+        axes[0].plot(100 * minutes["good"].mean(), **drawn)
+        axes[1].plot(minutes["ttft_ms"].median(), **drawn)
+    axes[0].set(ylabel="good requests [%]", ylim=(0, 102))
+    axes[1].axhline(evidence.study.slo.ttft_ms, color="#333333", linewidth=0.9)
+    axes[1].set(ylabel="median TTFT [ms, log scale]", xlabel="minute of the trace", yscale="log")
+    axes[1].yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    legend_below(figure, axes[0])
+    alt = "Lines by minute: " + captions.over_time(evidence)
+    return figure, captions.over_time(evidence), alt
+
+
+@drawn("outcome-workers")
+def worker_balance(evidence: Evidence) -> Drawing:
+    """Prompt tokens computed and answer tokens made by each worker, relative to an even share."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.8), sharey=True)
+    table = evidence.worker_balance
+    styles = arm_styles(evidence.arms)
+    for place, (work, rows) in zip(axes, table.groupby("work", sort=False), strict=True):
+        for at, (name, arm) in enumerate(evidence.arms.items()):
+            values = rows.loc[rows["configuration"] == name, "relative"]
+            place.plot(
+                np.full(len(values), at), 100 * values, linestyle="",
+                marker=styles[name]["marker"], color=styles[name]["color"], label=arm.label,
+            )  # fmt: skip
+        place.axhline(100, color="#333333", linewidth=0.9)
+        place.set_title(str(work))
+        place.set_xticks(range(len(evidence.arms)), [arm.short for arm in evidence.arms.values()])
+        place.set_xlim(-0.5, len(evidence.arms) - 0.5)
+    axes[0].set(ylabel="load of a worker\n[% of an even share]", ylim=(0, None))
+    legend_below(figure, axes[0])
+    alt = "One point a worker: " + captions.worker_balance(evidence)
+    return figure, captions.worker_balance(evidence), alt
+
+
+@drawn("outcome-groups")
+def effects_by_group(evidence: Evidence) -> Drawing:
+    """Mean difference of TTFT and of the good share within groups of requests."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.9), sharey=True)
+    rows = evidence.groups.iloc[::-1]
+    labels = [f"{row.by}: {row.group}" for row in rows.itertuples()]
+    for place, (key, factor, unit) in zip(
+        axes, (("ttft_ms", 1, "ms"), ("good_share", 100, "points")), strict=True
+    ):
+        parts = rows[[f"{key}_difference", f"{key}_ci_low", f"{key}_ci_high"]].to_numpy() * factor
+        place.axvline(0, color="#333333", linewidth=0.9)
+        place.hlines(range(len(rows)), parts[:, 1], parts[:, 2], color=COMPARISON, linewidth=1.5)
+        place.plot(parts[:, 0], range(len(rows)), "s", color=COMPARISON)
+        name = metrics.METRICS[key].short if key == "ttft_ms" else "good share"
+        place.set_xlabel(f"difference of {'mean ' if key == 'ttft_ms' else ''}{name} [{unit}]")
+        place.grid(axis="x")
+    axes[0].set_yticks(range(len(rows)), labels)
+    alt = "Differences with intervals by group: " + captions.effects_by_group(evidence.groups)
+    return figure, captions.effects_by_group(evidence.groups), alt
+
+
+@drawn("attribution-interaction")
+def interaction(evidence: Evidence) -> Drawing:
+    """The 2x2: good share, mean TTFT and p99 ITL against routing, a line for each split."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.9))
+    cells = evidence.cells
+    shown = (("good", 100, "good requests [%]"), ("ttft_ms", 1, "mean TTFT [ms]"))
+    for place, (column, factor, label) in zip(
+        axes, (*shown, ("itl_p99_ms", 1, "p99 ITL [ms, log scale]")), strict=True
+    ):
+        for split, style in (("aggregated", "baseline"), ("disaggregated", "comparison")):
+            rows = cells.xs(split, level="split").loc[["round-robin", "kv"]]
+            place.plot([0, 1], factor * rows[column], label=split, **STYLES[style])
+        place.set(ylabel=label, xlim=(-0.3, 1.3))
+        place.set_xticks([0, 1], ["round-robin", "KV router"])
+    axes[0].set_ylim(0, 100)
+    axes[1].set_ylim(0, None)
+    axes[2].set_yscale("log")
+    axes[2].yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    legend_below(figure, axes[0])
+    alt = "Lines from round-robin to KV router for each split. " + captions.interaction(evidence)
+    return figure, captions.interaction(evidence), alt

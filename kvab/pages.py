@@ -1,0 +1,166 @@
+"""Notebooks executed by papermill, and the book built from them.
+
+Input: notebooks and run folders. Output: HTML that opens from disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from kvab.errors import DependencyError, InputError, KvabError
+from kvab.study import root
+
+NOT_EXECUTED = (
+    "```{{note}}\nThis page was not executed for this build: the book was made from published "
+    "runs, without a cluster. `kvab run` executes it.\n```"
+)
+
+
+def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
+    """Execute a notebook with papermill and write the executed copy.
+
+    Parameters
+    ----------
+    source, target : Path
+        The source notebook, which is not changed, and the executed one.
+    parameters : mapping
+        Values for names of its parameters cell.
+
+    Raises
+    ------
+    InputError
+        If the notebook has no parameter of a given name.
+    DependencyError
+        If a cell failed; the partly executed notebook is kept and named.
+    """
+    import papermill
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # papermill's own pydantic and datetime deprecations
+        known = papermill.inspect_notebook(str(source))
+        unknown = [name for name in parameters if name not in known]
+        if unknown:
+            raise InputError(
+                f"{source}: no parameter named {', '.join(unknown)}; it has {', '.join(known)}"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(target),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                cwd=str(root()),
+                progress_bar=False,
+            )
+        except papermill.PapermillExecutionError as error:
+            _raise_cause(error, target)
+    _tidy_notebook(target)
+    return target
+
+
+def _raise_cause(error: Any, target: Path) -> None:
+    """Raise a cell's expected failure under its own exit code, any other as a dependency's."""
+    import kvab.errors
+
+    kind = getattr(kvab.errors, error.ename.rsplit(".", 1)[-1], DependencyError)
+    where = "" if issubclass(kind, KvabError) and kind is not DependencyError else f" (in {target})"
+    raise kind(f"{error.evalue}{where}") from None
+
+
+def _tidy_notebook(path: Path) -> None:
+    """Collapse the injected parameters, hide plumbing, drop the error banner's place."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:
+            cell.metadata.tags = [*tags, "hide-input"]
+        elif "parameters" in tags:
+            cell.metadata.tags = [*tags, "remove-cell"]
+    nbformat.write(notebook, path)
+
+
+def run_replay_notebook(parameters: Mapping[str, Any], target: Path) -> Path:
+    """Execute notebooks/03_replay.ipynb for one run and return the executed notebook."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return execute(root() / "notebooks" / "03_replay.ipynb", target, given)
+
+
+def build(out: Path, parameters: Mapping[str, Any], *, replays: bool = True) -> Path:
+    """Execute every page's notebook side by side, build the book and return its index.html.
+
+    Parameters
+    ----------
+    out : Path
+        Gets ``source/`` (what was built) and ``html/``.
+    parameters : mapping
+        For all notebooks; each takes those that it has.
+    replays : bool
+        False leaves the replay page unexecuted, where there is no cluster to show.
+
+    Raises
+    ------
+    DependencyError
+        If a page fails or the book has a warning; the message names it.
+    """
+    source = out / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
+    notebooks = sorted((root() / "notebooks").glob("*.ipynb"))
+    with (
+        Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("pages"), TimeElapsedColumn()
+        ) as bar,
+        ThreadPoolExecutor(min(4, 2 * (os.cpu_count() or 1))) as pool,
+    ):
+        task = bar.add_task("executing", total=len(notebooks))
+        pending = [
+            pool.submit(_page, path, source / path.name, parameters, replays) for path in notebooks
+        ]
+        for future in as_completed(pending):
+            future.result()
+            bar.advance(task)
+    return _sphinx(source, out)
+
+
+def _page(path: Path, target: Path, parameters: Mapping[str, Any], replays: bool) -> None:
+    if path.name == "03_replay.ipynb" and not replays:
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED.format()))
+        nbformat.write(notebook, target)
+        _tidy_notebook(target)
+        return
+    text = path.read_text(encoding="utf-8")
+    has = nbformat.reads(text, as_version=4).cells
+    declared = next(c.source for c in has if "parameters" in c.metadata.get("tags", []))
+    names = {line.split(":")[0].split("=")[0].strip() for line in declared.splitlines()}
+    execute(path, target, {name: v for name, v in parameters.items() if name in names})
+
+
+def _sphinx(source: Path, out: Path) -> Path:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    commands = [
+        [sys.executable, "-m", "jupyter_book.cli.main", "config", "sphinx", str(source)],
+        [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
+        + ["-j", "auto", "-d", str(out / "doctrees"), str(source), str(out / "html")],
+    ]
+    for command in commands:
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if result.returncode:
+            lines = [line for line in result.stderr.splitlines() if line.strip()]
+            text = "; ".join(lines[-8:])
+            raise DependencyError(f"the book did not build from {source}: {text}")
+    return out / "html" / "index.html"

@@ -1,0 +1,58 @@
+"""The published runs: complete run folders made small, with the workload they replayed.
+
+Input: a folder of runs. Output: ``book/published/``, of the same shape, 3 MB at most.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from kvab import runs
+from kvab.errors import InputError
+from kvab.study import load_study, root
+from kvab.workload import workload_path
+
+ROUNDED_MS = 2  # decimals kept of times in ms: 10 microseconds, far below any difference shown
+LIMIT_BYTES = 3_000_000
+
+
+def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]:
+    """Copy the complete runs of a cluster and return the published folders.
+
+    Times are rounded to 0.01 ms; artifacts stay behind. A published folder is a run folder, so
+    everything reads it as any other.
+
+    Raises
+    ------
+    InputError
+        If there is no complete run, or the whole would exceed 3 MB.
+    """
+    declared = load_study(study)
+    source, target = root() / source / declared.name, root() / target / declared.name
+    found = runs.find_runs(source.parent, declared, cluster)
+    if not found:
+        raise InputError(f"{source / cluster}: no runs to publish; run `kvab report` first")
+    read = [runs.read_run(path) for path in found]
+    partial = [run.path for run in read if run.manifest.status != "complete"]
+    if partial:
+        raise InputError(f"{partial[0]}: not complete; rerun it before publishing")
+    shutil.rmtree(target / cluster, ignore_errors=True)
+    paths = []
+    for run in read:
+        times = run.requests.select_dtypes("float64").round(ROUNDED_MS)
+        files = {
+            f"manifests/{path.name}": path.read_bytes()
+            for path in sorted((run.path / "manifests").iterdir())
+        }
+        files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times))
+        fields = run.manifest.model_dump(by_alias=True, exclude={"files"})
+        paths.append(runs.write_run(target / run.path.relative_to(source), fields, files))
+    workload = workload_path(source, read[0].manifest.trace.sha256)
+    (target / "workloads").mkdir(parents=True, exist_ok=True)
+    for path in (workload, workload.with_suffix(".json")):
+        shutil.copyfile(path, target / "workloads" / path.name)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    if size > LIMIT_BYTES:
+        raise InputError(f"{target}: {size:,} bytes, at most {LIMIT_BYTES:,} are published")
+    return paths

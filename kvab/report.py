@@ -1,0 +1,93 @@
+"""The whole study in one call: plan, replay what is missing, judge, build the book.
+
+Input: a study and a cluster. Output: the headline and the path of the built HTML.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from kvab import campaign, pages
+from kvab.errors import GateError
+from kvab.evidence import load_evidence
+from kvab.replay import plan_job
+from kvab.study import load_study, root
+from kvab.trace import find_trace
+from kvab.validity import gate
+from kvab.wording import headline
+from kvab.workload import save_workload
+
+
+def report(
+    study: Path,
+    cluster: str,
+    rows: int | None = None,
+    trace: Path | None = None,
+    out: Path = Path("book/_build"),
+    runs: Path = Path("runs"),
+    published: Path | None = None,
+) -> tuple[str, Path]:
+    """Make the book of one cluster and return its headline and index.html.
+
+    Parameters
+    ----------
+    study : Path
+        The study file.
+    cluster : str
+        Name of the cluster profile.
+    rows : int, optional
+        Only the first rows of the trace.
+    trace : Path, optional
+        Another trace, on purpose.
+    out : Path
+        Where the book is built; relative paths count from the checkout.
+    runs : Path
+        The folder of runs.
+    published : Path, optional
+        Build from these runs instead, without cluster, simulator or trace.
+
+    Raises
+    ------
+    GateError
+        If the runs do not support a verdict; the book is built all the same and says why.
+    """
+    checkout = root()
+    folder = checkout / (published or runs)
+    if published is None:
+        replay_missing(checkout / study, cluster, rows, trace, folder)
+    evidence = load_evidence(checkout / study, cluster, folder)
+    judged = gate(evidence)
+    parameters = {
+        "study": str(checkout / study),
+        "cluster": cluster,
+        "runs": str(folder),
+        "rows": evidence.manifest.trace.rows,
+        "trace": str(trace.resolve()) if trace else "",
+    }
+    index = pages.build(checkout / out, parameters, replays=published is None)
+    if not judged.green:
+        raise GateError(
+            f"the validity gate is red, {len(judged.reasons)} checks failed; first: "
+            f"{judged.reasons[0]}; the book says the rest: {index}"
+        )
+    return headline(evidence), index
+
+
+def replay_missing(
+    study: Path, cluster: str, rows: int | None, trace: Path | None, folder: Path
+) -> None:
+    """Replay every run of the study that does not serve as it is, side by side."""
+    declared = load_study(study)
+    workload = find_trace(declared.trace, trace)
+    save_workload(workload, folder / declared.name)
+    jobs = [
+        plan_job(declared, cluster, name, repeat, rows, workload, folder)
+        for name in declared.configurations
+        for repeat in range(1, declared.repeats + 1)
+    ]
+    planned = campaign.plan(jobs)
+    for run in planned:
+        print(f"{run.configuration} r{run.repeat}: {run.state} ({run.why})", file=sys.stderr)
+    missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
+    campaign.replay_all(missing)

@@ -1,0 +1,278 @@
+"""Run folders: written whole, verified when read, planned by what they depend on.
+
+``runs/<study>/<cluster>/<configuration>/r<repeat>/`` holds ``run.json``, ``requests.parquet``,
+``artifacts/`` and ``manifests/``. A folder that exists is whole: it is written beside its place
+and renamed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
+
+from kvab import tidy
+from kvab.declare import Declared
+from kvab.errors import InputError
+from kvab.study import Study
+
+
+class Counts(Declared):
+    """Requests expected of the replay, answered, and failed or lost."""
+
+    expected: int
+    received: int
+    errors: int
+
+
+class RunTrace(Declared):
+    """The workload that was replayed: ``rows`` of its ``total_rows``, from the first."""
+
+    name: str
+    sha256: str
+    synthetic: bool
+    rows: int
+    total_rows: int
+
+
+class RunManifest(Declared):
+    """The content of ``run.json``, schema 1."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    study: str
+    study_version: int
+    study_digest: str
+    cluster: dict[str, Any]
+    kind: Literal["simulated", "live", "kubernetes"]
+    configuration: str
+    repeat: int
+    order: Literal["file", "shuffled within bursts"]
+    seed: int
+    trace: RunTrace
+    start: datetime
+    end: datetime
+    versions: dict[str, str]
+    host: dict[str, Any]
+    counts: Counts
+    status: Literal["complete", "partial", "failed"]
+    reason: str | None = None
+    depends_on: dict[str, Any]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that was read and verified."""
+
+    path: Path
+    manifest: RunManifest
+    requests: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that the study asks for, and whether its folder can serve."""
+
+    configuration: str
+    repeat: int
+    path: Path
+    state: Literal["complete", "missing", "changed", "damaged", "failed"]
+    why: str
+
+
+def run_path(runs: Path, study: Study, cluster: str, configuration: str, repeat: int) -> Path:
+    """Return the folder of a run."""
+    return runs / study.name / cluster / configuration / f"r{repeat}"
+
+
+def requests_bytes(table: pd.DataFrame) -> bytes:
+    """Return a requests table as Parquet bytes of schema 1."""
+    return parquet_bytes(table, tidy.SCHEMA)
+
+
+def parquet_bytes(table: pd.DataFrame, schema: pa.Schema | None = None) -> bytes:
+    """Return a table as compressed Parquet bytes; floats are stored byte stream by byte stream."""
+    buffer = io.BytesIO()
+    arrow = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
+    floats = [field.name for field in arrow.schema if pa.types.is_floating(field.type)]
+    pq.write_table(
+        arrow.replace_schema_metadata(None),
+        buffer,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[field.name for field in arrow.schema if field.name not in floats],
+        column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+    )
+    return buffer.getvalue()
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    """Write a file under another name in its folder and rename it in, so that it is whole."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    try:
+        _write(Path(name), content)
+        Path(name).chmod(0o644)
+        Path(name).rename(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_run(path: Path, manifest: dict[str, Any], files: dict[str, bytes]) -> Path:
+    """Write a run folder beside its place and rename it in; a run that stands there moves aside.
+
+    Parameters
+    ----------
+    path : Path
+        The run's folder.
+    manifest : dict
+        Fields of ``RunManifest`` but ``files``.
+    files : dict of str to bytes
+        Every other file by its path in the folder.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written; nothing is left behind then.
+    """
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    checked = RunManifest(**manifest, files=sums)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path}: cannot write here ({error.strerror}); free it") from None
+    try:
+        text = checked.model_dump_json(indent=2, by_alias=True) + "\n"
+        for name, content in {**files, "run.json": text.encode()}.items():
+            _write(beside / name, content)
+        beside.chmod(0o755)
+        if path.exists():
+            set_aside(path)
+        beside.rename(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the run ({error.strerror}); free space") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a run folder to ``<name>.set-aside-<time>`` and return its new place."""
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    return path.rename(path.with_name(f"{path.name}.set-aside-{now}"))
+
+
+def read_manifest(path: Path) -> RunManifest:
+    """Return the checked ``run.json`` of a run folder.
+
+    Raises
+    ------
+    InputError
+        If it is missing, not JSON, or not of schema 1.
+    """
+    file = path / "run.json"
+    try:
+        return RunManifest.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a run folder with run.json, got {error.strerror}; "
+            "name a folder such as runs/<study>/<cluster>/<configuration>/r1"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(f"{file}: {key}: {first['msg']}; rerun the replay") from None
+
+
+def read_run(path: str | Path) -> Run:
+    """Return a run folder after checking every file in it against ``run.json``.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or altered, or the requests table is not whole.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise InputError(f"{file}: missing, though run.json lists it; restore it or rerun")
+        got = hashlib.sha256(file.read_bytes()).hexdigest()
+        if got != expected:
+            raise InputError(
+                f"{file}: altered: run.json says sha256 {expected[:12]}, got {got[:12]}; "
+                "restore it or rerun"
+            )
+    file = path / "requests.parquet"
+    if file.name not in manifest.files:
+        raise InputError(f"{file}: not listed in run.json; rerun the replay")
+    requests = tidy.check(pq.read_table(file).to_pandas(), file)
+    if len(requests) != manifest.counts.expected:
+        raise InputError(
+            f"{file}: run.json says {manifest.counts.expected} rows, got {len(requests)}; rerun"
+        )
+    return Run(path, manifest, requests)
+
+
+def state(path: Path, depends_on: dict[str, Any]) -> tuple[str, str]:
+    """Return whether a run folder can serve, and why not: see ``Planned``."""
+    if not path.exists():
+        return "missing", "never replayed"
+    try:
+        manifest = read_run(path).manifest
+    except InputError as error:
+        return "damaged", str(error)
+    if manifest.status != "complete":
+        return "failed", manifest.reason or manifest.status
+    old = manifest.depends_on
+    changed = [key for key in {**old, **depends_on} if old.get(key) != depends_on.get(key)]
+    if changed:
+        return "changed", "changed since: " + ", ".join(changed)
+    return "complete", f"replayed {manifest.end:%Y-%m-%d %H:%M} UTC"
+
+
+def restore(path: Path, depends_on: dict[str, Any]) -> bool:
+    """Bring back a run set aside earlier that serves now, and return whether there was one."""
+    for aside in sorted(path.parent.glob(f"{path.name}.set-aside-*"), reverse=True):
+        if state(aside, depends_on)[0] == "complete":
+            if path.exists():
+                set_aside(path)
+            aside.rename(path)
+            return True
+    return False
+
+
+def find_runs(runs: Path, study: Study, cluster: str) -> list[Path]:
+    """Return the run folders of a cluster, by configuration as declared, then by repeat."""
+    found = []
+    for configuration in study.configurations:
+        folders = (runs / study.name / cluster / configuration).glob("r*")
+        numbered = [path for path in folders if path.name[1:].isdigit()]
+        found += sorted(numbered, key=lambda path: int(path.name[1:]))
+    return found

@@ -1,0 +1,66 @@
+"""What the command line prints for people: a run's summary and a comparison, line by line.
+
+Input: a run or a comparison. Output: (label, value) pairs.
+"""
+
+from __future__ import annotations
+
+from kvab.compare import Comparison
+from kvab.formats import interval, number, percent, signed
+from kvab.metrics import LATENCIES, METRICS, summarize
+from kvab.runs import Run
+from kvab.study import Slo
+
+Lines = list[tuple[str, str]]
+
+
+def summary_lines(run: Run, slo: Slo) -> Lines:
+    """Return the metrics of one run."""
+    manifest = run.manifest
+    summary = summarize(run.requests, slo, manifest.counts.expected)
+    counts, good = summary["requests"], summary["good"]
+    lines = [
+        ("run", f"{manifest.configuration} r{manifest.repeat} on {manifest.cluster['name']}"),
+        ("kind", f"{manifest.kind}, {manifest.status}"),
+        ("workload", f"{manifest.trace.name}, {manifest.trace.rows:,} rows"),
+        ("requests", f"{counts['received']:,} of {counts['expected']:,}, {counts['errors']} failed"),
+        (
+            "good requests",
+            f"{percent(good['share'])} (TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms), "
+            f"{number(good['rps'], 2)} a second",
+        ),
+    ]
+    for key in LATENCIES:
+        values = (f"{name} {number(summary[key][name])}" for name in ("mean", "p50", "p90", "p99"))
+        lines.append((f"{METRICS[key].short} [ms]", ", ".join(values)))
+    lines.append(("prompt from cache", percent(summary["cached_share"])))
+    lines.append(("output tokens/s", number(summary["output_tokens_per_s"], 0)))
+    return lines
+
+
+def comparison_lines(comparison: Comparison) -> Lines:
+    """Return differences with intervals and the verdicts."""
+    result = comparison.to_json()
+    share = result["good_share"]
+    lines = [
+        ("pairs", f"{result['pairs']:,}"),
+        (
+            "good requests",
+            f"{percent(share['baseline'])} -> {percent(share['comparison'])}: "
+            f"{signed(100 * share['difference'], 1)} points "
+            f"({interval(share['ci_low'], share['ci_high'], 100)})",
+        ),
+    ]
+    for key in LATENCIES:
+        for statistic, row in result["metrics"][key].items():
+            lines.append(
+                (
+                    f"{METRICS[key].short} {statistic} [ms]",
+                    f"{number(row['baseline'])} -> {number(row['comparison'])}: "
+                    f"{signed(row['difference'])} ({interval(row['ci_low'], row['ci_high'])})",
+                )
+            )
+    lines += [(f"faster, {METRICS[k].short}", percent(v)) for k, v in result["faster_share"].items()]
+    lines += [(f"verdict, {METRICS[k].short}", v) for k, v in result["verdict"].items()]
+    lines += [("note", note) for note in result["notes"]]
+    return lines

@@ -1,0 +1,173 @@
+"""Records of any origin -> the requests table, one row a trace row.
+
+Input: the simulator's records. Output: a table of the columns in ``SCHEMA``; times in ms, NaN or
+null where undefined. Everything after the replay reads this table and nothing else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from kvab.errors import DependencyError, InputError
+from kvab.trace import Trace
+
+SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("arrival_ms", pa.float64(), nullable=False),
+        pa.field("input_tokens", pa.int32(), nullable=False),
+        pa.field("output_tokens", pa.int32(), nullable=False),
+        pa.field("requested_output_tokens", pa.int32(), nullable=False),
+        pa.field("ttft_ms", pa.float64()),
+        pa.field("itl_ms", pa.float64()),
+        pa.field("latency_ms", pa.float64()),
+        pa.field("cached_tokens", pa.int32()),
+        pa.field("prefill_worker", pa.int16()),
+        pa.field("decode_worker", pa.int16()),
+        pa.field("send_lag_ms", pa.float64()),
+        pa.field("error", pa.string()),
+    ]
+)
+PANDAS_TYPES = {
+    "row": "int32",
+    "arrival_ms": "float64",
+    "input_tokens": "int32",
+    "output_tokens": "int32",
+    "requested_output_tokens": "int32",
+    "ttft_ms": "float64",
+    "itl_ms": "float64",
+    "latency_ms": "float64",
+    "cached_tokens": "Int32",
+    "prefill_worker": "Int16",
+    "decode_worker": "Int16",
+    "send_lag_ms": "float64",
+    "error": "string",
+}
+SIMULATOR_FIELDS = (
+    "arrival_time_ms",
+    "input_length",
+    "output_length",
+    "ttft_ms",
+    "e2e_latency_ms",
+    "reused_input_tokens",
+    "prefill_worker_idx",
+    "decode_worker_idx",
+    "terminal_status",
+)
+
+
+def from_simulator(
+    records: list[dict], trace: Trace, order: np.ndarray, sent_ms: np.ndarray
+) -> pd.DataFrame:
+    """Return the requests table of a simulated replay.
+
+    Parameters
+    ----------
+    records : list of dict
+        The simulator's per-request records, in completion order and without row ids.
+    trace : Trace
+        The trace that was replayed.
+    order, sent_ms : ndarray
+        Trace rows in sending order and when each was sent; a record belongs to the row that was
+        sent at its arrival time.
+
+    Returns
+    -------
+    DataFrame
+        Columns of ``SCHEMA``, sorted by row. A row without a record is lost and says so in
+        ``error``.
+
+    Raises
+    ------
+    DependencyError
+        If a record fits no row, or its prompt length is not its row's.
+    """
+    got = pd.DataFrame.from_records(records, columns=list(SIMULATOR_FIELDS))
+    sent = pd.DataFrame({"sent_ms": sent_ms, "row": order})
+    got["sent_ms"] = got["arrival_time_ms"].round(6)
+    sent["sent_ms"] = sent["sent_ms"].round(6)
+    joined = sent.merge(got, on="sent_ms", how="left", validate="one_to_one", indicator=True)
+    if len(got) > (joined["_merge"] == "both").sum():
+        raise DependencyError(
+            f"the simulator returned {len(got)} records, but only "
+            f"{(joined['_merge'] == 'both').sum()} arrive when a row of the trace was sent"
+        )
+    joined = joined.sort_values("row", ignore_index=True)
+    rows = joined["row"].to_numpy()
+    served = (joined["terminal_status"] == "completed").to_numpy()
+    wrong = served & (joined["input_length"].to_numpy() != trace.input_tokens[rows])
+    if wrong.any():
+        row = rows[wrong][0]
+        raise DependencyError(
+            f"the simulator's record of row {row} has {joined['input_length'][wrong].iloc[0]:.0f} "
+            f"prompt tokens, the trace {trace.input_tokens[row]}"
+        )
+    aggregated = joined["prefill_worker_idx"].isna().all()
+    prefill = joined["decode_worker_idx" if aggregated else "prefill_worker_idx"]
+    output_tokens = joined["output_length"].fillna(0).to_numpy()
+    status = joined["terminal_status"].fillna("lost: the simulator returned no record")
+    return typed(
+        {
+            "row": rows,
+            "arrival_ms": trace.arrival_ms[rows],
+            "input_tokens": trace.input_tokens[rows],
+            "output_tokens": output_tokens,
+            "requested_output_tokens": trace.output_tokens[rows],
+            "ttft_ms": joined["ttft_ms"].where(served),
+            "itl_ms": itl_ms(joined["e2e_latency_ms"], joined["ttft_ms"], output_tokens),
+            "latency_ms": joined["e2e_latency_ms"].where(served),
+            "cached_tokens": joined["reused_input_tokens"],
+            "prefill_worker": prefill,
+            "decode_worker": joined["decode_worker_idx"],
+            "send_lag_ms": joined["sent_ms"].to_numpy() - trace.arrival_ms[rows],
+            "error": status.mask(served),
+        }
+    )
+
+
+def itl_ms(latency_ms: pd.Series, ttft_ms: pd.Series, output_tokens: np.ndarray) -> np.ndarray:
+    """Return the mean inter-token latency of each request, in ms.
+
+    Notes
+    -----
+    (latency - TTFT) / (output tokens - 1), undefined (NaN) for one token: AIPerf 0.13.0,
+    ``inter_token_latency_metric``.
+    """
+    gaps = np.where(output_tokens > 1, output_tokens - 1, np.nan)
+    return (latency_ms.to_numpy(float) - ttft_ms.to_numpy(float)) / gaps
+
+
+def typed(columns: dict) -> pd.DataFrame:
+    """Return a requests table with the types of ``SCHEMA``; missing columns become null."""
+    frame = pd.DataFrame(
+        {name: pd.Series(columns[name]) for name in PANDAS_TYPES if name in columns}
+    )
+    for name in PANDAS_TYPES:
+        if name not in frame:
+            frame[name] = pd.Series([None] * len(frame))
+    return frame[list(PANDAS_TYPES)].astype(PANDAS_TYPES)
+
+
+def check(table: pd.DataFrame, source: object) -> pd.DataFrame:
+    """Return a requests table that was read back, with its types checked.
+
+    Raises
+    ------
+    InputError
+        If a column is missing or unknown, a row stands twice or the table is empty.
+    """
+    missing = [name for name in PANDAS_TYPES if name not in table]
+    unknown = [name for name in table if name not in PANDAS_TYPES]
+    if missing or unknown:
+        raise InputError(
+            f"{source}: expected the columns of requests schema 1, got none named "
+            f"{', '.join(missing) or '-'} and unknown {', '.join(unknown) or '-'}; rerun the replay"
+        )
+    if table.empty:
+        raise InputError(f"{source}: expected one row a request, got an empty table")
+    if table["row"].duplicated().any():
+        row = table["row"][table["row"].duplicated()].iloc[0]
+        raise InputError(f"{source}: row {row} stands twice; every trace row stands once")
+    return table[list(PANDAS_TYPES)].astype(PANDAS_TYPES)

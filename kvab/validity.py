@@ -1,0 +1,140 @@
+"""The validity gate: did each run test what it claims, and may the arms be compared?
+
+Input: the evidence. Output: a table of checks; one that fails withholds every verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from kvab import metrics, recipes
+from kvab.evidence import Evidence
+from kvab.runs import Run
+
+ERROR_LIMIT_SHARE = 0.01
+LENGTH_LIMIT_SHARE = 0.01
+SEND_LAG_LIMIT_MS = 500.0  # AIPerf 0.13.0 calls a schedule degraded above this p99
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The outcome of all checks.
+
+    Attributes
+    ----------
+    checks : DataFrame
+        Columns check, where, expected, found (str) and passed (bool).
+    """
+
+    checks: pd.DataFrame
+
+    @property
+    def green(self) -> bool:
+        """Whether every check passed."""
+        return bool(self.checks["passed"].all())
+
+    @property
+    def reasons(self) -> list[str]:
+        """One clause for each check that failed."""
+        failed = self.checks[~self.checks["passed"]]
+        return [
+            f"{row.where}: {row.check}: expected {row.expected}, found {row.found}"
+            for row in failed.itertuples()
+        ]
+
+
+def gate(evidence: Evidence) -> Gate:
+    """Return the checks of every run and between the arms."""
+    rows = [
+        (check, f"{name} r{run.manifest.repeat}", *rest)
+        for name, found in evidence.runs.items()
+        for run in found
+        for check, *rest in _run_checks(run, evidence)
+    ]
+    rows += list(_arm_checks(evidence))
+    columns = ["check", "where", "expected", "found", "passed"]
+    return Gate(pd.DataFrame(rows, columns=columns).astype({"passed": bool}))
+
+
+def _run_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, bool]]:
+    table, manifest = run.requests, run.manifest
+    yield "the replay ended", "complete", manifest.status, manifest.status == "complete"
+    expected = np.arange(manifest.trace.rows)
+    whole = np.array_equal(np.sort(table["row"]), expected)
+    yield "one row a request", f"{len(expected):,}", f"{len(table):,}", whole
+    errors = float((~metrics.served(table)).mean())
+    yield (
+        "failed requests",
+        f"<= {ERROR_LIMIT_SHARE:.0%}",
+        f"{errors:.2%}",
+        (errors <= ERROR_LIMIT_SHARE),
+    )
+    served = table[metrics.served(table)]
+    prompts = evidence.workload.table.set_index("row")["input_tokens"].reindex(served["row"])
+    wrong = int((served["input_tokens"].to_numpy() != prompts.to_numpy()).sum())
+    yield "prompt tokens as in the trace", "all rows", f"{wrong} differ", wrong == 0
+    off = float((served["output_tokens"] != served["requested_output_tokens"]).mean())
+    yield (
+        "answers as long as asked",
+        f"<= {LENGTH_LIMIT_SHARE:.0%} off",
+        f"{off:.2%} off",
+        (off <= LENGTH_LIMIT_SHARE),
+    )
+    lag_ms = metrics.percentile(served["send_lag_ms"], 99)
+    yield (
+        "send lag p99",
+        f"<= {SEND_LAG_LIMIT_MS:.0f} ms",
+        f"{lag_ms:.2f} ms",
+        (lag_ms <= SEND_LAG_LIMIT_MS),
+    )
+    yield from _worker_checks(run)
+    yield from _cache_checks(run, evidence)
+
+
+def _worker_checks(run: Run) -> Iterator[tuple[str, str, str, bool]]:
+    topology = recipes.topology(recipes.read_configuration(run.path / "manifests"))
+    for role, group in topology.groups.items():
+        column = "prefill_worker" if role == "prefill" else "decode_worker"
+        seen = run.requests[column].nunique()
+        needed = min(group.replicas, len(run.requests))
+        yield f"{role} workers that served", str(group.replicas), str(seen), seen == needed
+
+
+def _cache_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, bool]]:
+    first = run.requests["cached_tokens"][run.requests["arrival_ms"].idxmin()]
+    yield "caches cold at the start", "0 tokens reused", f"{first} tokens", first == 0
+    workload = evidence.workload.table.iloc[: run.manifest.trace.rows]
+    bound = workload["reusable_tokens"].sum() / workload["input_tokens"].sum()
+    share = metrics.cached_share(run.requests)
+    yield "reuse within an unlimited cache's", f"<= {bound:.1%}", f"{share:.1%}", share <= bound
+
+
+def _arm_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]:
+    manifests = [run.manifest for found in evidence.runs.values() for run in found]
+    for label, values in {
+        "same workload": {m.trace.sha256[:12] for m in manifests},
+        "same cluster": {str(sorted(m.cluster.items())) for m in manifests},
+        "same versions": {str(sorted(m.versions.items())) for m in manifests},
+        "same study version": {m.study_version for m in manifests},
+    }.items():
+        yield label, "all runs", "one", str(len(values)), len(values) == 1
+    cells = {(arm.factors.split, arm.factors.routing): n for n, arm in evidence.arms.items()}
+    for (split, routing), name in cells.items():
+        control = cells.get((split, "round-robin"))
+        if routing == "kv" and control:
+            reuse, without = _reuse(evidence, name), _reuse(evidence, control)
+            yield (
+                "KV routing finds more of the cache",
+                f"{name} and {control}",
+                f"> {without:.1%}",
+                f"{reuse:.1%}",
+                reuse > without,
+            )
+
+
+def _reuse(evidence: Evidence, configuration: str) -> float:
+    return float(np.mean([metrics.cached_share(t) for t in evidence.tables(configuration)]))

@@ -1,0 +1,266 @@
+"""Numbers -> sentences: every finding that a page states is made here, from the data.
+
+Input: the evidence. Output: Markdown.
+"""
+
+from __future__ import annotations
+
+from kvab.evidence import Evidence
+from kvab.formats import interval, number, percent, signed
+from kvab.metrics import LATENCIES, METRICS
+from kvab.validity import Gate
+
+VERDICTS = {
+    "better": "Yes",
+    "worse": "No",
+    "no difference": "It makes no practical difference",
+    "inconclusive": "These runs cannot tell",
+}
+
+
+def banner(evidence: Evidence) -> str:
+    """Return the notice on top of a page: what kind of numbers follow."""
+    trace, cluster = evidence.manifest.trace, evidence.manifest.cluster
+    rows = "" if trace.rows == trace.total_rows else f" (the first {trace.rows:,} requests)"
+    what = f"{cluster['description']}, replaying {trace.name}{rows}."
+    if trace.sha256 != evidence.study.trace.sha256:
+        what += " **This is not the study's own trace.**"
+    if evidence.synthetic:
+        what += " **SYNTHETIC WORKLOAD: the requests are made up.**"
+    if evidence.simulated:
+        return f":::{{important}}\n**Simulated, not measured.** {what}\n:::"
+    return f":::{{note}}\n{what}\n:::"
+
+
+def headline(evidence: Evidence) -> str:
+    """Return the answer in one sentence: verdict, good shares, difference and interval."""
+    result = evidence.comparison.to_json()
+    row, names = result["good_share"], evidence.study.configurations
+    baseline, comparison = names[evidence.study.baseline], names[evidence.study.comparison]
+    slo = evidence.study.slo
+    where = "in simulation" if evidence.simulated else f"on {evidence.cluster}"
+    if evidence.synthetic:
+        where += " on a SYNTHETIC WORKLOAD"
+    return (
+        f"{VERDICTS[result['verdict']['good_share']]}, {where}: {comparison.label} kept "
+        f"{percent(row['comparison'])} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
+        f"{slo.itl_ms:g} ms, {baseline.label} {percent(row['baseline'])}: a difference of "
+        f"{signed(100 * row['difference'], 1)} points (95 % workload interval "
+        f"{interval(row['ci_low'], row['ci_high'], 100)})."
+    )
+
+
+def answer(evidence: Evidence, judged: Gate) -> str:
+    """Return the top of the book: the answer, or why it is withheld, and what kind it is."""
+    if not judged.green:
+        reasons = "".join(f"\n- {reason}" for reason in judged.reasons[:5])
+        return (
+            ":::{danger}\n**No verdict: the validity gate is red.** The runs did not test what "
+            f"they claim:\n{reasons}\n\nSee [the runs](04_runs).\n:::"
+        )
+    return f"**{headline(evidence)}**\n\n{counterpoint(evidence)} {_kind(evidence)}"
+
+
+def counterpoint(evidence: Evidence) -> str:
+    """Return what the good share hides: the mean, the tail and the typical request."""
+    result = evidence.comparison.to_json()
+    ttft, faster = result["metrics"]["ttft_ms"], result["faster_share"]["ttft_ms"]
+    mean, p99, itl = ttft["mean"], ttft["p99"], result["metrics"]["itl_ms"]["p99"]
+    most = "Most requests" if faster > 0.5 else "Yet not most requests"
+    return (
+        f"The mean TTFT goes from {number(mean['baseline'])} to {number(mean['comparison'])} ms, "
+        f"its p99 from {number(p99['baseline'])} to {number(p99['comparison'])} ms and the p99 ITL "
+        f"from {number(itl['baseline'])} to {number(itl['comparison'])} ms. {most}: "
+        f"{percent(faster, 0)} get their first token sooner."
+    )
+
+
+def _kind(evidence: Evidence) -> str:
+    if not evidence.simulated:
+        return ""
+    return (
+        f"*These numbers are **simulated**: {evidence.manifest.cluster['description']}; "
+        "no GPU was measured.*"
+    )
+
+
+def known_limits(evidence: Evidence) -> str:
+    """Return what a sceptical reader must know about this cluster's numbers."""
+    if not evidence.simulated:
+        return ""
+    versions = evidence.manifest.versions
+    return (
+        ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
+        f"(ai-dynamo {versions['ai-dynamo']}), the workload is a recorded trace, the engines are "
+        f"NVIDIA's simulator (aisimulate {versions['aisimulate']}, kernel data "
+        f"{versions['kernel data']} measured on H200). Network, frontend, KV transfer and "
+        "scheduling jitter of a real cluster are not in these numbers. A simulator has no "
+        "run-to-run variance of its own: a repeat is a shuffle of the order inside each burst.\n:::"
+    )
+
+
+def outcome(evidence: Evidence) -> str:
+    """Return the verdict on each metric, with the rule."""
+    result, study = evidence.comparison.to_json(), evidence.study
+    lines = []
+    for key, verdict in result["verdict"].items():
+        margin = study.margins[key]
+        allowed = (
+            f"{number(100 * margin, 1)} points"
+            if key == "good_share"
+            else f"{number(100 * margin, 0)} % of the baseline"
+        )
+        row = result["good_share"] if key == "good_share" else result["metrics"][key]["mean"]
+        factor = METRICS[key].factor
+        lines.append(
+            f"| {METRICS[key].label} | **{verdict}** | {signed(factor * row['difference'])} "
+            f"{'points' if key == 'good_share' else 'ms'} | {allowed} |"
+        )
+    notes = "".join(f"\n\n{note}" for note in result["notes"])
+    return (
+        "| metric | verdict | difference of the mean | margin declared beforehand |\n"
+        "|---|---|---|---|\n" + "\n".join(lines) + notes + "\n\nThe rule stands in [](methods)."
+    )
+
+
+def requests(evidence: Evidence) -> str:
+    """Return what happens to single requests: who is faster, and the four kinds of pairs."""
+    result = evidence.comparison.to_json()
+    pairs, faster = result["good_table"], result["faster_share"]
+    median = result["paired_median_difference"]["ttft_ms"]
+    return (
+        f"Pair by pair, {percent(faster['ttft_ms'])} of requests have a lower TTFT, "
+        f"{percent(faster['itl_ms'])} a lower ITL and {percent(faster['latency_ms'])} a lower "
+        f"latency under the comparison; the median paired TTFT difference (Hodges-Lehmann) is "
+        f"{signed(_value(median))} ms. {pairs['only_comparison']:,} requests are good under the "
+        f"comparison alone, {pairs['only_baseline']:,} under the baseline alone, "
+        f"{pairs['both']:,} under both and {pairs['neither']:,} under neither (repeats pooled)."
+    )
+
+
+def _value(entry: float | dict | None) -> float | None:
+    return entry.get("value", entry.get("difference")) if isinstance(entry, dict) else entry
+
+
+def losses(evidence: Evidence) -> str:
+    """Return where the comparison is worse, as plainly as where it is better."""
+    groups, result = evidence.groups, evidence.comparison.to_json()
+    worse = groups[groups["ttft_ms_ci_low"] > 0]
+    said = [
+        f"requests with {row.by} {row.group} wait {signed(row.ttft_ms_difference)} ms for their "
+        "first token"
+        for row in worse.itertuples()
+    ]
+    for key in LATENCIES:
+        for statistic, row in result["metrics"][key].items():
+            if row["ci_low"] is not None and row["ci_low"] > 0:
+                said.append(
+                    f"the {statistic} {METRICS[key].short} is {signed(row['difference'])} ms"
+                )
+    only = result["good_table"]["only_baseline"]
+    if only:
+        said.append(f"{only:,} requests that the baseline serves in time are late")
+    return "Where the comparison loses: " + ("; ".join(said) if said else "nowhere measured") + "."
+
+
+def lesson(evidence: Evidence) -> str:
+    """Return what the outcome page teaches."""
+    return f"{headline(evidence)} {counterpoint(evidence)}\n\n{losses(evidence)}"
+
+
+def attribution(evidence: Evidence) -> str:
+    """Return in one paragraph which factor brings what."""
+    table = evidence.attribution.table.set_index(["metric", "statistic", "effect"])
+
+    def said(metric: str, statistic: str, effect: str) -> str:
+        row, factor = table.loc[(metric, statistic, effect)], METRICS[metric].factor
+        unit = " points" if metric == "good_share" else " ms"
+        text = signed(factor * row["value"], 1 if factor != 1 else None) + unit
+        return f"{text} ({interval(row['ci_low'], row['ci_high'], factor)})"
+
+    def larger(metric: str, statistic: str) -> str:
+        sizes = {e: abs(table.loc[(metric, statistic, e), "value"]) for e in ("routing", "split")}
+        return max(sizes, key=sizes.get)
+
+    shares = evidence.good_shares["share"]
+    base = shares[evidence.study.baseline]
+    steps = ", ".join(
+        f"{arm.label} {signed(100 * (shares[name] - base), 1)}"
+        for name, arm in evidence.arms.items()
+        if name != evidence.study.baseline
+    )
+    return (
+        f"Mean TTFT moves mostly with the **{larger('ttft_ms', 'mean')}**: routing "
+        f"{said('ttft_ms', 'mean', 'routing')}, split {said('ttft_ms', 'mean', 'split')}. The tail "
+        f"of ITL (p99) moves mostly with the **{larger('itl_ms', 'p99')}**: routing "
+        f"{said('itl_ms', 'p99', 'routing')}, split {said('itl_ms', 'p99', 'split')}. Against the "
+        f"baseline the good share changes by these points: {steps}. The interaction is "
+        f"{said('good_share', 'share', 'interaction')}: what one factor brings depends on the "
+        "other, because a good request needs both a first token and a pace within bounds."
+    )
+
+
+def exclusions(evidence: Evidence) -> str:
+    """Return which declared configurations and repeats are missing, with the reason."""
+    study = evidence.study
+    said = [
+        f"{arm.label}: not run on {evidence.cluster}"
+        for name, arm in study.configurations.items()
+        if name not in evidence.runs
+    ]
+    said += [
+        f"{evidence.arms[name].label}: {len(found)} of {study.repeats} repeats"
+        for name, found in evidence.runs.items()
+        if len(found) < study.repeats
+    ]
+    said += [
+        f"{evidence.arms[name].label} r{run.manifest.repeat}: {run.manifest.reason}"
+        for name, found in evidence.runs.items()
+        for run in found
+        if run.manifest.status != "complete"
+    ]
+    if not said:
+        return "Nothing is excluded: every declared configuration and repeat is there and whole."
+    return "Missing or incomplete:\n\n" + "\n".join(f"- {line}" for line in said)
+
+
+def gate(judged: Gate) -> str:
+    """Return the outcome of the gate in one sentence."""
+    if judged.green:
+        return f":::{{tip}}\nThe gate is **green**: all {len(judged.checks)} checks passed.\n:::"
+    reasons = "".join(f"\n- {reason}" for reason in judged.reasons)
+    return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"
+
+
+def whose(evidence: Evidence, reference: Evidence) -> str:
+    """Return whether the page compares anything."""
+    same = [run.manifest.files["requests.parquet"] for run in evidence.runs[evidence.study.baseline]]
+    published = [
+        run.manifest.files["requests.parquet"] for run in reference.runs[reference.study.baseline]
+    ]
+    if same == published:
+        return "This book was built from the published runs, so both columns are the same runs."
+    return (
+        f"Published: {reference.cluster}, {reference.repeats} repeats. Yours: {evidence.cluster}, "
+        f"{evidence.repeats} repeats. Clusters are compared, never pooled."
+    )
+
+
+def reproduction(evidence: Evidence, reference: Evidence) -> str:
+    """Return whether the reader's headline agrees with the published one.
+
+    Two differences agree if their intervals overlap, and cannot be told apart otherwise said.
+    """
+    ours, theirs = (each.comparison.to_json()["good_share"] for each in (reference, evidence))
+    if ours["ci_low"] is None or theirs["ci_low"] is None:
+        verdict = "cannot be compared: one of them has no interval"
+    elif ours["ci_low"] <= theirs["ci_high"] and theirs["ci_low"] <= ours["ci_high"]:
+        verdict = "**agree**: their intervals overlap"
+    else:
+        verdict = "**differ**: their intervals do not overlap"
+    return (
+        f"The published difference of the good share is {signed(100 * ours['difference'], 1)} "
+        f"points ({interval(ours['ci_low'], ours['ci_high'], 100)}), yours "
+        f"{signed(100 * theirs['difference'], 1)} "
+        f"({interval(theirs['ci_low'], theirs['ci_high'], 100)}). They {verdict}."
+    )

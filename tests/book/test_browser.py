@@ -1,0 +1,147 @@
+"""Every page of the built book in a real browser: nothing broken, nothing from the network."""
+
+import os
+from pathlib import Path
+from urllib.parse import urldefrag
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).parents[2]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The book built from the published runs, as `make book` does."""
+    from kvab.report import report
+
+    out = tmp_path_factory.mktemp("book")
+    return report(
+        Path("recipes/qwen3-32b/study.yaml"),
+        "simulated-h200",
+        out=out,
+        published=Path("book/published"),
+    )
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=chromium, headless=True, args=ARGUMENTS
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def visits(book, browser):
+    """Every page opened once: what the browser complained about, and what stands there."""
+    _, index = book
+    found = {}
+    for path in sorted(index.parent.glob("*.html")):
+        complaints, requests = [], []
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.on("console", lambda m, to=complaints: m.type == "error" and to.append(m.text))
+        page.on("pageerror", lambda error, to=complaints: to.append(str(error)))
+        page.on("requestfailed", lambda r, to=complaints: to.append(f"failed: {r.url}"))
+        page.on("request", lambda r, to=requests: to.append(r.url))
+        page.goto(path.as_uri(), wait_until="load")
+        found[path.name] = {
+            "complaints": complaints,
+            "requests": requests,
+            "text": page.inner_text("main"),
+            "broken_images": page.evaluate(
+                "[...document.images].filter(i => !i.naturalWidth).map(i => i.src.slice(0, 80))"
+            ),
+            "alt": page.evaluate("[...document.querySelectorAll('figure img')].map(i => i.alt)"),
+            "captions": page.evaluate(
+                "[...document.querySelectorAll('figure figcaption')].map(i => i.innerText)"
+            ),
+            "links": page.evaluate("[...document.querySelectorAll('main a[href]')].map(a=>a.href)"),
+            "ids": page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"),
+            "uri": path.as_uri(),
+        }
+        page.close()
+    return found
+
+
+def test_pages_load_without_a_complaint(visits):
+    assert {name: v["complaints"] for name, v in visits.items() if v["complaints"]} == {}
+
+
+def test_nothing_is_asked_of_the_network(visits):
+    asked = {url for v in visits.values() for url in v["requests"]}
+    assert asked
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def test_no_image_is_broken_and_every_figure_has_alternative_text(visits):
+    assert [v["broken_images"] for v in visits.values() if v["broken_images"]] == []
+    texts = [alt for v in visits.values() for alt in v["alt"]]
+    assert len(texts) >= 8
+    assert all(len(alt) > 20 for alt in texts)
+
+
+def test_every_figure_says_that_it_is_simulated(visits):
+    captions = [caption for v in visits.values() for caption in v["captions"]]
+    assert captions
+    assert [caption for caption in captions if "simulated, not measured" not in caption] == []
+
+
+def test_internal_links_lead_somewhere(visits):
+    ids = {v["uri"]: set(v["ids"]) for v in visits.values()}
+    broken = []
+    for name, visit in visits.items():
+        for link in visit["links"]:
+            page, fragment = urldefrag(link)
+            if page.startswith("file:") and (
+                page not in ids or (fragment and fragment not in ids[page])
+            ):
+                broken.append((name, os.path.basename(link)))  # noqa: PTH119
+    assert broken == []
+
+
+def test_no_page_shows_a_missing_number(visits):
+    words = {name: visit["text"].lower().split() for name, visit in visits.items()}
+    assert [name for name, said in words.items() if "nan" in said or "none" in said] == []
+
+
+def test_no_parameter_cell_is_shown(visits):
+    assert [name for name, v in visits.items() if "# study file" in v["text"]] == []
+
+
+def test_first_screen_holds_the_answer_and_says_simulated(book, browser):
+    headline, index = book
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(index.as_uri())
+    seen = page.evaluate(
+        """() => [...document.querySelectorAll('main p, main figure, main table')]
+            .filter(e => e.getBoundingClientRect().top < window.innerHeight - 60)
+            .map(e => e.tagName + ' ' + e.innerText).join('\\n')"""
+    )
+    page.close()
+    assert headline in seen
+    assert "simulated" in seen.lower()
+    assert "FIGURE" in seen
+    assert "TABLE" in seen
+
+
+def test_pages_fit_a_phone(book, browser):
+    _, index = book
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    wide = []
+    for path in sorted(index.parent.glob("*.html")):
+        page.goto(path.as_uri())
+        if page.evaluate("document.documentElement.scrollWidth > window.innerWidth + 1"):
+            wide.append(path.name)
+    page.close()
+    assert wide == []
