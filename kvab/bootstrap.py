@@ -48,6 +48,7 @@ from scipy.stats import t as student_t
 BLOCK_FACTOR = 3
 FEWEST_BURSTS = 9  # below, autocorrelation cannot be estimated: blocks of one burst
 FEWEST_BLOCKS = 4  # the estimated block length leaves at least as many blocks
+INT = np.int32  # of weights and of their cumulated sums; ample for 10 million rows
 CHUNK_CELLS = 1 << 18  # cells (resamples x rows) held at a time: memory stays flat, caches warm
 
 
@@ -91,7 +92,7 @@ class Design:
         source = StationaryBootstrap(self.block_bursts, np.arange(self.bursts), seed=self.seed)
         chunk = max(1, CHUNK_CELLS // self.bursts)
         for start in range(0, self.resamples, chunk):
-            counts = np.empty((min(chunk, self.resamples - start), self.bursts), np.int32)
+            counts = np.empty((min(chunk, self.resamples - start), self.bursts), INT)
             for row in counts:
                 row[:] = np.bincount(source.update_indices(), minlength=self.bursts)
             yield counts
@@ -160,7 +161,7 @@ def replicate(design: Design, evaluate: Callable[[np.ndarray], np.ndarray]) -> R
         From burst weights, int (n, bursts), to statistics, float (n, ...). The estimate is its
         value where every burst counts once.
     """
-    value = evaluate(np.ones((1, design.bursts), np.int32))[0]
+    value = evaluate(np.ones((1, design.bursts), INT))[0]
     return Replicates(value, np.concatenate([*map(evaluate, design.weights())]), design)
 
 
@@ -182,7 +183,7 @@ class Sample:
         order = np.argsort(values, kind="stable")
         sums = np.bincount(burst, values, bursts)
         counts = np.bincount(burst, minlength=bursts).astype(float)
-        return cls(values[order], burst[order].astype(np.int32), sums, counts)
+        return cls(values[order], burst[order].astype(np.intp), sums, counts)
 
     def influences(self) -> np.ndarray:
         """Return the influence of each burst on the mean: its sum of deviations from the mean."""
@@ -206,17 +207,20 @@ def percentiles(sample: Sample, weights: np.ndarray, q: np.ndarray) -> np.ndarra
     """
     q = np.asarray(q, float) / 100
     result = np.full((len(weights), len(q)), np.nan)
-    step = max(1, CHUNK_CELLS // max(sample.values.size, 1))
-    for start in range(0, len(weights) if sample.values.size else 0, step):
-        upto = np.cumsum(weights[start : start + step][:, sample.burst], axis=1, dtype=np.int64)
+    if not result.size or not sample.values.size:
+        return result
+    step = max(1, CHUNK_CELLS // sample.values.size)
+    for start in range(0, len(weights), step):
+        upto = weights[start : start + step].take(sample.burst, axis=1).cumsum(axis=1, dtype=INT)
         for row, drawn in enumerate(upto, start):
             last = drawn[-1] - 1
             if last < 0:
                 continue
-            below = np.floor(last * q)
-            part = last * q - below
-            low = sample.values[np.searchsorted(drawn, below, side="right")]
-            high = sample.values[np.searchsorted(drawn, np.minimum(below + 1, last), side="right")]
+            rank = last * q
+            below = rank.astype(INT)  # of drawn's type, else searchsorted converts all of drawn
+            part = rank - below
+            low = sample.values[drawn.searchsorted(below, side="right")]
+            high = sample.values[drawn.searchsorted(np.minimum(below + 1, last), side="right")]
             gap = high - low
             result[row] = np.where(part < 0.5, low + gap * part, high - gap * (1 - part))
     return result

@@ -16,15 +16,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
-from statsmodels.stats.multitest import multipletests
 
-from kvab.bootstrap import Design, Replicates, mean, percentiles, replicate
-from kvab.effects import contrasts, difference, method, number, statistics_of, two_arms
+from kvab.bootstrap import Design, mean, percentiles, replicate
+from kvab.contrasts import (
+    POWER,
+    contrasts,
+    difference,
+    method,
+    number,
+    statistics_of,
+    two_arms,
+    verdicts,
+)
+from kvab.effects import effect_by_group, noise_floor, quantile_differences, terciles
 from kvab.metrics import LATENCIES, METRICS, SCHEMA, Slo
 from kvab.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
 from kvab.ranks import hodges_lehmann, hodges_lehmann_interval, mcnemar_p
 
-POWER = 0.8  # at which a difference counts as detectable
+__all__ = [
+    "Comparison",
+    "compare",
+    "effect_by_group",
+    "noise_floor",
+    "pair",
+    "quantile_differences",
+    "terciles",
+]
+
 FEW_BLOCKS = 10  # below, a note says that the intervals are rough
 
 
@@ -47,7 +65,7 @@ class Comparison:
         Latency metric -> Hodges-Lehmann ``value``, ``ci_low``, ``ci_high``, and the plain
         ``median`` of the paired differences with ``median_ci_low``, ``median_ci_high``.
     verdict, verdict_basis : dict
-        Metric -> verdict; the numbers that `verdicts` used.
+        Metric -> verdict; the numbers it rests on, see `kvab.contrasts.verdicts`.
     method, good_table, run_to_run, smallest_detectable : dict
         Settings; good and not good by pairs; differences by repeat; see `compare`.
     notes : list of str
@@ -97,7 +115,7 @@ def compare(
     level, resamples, seed
         Of the intervals.
     margins : mapping, optional
-        Metric -> practical margin, see `verdicts`; 0 where missing.
+        Metric -> practical margin, see `kvab.contrasts.verdicts`; 0 where missing.
     statistic : {'mean', 'p50', 'p90', 'p95', 'p99'}
         Which difference of a latency the verdict is about. The mean is what users wait in total;
         the shares of faster requests and the paired median stand beside it, for it hides them.
@@ -149,63 +167,6 @@ def compare(
         smallest_detectable={key: number(detectable * judged[key].error) for key in METRICS},
         notes=_notes(both, design, [len(baseline_tables), len(comparison_tables)]),
     )
-
-
-def verdicts(
-    judged: Mapping[str, Replicates], baselines: Mapping[str, float], margins: Mapping[str, float]
-) -> dict[str, dict]:
-    """Return the verdict on each metric, with what it rests on.
-
-    Parameters
-    ----------
-    judged : mapping of str to Replicates
-        Metric -> its difference, one number.
-    baselines : mapping of str to float
-        Metric -> the baseline's value, which a latency's margin is a share of.
-    margins : mapping of str to float
-        Metric -> smallest difference that matters in practice: a share of the baseline's value
-        for latencies, absolute for the good share; 0 where missing.
-
-    Returns
-    -------
-    dict
-        Metric -> ``verdict``, ``p``, ``p_holm``, ``margin`` (in the metric's unit).
-
-    Notes
-    -----
-    The rule, first match wins:
-
-    1. *no difference*: the whole interval lies within +- the margin. A difference may exist; it
-       does not matter.
-    2. *better* or *worse*: Holm-adjusted over the metrics, p is below 1 - level, and the estimate
-       is beyond the margin. There is a difference, and at best estimate it matters.
-    3. *inconclusive*: otherwise, and wherever there is no interval.
-
-    S. Holm, Scandinavian Journal of Statistics 6 (1979). An interval at the same level asks more
-    of rule 1 than two one-sided tests would (D. J. Schuirmann, 1987, DOI 10.1007/BF01068419).
-    """
-    p = {key: float(each.p_value) for key, each in judged.items()}
-    finite = [1.0 if np.isnan(each) else each for each in p.values()]
-    adjusted = dict(zip(p, multipletests(finite, method="holm")[1], strict=True))
-    result = {}
-    for key, each in judged.items():
-        margin = margins.get(key, 0.0) * (abs(baselines[key]) if key in LATENCIES else 1.0)
-        low, high = each.interval
-        lower = each.value < 0
-        if -margin <= low and high <= margin:
-            verdict = "no difference"
-        elif adjusted[key] < 1 - each.design.level and abs(each.value) > margin:
-            verdict = "better" if lower == (METRICS[key].better == "lower") else "worse"
-        else:
-            verdict = "inconclusive"
-        known = not np.isnan(p[key])
-        result[key] = {
-            "verdict": verdict,
-            "p": number(p[key]),
-            "p_holm": number(adjusted[key]) if known else None,
-            "margin": number(margin),
-        }
-    return result
 
 
 def _by_pair(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -> dict[str, Any]:

@@ -1,108 +1,22 @@
-"""Where the difference lies: by statistic, by quantile, by group of requests, and in A/A runs.
+"""Where the difference lies: by quantile, by group of requests, and in A/A runs.
 
-Input: paired tables of `kvab.pairing`. Output: differences with workload intervals, as plain
-numbers for `compare` and as tables for the pages.
+Input: paired tables of `kvab.pairing`. Output: tables with workload intervals for the pages.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kvab.bootstrap import Design, Replicates, mean, percentiles, replicate
-from kvab.metrics import LATENCIES, METRICS, PERCENTILES, Slo
+from kvab.bootstrap import mean, percentiles, replicate
+from kvab.contrasts import POWER, difference
+from kvab.metrics import LATENCIES, METRICS, Slo
 from kvab.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
 
-COMPARED = ("mean", "p50", "p90", "p95", "p99")
-POWER = 0.8  # at which a difference counts as detectable
 QUANTILES = np.arange(1, 100) / 100
-
-
-def number(value: float) -> float | None:
-    """Return a plain float, or None where it is not finite."""
-    return float(value) if math.isfinite(value) else None
-
-
-def statistics_of(key: str) -> tuple[str, ...]:
-    """Return the statistics that are compared of a metric; of the good share only the mean."""
-    return COMPARED if key in LATENCIES else ("mean",)
-
-
-def two_arms(
-    pairs: pd.DataFrame, both: Sequence[np.ndarray], design: Design, names: Sequence[str]
-) -> Replicates:
-    """Return the statistics ``names`` of each arm: value (arms, names), draws (n, arms, names).
-
-    ``both`` holds the values of each arm along the rows of ``pairs``; there may be more than two.
-    """
-    arms = [sample(pairs, arm) for arm in both]
-    q = [PERCENTILES[name] for name in names if name != "mean"]
-
-    def evaluate(weights: np.ndarray) -> np.ndarray:
-        parts = []
-        for arm in arms:
-            means = [mean(arm, weights)[:, None]] if "mean" in names else []
-            parts.append(np.column_stack([*means, percentiles(arm, weights, q)]))
-        return np.stack(parts, axis=1)
-
-    return replicate(design, evaluate)
-
-
-def difference(arms: Replicates) -> Replicates:
-    """Return comparison minus baseline of `two_arms`."""
-    return arms.map(lambda x: x[..., 1, :] - x[..., 0, :])
-
-
-def contrasts(arms: Replicates, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Return statistic -> both arms, difference and ratio, each of the two with its interval.
-
-    Notes
-    -----
-    The ratio's interval is that of its logarithm; next to no difference it may include 1 where
-    the difference's excludes 0, or the other way. None if a value is not positive.
-    """
-    apart = difference(arms)
-
-    def log_ratio(x: np.ndarray) -> np.ndarray:
-        logs = np.log(x, out=np.full(x.shape, np.nan), where=x > 0)
-        return logs[..., 1, :] - logs[..., 0, :]
-
-    ratio = arms.map(log_ratio)
-    columns = {
-        "baseline": arms.value[0],
-        "comparison": arms.value[1],
-        "difference": apart.value,
-        "ratio": np.exp(ratio.value),
-        "ci_low": apart.interval[0],
-        "ci_high": apart.interval[1],
-        "ratio_ci_low": np.exp(ratio.interval[0]),
-        "ratio_ci_high": np.exp(ratio.interval[1]),
-    }
-    return {
-        name: {column: number(each[at]) for column, each in columns.items()}
-        for at, name in enumerate(names)
-    }
-
-
-def method(pairs: pd.DataFrame, design: Design) -> dict[str, Any]:
-    """Return the settings of the intervals, as shown and as ``compare --json`` has them."""
-    arrivals_ms = pairs["arrival_ms"]
-    gap_s = (arrivals_ms.max() - arrivals_ms.min()) / 1000 / max(design.bursts - 1, 1)
-    return {
-        "name": "stationary block bootstrap over arrival time, Student t",
-        "level": design.level,
-        "resamples": design.resamples,
-        "seed": design.seed,
-        "block_bursts": design.block_bursts,
-        "block_s": float(design.block_bursts * gap_s),
-        "bursts": design.bursts,
-        "blocks": design.blocks,
-    }
 
 
 def quantile_differences(
@@ -221,9 +135,9 @@ def effect_by_group(
         row = {"group": group, "pairs": int(inside.sum())}
         for key, apart in paired.items():
             within = sample(pairs, np.where(inside, apart, np.nan))
-            effect = replicate(design, lambda weights, of=within: mean(of, weights)[:, None])
-            row[f"{key}_difference"] = effect.value[0]
-            row[f"{key}_ci_low"], row[f"{key}_ci_high"] = (end[0] for end in effect.interval)
+            effect = replicate(design, lambda weights, of=within: mean(of, weights))
+            row[f"{key}_difference"] = float(effect.value)
+            row[f"{key}_ci_low"], row[f"{key}_ci_high"] = map(float, effect.interval)
             if key in LATENCIES and within.values.size:
                 row[f"{key}_median_difference"] = np.median(within.values)
                 row[f"{key}_faster_share"] = (within.values < 0).mean()

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvab import metrics, runs
+from kvab import metrics, runs, summaries
 from kvab.attribution import Attribution, attribute
 from kvab.compare import Comparison, compare
+from kvab.effects import quantile_differences
 from kvab.errors import InputError
+from kvab.metrics import LATENCIES
+from kvab.pairing import pair
 from kvab.study import Arm, Study, load_study, root
 from kvab.workload import Workload, load_workload
 
@@ -98,14 +101,8 @@ class Evidence:
     @cached_property
     def comparison(self) -> Comparison:
         """The comparison against the baseline, with intervals and verdicts."""
-        study = self.study
-        return compare(
-            self.tables(study.baseline),
-            self.tables(study.comparison),
-            study.slo,
-            margins=study.margins,
-            **study.statistics.model_dump(),
-        )
+        margins = self.study.margins
+        return compare(*self._both(), self.study.slo, margins=margins, **self._settings())
 
     @cached_property
     def attribution(self) -> Attribution:
@@ -114,7 +111,51 @@ class Evidence:
             (arm.factors.split, arm.factors.routing): self.tables(name)
             for name, arm in self.study.configurations.items()
         }
-        return attribute(cells, self.study.slo, **self.study.statistics.model_dump())
+        return attribute(cells, self.study.slo, **self._settings())
+
+    @cached_property
+    def good_shares(self) -> pd.DataFrame:
+        """Good share of each configuration, see `kvab.summaries.good_shares`."""
+        return summaries.good_shares(self._all(), self.study.slo, **self._settings())
+
+    @cached_property
+    def quantile_differences(self) -> dict[str, pd.DataFrame]:
+        """Difference at every quantile of each latency, see `kvab.effects`."""
+        pairs, block = pair(*self._both()), self.comparison.method["block_bursts"]
+        return {
+            key: quantile_differences(pairs, key, block_bursts=block, **self._settings())
+            for key in LATENCIES
+        }
+
+    @cached_property
+    def groups(self) -> pd.DataFrame:
+        """Effect within thirds of the requests, see `kvab.summaries.groups`."""
+        both, workload = self._both(), self.workload.table
+        return summaries.groups(*both, workload, self.study.slo, **self._settings())
+
+    @cached_property
+    def minutes(self) -> pd.DataFrame:
+        """Good share and median TTFT by minute, see `kvab.summaries.minutes`."""
+        return summaries.minutes(self.requests)
+
+    @cached_property
+    def worker_balance(self) -> pd.DataFrame:
+        """Work of each worker, see `kvab.summaries.worker_balance`."""
+        return summaries.worker_balance(self.requests)
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The four cells of the 2x2, see `kvab.summaries.cells`."""
+        return summaries.cells(self._all(), self.arms, self.study.slo)
+
+    def _both(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+        return self.tables(self.study.baseline), self.tables(self.study.comparison)
+
+    def _all(self) -> dict[str, list[pd.DataFrame]]:
+        return {name: self.tables(name) for name in self.runs}
+
+    def _settings(self) -> dict[str, float | int]:
+        return self.study.statistics.model_dump()
 
 
 def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Evidence:
@@ -144,13 +185,23 @@ def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Eviden
         raise InputError(
             f"{folder / declared.name / cluster}: no runs; run `kvab report --cluster {cluster}`"
         )
+    runs.check_comparable([run for each in found.values() for run in each])
     first = next(iter(found.values()))[0].manifest.trace
-    for run in (run for each in found.values() for run in each):
-        if (run.manifest.trace.sha256, run.manifest.trace.rows) != (first.sha256, first.rows):
-            raise InputError(
-                f"{run.path}: replayed {run.manifest.trace.rows} rows of "
-                f"{run.manifest.trace.name}, other runs {first.rows} rows of {first.name}; "
-                f"run `kvab report --cluster {cluster}` to make them agree"
-            )
     workload = load_workload(folder / declared.name, first.sha256)
     return Evidence(declared, cluster, found, workload)
+
+
+def load_published(study: str | Path, folder: str | Path) -> Evidence:
+    """Return the published runs of a study: those of the first cluster that has any.
+
+    Raises
+    ------
+    InputError
+        If nothing is published.
+    """
+    declared = load_study(study)
+    place = root() / folder / declared.name
+    clusters = sorted(path.parent.parent.parent.name for path in place.glob("*/*/r1/run.json"))
+    if not clusters:
+        raise InputError(f"{place}: no published runs; make them with `make publish`")
+    return load_evidence(study, clusters[0], folder)

@@ -62,7 +62,7 @@ def good_shares(evidence: Evidence) -> Drawing:
 
 @drawn("workload-arrivals")
 def arrivals(evidence: Evidence) -> Drawing:
-    """Requests a minute along the trace, and how many arrive at one tick of its clock."""
+    """Draw requests a minute along the trace, and how many arrive at one tick of its clock."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), width_ratios=[2, 1])
     table = evidence.workload.table
     per_minute = (table["arrival_ms"] // 60_000).value_counts().sort_index()
@@ -170,11 +170,10 @@ def over_time(evidence: Evidence) -> Drawing:
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH_IN, 3.8), sharex=True)
     arms = _both(evidence)
     for name, style in arm_styles(arms).items():
-        rows = evidence.requests[evidence.requests["configuration"] == name]
-        minutes = rows.groupby(rows["arrival_ms"] // 60_000)
-        drawn = {**style, "markersize": 2.5, "linewidth": 1.2, "label": arms[name].label}
-        axes[0].plot(100 * minutes["good"].mean(), **drawn)
-        axes[1].plot(minutes["ttft_ms"].median(), **drawn)
+        rows = evidence.minutes.loc[name]
+        look = {**style, "markersize": 2.5, "linewidth": 1.2, "label": arms[name].label}
+        axes[0].plot(100 * rows["good"], **look)
+        axes[1].plot(rows["ttft_ms"], **look)
     axes[0].set(ylabel="good requests [%]", ylim=(0, 102))
     axes[1].axhline(evidence.study.slo.ttft_ms, color="#333333", linewidth=0.9)
     axes[1].set(ylabel="median TTFT [ms, log scale]", xlabel="minute of the trace", yscale="log")
@@ -230,7 +229,7 @@ def effects_by_group(evidence: Evidence) -> Drawing:
 
 @drawn("attribution-interaction")
 def interaction(evidence: Evidence) -> Drawing:
-    """The 2x2: good share, mean TTFT and p99 ITL against routing, a line for each split."""
+    """Draw the 2x2: good share, mean TTFT and p99 ITL by routing, a line for each split."""
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.9))
     cells = evidence.cells
     shown = (("good", 100, "good requests [%]"), ("ttft_ms", 1, "mean TTFT [ms]"))

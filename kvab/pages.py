@@ -152,10 +152,10 @@ def _page(path: Path, target: Path, parameters: Mapping[str, Any], replays: bool
 
 def _sphinx(source: Path, out: Path) -> Path:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    folders = ["-d", str(out / "doctrees"), str(source), str(out / "html")]
     commands = [
         [sys.executable, "-m", "jupyter_book.cli.main", "config", "sphinx", str(source)],
-        [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
-        + ["-j", "auto", "-d", str(out / "doctrees"), str(source), str(out / "html")],
+        [sys.executable, "-m", "sphinx", *"-b html -W --keep-going -q -j auto".split(), *folders],
     ]
     for command in commands:
         result = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -79,9 +79,8 @@ def join(arms: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
             if part is None:
                 part = reference[["row", "arrival_ms", "input_tokens"]].assign(repeat=repeat)
             for column in CARRIED:
-                values = table[column]
-                known = column not in LATENCIES or served(table)
-                part[f"{column}_{arm}"] = values.where(known)
+                told = column not in LATENCIES
+                part[f"{column}_{arm}"] = table[column].where(served(table) | told)
         parts.append(part)
     pairs = pd.concat(parts, ignore_index=True)
     burst = np.unique(pairs["arrival_ms"], return_inverse=True)[1]

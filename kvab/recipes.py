@@ -1,312 +1,48 @@
-"""Recipe folders: the manifests of a configuration, and the topology that they write down.
+"""Recipes: the topology that the manifests of a configuration deploy.
 
-Input: ``deploy.yaml`` and ``perf.yaml``. Output: a checked `Topology`, the AIPerf command, and
-the difference of two configurations, field by field.
+Input: a `Configuration`. Output: a checked `Topology`, with every field of ``deploy.yaml`` that
+the simulator cannot express.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple
 
-import pandas as pd
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from kvab.declare import digest, read_yaml
-from kvab.errors import InputError
+from kvab.flags import EXPRESSED, FLAGS, INEXPRESSIBLE, UNEXPRESSED, VLLM_DEFAULTS, Flag
+from kvab.manifests import (
+    FRONTEND,
+    KIND,
+    VLLM,
+    Component,
+    Configuration,
+    aiperf_command,
+    difference,
+    flatten,
+    goodput_slo,
+    read_configuration,
+)
 
-DEPLOY, PERF = "deploy.yaml", "perf.yaml"
-KIND = {"apiVersion": "nvidia.com/v1alpha1", "kind": "DynamoGraphDeployment"}
-FRONTEND, VLLM = "dynamo.frontend", "dynamo.vllm"
-PROGRAMS = {"frontend": FRONTEND, "worker": VLLM, "prefill": VLLM, "decode": VLLM}
-ALIASES = {"-tp": "--tensor-parallel-size"}
-TYPES = {str: "a text (quote it)", list: "a list of texts (quote numbers)", dict: "a mapping"}
-SLOS = {"time_to_first_token": "ttft_ms", "inter_token_latency": "itl_ms"}
-
-
-class Component(NamedTuple):
-    """A service of a deployment; ``flags`` are its arguments, None for a bare switch."""
-
-    name: str
-    service: dict[str, Any]
-    program: str
-    flags: dict[str, str | None]
-    environment: dict[str, str]
-
-    @property
-    def container(self) -> dict[str, Any]:
-        """The main container, as written."""
-        return self.service["extraPodSpec"]["mainContainer"]
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """The parsed manifests of a recipe folder."""
-
-    name: str
-    folder: Path
-    deploy: dict[str, Any]
-    perf: list[dict[str, Any]]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the parsed ``deploy.yaml`` as canonical JSON."""
-        return digest(self.deploy)
-
-    @property
-    def perf_digest(self) -> str:
-        """SHA-256 of the parsed ``perf.yaml`` as canonical JSON."""
-        return digest(self.perf)
-
-    def refuse(self, where: str, expected: str, file: str = DEPLOY) -> NoReturn:
-        """Raise the error of a manifest: the place, what was expected and what came."""
-        raise InputError(f"{self.folder / file}: {where}: expected {expected}; mend it there")
-
-    def get(self, value: Any, path: str, kind: type, prefix: str = "") -> Any:
-        """Return the nested value of a type in ``deploy.yaml``, an empty one if nothing stands."""
-        value = _at(value, path)
-        value = kind() if value is None else value
-        if not (_texts(value) if kind is list else isinstance(value, kind)):
-            got = json.dumps(value, default=str)[:60]
-            self.refuse(f"{prefix}{path}", f"{TYPES[kind]}, got {got}")
-        return value
-
-    @property
-    def deployment(self) -> str:
-        """Name of the deployment."""
-        return self.get(self.deploy, "metadata.name", str)
-
-    def components(self) -> dict[str, Component]:
-        """Return the services by name, with their command lines parsed."""
-        services = self.get(self.deploy, "spec.services", dict)
-        return {name: _component(self, name, service) for name, service in services.items()}
-
-
-def _at(value: Any, path: str) -> Any:
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
-def read_configuration(folder: Path | str, name: str | None = None) -> Configuration:
-    """Return the manifests of a recipe folder; the name is the folder's unless given.
-
-    Raises
-    ------
-    InputError
-        If a manifest is missing, not YAML or of another kind, has no frontend, worker or AIPerf
-        command, or if the two manifests are not about the same deployment and model.
-    """
-    folder = Path(folder)
-    deploy, perf = (read_yaml(folder / file) for file in (DEPLOY, PERF))
-    configuration = Configuration(name or folder.name, folder, deploy[0] if deploy else {}, perf)
-    for key, expected in KIND.items():
-        if (got := configuration.get(configuration.deploy, key, str)) != expected:
-            configuration.refuse(key, f"{expected}, got {got or 'nothing'}")
-    if len(deploy) != 1:
-        configuration.refuse("the file", f"one {KIND['kind']}, got {len(deploy)} documents")
-    programs = {part.program: part for part in configuration.components().values()}
-    for program in (FRONTEND, VLLM):
-        if program not in programs:
-            configuration.refuse("spec.services", f"a service that runs {program}, got none")
-    host = f"{configuration.deployment}-{programs[FRONTEND].name.lower()}"
-    served = {"--url": f"http://{host}:8000", "-m": programs[VLLM].flags.get("--model")}
-    for option, expected in served.items():
-        if (got := _option(configuration, option)) != expected:
-            configuration.refuse(option, f"{expected} as in {DEPLOY}, got {got}", PERF)
-    return configuration
-
-
-def _component(configuration: Configuration, name: str, service: Any) -> Component:
-    def get(path: str, kind: type = list) -> Any:
-        return configuration.get(service, path, kind, f"{name}.")
-
-    kind, container = get("componentType", str), "extraPodSpec.mainContainer"
-    if kind not in PROGRAMS:
-        expected = f"one of {', '.join(PROGRAMS)}, got {kind or 'nothing'}"
-        configuration.refuse(f"{name}.componentType", expected)
-    tokens = [*get(f"{container}.command"), *get(f"{container}.args")]
-    if tokens[1:2] == ["-c"] and Path(tokens[0]).name in ("sh", "bash"):
-        try:
-            tokens = shlex.split(" ".join(tokens[2:3]))
-        except ValueError as error:
-            configuration.refuse(f"{name}.command", f"one plain command, got {error}")
-    program = PROGRAMS[kind]
-    if program not in tokens:
-        got = " ".join(tokens[:3]) or "nothing"
-        configuration.refuse(f"{name}.command", f"python3 -m {program}, got {got}")
-    flags = _flags(configuration, name, tokens[tokens.index(program) + 1 :])
-    own, environment = _at(service, f"{container}.env"), {}
-    for scope in (_at(configuration.deploy, "spec.envs"), service.get("envs"), own):
-        for entry in scope or []:
-            if not isinstance(_at(entry, "name"), str):
-                configuration.refuse(f"{name}.env", f"variables with a name, got {entry}")
-            environment[entry["name"]] = str(entry.get("value") or entry.get("valueFrom", ""))
-    return Component(name, service, program, flags, environment)
-
-
-def _flags(configuration: Configuration, name: str, tokens: list[str]) -> dict[str, str | None]:
-    flags: dict[str, str | None] = {}
-    flag = ""
-    for token in tokens:
-        if token.startswith("-") and not token[1:2].isdigit():
-            text, equals, value = token.partition("=")
-            flag = ALIASES.get(text, text.replace("_", "-"))
-            if flag in flags:
-                configuration.refuse(f"{name}.args.{flag}", "it once, got it twice")
-            flags[flag] = value if equals else None
-        elif flags.get(flag, token) is not None:
-            configuration.refuse(f"{name}.args", f"a flag, got {token}")
-        else:
-            flags[flag] = token
-    return flags
-
-
-def flatten(configuration: Configuration) -> dict[str, str]:
-    """Return every field of ``deploy.yaml``, such as ``VllmDecodeWorker.args.--block-size``.
-
-    Arguments are keyed by flag (a bare switch reads ``true``), environment and other named lists
-    by name, so that order does not matter.
-    """
-    spec = {**configuration.deploy["spec"], "services": {}}
-    flat = dict(_leaves({**configuration.deploy, "spec": spec}))
-    hoisted = ("image", "workingDir", "command", "args", "env")
-    for name, part in configuration.components().items():
-        container = part.container
-        rest = {key: value for key, value in container.items() if key not in hoisted}
-        service = {key: value for key, value in part.service.items() if key != "envs"}
-        service["extraPodSpec"] = {**part.service["extraPodSpec"], "mainContainer": rest}
-        service |= {key: container[key] for key in hoisted[:2] if key in container}
-        service |= {"command": part.program, "env": part.environment}
-        service["args"] = {flag: value or "true" for flag, value in part.flags.items()}
-        flat |= dict(_leaves(service, name))
-    return flat
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, list) and all(_at(item, "name") for item in value):
-        value = {item["name"]: {k: v for k, v in item.items() if k != "name"} for item in value}
-    elif isinstance(value, list):
-        value = dict(enumerate(value))
-    if isinstance(value, dict):
-        for key, below in value.items():
-            yield from _leaves(below, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def difference(a: Configuration, b: Configuration) -> pd.DataFrame:
-    """Return the fields in which two ``deploy.yaml`` differ.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``field`` and the names of the two, all text; empty where one has no such field.
-    """
-    left, right = flatten(a), flatten(b)
-    rows = [
-        (field, left.get(field, ""), right.get(field, ""))
-        for field in dict.fromkeys([*left, *right])
-        if left.get(field) != right.get(field)
-    ]
-    return pd.DataFrame(rows, columns=["field", a.name, b.name])
-
-
-def aiperf_command(configuration: Configuration) -> list[str]:
-    """Return the AIPerf command of ``perf.yaml``, as written in the arguments of its Job."""
-    jobs = [part for part in configuration.perf if _at(part, "kind") == "Job"]
-    containers = _at(jobs[0], "spec.template.spec.containers") if len(jobs) == 1 else None
-    command = _at(containers[0], "args") if isinstance(containers, list) and containers else None
-    if not _texts(command) or command[:2] != ["aiperf", "profile"]:
-        expected = "one Job whose args are 'aiperf profile' and its options, all texts"
-        configuration.refuse("kind", f"{expected}, got something else", PERF)
-    return command
-
-
-def goodput_slo(configuration: Configuration) -> dict[str, float]:
-    """Return the bounds of ``--goodput`` in ms, as ``{"ttft_ms": ..., "itl_ms": ...}``."""
-    text = _option(configuration, "--goodput")
-    try:
-        bounds = {SLOS[metric]: float(ms) for metric, ms in (w.split(":") for w in text.split())}
-    except (ValueError, KeyError):
-        bounds = {}
-    if set(bounds) != set(SLOS.values()):
-        expected = f"{':<ms> '.join(SLOS)}:<ms>"
-        configuration.refuse("--goodput", f"{expected}, got '{text}'", PERF)
-    return bounds
-
-
-def _option(configuration: Configuration, name: str) -> str:
-    command = aiperf_command(configuration)
-    if name not in command[:-1]:
-        configuration.refuse("args", f"the option {name} in the AIPerf command, got none", PERF)
-    return command[command.index(name) + 1]
-
-
-# From here on: what the manifests mean, for a simulation or for local processes.
+__all__ = [
+    "Configuration",
+    "Topology",
+    "WorkerGroup",
+    "aiperf_command",
+    "difference",
+    "flatten",
+    "goodput_slo",
+    "read_configuration",
+    "topology",
+]
 
 ROLES = {"agg": "aggregated", "prefill": "prefill", "decode": "decode"}
 ROUTERS = {"round-robin": "round_robin", "kv": "kv"}
-
-# What the engine does on an H200 where a flag is absent. Source: vLLM 0.23 (vllm-runtime 1.3.1),
-# EngineArgs.get_batch_defaults (served through the API, 70 GiB or more) and CacheConfig.
-VLLM_DEFAULTS = {"tensor_parallel": 1, "block_size": 16, "gpu_memory_fraction": 0.92}
-VLLM_DEFAULTS |= {"prefix_caching": True, "max_batched_tokens": 8192, "max_sequences": 1024}
-
-
-class Flag(NamedTuple):
-    """A known argument: its program, the field that it sets or why the simulator has none."""
-
-    program: str
-    sets: str = ""
-    why: str = ""
-    switch: bool = False
-
-
-FLAGS = {
-    "--router-mode": Flag(FRONTEND, "router"),
-    "--router-reset-states": Flag(FRONTEND, "", "a simulated router always starts empty", True),
-    "--model": Flag(VLLM, "model"),
-    "--disaggregation-mode": Flag(VLLM, "role"),
-    "--tensor-parallel-size": Flag(VLLM, "tensor_parallel"),
-    "--block-size": Flag(VLLM, "block_size"),
-    "--gpu-memory-utilization": Flag(VLLM, "gpu_memory_fraction"),
-    "--max-model-len": Flag(VLLM, "context_length"),
-    "--max-num-batched-tokens": Flag(VLLM, "max_batched_tokens"),
-    "--max-num-seqs": Flag(VLLM, "max_sequences"),
-    "--enable-prefix-caching": Flag(VLLM, "prefix_caching", "", True),
-    "--no-enable-prefix-caching": Flag(VLLM, "prefix_caching", "", True),
-    "--async-scheduling": Flag(VLLM, "", "scheduling takes no time in the simulator", True),
-    "--hf-overrides": Flag(VLLM, "", "no rope scaling is simulated, only the context length"),
-    "--kv-events-config": Flag(VLLM, "", "implied by the router mode"),
-    "--kv-transfer-config": Flag(VLLM, "", "the simulator moves KV blocks by its own model"),
-    "--no-enable-log-requests": Flag(VLLM, "", "a simulated engine writes no log", True),
-    "--disable-log-requests": Flag(VLLM, "", "a simulated engine writes no log", True),
-}
-EXPRESSED = {"metadata.name", *KIND, "componentType", "subComponentType", "replicas", "command"}
-EXPRESSED |= {"resources.limits.gpu", "resources.requests.gpu", "env.DYN_ROUTER_MODE"}
-UNEXPRESSED = {  # the first pattern that fits gives the reason
-    "env*": "the simulator starts no process that reads it",
-    "image": "no image runs in the simulator",
-    "workingDir": "no image runs in the simulator",
-    "resources.*.custom.*": "the simulated nodes have no network devices",
-    "resources.*": "host CPU and memory are not simulated",
-    "volumeMounts.*": "the simulator reads no model files",
-    "spec.pvcs.*": "the simulator reads no model files",
-    "extraPodMetadata.*": "labels and annotations do not change how a pod serves",
-    "*": "a Kubernetes setting without a counterpart in the simulator",
-}
-INEXPRESSIBLE = ("autoscaling", "failover", "multinode", "scalingAdapter")
 
 
 def _power_of_two(value: int) -> int:

@@ -240,6 +240,25 @@ def read_run(path: str | Path) -> Run:
     return Run(path, manifest, requests)
 
 
+def check_comparable(found: list[Run]) -> None:
+    """Refuse runs that replayed different workloads.
+
+    Raises
+    ------
+    InputError
+        Naming the first run that differs from the first one.
+    """
+    first = found[0].manifest.trace
+    for run in found:
+        trace = run.manifest.trace
+        if (trace.sha256, trace.rows) != (first.sha256, first.rows):
+            raise InputError(
+                f"{run.path}: replayed {trace.rows} rows of {trace.name} ({trace.sha256[:8]}), "
+                f"{found[0].path} {first.rows} rows of {first.name} ({first.sha256[:8]}); "
+                "compare runs of one workload"
+            )
+
+
 def state(path: Path, depends_on: dict[str, Any]) -> tuple[str, str]:
     """Return whether a run folder can serve, and why not: see ``Planned``."""
     if not path.exists():

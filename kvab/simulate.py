@@ -23,13 +23,18 @@ from kvab.study import Simulated
 from kvab.tidy import from_simulator
 from kvab.trace import Trace
 
-BURST_STEP_MS = 0.001  # the records carry no row id: each row of a burst gets its own arrival
+ALIKE_STEP_MS = 0.001
 PROGRESS_INTERVAL_MS = 30_000.0
 ROUTER_POLICIES = {"round_robin": "round_robin", "kv": "kv_router"}
 
 
 def sent_ms(trace: Trace, order: np.ndarray) -> np.ndarray:
-    """Return when each row of ``order`` is sent, in ms: its arrival plus a step within its burst.
+    """Return when each row of ``order`` is sent, in ms, so that its record can be recognised.
+
+    The simulator's records carry no row id. Within a burst a row is known by its two lengths; a
+    row whose lengths an earlier row of its burst has too is sent a microsecond later. Giving every
+    row a step of its own would change the result: an engine would start on the first request of a
+    burst alone instead of batching it (5 % of the mean TTFT behind the KV router).
 
     Parameters
     ----------
@@ -41,12 +46,17 @@ def sent_ms(trace: Trace, order: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of float64
-        Arrivals, all different, aligned with ``order``; the step is one microsecond.
+        Times aligned with ``order``.
     """
-    arrival_ms = trace.arrival_ms[order]
-    starts = np.flatnonzero(np.diff(arrival_ms, prepend=-1.0))
-    position = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    return arrival_ms + position * BURST_STEP_MS
+    sent = pd.DataFrame(
+        {
+            "at_ms": trace.arrival_ms[order],
+            "input": trace.input_tokens[order],
+            "output": trace.output_tokens[order],
+        }
+    )
+    alike = sent.groupby(["at_ms", "input", "output"]).cumcount()
+    return (sent["at_ms"] + alike * ALIKE_STEP_MS).to_numpy()
 
 
 def prediction(topology: Topology, profile: Simulated, trace_path: Path, block_tokens: int) -> dict:
@@ -160,13 +170,13 @@ class Simulator:
         self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None
     ) -> None:
         """Replay the rows of ``order``; ``progress`` gets the number of requests done so far."""
-        arrival_ms = sent_ms(trace, order)
+        at_ms = sent_ms(trace, order)
         with tempfile.TemporaryDirectory(prefix="kvab-") as folder:
             path = Path(folder) / "trace.jsonl"
-            _write_trace(path, trace, order, arrival_ms)
+            _write_trace(path, trace, order, at_ms)
             config = prediction(self.topology, self.profile, path, trace.block_tokens)
             report = _run(config, progress)
-        self.requests = from_simulator(report.per_request, trace, order, arrival_ms)
+        self.requests = from_simulator(report.per_request, trace, order, at_ms)
         self.summary = {"prediction": config, "summary": report.summary}
 
     def collect(self) -> tuple[pd.DataFrame, dict[str, bytes]]:
@@ -178,11 +188,12 @@ class Simulator:
         """Nothing to stop: the simulation ended with the replay."""
 
 
-def _write_trace(path: Path, trace: Trace, order: np.ndarray, arrival_ms: np.ndarray) -> None:
+def _write_trace(path: Path, trace: Trace, order: np.ndarray, at_ms: np.ndarray) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for row, at_ms in zip(order.tolist(), arrival_ms.tolist(), strict=True):
+        for place in np.argsort(at_ms, kind="stable").tolist():
+            row = order[place]
             record = {
-                "timestamp": at_ms,
+                "timestamp": float(at_ms[place]),
                 "input_length": int(trace.input_tokens[row]),
                 "output_length": int(trace.output_tokens[row]),
                 "hash_ids": list(trace.hash_ids[row]),

@@ -195,20 +195,11 @@ def unexpressed(evidence: Evidence) -> Table:
     lines = {}
     for name, arm in evidence.arms.items():
         for item in recipes.topology(_configuration(evidence, name)).unexpressed:
-            key = (item.component, item.field, str(item.value), item.why)
+            key = (item.component, item.field, str(item.value)[:60], item.why)
             lines.setdefault(key, []).append(arm.short)
-    frame = pd.DataFrame(
-        [
-            {
-                "component": key[0],
-                "field": key[1],
-                "value": key[2][:60],
-                "why": key[3],
-                "in": ", ".join(shorts),
-            }
-            for key, shorts in lines.items()
-        ]  # fmt: skip
-    )
+    columns = ["component", "field", "value", "why"]
+    frame = pd.DataFrame(list(lines), columns=columns)
+    frame["in"] = [", ".join(shorts) for shorts in lines.values()]
     return Table(frame, "", tuple(frame.columns))
 
 

@@ -23,7 +23,10 @@ def summary_lines(run: Run, slo: Slo) -> Lines:
         ("run", f"{manifest.configuration} r{manifest.repeat} on {manifest.cluster['name']}"),
         ("kind", f"{manifest.kind}, {manifest.status}"),
         ("workload", f"{manifest.trace.name}, {manifest.trace.rows:,} rows"),
-        ("requests", f"{counts['received']:,} of {counts['expected']:,}, {counts['errors']} failed"),
+        (
+            "requests",
+            f"{counts['received']:,} of {counts['expected']:,}, {counts['errors']} failed",
+        ),
         (
             "good requests",
             f"{percent(good['share'])} (TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms), "
@@ -60,7 +63,9 @@ def comparison_lines(comparison: Comparison) -> Lines:
                     f"{signed(row['difference'])} ({interval(row['ci_low'], row['ci_high'])})",
                 )
             )
-    lines += [(f"faster, {METRICS[k].short}", percent(v)) for k, v in result["faster_share"].items()]
+    lines += [
+        (f"faster, {METRICS[k].short}", percent(v)) for k, v in result["faster_share"].items()
+    ]
     lines += [(f"verdict, {METRICS[k].short}", v) for k, v in result["verdict"].items()]
     lines += [("note", note) for note in result["notes"]]
     return lines

@@ -48,6 +48,7 @@ PANDAS_TYPES = {
 SIMULATOR_FIELDS = (
     "arrival_time_ms",
     "input_length",
+    "requested_output_length",
     "output_length",
     "ttft_ms",
     "e2e_latency_ms",
@@ -71,7 +72,7 @@ def from_simulator(
         The trace that was replayed.
     order, sent_ms : ndarray
         Trace rows in sending order and when each was sent; a record belongs to the row that was
-        sent at its arrival time.
+        sent at its arrival time with its lengths.
 
     Returns
     -------
@@ -82,30 +83,26 @@ def from_simulator(
     Raises
     ------
     DependencyError
-        If a record fits no row, or its prompt length is not its row's.
+        If a record fits no row.
     """
     got = pd.DataFrame.from_records(records, columns=list(SIMULATOR_FIELDS))
-    sent = pd.DataFrame({"sent_ms": sent_ms, "row": order})
     got["sent_ms"] = got["arrival_time_ms"].round(6)
-    sent["sent_ms"] = sent["sent_ms"].round(6)
-    joined = sent.merge(got, on="sent_ms", how="left", validate="one_to_one", indicator=True)
+    sent = pd.DataFrame({"sent_ms": sent_ms.round(6), "row": order})
+    sent["input_length"] = trace.input_tokens[order]
+    sent["requested_output_length"] = trace.output_tokens[order]
+    key = ["sent_ms", "input_length", "requested_output_length"]
+    joined = sent.merge(got, on=key, how="left", validate="one_to_one", indicator=True)
     if len(got) > (joined["_merge"] == "both").sum():
         raise DependencyError(
             f"the simulator returned {len(got)} records, but only "
-            f"{(joined['_merge'] == 'both').sum()} arrive when a row of the trace was sent"
+            f"{(joined['_merge'] == 'both').sum()} are a row of the trace by time and lengths"
         )
     joined = joined.sort_values("row", ignore_index=True)
     rows = joined["row"].to_numpy()
     served = (joined["terminal_status"] == "completed").to_numpy()
-    wrong = served & (joined["input_length"].to_numpy() != trace.input_tokens[rows])
-    if wrong.any():
-        row = rows[wrong][0]
-        raise DependencyError(
-            f"the simulator's record of row {row} has {joined['input_length'][wrong].iloc[0]:.0f} "
-            f"prompt tokens, the trace {trace.input_tokens[row]}"
-        )
     aggregated = joined["prefill_worker_idx"].isna().all()
     prefill = joined["decode_worker_idx" if aggregated else "prefill_worker_idx"]
+    ttft_ms, latency_ms = (joined[c].where(served) for c in ("ttft_ms", "e2e_latency_ms"))
     output_tokens = joined["output_length"].fillna(0).to_numpy()
     status = joined["terminal_status"].fillna("lost: the simulator returned no record")
     return typed(
@@ -115,9 +112,9 @@ def from_simulator(
             "input_tokens": trace.input_tokens[rows],
             "output_tokens": output_tokens,
             "requested_output_tokens": trace.output_tokens[rows],
-            "ttft_ms": joined["ttft_ms"].where(served),
-            "itl_ms": itl_ms(joined["e2e_latency_ms"], joined["ttft_ms"], output_tokens),
-            "latency_ms": joined["e2e_latency_ms"].where(served),
+            "ttft_ms": ttft_ms,
+            "itl_ms": itl_ms(latency_ms, ttft_ms, output_tokens),
+            "latency_ms": latency_ms,
             "cached_tokens": joined["reused_input_tokens"],
             "prefill_worker": prefill,
             "decode_worker": joined["decode_worker_idx"],

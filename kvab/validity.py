@@ -1,4 +1,4 @@
-"""The validity gate: did each run test what it claims, and may the arms be compared?
+"""The validity gate: whether each run tested what it claims and the arms may be compared.
 
 Input: the evidence. Output: a table of checks; one that fails withholds every verdict.
 """

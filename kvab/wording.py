@@ -234,7 +234,9 @@ def gate(judged: Gate) -> str:
 
 def whose(evidence: Evidence, reference: Evidence) -> str:
     """Return whether the page compares anything."""
-    same = [run.manifest.files["requests.parquet"] for run in evidence.runs[evidence.study.baseline]]
+    same = [
+        run.manifest.files["requests.parquet"] for run in evidence.runs[evidence.study.baseline]
+    ]
     published = [
         run.manifest.files["requests.parquet"] for run in reference.runs[reference.study.baseline]
     ]

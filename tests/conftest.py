@@ -1,5 +1,6 @@
-"""What tests share: the checkout, the trace where there is one, small traces, a made-up run."""
+"""What tests share: the checkout, a small trace, a small simulated run."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -31,3 +32,59 @@ def checkout(tmp_path, monkeypatch):
         shutil.copytree(ROOT / name, tmp_path / "checkout" / name)
     monkeypatch.setenv("KVAB_ROOT", str(tmp_path / "checkout"))
     return tmp_path / "checkout"
+
+
+def trace_rows(bursts=8, size=5, block_tokens=512):
+    """Rows of a small trace: bursts 3 s apart, each prompt beginning with one shared block."""
+    rows = []
+    for burst in range(bursts):
+        for place in range(size):
+            blocks = 2 + (burst + place) % 4
+            rows.append(
+                {
+                    "timestamp": 3000 * burst,
+                    "input_length": blocks * block_tokens - 7 * place,
+                    "output_length": 1 if (burst, place) == (2, 2) else 20 + place,
+                    "hash_ids": [
+                        0,
+                        *range(100 * burst + 10 * place + 1, 100 * burst + 10 * place + blocks),
+                    ],
+                }
+            )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def small_trace(tmp_path_factory):
+    """A file of 40 rows in Mooncake's format."""
+    path = tmp_path_factory.mktemp("trace") / "small.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in trace_rows()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_runs(tmp_path_factory, small_trace):
+    """Two simulated repeats of both main configurations on the small trace."""
+    pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
+    from kvab.replay import start
+    from kvab.trace import read_trace
+    from kvab.workload import save_workload
+
+    folder = tmp_path_factory.mktemp("runs")
+    save_workload(read_trace(small_trace), folder / "qwen3-32b")
+    for configuration in ("agg-round-robin", "disagg-kv-router"):
+        for repeat in (1, 2):
+            replay = start(
+                "recipes/qwen3-32b/study.yaml",
+                "simulated-h200",
+                configuration,
+                repeat,
+                trace=str(small_trace),
+                runs=folder,
+            )
+            replay.prepare()
+            replay.deploy()
+            replay.replay()
+            replay.collect()
+            replay.teardown()
+    return folder

@@ -35,9 +35,7 @@ def book(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser(chromium):
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=chromium, headless=True, args=ARGUMENTS
-        )
+        opened = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
         yield opened
         opened.close()
 

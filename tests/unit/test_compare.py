@@ -1,0 +1,343 @@
+"""The paired comparison: pairing, verdicts, the JSON document and what cannot be said."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kvab.bootstrap import Design, Replicates, Sample, block_bursts, replicate
+from kvab.compare import (
+    compare,
+    effect_by_group,
+    noise_floor,
+    pair,
+    quantile_differences,
+    terciles,
+)
+from kvab.contrasts import verdicts
+from kvab.errors import InputError
+
+SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
+FEW = {"resamples": 100, "seed": 3}
+MARGINS = {"ttft_ms": 0.05, "itl_ms": 0.05, "latency_ms": 0.05, "good_share": 0.01}
+
+
+def requests(rows=300, faster=1.0, seed=0, arm=0):
+    """A requests table of bursts of three rows, 3 s apart; ``faster`` divides every TTFT."""
+    shape, noise = np.random.default_rng(seed), np.random.default_rng([seed, arm, 1])
+    output_tokens = shape.integers(1, 60, rows)
+    ttft_ms = shape.lognormal(7, 0.8, rows) * noise.lognormal(0, 0.2, rows) / faster
+    itl_ms = np.where(output_tokens > 1, 15 + noise.exponential(5, rows), np.nan)
+    return pd.DataFrame(
+        {
+            "row": np.arange(rows, dtype=np.int32),
+            "arrival_ms": 3000.0 * (np.arange(rows) // 3),
+            "input_tokens": shape.integers(100, 9000, rows).astype(np.int32),
+            "output_tokens": output_tokens.astype(np.int32),
+            "ttft_ms": ttft_ms,
+            "itl_ms": itl_ms,
+            "latency_ms": ttft_ms + np.nan_to_num(itl_ms) * (output_tokens - 1),
+            "send_lag_ms": np.zeros(rows),
+            "error": pd.array([None] * rows, dtype="string"),
+        }
+    )
+
+
+def failed(table, rows):
+    """The table with some rows failed."""
+    table = table.copy()
+    table.loc[rows, ["ttft_ms", "itl_ms", "latency_ms"]] = np.nan
+    table.loc[rows, "error"] = "HTTP 500"
+    return table
+
+
+@pytest.fixture(scope="module")
+def result():
+    return compare([requests(arm=0)], [requests(arm=1, faster=2.0)], SLO, margins=MARGINS, **FEW)
+
+
+def test_the_document_has_the_keys_of_the_contract_and_no_nan(result):
+    document = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert document["schema"] == 1
+    assert document["pairs"] == 300
+    for key in ("ttft_ms", "itl_ms", "latency_ms"):
+        assert list(document["metrics"][key]) == ["mean", "p50", "p90", "p95", "p99"]
+        assert isinstance(document["faster_share"][key], float)
+        assert len(document["faster_share_ci"][key]) == 2
+        assert {"value", "ci_low", "ci_high"} <= set(document["paired_median_difference"][key])
+    entry = {
+        "baseline", "comparison", "difference", "ratio", "ci_low", "ci_high",
+        "ratio_ci_low", "ratio_ci_high",
+    }  # fmt: skip
+    assert set(document["good_share"]) == set(document["metrics"]["itl_ms"]["p99"]) == entry
+    assert set(document["verdict"]) == {"ttft_ms", "itl_ms", "latency_ms", "good_share"}
+    method = {"name", "level", "resamples", "seed", "block_bursts", "block_s", "bursts", "blocks"}
+    assert set(document["method"]) == method
+
+
+def test_estimates_are_those_of_numpy(result):
+    baseline, comparison = requests(arm=0), requests(arm=1, faster=2.0)
+    p90 = result.metrics["ttft_ms"]["p90"]
+    assert p90["baseline"] == np.percentile(baseline["ttft_ms"], 90)
+    assert p90["difference"] == np.percentile(comparison["ttft_ms"], 90) - p90["baseline"]
+    assert p90["ratio"] == pytest.approx(p90["comparison"] / p90["baseline"], rel=1e-12)
+    assert p90["ci_low"] < p90["difference"] < p90["ci_high"]
+    assert p90["ratio_ci_low"] < p90["ratio"] < p90["ratio_ci_high"]
+    paired = comparison["ttft_ms"] - baseline["ttft_ms"]
+    assert result.faster_share["ttft_ms"] == pytest.approx((paired < 0).mean(), rel=1e-12)
+    median = result.paired_median_difference["ttft_ms"]
+    assert median["median"] == np.median(paired)
+    assert median["ci_low"] < median["value"] < median["ci_high"]
+
+
+def test_halving_ttft_is_better_and_noise_in_itl_is_no_difference(result):
+    assert result.verdict["ttft_ms"] == "better"
+    assert result.verdict["good_share"] == "better"
+    assert result.verdict["itl_ms"] in ("no difference", "inconclusive")
+
+
+def test_the_other_way_round_is_worse_with_the_signs_turned(result):
+    back = compare([requests(arm=1, faster=2.0)], [requests(arm=0)], SLO, margins=MARGINS, **FEW)
+    assert back.verdict["ttft_ms"] == "worse"
+    there, here = result.metrics["ttft_ms"]["mean"], back.metrics["ttft_ms"]["mean"]
+    assert here["difference"] == pytest.approx(-there["difference"], rel=1e-12)
+    assert here["ci_low"] == pytest.approx(-there["ci_high"], rel=1e-9)
+
+
+def test_an_arm_against_itself_is_no_difference_exactly():
+    table = requests()
+    same = compare([table, table], [table, table], SLO, **FEW)
+    assert set(same.verdict.values()) == {"no difference"}
+    mean = same.metrics["ttft_ms"]["mean"]
+    assert (mean["difference"], mean["ci_low"], mean["ci_high"], mean["ratio"]) == (0, 0, 0, 1)
+    assert same.good_table["mcnemar_p"] == 1.0
+    assert same.run_to_run["ttft_ms"]["ci_high"] == 0.0
+
+
+def test_equal_seeds_give_equal_intervals_whatever_the_row_order(result):
+    shuffled = requests(arm=0).sample(frac=1, random_state=1)
+    again = compare([shuffled], [requests(arm=1, faster=2.0)], SLO, margins=MARGINS, **FEW)
+    assert again.to_json() == result.to_json()
+
+
+def test_failed_rows_count_in_the_good_share_and_in_no_latency():
+    baseline = requests(arm=0)
+    comparison = failed(requests(arm=0), range(30))
+    found = compare([baseline], [comparison], SLO, **FEW)
+    good = (baseline["ttft_ms"] <= 2000) & (baseline["itl_ms"] <= 25)
+    assert found.good_share["comparison"] == pytest.approx(good[30:].sum() / 300, rel=1e-12)
+    assert found.metrics["ttft_ms"]["mean"]["comparison"] == pytest.approx(
+        baseline["ttft_ms"][30:].mean(), rel=1e-12
+    )
+    assert found.paired_median_difference["ttft_ms"]["value"] == 0.0
+    assert found.good_table["only_baseline"] == good[:30].sum()
+    assert sum(v for k, v in found.good_table.items() if k != "mcnemar_p") == 300
+
+
+def test_an_arm_without_an_answer_leaves_the_good_share_to_compare():
+    found = compare([requests()], [failed(requests(), range(300))], SLO, margins=MARGINS, **FEW)
+    json.dumps(found.to_json(), allow_nan=False)
+    assert found.metrics["ttft_ms"]["mean"]["difference"] is None
+    assert found.faster_share["ttft_ms"] is None
+    assert found.verdict["ttft_ms"] == "inconclusive"
+    assert found.verdict["good_share"] == "worse"
+    assert "comparison served no request" in found.notes[0]
+
+
+def test_different_numbers_of_repeats_are_cut_and_said():
+    found = compare([requests()] * 3, [requests(arm=1)] * 2, SLO, **FEW)
+    assert found.pairs == 600
+    assert "3 repeats and the comparison 2" in found.notes[0]
+    assert len(found.run_to_run["ttft_ms"]["differences"]) == 2
+
+
+def test_repeats_do_not_narrow_the_workload_interval():
+    baseline, comparison = requests(arm=0), requests(arm=1)
+    one = compare([baseline], [comparison], SLO, **FEW).metrics["ttft_ms"]["mean"]
+    three = compare([baseline] * 3, [comparison] * 3, SLO, **FEW).metrics["ttft_ms"]["mean"]
+    assert three["ci_low"] == pytest.approx(one["ci_low"], rel=1e-9)
+
+
+def test_one_repeat_leaves_run_to_run_unknown(result):
+    assert result.run_to_run["ttft_ms"]["ci_low"] is None
+    assert "at least two" in result.run_to_run["ttft_ms"]["reason"]
+    assert any("One repeat" in note for note in result.notes)
+
+
+def test_run_to_run_is_students_t_over_the_repeats():
+    tables = [[requests(arm=arm + 10 * repeat) for repeat in range(3)] for arm in (0, 1)]
+    found = compare(*tables, SLO, **FEW).run_to_run["ttft_ms"]
+    apart = np.array(found["differences"])
+    half = 4.302652729749462 * apart.std(ddof=1) / np.sqrt(3)  # t(0.975, 2), scipy 1.17
+    assert found["ci_high"] - found["mean"] == pytest.approx(half, rel=1e-9)
+
+
+@pytest.mark.parametrize(("rows", "bursts"), [(3, 1), (6, 2)])
+def test_too_few_bursts_give_estimates_without_intervals(rows, bursts):
+    found = compare([requests(rows)], [requests(rows, arm=1)], SLO, margins=MARGINS, **FEW)
+    mean = found.metrics["ttft_ms"]["mean"]
+    assert mean["difference"] is not None
+    assert mean["ci_low"] is None
+    assert set(found.verdict.values()) <= {"inconclusive"}
+    assert any(f"{bursts} bursts in blocks of 1" in note for note in found.notes)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_blocks_too_long_for_an_interval_are_said():
+    found = compare([requests()], [requests(arm=1)], SLO, block_bursts=60, **FEW)
+    assert found.good_share["ci_low"] is None
+    assert any("100 bursts in blocks of 60" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("block", [0, 101])
+def test_impossible_block_lengths_are_refused(block):
+    with pytest.raises(InputError, match="expected 1 to 100"):
+        compare([requests()], [requests()], SLO, block_bursts=block, **FEW)
+
+
+def changed(column, row, value):
+    table = requests()
+    table.loc[row, column] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("comparison", "message"),
+    [
+        (changed("row", 7, 6), "comparison, repeat 1: row 6 stands twice"),
+        (changed("input_tokens", 7, 5), "comparison, repeat 1: row 7 has input_tokens 5"),
+        (changed("arrival_ms", 7, 1.0), "comparison, repeat 1: row 7 has arrival_ms 1"),
+        (requests().iloc[:200], r"comparison, repeat 1: row 200 is missing \(100 rows differ\)"),
+        (changed("row", 7, 900), r"comparison, repeat 1: row 7 is missing \(2 rows differ\)"),
+        (requests().assign(row=range(900, 1200)), "no trace row in common with baseline"),
+        (requests().iloc[:0], "comparison, repeat 1: the table has no rows"),
+    ],
+)
+def test_arms_that_cannot_be_paired_are_refused_by_name(comparison, message):
+    with pytest.raises(InputError, match=message) as refused:
+        pair([requests()], [comparison])
+    assert "\n" not in str(refused.value)
+
+
+def test_an_arm_without_runs_is_refused():
+    with pytest.raises(InputError, match="comparison: expected at least one run"):
+        pair([requests()], [])
+
+
+def test_a_second_repeat_of_another_slice_is_refused():
+    with pytest.raises(InputError, match="baseline, repeat 2: row 299 is missing"):
+        pair([requests(), requests().iloc[:299]], [requests(), requests()])
+
+
+def judged(value, error):
+    """One difference with a known standard error, 1,000 blocks."""
+    design = Design(bursts=1000, block_bursts=1)
+    draws = value + error / design.inflation * np.array([-1.0, 1.0]) / np.sqrt(2)
+    return Replicates(np.float64(value), draws, design)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "verdict"),
+    [
+        (-20.0, 1.0, "better"),
+        (20.0, 1.0, "worse"),
+        (0.0, 1.0, "no difference"),
+        (4.0, 0.1, "no difference"),  # different from zero, yet within the margin
+        (4.0, 1.0, "inconclusive"),  # different from zero, may matter or not
+        (7.0, 1.0, "worse"),  # the interval reaches the margin, the estimate is beyond it
+        (20.0, 15.0, "inconclusive"),
+        (0.0, 9.0, "inconclusive"),
+        (np.nan, 1.0, "inconclusive"),
+    ],
+)
+def test_the_verdict_rule(value, error, verdict):
+    found = verdicts({"ttft_ms": judged(value, error)}, {"ttft_ms": 100.0}, {"ttft_ms": 0.05})
+    assert found["ttft_ms"]["verdict"] == verdict
+    assert found["ttft_ms"]["margin"] == 5.0
+
+
+def test_more_good_requests_are_better_and_its_margin_is_absolute():
+    found = verdicts({"good_share": judged(0.05, 0.01)}, {"good_share": 0.5}, {"good_share": 0.01})
+    assert found["good_share"] == pytest.approx(found["good_share"] | {"margin": 0.01})
+    assert found["good_share"]["verdict"] == "better"
+
+
+def test_holm_over_the_family_can_turn_a_verdict():
+    alone = {"ttft_ms": judged(-22.0, 10.0)}
+    others = {key: judged(0.0, 10.0) for key in ("itl_ms", "latency_ms")}
+    baselines = dict.fromkeys(["ttft_ms", "itl_ms", "latency_ms"], 100.0)
+    assert verdicts(alone, baselines, {})["ttft_ms"]["verdict"] == "better"
+    assert verdicts(alone | others, baselines, {})["ttft_ms"]["verdict"] == "inconclusive"
+
+
+def test_quantile_differences_lie_inside_their_interval_and_that_inside_the_band():
+    pairs = pair([requests(arm=0)], [requests(arm=1, faster=2.0)])
+    curve = quantile_differences(pairs, "ttft_ms", **FEW)
+    assert list(curve.columns) == [
+        "q", "baseline", "comparison", "difference", "ci_low", "ci_high", "band_low", "band_high",
+    ]  # fmt: skip
+    assert curve["q"].iloc[[0, -1]].tolist() == [0.01, 0.99]
+    ordered = curve[["band_low", "ci_low", "difference", "ci_high", "band_high"]].to_numpy()
+    assert (np.diff(ordered, axis=1) >= 0).all()
+    assert curve["baseline"].iloc[49] == np.percentile(requests(arm=0)["ttft_ms"], 50)
+
+
+def test_terciles_are_labelled_by_their_range():
+    found = terciles(pd.Series([5000, 10, 700, 20, 6000, 800], index=range(10, 16)), "tokens")
+    names = ["10 to 20 tokens", "700 to 800 tokens", "5,000 to 6,000 tokens"]
+    assert [*found.cat.categories] == names
+    assert found.loc[12] == names[1]
+    assert found.cat.ordered
+
+
+def test_terciles_of_mostly_equal_values_are_fewer():
+    assert [*terciles([0, 0, 0, 0, 0, 512], "tokens").cat.categories] == ["0 tokens", "512 tokens"]
+
+
+def test_effects_by_group_recover_a_difference_that_one_group_has():
+    baseline, comparison = requests(arm=0), requests(arm=0)
+    long = baseline["input_tokens"] > 5000
+    comparison.loc[long, "ttft_ms"] -= 100.0
+    groups = pd.Series(np.where(long, "long", "short"), index=baseline["row"])
+    found = effect_by_group(pair([baseline], [comparison]), groups, SLO, **FEW).set_index("group")
+    assert found.loc["long", "ttft_ms_difference"] == pytest.approx(-100.0)
+    assert found.loc["long", "ttft_ms_faster_share"] == 1.0
+    assert found.loc["short", "ttft_ms_median_difference"] == 0.0
+    assert found.loc["short", "good_share_ci_high"] == 0.0
+    assert found["pairs"].sum() == 300
+
+
+def test_the_noise_floor_is_the_largest_difference_between_repeats():
+    tables = [requests(arm=repeat) for repeat in range(3)]
+    floor = noise_floor(tables, SLO, **FEW).set_index("metric")
+    means = [table["ttft_ms"].mean() for table in tables]
+    assert floor.loc["ttft_ms", "largest_difference"] == pytest.approx(max(means) - min(means))
+    assert floor.loc["ttft_ms", "run_pairs"] == 3
+    assert floor.loc["ttft_ms", "smallest_detectable"] > 2.8 * floor.loc["ttft_ms", "error"]
+
+
+def test_the_noise_floor_of_one_repeat_is_unknown():
+    floor = noise_floor([requests()], SLO, **FEW)
+    assert (floor["run_pairs"] == 0).all()
+    assert floor["largest_difference"].isna().all()
+
+
+def test_a_draw_weighs_every_burst_and_seeds_repeat():
+    design = Design(bursts=50, block_bursts=5, resamples=30, seed=11)
+    first, second = (np.concatenate([*design.weights()]) for _ in range(2))
+    assert first.shape == (30, 50)
+    assert (first.sum(axis=1) == 50).all()
+    assert (first == second).all()
+
+
+def test_a_constant_series_needs_no_blocks():
+    assert block_bursts(np.ones((100, 2))) == 1
+    assert block_bursts(np.random.default_rng(1).normal(size=(5, 1))) == 1
+
+
+def test_influences_sum_to_zero():
+    sample = Sample.of(np.array([1.0, 5.0, np.nan, 9.0]), np.array([0, 0, 1, 2]), 3)
+    assert sample.influences().tolist() == [-4.0, 0.0, 4.0]
+    assert replicate(Design(3, 1, resamples=5), lambda w: w @ sample.counts).value == 3

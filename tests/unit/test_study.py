@@ -1,0 +1,116 @@
+"""Declarations: what is accepted, and what is refused by name."""
+
+import pytest
+import yaml
+
+from kvab.errors import InputError
+from kvab.study import load_cluster, load_study, root
+
+STUDY = "recipes/qwen3-32b/study.yaml"
+
+
+def change(checkout, edit, name=STUDY):
+    path = checkout / name
+    content = yaml.safe_load(path.read_text())
+    edit(content)
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_the_study_names_one_baseline_and_one_comparison():
+    study = load_study()
+    assert (study.baseline, study.comparison) == ("agg-round-robin", "disagg-kv-router")
+
+
+def test_the_digest_ignores_comments_and_order(checkout):
+    before = load_study().digest
+    change(checkout, lambda content: None)
+    assert load_study().digest == before
+
+
+def test_the_digest_changes_with_the_content(checkout):
+    before = load_study().digest
+    change(checkout, lambda content: content["slo"].update(ttft_ms=1000))
+    assert load_study().digest != before
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda c: c.update(colour="red"), "unknown key 'colour'"),
+        (lambda c: c["slo"].update(tpot_ms=1), "unknown key 'slo.tpot_ms'"),
+        (lambda c: c["trace"].pop("sha256"), "trace.sha256"),
+        (lambda c: c["slo"].update(ttft_ms=-1), "slo.ttft_ms"),
+        (lambda c: c["configurations"]["agg-kv-router"].update(role="baseline"), "exactly one"),
+        (lambda c: c.update(seeds=[0, 0, 1]), "seeds"),
+        (lambda c: c["margins"].pop("itl_ms"), "margins"),
+        (lambda c: c.update(schema=2), "schema"),
+    ],
+)
+def test_a_wrong_key_is_refused_by_name(checkout, edit, said):
+    change(checkout, edit)
+    with pytest.raises(InputError, match=r"study\.yaml") as caught:
+        load_study()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(checkout):
+    path = checkout / STUDY
+    path.write_text(path.read_text() + "\nrepeats: 4\n")
+    with pytest.raises(InputError, match=r"study\.yaml:\d+: .*'repeats' stands twice"):
+        load_study()
+
+
+def test_what_is_not_yaml_is_refused_with_its_line(checkout):
+    path = checkout / STUDY
+    path.write_text("name: [1,\n")
+    with pytest.raises(InputError, match=r"study\.yaml:\d+: expected YAML"):
+        load_study()
+
+
+def test_a_study_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match=r"none\.yaml: expected a file"):
+        load_study("recipes/none.yaml")
+
+
+def test_an_unknown_configuration_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="no configuration 'fast'; choose one of agg-round-robin"):
+        load_study().configuration_folder("fast")
+
+
+def test_a_repeat_without_a_seed_is_refused():
+    with pytest.raises(InputError, match="expected a repeat from 1 to 3"):
+        load_study().seed(4)
+
+
+def test_every_profile_is_read(checkout):
+    folder = checkout / "recipes" / "clusters"
+    assert {load_cluster(path.stem).kind for path in folder.glob("*.yaml")} >= {
+        "simulated",
+        "kubernetes",
+    }
+
+
+def test_an_unknown_cluster_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="no cluster 'mine'; choose one of example-h200"):
+        load_cluster("mine")
+
+
+def test_an_unknown_key_of_a_profile_is_refused_by_name(checkout):
+    name = "recipes/clusters/simulated-h200.yaml"
+    change(checkout, lambda content: content.update(gpus=16), name)
+    with pytest.raises(InputError, match="unknown key 'simulated.gpus'"):
+        load_cluster("simulated-h200")
+
+
+def test_a_copied_profile_must_carry_its_own_name(checkout):
+    folder = checkout / "recipes" / "clusters"
+    (folder / "mine.yaml").write_text((folder / "simulated-h200.yaml").read_text())
+    with pytest.raises(InputError, match="expected name: mine"):
+        load_cluster("mine")
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVAB_ROOT", str(tmp_path))
+    with pytest.raises(InputError, match="expected a checkout"):
+        root()

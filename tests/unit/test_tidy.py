@@ -1,0 +1,105 @@
+"""Simulator records -> the requests table."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kvab import tidy
+from kvab.errors import DependencyError, InputError
+from kvab.simulate import sent_ms
+from kvab.trace import burst_order, read_trace
+
+
+@pytest.fixture
+def trace(small_trace):
+    return read_trace(small_trace)
+
+
+def records(trace, order, at_ms):
+    """Records as the simulator gives them: no row id, in another order."""
+    made = [
+        {
+            "arrival_time_ms": at,
+            "input_length": int(trace.input_tokens[row]),
+            "requested_output_length": int(trace.output_tokens[row]),
+            "output_length": int(trace.output_tokens[row]),
+            "ttft_ms": 100.0 + row,
+            "e2e_latency_ms": 100.0 + row + 10.0 * (int(trace.output_tokens[row]) - 1),
+            "reused_input_tokens": 64,
+            "prefill_worker_idx": None,
+            "decode_worker_idx": int(row) % 8,
+            "terminal_status": "completed",
+        }
+        for row, at in zip(order, at_ms, strict=True)
+    ]
+    return made[::-1]
+
+
+def tidied(trace, seed=0, spoil=lambda made: None):
+    order = burst_order(trace.timestamp_ms, seed)
+    at_ms = sent_ms(trace, order)
+    made = records(trace, order, at_ms)
+    spoil(made)
+    return tidy.from_simulator(made, trace, order, at_ms)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_every_record_finds_its_row(trace, seed):
+    table = tidied(trace, seed)
+    assert (table["row"] == np.arange(len(trace))).all()
+    assert (table["ttft_ms"] == 100.0 + table["row"]).all()
+    assert (table["arrival_ms"] == trace.arrival_ms).all()
+
+
+def test_itl_is_the_mean_gap_and_undefined_for_one_token(trace):
+    table = tidied(trace)
+    one = table["output_tokens"] == 1
+    assert one.sum() == 1
+    assert table.loc[one, "itl_ms"].isna().all()
+    np.testing.assert_allclose(table.loc[~one, "itl_ms"], 10.0)
+
+
+def test_an_aggregated_worker_is_both_workers(trace):
+    table = tidied(trace)
+    assert (table["prefill_worker"] == table["decode_worker"]).all()
+
+
+def test_a_lost_record_is_a_row_with_an_error(trace):
+    table = tidied(trace, spoil=lambda made: made.pop())
+    assert len(table) == len(trace)
+    (error,) = table["error"].dropna()
+    assert "lost" in error
+
+
+def test_a_request_that_failed_keeps_no_latency(trace):
+    table = tidied(trace, spoil=lambda made: made[0].update(terminal_status="rejected"))
+    failed = table[table["error"].notna()]
+    assert failed["error"].tolist() == ["rejected"]
+    assert failed[["ttft_ms", "itl_ms", "latency_ms"]].isna().all(axis=None)
+
+
+def test_a_record_that_fits_no_row_is_an_error(trace):
+    with pytest.raises(DependencyError, match="only 39 are a row"):
+        tidied(trace, spoil=lambda made: made[0].update(arrival_time_ms=1e9))
+
+
+def test_a_record_of_another_prompt_is_an_error(trace):
+    with pytest.raises(DependencyError, match="only 39 are a row"):
+        tidied(trace, spoil=lambda made: made[0].update(input_length=1))
+
+
+def test_rows_alike_within_a_burst_are_sent_apart_and_all_others_together(trace):
+    alike = dataclasses.replace(
+        trace,
+        input_tokens=np.full_like(trace.input_tokens, 9),
+        output_tokens=np.full_like(trace.output_tokens, 9),
+    )
+    order = burst_order(trace.timestamp_ms, 3)
+    assert len(np.unique(sent_ms(alike, order))) == len(trace)
+    assert (sent_ms(trace, order) == trace.arrival_ms[order]).all()
+
+
+def test_a_table_without_a_column_is_refused(trace):
+    with pytest.raises(InputError, match="none named itl_ms"):
+        tidy.check(tidied(trace).drop(columns="itl_ms"), "here")
