@@ -145,21 +145,22 @@ def worker_balance(evidence: Evidence) -> str:
     label = evidence.arms[most["configuration"]].label
     return (
         f"The busiest worker carries {percent(most['relative'], 0)} of an even share ({label}, "
-        f"{most['work']}). Each point is one worker: prompt tokens that it had to compute and "
-        "answer tokens that it made, relative to the mean of the workers that do this work."
+        f"{most['work']}). Each point is one worker in one repeat: prompt tokens that it had to "
+        "compute and answer tokens that it made, relative to the mean of the workers that do "
+        "this work."
     )
 
 
 def effects_by_group(groups: pd.DataFrame) -> str:
     """Return the caption of the groups figure."""
-    most = groups.loc[groups["good_share_difference"].idxmax()]
-    least = groups.loc[groups["good_share_difference"].idxmin()]
+    most = groups.loc[groups["ttft_ms_faster_share"].idxmax()]
+    least = groups.loc[groups["ttft_ms_faster_share"].idxmin()]
     return (
-        f"The good share changes most for {most['by']} {most['group']} "
-        f"({signed(100 * most['good_share_difference'], 1)} points) and least for {least['by']} "
-        f"{least['group']} ({signed(100 * least['good_share_difference'], 1)}). Mean paired "
-        "difference of TTFT and of the good share by terciles of prompt length and of the prompt "
-        "tokens that an earlier request had brought; 95 % workload intervals."
+        f"{percent(most['ttft_ms_faster_share'], 0)} of requests with {most['by']} of "
+        f"{most['group']} get their first token sooner, with {least['by']} of {least['group']} "
+        f"only {percent(least['ttft_ms_faster_share'], 0)}. Mean paired difference of TTFT and of "
+        "the good share with 95 % workload intervals, and share of pairs with a lower TTFT, by "
+        "terciles of prompt length and of the prompt tokens that an earlier request had brought."
     )
 
 

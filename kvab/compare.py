@@ -150,7 +150,7 @@ def compare(
     judged = {key: difference(arms[key]).map(lambda x, k=at[key]: x[..., k]) for key in arms}
     baselines = {key: arms[key].value[0, at[key]] for key in arms}
     basis = verdicts(judged, baselines, margins or {})
-    by_pair = {key: _by_pair(pairs, paired[key], design) for key in LATENCIES}
+    by_pair = {key: paired_statistics(pairs, paired[key], design) for key in LATENCIES}
     detectable = design.critical() + design.critical(POWER)
     return Comparison(
         pairs=len(pairs),
@@ -169,7 +169,8 @@ def compare(
     )
 
 
-def _by_pair(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -> dict[str, Any]:
+def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -> dict[str, Any]:
+    """Return share faster, Hodges-Lehmann and median of one metric's paired differences."""
     unknown = np.isnan(paired)
     faster = sample(pairs, np.where(unknown, np.nan, paired < 0))
     apart = sample(pairs, paired)

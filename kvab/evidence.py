@@ -5,21 +5,25 @@ Input: a folder of runs. Output: one object that a notebook loads and passes on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from kvab import metrics, runs, summaries
-from kvab.attribution import Attribution, attribute
-from kvab.compare import Comparison, compare
-from kvab.effects import quantile_differences
+from kvab.declare import digest
 from kvab.errors import InputError
 from kvab.metrics import LATENCIES
-from kvab.pairing import pair
+from kvab.results import Result, remember, source_digest
 from kvab.study import Arm, Study, load_study, root
 from kvab.workload import Workload, load_workload
+
+if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
+    from kvab.attribution import Attribution
+    from kvab.compare import Comparison
 
 
 @dataclass(frozen=True)
@@ -101,37 +105,68 @@ class Evidence:
     @cached_property
     def comparison(self) -> Comparison:
         """The comparison against the baseline, with intervals and verdicts."""
-        margins = self.study.margins
-        return compare(*self._both(), self.study.slo, margins=margins, **self._settings())
+
+        def compute() -> Comparison:
+            from kvab.compare import compare
+
+            margins = self.study.margins
+            return compare(*self._both(), self.study.slo, margins=margins, **self._settings())
+
+        return self._remember("comparison", compute)
 
     @cached_property
     def attribution(self) -> Attribution:
         """Main effects of routing and of the split, and their interaction."""
-        cells = {
-            (arm.factors.split, arm.factors.routing): self.tables(name)
-            for name, arm in self.study.configurations.items()
-        }
-        return attribute(cells, self.study.slo, **self._settings())
+
+        def compute() -> Attribution:
+            from kvab.attribution import attribute
+
+            cells = {
+                (arm.factors.split, arm.factors.routing): self.tables(name)
+                for name, arm in self.study.configurations.items()
+            }
+            return attribute(cells, self.study.slo, **self._settings())
+
+        return self._remember("attribution", compute)
 
     @cached_property
     def good_shares(self) -> pd.DataFrame:
-        """Good share of each configuration, see `kvab.summaries.good_shares`."""
-        return summaries.good_shares(self._all(), self.study.slo, **self._settings())
+        """Good share of each configuration, see `kvab.intervals.good_shares`."""
+
+        def compute() -> pd.DataFrame:
+            from kvab.intervals import good_shares
+
+            return good_shares(self._all(), self.study.slo, **self._settings())
+
+        return self._remember("good-shares", compute)
 
     @cached_property
     def quantile_differences(self) -> dict[str, pd.DataFrame]:
         """Difference at every quantile of each latency, see `kvab.effects`."""
-        pairs, block = pair(*self._both()), self.comparison.method["block_bursts"]
-        return {
-            key: quantile_differences(pairs, key, block_bursts=block, **self._settings())
-            for key in LATENCIES
-        }
+
+        def compute() -> dict[str, pd.DataFrame]:
+            from kvab.effects import quantile_differences
+            from kvab.pairing import pair
+
+            pairs, block = pair(*self._both()), self.comparison.method["block_bursts"]
+            return {
+                key: quantile_differences(pairs, key, block_bursts=block, **self._settings())
+                for key in LATENCIES
+            }
+
+        return self._remember("quantile-differences", compute)
 
     @cached_property
     def groups(self) -> pd.DataFrame:
-        """Effect within thirds of the requests, see `kvab.summaries.groups`."""
-        both, workload = self._both(), self.workload.table
-        return summaries.groups(*both, workload, self.study.slo, **self._settings())
+        """Effect within thirds of the requests, see `kvab.intervals.groups`."""
+
+        def compute() -> pd.DataFrame:
+            from kvab.intervals import groups
+
+            both, workload = self._both(), self.workload.table
+            return groups(*both, workload, self.study.slo, **self._settings())
+
+        return self._remember("groups", compute)
 
     @cached_property
     def minutes(self) -> pd.DataFrame:
@@ -147,6 +182,17 @@ class Evidence:
     def cells(self) -> pd.DataFrame:
         """The four cells of the 2x2, see `kvab.summaries.cells`."""
         return summaries.cells(self._all(), self.arms, self.study.slo)
+
+    def compute(self) -> None:
+        """Compute what takes seconds, so that the pages find it in the cache."""
+        _ = self.comparison, self.good_shares, self.quantile_differences, self.groups
+        if len(self.runs) == len(self.study.configurations):
+            _ = self.attribution
+
+    def _remember(self, name: str, compute: Callable[[], Result]) -> Result:
+        parts = [source_digest(), self.study.digest, self.manifest.trace.sha256]
+        parts += [run.manifest.files["requests.parquet"] for f in self.runs.values() for run in f]
+        return remember(digest(parts), name, compute)
 
     def _both(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
         return self.tables(self.study.baseline), self.tables(self.study.comparison)

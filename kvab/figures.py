@@ -5,7 +5,6 @@ Input: the evidence. Output: panels that a notebook shows; nothing else draws.
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from kvab.evidence import Evidence
 from kvab.study import Arm
 from kvab.theme import (
     COMPARISON,
+    PLAIN,
     STYLES,
     WIDTH_IN,
     Drawing,
@@ -29,7 +29,7 @@ from kvab.theme import (
 @drawn("index-good-shares")
 def good_shares(evidence: Evidence) -> Drawing:
     """Share of good requests of each configuration: every repeat a point, with its interval."""
-    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 2.2))
+    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 1.75))
     styles, names = arm_styles(evidence.arms), list(evidence.arms)
     table = evidence.good_shares
     for place, name in enumerate(reversed(names)):
@@ -150,7 +150,7 @@ def quantile_differences(evidence: Evidence) -> Drawing:
         place.plot(percent, curve["difference"], color=COMPARISON)
         place.set(xlabel="percentile", ylabel=f"{metric.short} difference [ms]")
         place.set_yscale("symlog", linthresh=_linear_until_ms(curve["difference"]))
-        place.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+        place.yaxis.set_major_formatter(PLAIN)
     alt = "Difference of each quantile between comparison and baseline, with a band. " + (
         captions.quantiles_alt(curves)
     )
@@ -167,7 +167,7 @@ def _linear_until_ms(difference: pd.Series) -> float:
 @drawn("outcome-over-time")
 def over_time(evidence: Evidence) -> Drawing:
     """Good share and median TTFT minute by minute for the two main configurations."""
-    figure, axes = plt.subplots(2, 1, figsize=(WIDTH_IN, 3.8), sharex=True)
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH_IN, 4.2), sharex=True)
     arms = _both(evidence)
     for name, style in arm_styles(arms).items():
         rows = evidence.minutes.loc[name]
@@ -176,8 +176,12 @@ def over_time(evidence: Evidence) -> Drawing:
         axes[1].plot(rows["ttft_ms"], **look)
     axes[0].set(ylabel="good requests [%]", ylim=(0, 102))
     axes[1].axhline(evidence.study.slo.ttft_ms, color="#333333", linewidth=0.9)
-    axes[1].set(ylabel="median TTFT [ms, log scale]", xlabel="minute of the trace", yscale="log")
-    axes[1].yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axes[1].set(ylabel="median TTFT\n[ms, log scale]", xlabel="minute of the trace", yscale="log")
+    axes[1].yaxis.set_major_formatter(PLAIN)
+    axes[1].yaxis.set_minor_formatter(PLAIN)
+    axes[1].annotate(
+        "SLO", (0, evidence.study.slo.ttft_ms), (2, -9), textcoords="offset points", fontsize=7
+    )
     legend_below(figure, axes[0])
     alt = "Lines by minute: " + captions.over_time(evidence)
     return figure, captions.over_time(evidence), alt
@@ -186,43 +190,50 @@ def over_time(evidence: Evidence) -> Drawing:
 @drawn("outcome-workers")
 def worker_balance(evidence: Evidence) -> Drawing:
     """Prompt tokens computed and answer tokens made by each worker, relative to an even share."""
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.8), sharey=True)
-    table = evidence.worker_balance
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), sharey=True)
+    table, names = evidence.worker_balance, list(evidence.arms)
     styles = arm_styles(evidence.arms)
+    reach = 130 * (table["relative"] - 1).abs().max()
     for place, (work, rows) in zip(axes, table.groupby("work", sort=False), strict=True):
-        for at, (name, arm) in enumerate(evidence.arms.items()):
-            values = rows.loc[rows["configuration"] == name, "relative"]
-            place.plot(
-                np.full(len(values), at), 100 * values, linestyle="",
-                marker=styles[name]["marker"], color=styles[name]["color"], label=arm.label,
-            )  # fmt: skip
-        place.axhline(100, color="#333333", linewidth=0.9)
+        for at, name in enumerate(names):
+            of_arm = rows[rows["configuration"] == name]
+            spread = (of_arm["worker"].rank(method="dense") - 1) / of_arm["worker"].nunique() - 0.5
+            look = {"marker": styles[name]["marker"], "color": styles[name]["color"]}
+            place.scatter(at + 0.6 * spread.astype(float), 100 * of_arm["relative"], s=14, **look)
+        place.axhline(100, color="#333333", linewidth=0.9, zorder=0)
         place.set_title(str(work))
-        place.set_xticks(range(len(evidence.arms)), [arm.short for arm in evidence.arms.values()])
-        place.set_xlim(-0.5, len(evidence.arms) - 0.5)
-    axes[0].set(ylabel="load of a worker\n[% of an even share]", ylim=(0, None))
-    legend_below(figure, axes[0])
-    alt = "One point a worker: " + captions.worker_balance(evidence)
+        labels = [evidence.arms[name].label.replace(", ", ",\n") for name in names]
+        place.set_xticks(range(len(names)), labels, fontsize=7)
+        place.set_xlim(-0.5, len(names) - 0.5)
+    axes[0].set(ylabel="load of a worker\n[% of an even share]", ylim=(100 - reach, 100 + reach))
+    alt = "One point a worker and repeat: " + captions.worker_balance(evidence)
     return figure, captions.worker_balance(evidence), alt
 
 
 @drawn("outcome-groups")
 def effects_by_group(evidence: Evidence) -> Drawing:
-    """Mean difference of TTFT and of the good share within groups of requests."""
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.9), sharey=True)
+    """Difference of mean TTFT and of good share within groups, and the share that is faster."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.7), sharey=True)
     rows = evidence.groups.iloc[::-1]
-    labels = [f"{row.by}: {row.group}" for row in rows.itertuples()]
-    for place, (key, factor, unit) in zip(
-        axes, (("ttft_ms", 1, "ms"), ("good_share", 100, "points")), strict=True
-    ):
-        parts = rows[[f"{key}_difference", f"{key}_ci_low", f"{key}_ci_high"]].to_numpy() * factor
+    at = range(len(rows))
+    shown = (
+        ("ttft_ms", 1, "mean TTFT\ndifference [ms]"),
+        ("good_share", 100, "good share\n[points]"),
+    )
+    for place, (key, factor, label) in zip(axes, shown, strict=False):
+        value, low, high = (
+            factor * rows[f"{key}_{part}"] for part in ("difference", "ci_low", "ci_high")
+        )
         place.axvline(0, color="#333333", linewidth=0.9)
-        place.hlines(range(len(rows)), parts[:, 1], parts[:, 2], color=COMPARISON, linewidth=1.5)
-        place.plot(parts[:, 0], range(len(rows)), "s", color=COMPARISON)
-        name = metrics.METRICS[key].short if key == "ttft_ms" else "good share"
-        place.set_xlabel(f"difference of {'mean ' if key == 'ttft_ms' else ''}{name} [{unit}]")
+        place.hlines(at, low, high, color=COMPARISON, linewidth=1.5)
+        place.plot(value, at, "s", color=COMPARISON)
+        place.set_xlabel(label)
+    axes[2].axvline(50, color="#333333", linewidth=0.9)
+    axes[2].plot(100 * rows["ttft_ms_faster_share"], at, "s", color=COMPARISON)
+    axes[2].set(xlabel="faster first token\n[% of requests]", xlim=(0, 100))
+    for place in axes:
         place.grid(axis="x")
-    axes[0].set_yticks(range(len(rows)), labels)
+    axes[0].set_yticks(at, [f"{row.by}: {row.group}" for row in rows.itertuples()], fontsize=7)
     alt = "Differences with intervals by group: " + captions.effects_by_group(evidence.groups)
     return figure, captions.effects_by_group(evidence.groups), alt
 
@@ -244,7 +255,7 @@ def interaction(evidence: Evidence) -> Drawing:
     axes[0].set_ylim(0, 100)
     axes[1].set_ylim(0, None)
     axes[2].set_yscale("log")
-    axes[2].yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axes[2].yaxis.set_major_formatter(PLAIN)
     legend_below(figure, axes[0])
     alt = "Lines from round-robin to KV router for each split. " + captions.interaction(evidence)
     return figure, captions.interaction(evidence), alt

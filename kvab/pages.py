@@ -63,6 +63,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
                 kernel_name="python3",
                 cwd=str(root()),
                 progress_bar=False,
+                extra_arguments=["--log-level=ERROR"],
             )
         except papermill.PapermillExecutionError as error:
             _raise_cause(error, target)
@@ -80,15 +81,17 @@ def _raise_cause(error: Any, target: Path) -> None:
 
 
 def _tidy_notebook(path: Path) -> None:
-    """Collapse the injected parameters, hide plumbing, drop the error banner's place."""
+    """Collapse the injected parameters, or remove them where the source removes its own."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
+    removed = False
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
-            cell.metadata.tags = [*tags, "hide-input"]
+            cell.metadata.tags = [*tags, "remove-cell" if removed else "hide-input"]
         elif "parameters" in tags:
+            removed = "remove-cell" in tags
             cell.metadata.tags = [*tags, "remove-cell"]
     nbformat.write(notebook, path)
 
@@ -154,8 +157,8 @@ def _sphinx(source: Path, out: Path) -> Path:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     folders = ["-d", str(out / "doctrees"), str(source), str(out / "html")]
     commands = [
-        [sys.executable, "-m", "jupyter_book.cli.main", "config", "sphinx", str(source)],
-        [sys.executable, "-m", "sphinx", *"-b html -W --keep-going -q -j auto".split(), *folders],
+        [str(Path(sys.executable).with_name("jupyter-book")), "config", "sphinx", str(source)],
+        [sys.executable, "-m", "sphinx", *"-b html -W --keep-going -q".split(), *folders],
     ]
     for command in commands:
         result = subprocess.run(command, capture_output=True, text=True, env=environment)

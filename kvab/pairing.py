@@ -163,7 +163,7 @@ def plan(
     pairs : DataFrame
         As `join` returns it.
     paired : iterable of ndarray
-        Paired differences along its rows; the block length suits all of them.
+        Paired differences along its rows; the block length suits the size and the sign of all.
     block : int, optional
         Block length in bursts instead of the estimated one.
     **settings
@@ -171,7 +171,8 @@ def plan(
     """
     bursts = int(pairs["burst"].max()) + 1
     if block is None:
-        block = block_bursts(np.column_stack([sample(pairs, each).influences() for each in paired]))
+        series = [part for each in paired for part in (each, np.sign(each))]
+        block = block_bursts(np.column_stack([sample(pairs, s).influences() for s in series]))
     if not 1 <= block <= bursts:
         raise InputError(f"block_bursts: expected 1 to {bursts} (the bursts), got {block}")
     return Design(bursts, int(block), **settings)

@@ -6,6 +6,7 @@ Input: a folder of runs. Output: ``book/published/``, of the same shape, 3 MB at
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from kvab import runs
@@ -37,22 +38,30 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
     partial = [run.path for run in read if run.manifest.status != "complete"]
     if partial:
         raise InputError(f"{partial[0]}: not complete; rerun it before publishing")
-    shutil.rmtree(target / cluster, ignore_errors=True)
-    paths = []
-    for run in read:
-        times = run.requests.select_dtypes("float64").round(ROUNDED_MS)
-        files = {
-            f"manifests/{path.name}": path.read_bytes()
-            for path in sorted((run.path / "manifests").iterdir())
-        }
-        files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times))
-        fields = run.manifest.model_dump(by_alias=True, exclude={"files"})
-        paths.append(runs.write_run(target / run.path.relative_to(source), fields, files))
     workload = workload_path(source, read[0].manifest.trace.sha256)
-    (target / "workloads").mkdir(parents=True, exist_ok=True)
-    for path in (workload, workload.with_suffix(".json")):
-        shutil.copyfile(path, target / "workloads" / path.name)
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    if size > LIMIT_BYTES:
-        raise InputError(f"{target}: {size:,} bytes, at most {LIMIT_BYTES:,} are published")
-    return paths
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".publish-", dir=target.parent) as name:
+        beside = Path(name)
+        for run in read:
+            _copy(run, beside / run.path.relative_to(source))
+        (beside / "workloads").mkdir()
+        for path in (workload, workload.with_suffix(".json")):
+            shutil.copyfile(path, beside / "workloads" / path.name)
+        size = sum(path.stat().st_size for path in beside.rglob("*") if path.is_file())
+        if size > LIMIT_BYTES:
+            raise InputError(f"{target}: {size:,} bytes, at most {LIMIT_BYTES:,} are published")
+        for part in (cluster, "workloads"):
+            shutil.rmtree(target / part, ignore_errors=True)
+            (target / part).parent.mkdir(parents=True, exist_ok=True)
+            (beside / part).rename(target / part)
+    return runs.find_runs(target.parent, declared, cluster)
+
+
+def _copy(run: runs.Run, to: Path) -> None:
+    times = run.requests.select_dtypes("float64").round(ROUNDED_MS)
+    files = {
+        f"manifests/{path.name}": path.read_bytes()
+        for path in sorted((run.path / "manifests").iterdir())
+    }
+    files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times))
+    runs.write_run(to, run.manifest.model_dump(by_alias=True, exclude={"files"}), files)

@@ -62,6 +62,7 @@ class Arm(Declared):
 
     path: str
     label: str
+    phrase: str
     short: str
     role: Literal["baseline", "comparison", "ablation"]
     factors: Factors

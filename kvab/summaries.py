@@ -11,34 +11,9 @@ import numpy as np
 import pandas as pd
 
 from kvab import metrics
-from kvab.bootstrap import mean, replicate
-from kvab.effects import effect_by_group, terciles
-from kvab.pairing import join, pair, plan, sample, values
 from kvab.study import Arm, Slo
 
 Tables = Mapping[str, Sequence[pd.DataFrame]]
-
-
-def good_shares(tables: Tables, slo: Slo, **settings: float | int) -> pd.DataFrame:
-    """Return the share of good requests of each configuration.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by configuration: ``share`` over the repeats, ``low`` and ``high`` of its workload
-        interval (NaN where there are too few blocks), ``repeats`` the share of each repeat.
-    """
-    rows = {}
-    for name, repeats in tables.items():
-        rows_of_arm = join({name: repeats})
-        good = values(rows_of_arm, name, slo)["good_share"]
-        design = plan(rows_of_arm, [good], **settings)
-        each = sample(rows_of_arm, good)
-        found = replicate(design, lambda weights, of=each: mean(of, weights))
-        low, high = np.clip([float(end) for end in found.interval], 0, 1)
-        shares = [float(metrics.good(table, slo).mean()) for table in repeats]
-        rows[name] = {"share": float(good.mean()), "low": low, "high": high, "repeats": shares}
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def minutes(requests: pd.DataFrame) -> pd.DataFrame:
@@ -61,7 +36,7 @@ def worker_balance(requests: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         Columns ``work`` (prompt tokens computed, answer tokens made), ``configuration``,
-        ``worker`` and ``relative`` (1 is an even share), over all repeats.
+        ``repeat``, ``worker`` and ``relative`` (1 is an even share).
     """
     computed = requests["input_tokens"] - requests["cached_tokens"].fillna(0)
     parts = []
@@ -69,9 +44,11 @@ def worker_balance(requests: pd.DataFrame) -> pd.DataFrame:
         ("prompt tokens computed", "prefill_worker", computed.astype(float)),
         ("answer tokens made", "decode_worker", requests["output_tokens"].astype(float)),
     ):
-        totals = amount.groupby([requests["configuration"], requests[worker]]).sum()
-        relative = totals / totals.groupby(level=0).transform("mean")
-        part = relative.rename("relative").rename_axis(["configuration", "worker"]).reset_index()
+        totals = amount.groupby(
+            [requests["configuration"], requests["repeat"], requests[worker].rename("worker")]
+        ).sum()
+        relative = totals / totals.groupby(level=[0, 1]).transform("mean")
+        part = relative.rename("relative").reset_index()
         parts.append(part.assign(work=work))
     return pd.concat(parts, ignore_index=True)
 
@@ -94,27 +71,3 @@ def cells(tables: Tables, arms: Mapping[str, Arm], slo: Slo) -> pd.DataFrame:
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.rename_axis(["split", "routing"])
-
-
-def groups(
-    baseline: Sequence[pd.DataFrame],
-    comparison: Sequence[pd.DataFrame],
-    workload: pd.DataFrame,
-    slo: Slo,
-    **settings: float | int,
-) -> pd.DataFrame:
-    """Return the effect within thirds of the requests, by prompt length and by reusable prefix.
-
-    Returns
-    -------
-    DataFrame
-        ``by`` (what the thirds are of) and the columns of `kvab.effects.effect_by_group`.
-    """
-    pairs = pair(baseline, comparison)
-    rows = workload.set_index("row").loc[np.unique(pairs["row"])]
-    parts = []
-    for by, column in (("prompt", "input_tokens"), ("reusable prefix", "reusable_tokens")):
-        thirds = terciles(rows[column], "tokens")
-        effect = effect_by_group(pairs, thirds, slo, **settings)
-        parts.append(effect.astype({"group": str}).assign(by=by))
-    return pd.concat(parts, ignore_index=True)

@@ -17,12 +17,14 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from kvab import captions
 from kvab.evidence import Evidence
 from kvab.study import Arm
 
 WIDTH_IN = 7.4
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 Drawing = tuple[Figure, str, str]
 BASELINE, COMPARISON, GREY = "#0072B2", "#D55E00", "#767676"
 STYLES = {
@@ -109,7 +111,7 @@ def drawn(key: str) -> Callable[[Callable[[Evidence], Drawing]], Callable[[Evide
 def log_ms(axes: Axes, label: str) -> None:
     """Make the x axis logarithmic, in milliseconds, with plain numbers."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(PLAIN)
     axes.set_xlabel(f"{label} [ms, log scale]")
 
 

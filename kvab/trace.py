@@ -10,8 +10,8 @@ import json
 import logging
 import math
 import os
-import tempfile
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 log = logging.getLogger("kvab")
 
 
-class Source(Protocol):
+class Declaration(Protocol):
     """What a study declares of its trace."""
 
     name: str
@@ -65,6 +65,7 @@ class Trace:
     hash_ids: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self.timestamp_ms)
 
     @cached_property
@@ -74,11 +75,7 @@ class Trace:
 
 
 def read_trace(
-    path: str | Path,
-    *,
-    name: str | None = None,
-    block_tokens: int = 512,
-    sha256: str | None = None,
+    path: str | Path, *, name: str | None = None, block_tokens: int = 512, sha256: str | None = None
 ) -> Trace:
     """Return a trace after checking every row of its file.
 
@@ -98,34 +95,13 @@ def read_trace(
     InputError
         If the file cannot be read, has another digest or holds a wrong row; the line is named.
     """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: expected a trace of JSON lines, got {error.strerror}; check the name, or "
-            "run `kvab trace fetch`"
-        ) from None
-    got = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and got != sha256:
-        raise InputError(
-            f"{path}: expected sha256 {sha256[:16]}…, got {got[:16]}…; fetch it again, or name it "
-            "with --trace to replay another trace on purpose"
-        )
-    if not content.strip():
-        raise InputError(f"{path}: expected a request a line, got an empty file; fetch it again")
-    rows = []
-    last_ms = 0.0
-    for number, line in enumerate(content.splitlines(), start=1):
-        row = _checked_row(f"{path}:{number}", line, block_tokens, last_ms)
-        last_ms = row["timestamp"]
-        rows.append(row)
+    rows, digest = _checked_rows(path := Path(path), block_tokens, sha256)
     return Trace(
         name=name or path.stem,
         path=path,
-        sha256=got,
+        sha256=digest,
         block_tokens=block_tokens,
-        synthetic=bool(rows[0].get("synthetic")),
+        synthetic=any(row.get("synthetic") is True for row in rows),
         timestamp_ms=np.array([row["timestamp"] for row in rows], dtype="float64"),
         input_tokens=np.array([row["input_length"] for row in rows], dtype="int32"),
         output_tokens=np.array([row["output_length"] for row in rows], dtype="int32"),
@@ -133,42 +109,71 @@ def read_trace(
     )
 
 
-def _checked_row(where: str, line: bytes, block_tokens: int, last_ms: float) -> dict[str, Any]:
-    """Return one row, or raise with its line number what is wrong and how to mend it."""
+def _checked_rows(
+    path: Path, block_tokens: int, sha256: str | None
+) -> tuple[list[dict[str, Any]], str]:
+    """Return every row, and the sha256 of the file they came from."""
+    rows: list[dict[str, Any]] = []
+    last_ms = 0.0
+    mend = "check the name, or run `kvab trace fetch`"
     try:
-        row = json.loads(line)
-    except ValueError:
-        raise InputError(
-            f"{where}: expected one JSON object, got {line[:40]!r}; is the file truncated? "
-            "fetch it again"
-        ) from None
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected one JSON object, got {line[:40]!r}; mend the line")
-    missing = [field for field in FIELDS if field not in row]
-    if missing:
-        raise InputError(f"{where}: expected the field {missing[0]}, got {sorted(row)}; add it")
-    at_ms = row["timestamp"]
-    if type(at_ms) not in (int, float) or not math.isfinite(at_ms) or at_ms < 0:
-        raise InputError(f"{where}: expected a timestamp of 0 ms or more, got {at_ms!r}; mend it")
-    if at_ms < last_ms:
-        raise InputError(
-            f"{where}: expected timestamps that never fall, got {at_ms} after {last_ms}; sort it"
-        )
-    for field in ("input_length", "output_length"):
-        if type(row[field]) is not int or not 1 <= row[field] < 2**31:
-            raise InputError(
-                f"{where}: expected {field} of 1 token or more, got {row[field]!r}; mend it"
-            )
-    ids = row["hash_ids"]
-    if not isinstance(ids, list) or any(type(i) is not int or i < 0 for i in ids):
-        raise InputError(f"{where}: expected hash_ids as a list of whole numbers, got {ids!r:.60}")
-    needed = math.ceil(row["input_length"] / block_tokens)
-    if len(ids) != needed:
-        raise InputError(
-            f"{where}: expected {needed} hash_ids to cover {row['input_length']} tokens in blocks "
-            f"of {block_tokens}, got {len(ids)}; mend the row or the block size"
-        )
+        found = "a folder" if path.is_dir() else "nothing of that name"
+        _expect(path.is_file(), path, "a file of JSON lines", found, mend)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            mend = "fetch it again, or name it with --trace to replay another trace on purpose"
+            _expect(sha256 in (None, digest), path, f"sha256 {sha256}", digest, mend)
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                where = f"{path}:{number}"
+                row = _parsed(where, line)
+                _check(where, row, last_ms, block_tokens)
+                last_ms = row["timestamp"]
+                rows.append(row)
+    except OSError as error:
+        _expect(False, path, "a file that can be read", error.strerror, "mend its rights")
+    _expect(bool(rows), path, "a request a line", "an empty file", "fetch it again")
+    return rows, digest
+
+
+def _parsed(where: str, line: bytes) -> dict[str, Any]:
+    """Return the JSON object of a line that has all fields."""
+    start = line.strip()[:40]
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        _expect(False, where, "UTF-8 text", start, "convert the file to UTF-8")
+    except (ValueError, RecursionError):
+        whole = line.endswith(b"\n")
+        mend = "mend the line" if whole else "the file is truncated: fetch it again"
+        _expect(False, where, "one JSON object", start, mend)
+    _expect(isinstance(row, dict), where, "one JSON object", start, "mend the line")
+    for field in FIELDS:
+        _expect(field in row, where, f"the field {field}", sorted(row), "add it")
     return row
+
+
+def _check(where: str, row: dict[str, Any], last_ms: float, block_tokens: int) -> None:
+    at_ms, ids = row["timestamp"], row["hash_ids"]
+    right = type(at_ms) in (int, float) and 0 <= at_ms < 2**53
+    _expect(right, where, "a timestamp of 0 ms or more", at_ms, "mend it")
+    expected = f"a timestamp that does not fall below the {last_ms} before it"
+    _expect(at_ms >= last_ms, where, expected, at_ms, "sort the rows by timestamp")
+    for field in ("input_length", "output_length"):
+        tokens = row[field]
+        whole = type(tokens) is int or (type(tokens) is float and tokens.is_integer())
+        right = whole and 1 <= tokens < 2**31
+        _expect(right, where, f"{field} of 1 token or more, a whole number", tokens, "mend it")
+    right = isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**63 for i in ids)
+    _expect(right, where, "hash_ids as a list of whole numbers of 0 or more", ids, "mend them")
+    needed = math.ceil(row["input_length"] / block_tokens)
+    expected = f"{needed} hash_ids ({row['input_length']} tokens in blocks of {block_tokens})"
+    _expect(len(ids) == needed, where, expected, len(ids), "mend the row or the block size")
+
+
+def _expect(right: bool, where: str | Path, expected: str, got: object, mend: str) -> None:
+    if not right:
+        raise InputError(f"{where}: expected {expected}, got {got!r:.80}; {mend}")
 
 
 def cache_folder() -> Path:
@@ -177,7 +182,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("KVAB_CACHE") or Path(base) / "kvab")
 
 
-def find_trace(source: Source, path: Path | None = None) -> Trace:
+def find_trace(declaration: Declaration, path: Path | None = None) -> Trace:
     """Return the workload of a study, or a made-up one where it cannot be had.
 
     Looked for in this order: ``path`` (another trace on purpose), ``KVAB_TRACE``, the cache, a
@@ -188,55 +193,46 @@ def find_trace(source: Source, path: Path | None = None) -> Trace:
     InputError
         If a named file is wrong.
     """
+    block_tokens = declaration.block_tokens
     if path is not None:
-        trace = read_trace(path, block_tokens=source.block_tokens)
-        if trace.sha256 != source.sha256:
-            return trace
-        return read_trace(path, name=source.name, block_tokens=source.block_tokens)
+        trace = read_trace(path, block_tokens=block_tokens)
+        declared = trace.sha256 == declaration.sha256
+        return replace(trace, name=declaration.name) if declared else trace
     named = os.environ.get("KVAB_TRACE")
-    cached = cache_folder() / f"{source.sha256[:16]}.jsonl"
-    place = Path(named) if named else cached
-    if not named and not cached.exists():
-        try:
-            place = fetch_trace(source, cached)
-        except DependencyError as error:
-            log.warning("%s; replaying a made-up workload instead: SYNTHETIC WORKLOAD", error)
-            return _made_up(source)
-    return read_trace(
-        place, name=source.name, block_tokens=source.block_tokens, sha256=source.sha256
-    )
-
-
-def _made_up(source: Source) -> Trace:
-    from kvab.synthesize import SEED, write_synthetic
-
-    path = cache_folder() / f"synthetic-{source.rows}-{SEED}.jsonl"
     try:
-        if not path.exists():
-            write_synthetic(path, rows=source.rows, seed=SEED)
-    except OSError:
-        path = Path(tempfile.mkdtemp(prefix="kvab-")) / path.name
-        write_synthetic(path, rows=source.rows, seed=SEED)
+        place = Path(named) if named else fetch_trace(declaration)
+    except (DependencyError, OSError) as error:
+        from kvab.synthesize import made_up
+
+        log.warning("%s; replaying a made-up workload instead: SYNTHETIC WORKLOAD", error)
+        path, name = made_up(declaration.rows, block_tokens, cache_folder())
+        return read_trace(path, name=name, block_tokens=block_tokens)
     return read_trace(
-        path, name=f"SYNTHETIC WORKLOAD (seed {SEED})", block_tokens=source.block_tokens
+        place, name=declaration.name, block_tokens=block_tokens, sha256=declaration.sha256
     )
 
 
-def fetch_trace(source: Source, destination: Path | None = None) -> Path:
+def fetch_trace(declaration: Declaration, destination: Path | None = None) -> Path:
     """Download a study's trace, check its sha256, rename it in and return its path.
+
+    A right file already there is kept; a wrong one in the cache is replaced.
 
     Raises
     ------
     DependencyError
         If it cannot be reached after three tries, or is not the declared file.
+    InputError
+        If another file lies at ``destination``.
     """
     from kvab.download import download
 
-    destination = destination or cache_folder() / f"{source.sha256[:16]}.jsonl"
-    if destination.exists():
-        read_trace(destination, block_tokens=source.block_tokens, sha256=source.sha256)
-        return destination
-    return download(source.url, source.sha256, destination)
+    place = destination or cache_folder() / f"{declaration.sha256[:16]}.jsonl"
+    with suppress(OSError), place.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == declaration.sha256:
+            return place
+    free = destination is None or not destination.exists()
+    _expect(free, place, "the declared trace or nothing", "something else", "choose another name")
+    return download(declaration.url, declaration.sha256, place)
 
 
 def describe(trace: Trace) -> dict[str, Any]:
@@ -249,39 +245,43 @@ def describe(trace: Trace) -> dict[str, Any]:
     references: what an unlimited cache shared by all workers would save, in blocks. These are the
     figures of the page's setup table.
     """
-    ids = np.fromiter((i for row in trace.hash_ids for i in row), dtype="int64")
-    requests = np.repeat(np.arange(len(trace)), [len(row) for row in trace.hash_ids])
-    unique = len(np.unique(ids))
-    pairs = np.unique(np.column_stack([ids, requests]), axis=0)
-    reused = int((np.unique(pairs[:, 0], return_counts=True)[1] > 1).sum())
     ticks, bursts = np.unique(trace.timestamp_ms, return_counts=True)
-    steps = np.diff(ticks)
     duration_s = float(trace.arrival_ms[-1]) / 1000
-    tokens = trace.input_tokens
+    tokens = trace.input_tokens.astype("int64")
+    shortest, longest = int(tokens.min()), int(tokens.max())
     return {
         "rows": len(trace),
         "duration_s": duration_s,
-        "input_tokens": {
-            "mean": float(tokens.mean()),
-            "min": int(tokens.min()),
-            "max": int(tokens.max()),
-        },
+        "input_tokens": {"mean": float(tokens.mean()), "min": shortest, "max": longest},
         "output_tokens": {"mean": float(trace.output_tokens.mean())},
-        "unique_blocks": unique,
-        "reused_blocks": reused,
-        "block_references": len(ids),
-        "repeat_references": len(ids) - unique,
-        "cache_efficiency": (len(ids) - unique) / len(ids),
+        **_block_counts(trace),
         "distinct_timestamps": len(ticks),
         "largest_burst": int(bursts.max()),
         "one_token_rows": int((trace.output_tokens == 1).sum()),
         "sha256": trace.sha256,
         "name": trace.name,
         "synthetic": trace.synthetic,
-        "timestamp_step_s": float(np.median(steps)) / 1000 if len(steps) else None,
+        "timestamp_step_s": float(np.median(np.diff(ticks))) / 1000 if len(ticks) > 1 else None,
         "mean_burst": float(bursts.mean()),
         "longest_prompt_plus_answer_tokens": int((tokens + trace.output_tokens).max()),
         "input_tokens_per_s": float(tokens.sum()) / duration_s if duration_s else None,
+    }
+
+
+def _block_counts(trace: Trace) -> dict[str, float]:
+    counts = [len(row) for row in trace.hash_ids]
+    requests = np.repeat(np.arange(len(trace)), counts)
+    ids = np.fromiter((i for row in trace.hash_ids for i in row), "int64", sum(counts))
+    unique, block = np.unique(ids, return_inverse=True)
+    block_in_request = np.unique(block * len(trace) + requests)
+    requests_of_block = np.bincount(block_in_request // len(trace))
+    repeats = len(ids) - len(unique)
+    return {
+        "unique_blocks": len(unique),
+        "reused_blocks": int((requests_of_block > 1).sum()),
+        "block_references": len(ids),
+        "repeat_references": repeats,
+        "cache_efficiency": repeats / len(ids),
     }
 
 
@@ -327,46 +327,44 @@ def slice_trace(
     start_ms = -math.inf if start_s is None else 1000 * start_s
     end_ms = math.inf if end_s is None else 1000 * end_s
     chosen = np.flatnonzero((trace.arrival_ms >= start_ms) & (trace.arrival_ms < end_ms))[:rows]
-    if not len(chosen) or (rows is not None and rows < 1):
-        raise InputError(
-            f"{trace.path}: no rows left by the slice; the trace has {len(trace)} rows from 0 to "
-            f"{trace.arrival_ms[-1] / 1000:g} s"
-        )
+    right = len(chosen) > 0 and (rows is None or rows >= 1)
+    expected = f"a part of {len(trace)} rows from 0 to {trace.arrival_ms[-1] / 1000:g} s"
+    _expect(right, trace.path, expected, "a slice without rows", "widen the slice")
     return chosen
 
 
-def write_rows(trace: Trace, rows: np.ndarray, path: Path) -> Path:
+def write_rows(trace: Trace, rows: np.ndarray, path: Path, *, overwrite: bool = False) -> Path:
     """Write chosen rows as a trace of its own, whole or not at all.
 
     Raises
     ------
     InputError
-        If the file exists or its folder cannot be written.
+        If the file exists and is not to be overwritten, or its folder cannot be written.
     """
     lines = []
     for row in rows.tolist():
         at_ms = float(trace.timestamp_ms[row])
-        record: dict[str, Any] = {
-            "timestamp": int(at_ms) if at_ms.is_integer() else at_ms,
-            "input_length": int(trace.input_tokens[row]),
-            "output_length": int(trace.output_tokens[row]),
-            "hash_ids": list(trace.hash_ids[row]),
-        }
-        lines.append(json.dumps(record | ({"synthetic": True} if trace.synthetic else {})))
-    return write_lines(path, lines)
+        tokens = int(trace.input_tokens[row]), int(trace.output_tokens[row])
+        values = (int(at_ms) if at_ms.is_integer() else at_ms, *tokens, trace.hash_ids[row])
+        mark = {"synthetic": True} if trace.synthetic else {}
+        lines.append(json.dumps(dict(zip(FIELDS, values, strict=True)) | mark))
+    return write_lines(path, lines, overwrite=overwrite)
 
 
-def write_lines(path: Path, lines: list[str]) -> Path:
-    """Write lines to a new file, beside its place and renamed in."""
-    if path.exists():
-        raise InputError(f"{path}: exists already; choose another name")
+def write_lines(path: Path, lines: list[str], *, overwrite: bool = False) -> Path:
+    """Write lines to a file, beside its place and renamed in."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        free = overwrite or not path.exists()
+        _expect(free, path, "a new file", "one that exists already", "choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        beside.rename(path)
+        try:
+            beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot write here ({error.strerror})") from None
+        _expect(False, path, "a place to write", error.strerror, "choose another")
     return path
 
 
@@ -389,7 +387,9 @@ def reusable_tokens(trace: Trace) -> np.ndarray:
     -------
     ndarray of int32, shape (rows,)
         Tokens in the longest run of leading blocks that all appeared in earlier rows: what an
-        unlimited cache shared by all workers would serve.
+        unlimited cache shared by all workers would serve. A last block counts with the tokens
+        that the prompt has of it, so the sum is not the repeat references of `describe` times
+        the block size.
     """
     seen: set[int] = set()
     result = np.zeros(len(trace), dtype="int32")

@@ -42,9 +42,9 @@ def headline(evidence: Evidence) -> str:
     if evidence.synthetic:
         where += " on a SYNTHETIC WORKLOAD"
     return (
-        f"{VERDICTS[result['verdict']['good_share']]}, {where}: {comparison.label} kept "
+        f"{VERDICTS[result['verdict']['good_share']]}, {where}: {comparison.phrase} kept "
         f"{percent(row['comparison'])} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
-        f"{slo.itl_ms:g} ms, {baseline.label} {percent(row['baseline'])}: a difference of "
+        f"{slo.itl_ms:g} ms, {baseline.phrase} {percent(row['baseline'])}: a difference of "
         f"{signed(100 * row['difference'], 1)} points (95 % workload interval "
         f"{interval(row['ci_low'], row['ci_high'], 100)})."
     )
@@ -94,8 +94,9 @@ def known_limits(evidence: Evidence) -> str:
         f"(ai-dynamo {versions['ai-dynamo']}), the workload is a recorded trace, the engines are "
         f"NVIDIA's simulator (aisimulate {versions['aisimulate']}, kernel data "
         f"{versions['kernel data']} measured on H200). Network, frontend, KV transfer and "
-        "scheduling jitter of a real cluster are not in these numbers. A simulator has no "
-        "run-to-run variance of its own: a repeat is a shuffle of the order inside each burst.\n:::"
+        "scheduling jitter of a real cluster are not in these numbers. A repeat shuffles the order "
+        "inside each burst; behind the KV router, ties broken at random add to that. Nothing else "
+        "varies from run to run.\n:::"
     )
 
 

@@ -1,0 +1,43 @@
+"""Results kept between pages and builds: computed once for the runs, study and code at hand.
+
+Input: a key of everything that a result depends on. Output: the result, from the cache if it can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from kvab.runs import write_beside
+from kvab.trace import cache_folder
+
+Result = TypeVar("Result")
+
+
+def source_digest() -> str:
+    """Return the sha256 of this package's source: a change of the code is a change of the key."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def remember(key: str, name: str, compute: Callable[[], Result]) -> Result:
+    """Return a result from the user's cache, or compute it and keep it there.
+
+    A cache that cannot be read or written costs time and nothing else.
+    """
+    path = cache_folder() / "results" / f"{key[:32]}-{name}.pickle"
+    try:
+        return pickle.loads(path.read_bytes())
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError):
+        result = compute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(path, pickle.dumps(result))
+    except OSError:
+        pass
+    return result
