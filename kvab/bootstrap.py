@@ -42,7 +42,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from arch.bootstrap import StationaryBootstrap, optimal_block_length
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
@@ -90,6 +89,8 @@ class Design:
 
     def weights(self) -> Iterator[np.ndarray]:
         """Yield int32 arrays (resamples of a chunk x bursts): how often each burst was drawn."""
+        from arch.bootstrap import StationaryBootstrap  # imports for seconds
+
         source = StationaryBootstrap(self.block_bursts, np.arange(self.bursts), seed=self.seed)
         chunk = max(1, CHUNK_CELLS // self.bursts)
         for start in range(0, self.resamples, chunk):
@@ -233,5 +234,7 @@ def block_bursts(influences: np.ndarray) -> int:
     influences = influences[:, influences.std(axis=0) > 0]
     if bursts < FEWEST_BURSTS or not influences.shape[1]:
         return 1
+    from arch.bootstrap import optimal_block_length  # imports for seconds
+
     optimal = optimal_block_length(influences)["stationary"].max()
     return int(np.clip(math.ceil(BLOCK_FACTOR * optimal), 1, bursts // FEWEST_BLOCKS))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from kvab.bootstrap import Design, Replicates, mean, percentiles, replicate
 from kvab.metrics import LATENCIES, METRICS, PERCENTILES
@@ -137,6 +136,8 @@ def verdicts(
     S. Holm, Scandinavian Journal of Statistics 6 (1979). An interval at the same level asks more
     of rule 1 than two one-sided tests would (D. J. Schuirmann, 1987, DOI 10.1007/BF01068419).
     """
+    from statsmodels.stats.multitest import multipletests  # imports for a second
+
     p = {key: float(each.p_value) for key, each in judged.items()}
     finite = [1.0 if np.isnan(each) else each for each in p.values()]
     adjusted = dict(zip(p, multipletests(finite, method="holm")[1], strict=True))

@@ -99,7 +99,7 @@ def test_an_unknown_cluster_is_refused_with_the_known_ones():
 def test_an_unknown_key_of_a_profile_is_refused_by_name(checkout):
     name = "recipes/clusters/simulated-h200.yaml"
     change(checkout, lambda content: content.update(gpus=16), name)
-    with pytest.raises(InputError, match="unknown key 'simulated.gpus'"):
+    with pytest.raises(InputError, match=r"unknown key 'simulated\.gpus'"):
         load_cluster("simulated-h200")
 
 

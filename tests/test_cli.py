@@ -1,0 +1,165 @@
+"""The command line as a user meets it: one clear line and the right exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def kvab(*arguments, **environment):
+    """Run `python -m kvab` in the checkout and return the finished process."""
+    command = [sys.executable, "-m", "kvab", *map(str, arguments)]
+    settings = {**os.environ, "COLUMNS": "100", **environment}
+    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
+
+
+def refused(process, *said):
+    """Assert exit code 2, nothing on stdout and one line on stderr that says these words."""
+    assert process.returncode == 2, process.stderr
+    assert process.stdout == ""
+    assert len(process.stderr.strip().splitlines()) == 1, process.stderr
+    assert "Traceback" not in process.stderr
+    for words in said:
+        assert words in process.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "summarize", "compare", "report", "doctor", "trace"])
+def test_every_command_explains_itself(command):
+    process = kvab(command, "--help")
+    assert process.returncode == 0
+    assert "Usage" in process.stdout
+
+
+def test_summarize_prints_the_contract(small_runs):
+    path = small_runs / "qwen3-32b" / "simulated-h200" / "agg-round-robin" / "r1"
+    process = kvab("summarize", path, "--json")
+    document = json.loads(process.stdout)
+    assert process.returncode == 0
+    assert document["requests"] == {"expected": 40, "received": 40, "errors": 0, "one_token": 1}
+    assert set(document) == {
+        "schema", "requests", "ttft_ms", "itl_ms", "latency_ms", "good", "output_tokens_per_s",
+        "duration_s", "cached_share",
+    }  # fmt: skip
+
+
+def test_compare_prints_the_contract(small_runs):
+    folder = small_runs / "qwen3-32b" / "simulated-h200"
+    arms = [
+        ",".join(str(folder / name / repeat) for repeat in ("r1", "r2"))
+        for name in ("agg-round-robin", "disagg-kv-router")
+    ]
+    process = kvab("compare", *arms, "--json")
+    assert process.returncode == 0, process.stderr
+    document = json.loads(process.stdout)
+    assert document["pairs"] == 80
+    assert {"baseline", "comparison", "difference", "ratio", "ci_low", "ci_high"} <= set(
+        document["metrics"]["ttft_ms"]["p99"]
+    )
+    assert set(document["verdict"]) == {"ttft_ms", "itl_ms", "latency_ms", "good_share"}
+
+
+def test_describe_prints_the_contract(small_trace):
+    process = kvab("trace", "describe", small_trace, "--json")
+    document = json.loads(process.stdout)
+    assert (document["rows"], document["one_token_rows"]) == (40, 1)
+    assert document["distinct_timestamps"] == 8
+
+
+def test_slice_writes_a_trace_and_refuses_to_overwrite(small_trace, tmp_path):
+    out = tmp_path / "part.jsonl"
+    assert kvab("trace", "slice", small_trace, out, "--rows", 7).returncode == 0
+    assert json.loads(kvab("trace", "describe", out, "--json").stdout)["rows"] == 7
+    refused(kvab("trace", "slice", small_trace, out, "--rows", 7), "exists already")
+
+
+def test_synthesize_says_what_it_made(tmp_path):
+    out = tmp_path / "made-up.jsonl"
+    assert kvab("trace", "synthesize", out, "--rows", 300).returncode == 0
+    assert json.loads(kvab("trace", "describe", out, "--json").stdout)["synthetic"] is True
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "empty"),
+        ('{"timestamp": 0, "input_length": 5, "outp', ":1"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1]}\nno\n', ":2"),
+        ('{"timestamp": 0, "input_length": 5, "hash_ids": [1]}\n', "output_length"),
+        (
+            '{"timestamp": -1, "input_length": 5, "output_length": 1, "hash_ids": [1]}\n',
+            "timestamp",
+        ),
+        (
+            '{"timestamp": 0, "input_length": 0, "output_length": 1, "hash_ids": []}\n',
+            "input_length",
+        ),
+        (
+            '{"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [1]}\n',
+            "hash_ids",
+        ),
+    ],
+)
+def test_a_wrong_trace_is_refused_by_line(tmp_path, content, said):
+    path = tmp_path / "wrong.jsonl"
+    path.write_text(content)
+    refused(kvab("trace", "describe", path), str(path), said)
+    refused(kvab("run", "--configuration", "agg-round-robin", "--trace", path), str(path), said)
+
+
+def test_a_trace_with_another_sha256_is_refused(small_trace):
+    process = kvab("run", "--configuration", "agg-round-robin", KVAB_TRACE=str(small_trace))
+    refused(process, "sha256", "--trace")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--configuration", "fast"), "no configuration 'fast'"),
+        (("--configuration", "agg-round-robin", "--cluster", "mine"), "no cluster 'mine'"),
+        (("--configuration", "agg-round-robin", "--repeat", "9"), "repeat from 1 to 3"),
+        (("--configuration", "agg-round-robin", "--rows", "41"), "rows from 1 to 40"),
+        (("--configuration", "agg-round-robin", "--study", "none.yaml"), "none.yaml"),
+    ],
+)
+def test_what_does_not_exist_is_refused_by_name(small_trace, arguments, said):
+    refused(kvab("run", *arguments, "--trace", small_trace), said)
+
+
+def test_a_cluster_that_this_version_cannot_drive_is_a_dependency(small_trace):
+    process = kvab(
+        "run",
+        "--configuration",
+        "agg-round-robin",
+        "--cluster",
+        "example-h200",
+        "--trace",
+        small_trace,
+    )
+    assert process.returncode == 3
+    assert "kind kubernetes" in process.stderr
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    refused(kvab("summarize", tmp_path), str(tmp_path), "run.json")
+
+
+def test_runs_of_different_workloads_are_not_compared(small_runs, tmp_path):
+    from kvab import runs
+
+    path = small_runs / "qwen3-32b" / "simulated-h200" / "agg-round-robin" / "r1"
+    run = runs.read_run(path)
+    fields = run.manifest.model_dump(by_alias=True, exclude={"files"})
+    fields["trace"]["sha256"] = "0" * 64
+    other = runs.write_run(
+        tmp_path / "r1", fields, {"requests.parquet": runs.requests_bytes(run.requests)}
+    )
+    refused(kvab("compare", path, other), "compare runs of one workload")
+
+
+def test_a_report_without_runs_names_the_command(tmp_path):
+    refused(kvab("report", "--from", tmp_path), "kvab report")

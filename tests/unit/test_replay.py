@@ -1,0 +1,133 @@
+"""One run on the simulated cluster: what changes it, what keeps it, what it leaves behind."""
+
+import pytest
+import yaml
+
+from kvab import campaign, runs
+from kvab.errors import InputError
+from kvab.recipes import topology
+from kvab.replay import plan_job, start
+from kvab.simulate import prediction
+from kvab.study import load_study
+from kvab.trace import read_trace
+
+STUDY = "recipes/qwen3-32b/study.yaml"
+DEPLOY = "recipes/qwen3-32b/vllm/{}/deploy.yaml"
+
+pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
+
+
+def job(small_trace, folder, configuration="disagg-kv-router", repeat=1, rows=None):
+    trace = read_trace(small_trace)
+    return plan_job(load_study(), "simulated-h200", configuration, repeat, rows, trace, folder)
+
+
+def change(checkout, configuration, edit):
+    path = checkout / DEPLOY.format(configuration)
+    text = path.read_text()
+    assert edit(text) != text
+    path.write_text(edit(text))
+
+
+def test_a_run_holds_every_row_with_its_lengths(small_runs, small_trace):
+    run = runs.read_run(small_runs / "qwen3-32b" / "simulated-h200" / "disagg-kv-router" / "r1")
+    trace = read_trace(small_trace)
+    assert (run.requests["input_tokens"] == trace.input_tokens).all()
+    assert (run.requests["output_tokens"] == trace.output_tokens).all()
+    assert run.requests["error"].isna().all()
+    assert run.requests["prefill_worker"].max() <= 5
+    assert run.requests["decode_worker"].max() <= 1
+
+
+def test_a_complete_run_is_not_repeated(small_runs, small_trace):
+    before = (small_runs / "qwen3-32b/simulated-h200/agg-round-robin/r1/run.json").read_bytes()
+    replay = start(
+        STUDY, "simulated-h200", "agg-round-robin", trace=str(small_trace), runs=small_runs
+    )
+    assert replay.complete
+    assert "nothing is repeated" in replay.prepare()
+    assert (replay.collect() / "run.json").read_bytes() == before
+
+
+def test_a_change_of_one_manifest_replays_that_configuration_alone(
+    checkout, small_runs, small_trace
+):
+    change(checkout, "disagg-kv-router", lambda text: text.replace("replicas: 6", "replicas: 5", 1))
+    jobs = [job(small_trace, small_runs, name) for name in ("agg-round-robin", "disagg-kv-router")]
+    planned = campaign.plan(jobs)
+    assert [run.state for run in planned] == ["complete", "changed"]
+    assert planned[1].why == "changed since: deploy.yaml"
+
+
+def test_the_manifest_decides_what_is_simulated(checkout, small_trace, tmp_path):
+    def simulated():
+        planned = job(small_trace, tmp_path)
+        return prediction(topology(planned.recipe), planned.cluster, tmp_path / "t", 512)
+
+    before = simulated()["engine"]["workers"]["prefill"]
+    change(checkout, "disagg-kv-router", lambda text: text.replace("replicas: 6", "replicas: 5", 1))
+    assert before["parallelism"]["replicas"] == 6
+    assert simulated()["engine"]["workers"]["prefill"]["parallelism"]["replicas"] == 5
+    decode = simulated()["engine"]["workers"]["decode"]
+    assert decode["kv_cache"]["prefix_caching"] is False
+
+
+def test_a_comment_in_a_manifest_changes_nothing(checkout, small_trace, tmp_path):
+    before = job(small_trace, tmp_path).depends_on()
+    change(checkout, "disagg-kv-router", lambda text: text + "\n# a comment\n")
+    assert job(small_trace, tmp_path).depends_on() == before
+
+
+def test_the_service_level_of_the_study_does_not_replay(checkout, small_trace, tmp_path):
+    before = job(small_trace, tmp_path).depends_on()
+    path = checkout / STUDY
+    content = yaml.safe_load(path.read_text())
+    content["margins"]["ttft_ms"] = 0.2
+    path.write_text(yaml.safe_dump(content))
+    assert job(small_trace, tmp_path).depends_on() == before
+
+
+def test_a_repeat_is_a_shuffle_within_bursts(small_trace, tmp_path):
+    first, second = (job(small_trace, tmp_path, repeat=n).order() for n in (1, 2))
+    assert (first == sorted(first)).all()
+    assert (first != second).any()
+    assert (first // 5 == second // 5).all()
+
+
+def test_manifests_of_another_configuration_are_refused(checkout, small_trace, tmp_path):
+    for name in ("deploy.yaml", "perf.yaml"):
+        source = checkout / "recipes/qwen3-32b/vllm/disagg-round-robin" / name
+        (checkout / "recipes/qwen3-32b/vllm/disagg-kv-router" / name).write_text(source.read_text())
+    with pytest.raises(
+        InputError, match=r"deploy\.yaml: .* disaggregated and kv, got .*round_robin"
+    ):
+        job(small_trace, tmp_path)
+
+
+def test_a_goodput_that_is_not_the_studys_is_refused(checkout, small_trace, tmp_path):
+    path = checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/perf.yaml"
+    path.write_text(
+        path.read_text().replace("time_to_first_token:2000", "time_to_first_token:1000")
+    )
+    with pytest.raises(InputError, match=r"expected the goodput of study\.yaml"):
+        job(small_trace, tmp_path)
+
+
+def test_replays_side_by_side_leave_whole_runs(small_trace, tmp_path):
+    jobs = [
+        job(small_trace, tmp_path, name, rows=20) for name in ("agg-kv-router", "agg-round-robin")
+    ]
+    campaign.replay_all(jobs, quiet=True)
+    assert [runs.read_run(each.path).manifest.counts.received for each in jobs] == [20, 20]
+
+
+def test_a_shorter_run_moves_the_longer_aside_and_it_comes_back(small_trace, tmp_path):
+    whole, part = (
+        job(small_trace, tmp_path, "agg-kv-router"),
+        job(small_trace, tmp_path, "agg-kv-router", rows=10),
+    )
+    campaign.replay_all([whole], quiet=True)
+    campaign.replay_all([part], quiet=True)
+    assert len(runs.read_run(part.path).requests) == 10
+    assert [run.state for run in campaign.plan([whole])] == ["complete"]
+    assert len(runs.read_run(whole.path).requests) == 40
