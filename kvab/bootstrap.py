@@ -42,8 +42,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student_t
+from scipy import special
 
 BLOCK_FACTOR = 3
 FEWEST_BURSTS = 9  # below, autocorrelation cannot be estimated: blocks of one burst
@@ -85,7 +84,7 @@ class Design:
     def critical(self, probability: float | None = None) -> float:
         """Return a quantile of Student's t with k - 1 degrees, by default the interval's."""
         probability = (1 + self.level) / 2 if probability is None else probability
-        return float(student_t.ppf(probability, self.blocks - 1)) if self.blocks > 2 else math.nan
+        return float(special.stdtrit(self.blocks - 1, probability)) if self.blocks > 2 else math.nan
 
     def weights(self) -> Iterator[np.ndarray]:
         """Yield int32 arrays (resamples of a chunk x bursts): how often each burst was drawn."""
@@ -128,7 +127,7 @@ class Replicates:
         """Two-sided p of no difference: the level at which the interval would touch zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(self.value == 0, 0.0, np.abs(self.value) / self.error)
-        return 2 * student_t.sf(ratio, max(self.design.blocks - 1, 1))
+        return 2 * special.stdtr(max(self.design.blocks - 1, 1), -ratio)
 
     @property
     def band(self) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +146,7 @@ class Replicates:
             return self.interval
         off = np.abs(self.draws[:, varies] - self.value[varies]) / spread[varies]
         level = self.design.level
-        few = self.design.critical() / norm.ppf((1 + level) / 2)
+        few = self.design.critical() / special.ndtri((1 + level) / 2)
         half = np.quantile(off.max(axis=1), level) * few * self.error
         return self.value - half, self.value + half
 

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kvab import runs
@@ -56,7 +57,7 @@ def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
         min(len(jobs), os.cpu_count() or 1), context, initializer=_tell_through, initargs=(told,)
     )
     try:
-        with Progress(*columns, disable=quiet) as bar:
+        with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
             total = bar.add_task(f"{len(jobs)} replays", total=sum(job.rows for job in jobs))
             pending = {pool.submit(_replay_job, n, job): n for n, job in enumerate(jobs)}
             done = dict.fromkeys(range(len(jobs)), 0)

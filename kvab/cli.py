@@ -191,8 +191,9 @@ def describe(
     as_json: JsonOption = False,
 ) -> None:
     """Print the figures of the page's setup table, and what it does not say."""
-    from kvab.trace import describe as description_of
-    from kvab.trace import describe_rows, read_trace
+    from kvab.describe import describe as description_of
+    from kvab.describe import describe_rows
+    from kvab.trace import read_trace
 
     description = description_of(read_trace(trace))
     if as_json:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
+from scipy import special
 
 from kvab.bootstrap import Design, mean, percentiles, replicate
 from kvab.contrasts import (
@@ -217,7 +217,7 @@ def _run_to_run(pairs: pd.DataFrame, both: Sequence[Mapping], key: str, level: f
         reason = f"{len(apart)} repeat: variation from run to run needs at least two"
         return {**result, "mean": number(apart.mean()) if len(apart) else None, "reason": reason}
     error = apart.std(ddof=1) / np.sqrt(len(apart))
-    half = student_t.ppf((1 + level) / 2, len(apart) - 1) * error
+    half = special.stdtrit(len(apart) - 1, (1 + level) / 2) * error
     ends = {"ci_low": float(apart.mean() - half), "ci_high": float(apart.mean() + half)}
     return {**result, "mean": float(apart.mean()), **ends, "reason": None}
 

@@ -5,6 +5,7 @@ Input: an address and a sha256. Output: a file, renamed in once it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
@@ -47,13 +49,14 @@ def download(url: str, sha256: str, destination: Path) -> Path:
                 "Name a right copy in KVAB_TRACE"
             )
         beside.rename(destination)
-    except (*PASSING, OSError) as error:
+    except (*PASSING, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise DependencyError(
             f"{url}: cannot be fetched ({reason}); name a copy in KVAB_TRACE or with --trace"
         ) from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return destination
 
 
@@ -61,7 +64,8 @@ def _fetch(url: str, to: Path) -> str:
     """Stream an address to a file and return its sha256; a short body is an error."""
     digest = hashlib.sha256()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, Progress(*columns) as bar:
+    progress = Progress(*columns, console=Console(stderr=True))
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, progress as bar:
         size = int(answer.headers.get("Content-Length") or 0) or None
         task = bar.add_task(to.name.lstrip("."), total=size)
         with to.open("wb") as file:

@@ -183,6 +183,12 @@ class Evidence:
         """The four cells of the 2x2, see `kvab.summaries.cells`."""
         return summaries.cells(self._all(), self.arms, self.study.slo)
 
+    @cached_property
+    def key(self) -> str:
+        """Digest of the study and of every file of every run."""
+        found = [run.manifest.files for each in self.runs.values() for run in each]
+        return digest([self.study.digest, self.manifest.trace.sha256, found])
+
     def compute(self) -> None:
         """Compute what takes seconds, so that the pages find it in the cache."""
         _ = self.comparison, self.good_shares, self.quantile_differences, self.groups
@@ -190,9 +196,7 @@ class Evidence:
             _ = self.attribution
 
     def _remember(self, name: str, compute: Callable[[], Result]) -> Result:
-        parts = [source_digest(), self.study.digest, self.manifest.trace.sha256]
-        parts += [run.manifest.files["requests.parquet"] for f in self.runs.values() for run in f]
-        return remember(digest(parts), name, compute)
+        return remember(digest([self.key, source_digest()]), name, compute)
 
     def _both(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
         return self.tables(self.study.baseline), self.tables(self.study.comparison)

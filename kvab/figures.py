@@ -116,11 +116,10 @@ def distributions(evidence: Evidence) -> Drawing:
     for place, key in zip(axes, metrics.LATENCIES, strict=True):
         metric = metrics.METRICS[key]
         for name, arm in arms.items():
-            values = np.sort(pd.concat(evidence.tables(name))[key].dropna())
-            share = 100 * np.arange(1, len(values) + 1) / len(values)
-            thin = np.unique(np.linspace(0, len(values) - 1, 800).astype(int))
-            style = {k: v for k, v in styles[name].items() if k != "marker"}
-            place.plot(values[thin], share[thin], label=arm.label, **style)
+            values = pd.concat(evidence.tables(name))[key]
+            drawn_ms = metrics.percentile(values, np.linspace(0, 100, 801))
+            look = {"color": styles[name]["color"], "linestyle": styles[name]["linestyle"]}
+            sns.ecdfplot(x=drawn_ms, stat="percent", ax=place, label=arm.label, **look)
         if key in bounds:
             place.axvline(bounds[key], color="#333333", linewidth=0.9)
             place.annotate(
@@ -171,9 +170,9 @@ def over_time(evidence: Evidence) -> Drawing:
     arms = _both(evidence)
     for name, style in arm_styles(arms).items():
         rows = evidence.minutes.loc[name]
-        look = {**style, "markersize": 2.5, "linewidth": 1.2, "label": arms[name].label}
-        axes[0].plot(100 * rows["good"], **look)
-        axes[1].plot(rows["ttft_ms"], **look)
+        look = {**style, "markersize": 3, "markeredgewidth": 0, "linewidth": 1.2}
+        sns.lineplot(x=rows.index, y=100 * rows["good"], ax=axes[0], label=arms[name].label, **look)
+        sns.lineplot(x=rows.index, y=rows["ttft_ms"], ax=axes[1], **look)
     axes[0].set(ylabel="good requests [%]", ylim=(0, 102))
     axes[1].axhline(evidence.study.slo.ttft_ms, color="#333333", linewidth=0.9)
     axes[1].set(ylabel="median TTFT\n[ms, log scale]", xlabel="minute of the trace", yscale="log")
@@ -197,11 +196,12 @@ def worker_balance(evidence: Evidence) -> Drawing:
     for place, (work, rows) in zip(axes, table.groupby("work", sort=False), strict=True):
         for at, name in enumerate(names):
             of_arm = rows[rows["configuration"] == name]
-            spread = (of_arm["worker"].rank(method="dense") - 1) / of_arm["worker"].nunique() - 0.5
-            look = {"marker": styles[name]["marker"], "color": styles[name]["color"]}
-            place.scatter(at + 0.6 * spread.astype(float), 100 * of_arm["relative"], s=14, **look)
+            sns.stripplot(
+                x=at, y=100 * of_arm["relative"], ax=place, native_scale=True, jitter=0.25, size=4,
+                marker=styles[name]["marker"], color=styles[name]["color"],
+            )  # fmt: skip
         place.axhline(100, color="#333333", linewidth=0.9, zorder=0)
-        place.set_title(str(work))
+        place.set(title=str(work), xlabel="")
         labels = [evidence.arms[name].label.replace(", ", ",\n") for name in names]
         place.set_xticks(range(len(names)), labels, fontsize=7)
         place.set_xlim(-0.5, len(names) - 0.5)

@@ -16,13 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
+from kvab.declare import digest
 from kvab.errors import DependencyError, InputError, KvabError
+from kvab.results import remember, source_digest
 from kvab.study import root
 
 NOT_EXECUTED = (
-    "```{{note}}\nThis page was not executed for this build: the book was made from published "
+    "```{note}\nThis page was not executed for this build: the book was made from published "
     "runs, without a cluster. `kvab run` executes it.\n```"
 )
 
@@ -92,7 +101,7 @@ def _tidy_notebook(path: Path) -> None:
             cell.metadata.tags = [*tags, "remove-cell" if removed else "hide-input"]
         elif "parameters" in tags:
             removed = "remove-cell" in tags
-            cell.metadata.tags = [*tags, "remove-cell"]
+            cell.metadata.tags = sorted({*tags, "remove-cell"})
     nbformat.write(notebook, path)
 
 
@@ -102,8 +111,8 @@ def run_replay_notebook(parameters: Mapping[str, Any], target: Path) -> Path:
     return execute(root() / "notebooks" / "03_replay.ipynb", target, given)
 
 
-def build(out: Path, parameters: Mapping[str, Any], *, replays: bool = True) -> Path:
-    """Execute every page's notebook side by side, build the book and return its index.html.
+def build(out: Path, parameters: Mapping[str, Any], key: str, *, replays: bool = True) -> Path:
+    """Execute the pages' notebooks side by side, build the book and return its index.html.
 
     Parameters
     ----------
@@ -111,6 +120,9 @@ def build(out: Path, parameters: Mapping[str, Any], *, replays: bool = True) -> 
         Gets ``source/`` (what was built) and ``html/``.
     parameters : mapping
         For all notebooks; each takes those that it has.
+    key : str
+        Digest of the runs; a page whose notebook, parameters, runs and code did not change is
+        taken from the user's cache.
     replays : bool
         False leaves the replay page unexecuted, where there is no cluster to show.
 
@@ -123,15 +135,21 @@ def build(out: Path, parameters: Mapping[str, Any], *, replays: bool = True) -> 
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
     notebooks = sorted((root() / "notebooks").glob("*.ipynb"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("pages"),
+        TimeElapsedColumn(),
+    )
     with (
-        Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("pages"), TimeElapsedColumn()
-        ) as bar,
+        Progress(*columns, console=Console(stderr=True)) as bar,
         ThreadPoolExecutor(min(4, 2 * (os.cpu_count() or 1))) as pool,
     ):
         task = bar.add_task("executing", total=len(notebooks))
         pending = [
-            pool.submit(_page, path, source / path.name, parameters, replays) for path in notebooks
+            pool.submit(_page, path, source / path.name, parameters, key, replays)
+            for path in notebooks
         ]
         for future in as_completed(pending):
             future.result()
@@ -139,31 +157,41 @@ def build(out: Path, parameters: Mapping[str, Any], *, replays: bool = True) -> 
     return _sphinx(source, out)
 
 
-def _page(path: Path, target: Path, parameters: Mapping[str, Any], replays: bool) -> None:
+def _page(path: Path, target: Path, parameters: Mapping[str, Any], key: str, replays: bool) -> None:
+    notebook = nbformat.read(path, as_version=4)
     if path.name == "03_replay.ipynb" and not replays:
-        notebook = nbformat.read(path, as_version=4)
-        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED.format()))
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED))
         nbformat.write(notebook, target)
         _tidy_notebook(target)
         return
-    text = path.read_text(encoding="utf-8")
-    has = nbformat.reads(text, as_version=4).cells
-    declared = next(c.source for c in has if "parameters" in c.metadata.get("tags", []))
-    names = {line.split(":")[0].split("=")[0].strip() for line in declared.splitlines()}
-    execute(path, target, {name: v for name, v in parameters.items() if name in names})
+    declared = next(
+        cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    )
+    names = {line.split(":")[0].strip() for line in declared.splitlines()}
+    given = {name: value for name, value in parameters.items() if name in names}
+    lock = (root() / "requirements.lock").read_text(encoding="utf-8")
+    inputs = [nbformat.writes(notebook), given, key, source_digest(), lock]
+
+    def executed() -> bytes:
+        return execute(path, target, given).read_bytes()
+
+    target.write_bytes(remember(digest(inputs), path.stem, executed))
 
 
 def _sphinx(source: Path, out: Path) -> Path:
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    book = Path(sys.executable).with_name("jupyter-book")
+    _call([str(book), "config", "sphinx", str(source)], source)
+    with (source / "conf.py").open("a", encoding="utf-8") as file:
+        file.write('extensions.remove("sphinx_thebe")  # it would load scripts from the network\n')
+    options = "-b html -W --keep-going -q".split()
     folders = ["-d", str(out / "doctrees"), str(source), str(out / "html")]
-    commands = [
-        [str(Path(sys.executable).with_name("jupyter-book")), "config", "sphinx", str(source)],
-        [sys.executable, "-m", "sphinx", *"-b html -W --keep-going -q".split(), *folders],
-    ]
-    for command in commands:
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if result.returncode:
-            lines = [line for line in result.stderr.splitlines() if line.strip()]
-            text = "; ".join(lines[-8:])
-            raise DependencyError(f"the book did not build from {source}: {text}")
+    _call([sys.executable, "-m", "sphinx", *options, *folders], source)
     return out / "html" / "index.html"
+
+
+def _call(command: list[str], source: Path) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        raise DependencyError(f"the book did not build from {source}: {'; '.join(lines[-8:])}")

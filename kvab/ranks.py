@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import binomtest
 
 from kvab.bootstrap import Design, Sample, mean, replicate
 
@@ -28,6 +27,8 @@ def mcnemar_p(only_baseline: int, only_comparison: int) -> float:
     >>> round(mcnemar_p(1, 5), 5)
     0.21875
     """
+    from scipy.stats import binomtest  # imports for seconds
+
     discordant = only_baseline + only_comparison
     return float(binomtest(only_baseline, discordant).pvalue) if discordant else 1.0
 

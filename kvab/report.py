@@ -66,7 +66,7 @@ def report(
         "rows": evidence.manifest.trace.rows,
         "trace": str(trace.resolve()) if trace else "",
     }
-    index = pages.build(checkout / out, parameters, replays=published is None)
+    index = pages.build(checkout / out, parameters, evidence.key, replays=published is None)
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {len(judged.reasons)} checks failed; first: "

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from kvab import metrics, recipes, runs
+from kvab.describe import describe_rows
 from kvab.evidence import Evidence
 from kvab.formats import interval, number, percent, signed
 from kvab.study import Slo
 from kvab.terminal import summary_lines
-from kvab.trace import describe_rows
 from kvab.validity import Gate
 
 SHOWN = ("mean", "p50", "p90", "p95", "p99")

@@ -5,11 +5,15 @@ Input: a run or a comparison. Output: (label, value) pairs.
 
 from __future__ import annotations
 
-from kvab.compare import Comparison
+from typing import TYPE_CHECKING
+
 from kvab.formats import interval, number, percent, signed
 from kvab.metrics import LATENCIES, METRICS, summarize
 from kvab.runs import Run
 from kvab.study import Slo
+
+if TYPE_CHECKING:
+    from kvab.compare import Comparison
 
 Lines = list[tuple[str, str]]
 

@@ -118,4 +118,6 @@ def log_ms(axes: Axes, label: str) -> None:
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Put one legend for all panels below them."""
     handles, labels = axes.get_legend_handles_labels()
+    if axes.get_legend():
+        axes.get_legend().remove()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)

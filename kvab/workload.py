@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from kvab import runs
+from kvab.describe import describe, reusable_tokens
 from kvab.errors import InputError
-from kvab.trace import Trace, describe, reusable_tokens
+from kvab.trace import Trace
 
 
 @dataclass(frozen=True)
