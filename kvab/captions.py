@@ -12,16 +12,19 @@ from kvab.formats import interval, number, percent, signed
 from kvab.metrics import LATENCIES, METRICS
 
 
-def origin(evidence: Evidence) -> str:
-    """Return the mark that every figure carries: simulated, made-up workload, or nothing."""
-    marks = ["SIMULATED"] * evidence.simulated + ["SYNTHETIC WORKLOAD"] * evidence.synthetic
-    return " · ".join(marks)
+def origin(evidence: Evidence, runs: bool = True) -> str:
+    """Return the mark that a figure carries: simulated, made-up workload, or nothing."""
+    marks = ["SIMULATED"] * (evidence.simulated and runs)
+    return " · ".join(marks + ["SYNTHETIC WORKLOAD"] * evidence.synthetic)
 
 
-def source(evidence: Evidence) -> str:
+def source(evidence: Evidence, runs: bool = True) -> str:
     """Return where a figure's data come from, for the end of its caption."""
     trace = evidence.manifest.trace
     kind = "simulated, not measured" if evidence.simulated else evidence.manifest.kind
+    if not runs:
+        kind = "made up: SYNTHETIC WORKLOAD" if evidence.synthetic else "a recorded trace"
+        return f"Source: {trace.name}, {trace.total_rows:,} requests; {kind}."
     synthetic = " SYNTHETIC WORKLOAD." if evidence.synthetic else ""
     return (
         f"Source: {evidence.cluster}, {evidence.repeats} replays of {trace.rows:,} requests for "

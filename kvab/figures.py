@@ -60,7 +60,7 @@ def good_shares(evidence: Evidence) -> Drawing:
     return figure, captions.good_shares(evidence), alt
 
 
-@drawn("workload-arrivals")
+@drawn("workload-arrivals", runs=False)
 def arrivals(evidence: Evidence) -> Drawing:
     """Draw requests a minute along the trace, and how many arrive at one tick of its clock."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), width_ratios=[2, 1])
@@ -79,7 +79,7 @@ def arrivals(evidence: Evidence) -> Drawing:
     return figure, captions.arrivals(evidence), alt
 
 
-@drawn("workload-lengths")
+@drawn("workload-lengths", runs=False)
 def lengths(evidence: Evidence) -> Drawing:
     """Distributions of prompt and answer lengths, and of the reusable part of prompts."""
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
@@ -196,10 +196,9 @@ def worker_balance(evidence: Evidence) -> Drawing:
     for place, (work, rows) in zip(axes, table.groupby("work", sort=False), strict=True):
         for at, name in enumerate(names):
             of_arm = rows[rows["configuration"] == name]
-            sns.stripplot(
-                x=at, y=100 * of_arm["relative"], ax=place, native_scale=True, jitter=0.25, size=4,
-                marker=styles[name]["marker"], color=styles[name]["color"],
-            )  # fmt: skip
+            spread = np.linspace(-0.25, 0.25, len(of_arm))
+            look = {"marker": styles[name]["marker"], "color": styles[name]["color"]}
+            sns.scatterplot(x=at + spread, y=100 * of_arm["relative"], ax=place, s=18, **look)
         place.axhline(100, color="#333333", linewidth=0.9, zorder=0)
         place.set(title=str(work), xlabel="")
         labels = [evidence.arms[name].label.replace(", ", ",\n") for name in names]
@@ -256,6 +255,7 @@ def interaction(evidence: Evidence) -> Drawing:
     axes[1].set_ylim(0, None)
     axes[2].set_yscale("log")
     axes[2].yaxis.set_major_formatter(PLAIN)
+    axes[2].yaxis.set_minor_formatter(PLAIN)
     legend_below(figure, axes[0])
     alt = "Lines from round-robin to KV router for each split. " + captions.interaction(evidence)
     return figure, captions.interaction(evidence), alt

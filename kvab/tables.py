@@ -125,7 +125,8 @@ def goodput(evidence: Evidence) -> Table:
 
 def workload(evidence: Evidence) -> Table:
     """Return the description of the trace."""
-    lines = describe_rows(evidence.workload.description)
+    description = evidence.workload.description
+    lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
     return Table(pd.DataFrame(lines, columns=["quantity", "value"]), "", ("quantity",))
 
 
@@ -159,14 +160,46 @@ def topologies(evidence: Evidence) -> Table:
 
 
 def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
-    frame = recipes.difference(_configuration(evidence, a), _configuration(evidence, b))
-    return frame.fillna("–").astype(str)
+    """Return the fields in which two configurations differ, worker compared with worker.
+
+    Workers are matched by role; a role that only one configuration has is compared with the
+    worker that does its work in the other.
+    """
+    both = [_configuration(evidence, name) for name in (a, b)]
+    flat = [recipes.flatten(each) for each in both]
+    groups = [recipes.topology(each).groups for each in both]
+    workers = {group.component for each in groups for group in each.values()}
+    pairs = {"deployment": ("", "")}
+    for role in dict.fromkeys([*groups[0], *groups[1]]):
+        found = [each.get(role) or each.get("aggregated") for each in groups]
+        if all(found):
+            pairs[f"{role} worker"] = tuple(f"{group.component}." for group in found)
+    rows = []
+    for where, prefixes in pairs.items():
+        left, right = (
+            {
+                field.removeprefix(prefix): value
+                for field, value in fields.items()
+                if (field.startswith(prefix) if prefix else field.split(".")[0] not in workers)
+            }
+            for prefix, fields in zip(prefixes, flat, strict=True)
+        )
+        rows += [
+            (where, field, left.get(field, "–"), right.get(field, "–"))
+            for field in dict.fromkeys([*left, *right])
+            if left.get(field) != right.get(field)
+        ]
+    return pd.DataFrame(rows, columns=["where", "field", a, b])
 
 
 def differences(evidence: Evidence) -> Table:
     """Return every field in which baseline and comparison differ."""
     frame = _difference(evidence, evidence.study.baseline, evidence.study.comparison)
-    return Table(frame.reset_index(drop=True), "", tuple(frame.columns))
+    return Table(
+        frame,
+        "The baseline's aggregated worker is compared with both the prefill and the decode worker.",
+        tuple(frame.columns),
+    )
 
 
 def factor_differences(evidence: Evidence) -> Table:
@@ -178,12 +211,13 @@ def factor_differences(evidence: Evidence) -> Table:
             same_split = one.factors.split == other.factors.split
             same_routing = one.factors.routing == other.factors.routing
             if same_split != same_routing:
-                fields = _difference(evidence, a, b)["field"]
+                rows = _difference(evidence, a, b)
+                fields = dict.fromkeys(rows["where"] + ": " + rows["field"])
                 lines.append(
                     {
                         "pair": f"{one.label} / {other.label}",
                         "factor": "routing" if same_split else "split",
-                        "fields that differ": ", ".join(fields),
+                        "fields that differ": "\n".join(fields),
                     }
                 )
     columns = ("pair", "factor", "fields that differ")
@@ -293,9 +327,9 @@ def attribution(evidence: Evidence) -> Table:
             }
         )
     wide = pd.DataFrame(lines)
-    wide["shown"] = wide["value"] + "  (" + wide["95 % interval"] + ")"
-    wide = wide.pivot(index="metric", columns="effect of", values="shown")
-    wide = wide.reindex(index=list(dict.fromkeys(line["metric"] for line in lines)))
+    wide["shown"] = wide["value"] + "\n(" + wide["95 % interval"] + ")"
+    order = [list(dict.fromkeys(wide[column])) for column in ("metric", "effect of")]
+    wide = wide.pivot(index="metric", columns="effect of", values="shown").loc[*order]
     frame = wide.reset_index().rename_axis(columns=None)
     return Table(frame, "Value (95 % workload interval).", ("metric",))
 

@@ -84,9 +84,12 @@ def _theme() -> dict[str, object]:
     }
 
 
-def drawn(key: str) -> Callable[[Callable[[Evidence], Drawing]], Callable[[Evidence], Panel]]:
+def drawn(
+    key: str, *, runs: bool = True
+) -> Callable[[Callable[[Evidence], Drawing]], Callable[[Evidence], Panel]]:
     """Draw a figure under the theme, mark what is simulated, and return its panel.
 
+    ``runs`` is False for a figure of the workload alone, in which nothing is simulated.
     The decorated function returns the figure, its caption and its alternative text.
     """
 
@@ -95,13 +98,15 @@ def drawn(key: str) -> Callable[[Callable[[Evidence], Drawing]], Callable[[Evide
         def panel(evidence: Evidence) -> Panel:
             with mpl.rc_context(_theme()):
                 figure, caption, alt = draw(evidence)
-                mark = captions.origin(evidence)
+                mark = captions.origin(evidence, runs)
                 figure.text(0.995, 0.995, mark, ha="right", va="top", fontsize=7, color=GREY)
                 figure.get_layout_engine().set(rect=(0, 0, 1, 0.955))
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format="svg", metadata={"Date": None})
                 plt.close(figure)
-            return Panel(key, buffer.getvalue(), f"{caption} {captions.source(evidence)}", alt)
+            return Panel(
+                key, buffer.getvalue(), f"{caption} {captions.source(evidence, runs)}", alt
+            )
 
         return panel
 

@@ -28,7 +28,7 @@ def banner(evidence: Evidence) -> str:
     if evidence.synthetic:
         what += " **SYNTHETIC WORKLOAD: the requests are made up.**"
     if evidence.simulated:
-        return f":::{{important}}\n**Simulated, not measured.** {what}\n:::"
+        return f":::{{admonition}} Simulated, not measured\n:class: important\n{what}\n:::"
     return f":::{{note}}\n{what}\n:::"
 
 
@@ -146,11 +146,12 @@ def _value(entry: float | dict | None) -> float | None:
 def losses(evidence: Evidence) -> str:
     """Return where the comparison is worse, as plainly as where it is better."""
     groups, result = evidence.groups, evidence.comparison.to_json()
-    worse = groups[groups["ttft_ms_ci_low"] > 0]
+    slower = groups[groups["ttft_ms_faster_share"] < 0.5]
     said = [
-        f"requests with {row.by} {row.group} wait {signed(row.ttft_ms_difference)} ms for their "
-        "first token"
-        for row in worse.itertuples()
+        f"of requests with {row.by} of {row.group} only {percent(row.ttft_ms_faster_share, 0)} get "
+        f"their first token sooner (median paired difference "
+        f"{signed(row.ttft_ms_median_difference)} ms)"
+        for row in slower.itertuples()
     ]
     for key in LATENCIES:
         for statistic, row in result["metrics"][key].items():
