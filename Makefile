@@ -32,10 +32,10 @@ lint: env ## check style, notebooks and types of the code
 	$(BIN)/nbstripout --verify $(wildcard notebooks/*.ipynb)
 
 test: env ## run the tests (about five minutes on two cores)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 test-slow: env ## run the long tests: coverage of the interval methods
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n auto -m slow
 
 report: env ## replay what is missing and build the whole book; ends with the headline
 	$(BIN)/kvab report

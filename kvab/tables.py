@@ -37,8 +37,11 @@ class Table:
         classes[list(self.text_columns)] = "kvab-text"
         if isinstance(self.frame.index, pd.RangeIndex):
             styled = styled.hide(axis="index")
-        styled = styled.set_td_classes(classes)
+        styled = styled.set_td_classes(classes).apply_index(self._header, axis="columns")
         return f'<div class="kvab-table">{styled.to_html(table_uuid="kvab")}</div>'
+
+    def _header(self, names: pd.Index) -> list[str]:
+        return ["text-align: left" if name in self.text_columns else "" for name in names]
 
 
 def _arm_labels(evidence: Evidence) -> tuple[str, str]:
