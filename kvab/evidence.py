@@ -189,12 +189,6 @@ class Evidence:
         found = [run.manifest.files for each in self.runs.values() for run in each]
         return digest([self.study.digest, self.manifest.trace.sha256, found])
 
-    def compute(self) -> None:
-        """Compute what takes seconds, so that the pages find it in the cache."""
-        _ = self.comparison, self.good_shares, self.quantile_differences, self.groups
-        if len(self.runs) == len(self.study.configurations):
-            _ = self.attribution
-
     def _remember(self, name: str, compute: Callable[[], Result]) -> Result:
         return remember(digest([self.key, source_digest()]), name, compute)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from kvab import captions, metrics
 from kvab.evidence import Evidence
@@ -82,6 +81,8 @@ def arrivals(evidence: Evidence) -> Drawing:
 @drawn("workload-lengths", runs=False)
 def lengths(evidence: Evidence) -> Drawing:
     """Distributions of prompt and answer lengths, and of the reusable part of prompts."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
     table = evidence.workload.table
     shares = 100 * table["reusable_tokens"] / table["input_tokens"]
@@ -110,6 +111,8 @@ def _both(evidence: Evidence) -> dict[str, Arm]:
 @drawn("outcome-distributions")
 def distributions(evidence: Evidence) -> Drawing:
     """Cumulative distributions of TTFT, ITL and latency of the two main configurations."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 3.0), sharey=True)
     arms = _both(evidence)
     styles, bounds = arm_styles(arms), evidence.study.slo.model_dump()
@@ -166,6 +169,8 @@ def _linear_until_ms(difference: pd.Series) -> float:
 @drawn("outcome-over-time")
 def over_time(evidence: Evidence) -> Drawing:
     """Good share and median TTFT minute by minute for the two main configurations."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH_IN, 4.2), sharex=True)
     arms = _both(evidence)
     for name, style in arm_styles(arms).items():
@@ -189,6 +194,8 @@ def over_time(evidence: Evidence) -> Drawing:
 @drawn("outcome-workers")
 def worker_balance(evidence: Evidence) -> Drawing:
     """Prompt tokens computed and answer tokens made by each worker, relative to an even share."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), sharey=True)
     table, names = evidence.worker_balance, list(evidence.arms)
     styles = arm_styles(evidence.arms)

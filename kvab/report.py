@@ -58,7 +58,6 @@ def report(
         replay_missing(checkout / study, cluster, rows, trace, folder)
     evidence = load_evidence(checkout / study, cluster, folder)
     judged = gate(evidence)
-    evidence.compute()
     parameters = {
         "study": str(checkout / study),
         "cluster": cluster,

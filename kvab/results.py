@@ -5,16 +5,20 @@ Input: a key of everything that a result depends on. Output: the result, from th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import FileLock
+
 from kvab.runs import write_beside
 from kvab.trace import cache_folder
 
 Result = TypeVar("Result")
+UNREADABLE = (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError)
 
 
 def source_digest() -> str:
@@ -28,16 +32,17 @@ def source_digest() -> str:
 def remember(key: str, name: str, compute: Callable[[], Result]) -> Result:
     """Return a result from the user's cache, or compute it and keep it there.
 
-    A cache that cannot be read or written costs time and nothing else.
+    Pages are made side by side: who comes second waits for the first instead of computing it
+    again. A cache that cannot be read or written costs time and nothing else.
     """
     path = cache_folder() / "results" / f"{key[:32]}-{name}.pickle"
     try:
-        return pickle.loads(path.read_bytes())
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError):
-        result = compute()
-    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_beside(path, pickle.dumps(result))
+        with FileLock(path.with_suffix(".lock")):
+            with contextlib.suppress(*UNREADABLE):
+                return pickle.loads(path.read_bytes())
+            result = compute()
+            write_beside(path, pickle.dumps(result))
+            return result
     except OSError:
-        pass
-    return result
+        return compute()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -61,27 +60,31 @@ class Panel:
         )
 
 
-def _theme() -> dict[str, object]:
-    base = sns.axes_style("whitegrid") | sns.plotting_context("paper")
-    return base | {
-        "font.size": 9,
-        "axes.labelsize": 9,
-        "axes.titlesize": 9,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "legend.fontsize": 8,
-        "lines.linewidth": 1.6,
-        "lines.markersize": 5.5,
-        "axes.grid.axis": "y",
-        "grid.color": "#e4e4e4",
-        "axes.edgecolor": "#555555",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "figure.constrained_layout.use": True,
-        "svg.hashsalt": "kvab",
-    }
+THEME = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "axes.edgecolor": "#555555",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "kvab",
+}
 
 
 def drawn(
@@ -96,7 +99,7 @@ def drawn(
     def decorate(draw: Callable[[Evidence], Drawing]) -> Callable[[Evidence], Panel]:
         @functools.wraps(draw)
         def panel(evidence: Evidence) -> Panel:
-            with mpl.rc_context(_theme()):
+            with mpl.rc_context(THEME):
                 figure, caption, alt = draw(evidence)
                 mark = captions.origin(evidence, runs)
                 figure.text(0.995, 0.995, mark, ha="right", va="top", fontsize=7, color=GREY)
