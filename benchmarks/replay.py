@@ -1,7 +1,7 @@
 """Both arms of the whole trace: this study's replay against two `aisimulate predict` commands.
 
 Run it with `make bench`. Each pair is measured in one go, the order alternating; the table gives
-the median ratio, and the raw seconds go to build/bench/replay.json. A ratio under 0.5 is the aim.
+the median ratio, and the raw seconds go to benchmarks/results/replay.json. A ratio under 0.5 is the aim.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(pairs: int = 5) -> None:
         print(f"pair {number + 1}: kvab {seconds['kvab']:.1f} s, commands "
               f"{seconds['commands']:.1f} s, ratio {ratio:.2f}", flush=True)  # fmt: skip
     ratios = [each["kvab"] / each["commands"] for each in measured]
-    out = root() / "build" / "bench" / "replay.json"
+    out = root() / "benchmarks" / "results" / "replay.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"rows": len(trace), "pairs": measured}, indent=2) + "\n")
     print(f"median ratio {statistics.median(ratios):.2f} over {pairs} pairs; raw data in {out}")

@@ -44,7 +44,8 @@ def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
     """
     if not jobs:
         return
-    context = multiprocessing.get_context("spawn")
+    # Forked, so that no replay waits for imports; before the progress bar starts its thread.
+    context = multiprocessing.get_context("fork")
     told = context.Queue()
     columns = (
         TextColumn("{task.description}"),
@@ -57,9 +58,9 @@ def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
         min(len(jobs), os.cpu_count() or 1), context, initializer=_tell_through, initargs=(told,)
     )
     try:
+        pending = [pool.submit(_replay_job, n, job) for n, job in enumerate(jobs)]
         with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
             total = bar.add_task(f"{len(jobs)} replays", total=sum(job.rows for job in jobs))
-            pending = {pool.submit(_replay_job, n, job): n for n, job in enumerate(jobs)}
             done = dict.fromkeys(range(len(jobs)), 0)
             while not all(future.done() for future in pending):
                 try:

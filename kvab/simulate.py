@@ -150,9 +150,9 @@ class Simulator:
         identity = self.identity()
         os.environ.update(HF_HUB_OFFLINE="1")
         os.environ.setdefault("DYN_LOG", "error")
-        from aisimulate_core.sdk.perf_database import get_latest_database_version
+        from aisimulate_core.sdk.perf_database import get_version_slots
 
-        data = get_latest_database_version(self.profile.hardware, self.profile.backend)
+        data = (get_version_slots(self.profile.hardware, self.profile.backend) or {}).get("current")
         if data is None:
             raise InputError(
                 f"cluster {self.profile.name}: the simulator has no measured data for hardware "
