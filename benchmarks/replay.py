@@ -1,7 +1,7 @@
 """Both arms of the whole trace: this study's replay against two `aisimulate predict` commands.
 
 Run it with `make bench`. Each pair is measured in one go, the order alternating; the table gives
-the median ratio, and the raw seconds go to benchmarks/results/replay.json. A ratio under 0.5 is the aim.
+the median ratio, and the raw seconds go to benchmarks/results/replay.json. The aim is under 0.5.
 """
 
 from __future__ import annotations
