@@ -11,7 +11,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test test-slow report book publish check bench faults live lock clean
+.PHONY: help env lint test test-slow report book publish check bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -72,7 +72,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
                 kernel_name="python3",
                 cwd=str(root()),
                 progress_bar=False,
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=["--log-level=CRITICAL"],
             )
         except papermill.PapermillExecutionError as error:
             _raise_cause(error, target)
