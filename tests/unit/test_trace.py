@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvab.describe import describe, describe_rows, reusable_tokens
 from kvab.errors import DependencyError, InputError
 from kvab.trace import (
     burst_order,
-    describe,
-    describe_rows,
     fetch_trace,
     find_trace,
     read_trace,
-    reusable_tokens,
     slice_trace,
     write_rows,
 )
