@@ -87,6 +87,7 @@ class Study(Declared):
     gpus: Gpus
     trace: TraceSource
     slo: Slo
+    other_slos: list[Slo] = Field(default_factory=list)
     configurations: dict[str, Arm]
     repeats: Count
     seeds: list[int]
