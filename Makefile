@@ -51,6 +51,7 @@ check: lint ## everything that must hold before a change is handed over, but the
 
 bench: env ## measure speed as ratios within one run
 	$(BIN)/python benchmarks/replay.py
+	$(BIN)/python benchmarks/comparison.py
 
 lock: ## resolve requirements.lock anew
 	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV); }
