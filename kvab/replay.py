@@ -211,6 +211,7 @@ class Replay:
             "study": job.study.name,
             "study_version": job.study.version,
             "study_digest": job.study.digest,
+            "slo": job.study.slo.model_dump(),
             "cluster": job.cluster.model_dump(mode="json"),
             "kind": job.cluster.kind,
             "configuration": job.configuration,

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from kvab import tidy
 from kvab.declare import Declared
 from kvab.errors import InputError
-from kvab.study import Study
+from kvab.study import Slo, Study
 
 
 class Counts(Declared):
@@ -53,6 +53,7 @@ class RunManifest(Declared):
     study: str
     study_version: int
     study_digest: str
+    slo: Slo | None = None
     cluster: dict[str, Any]
     kind: Literal["simulated", "live", "kubernetes"]
     configuration: str
@@ -240,7 +241,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def check_comparable(found: list[Run]) -> None:
-    """Refuse runs that replayed different workloads.
+    """Refuse runs that replayed different workloads, or were made for different bounds.
 
     Raises
     ------
@@ -256,6 +257,15 @@ def check_comparable(found: list[Run]) -> None:
                 f"{found[0].path} {first.rows} rows of {first.name} ({first.sha256[:8]}); "
                 "compare runs of one workload"
             )
+    bounds = {run.manifest.slo: run.path for run in found if run.manifest.slo}
+    if len(bounds) > 1:
+        said = ", ".join(
+            f"{path} for {slo.ttft_ms:g} ms and {slo.itl_ms:g} ms" for slo, path in bounds.items()
+        )
+        raise InputError(
+            f"made for different bounds of a good request: {said}; replay one of them under the "
+            "study file that the other was made with"
+        )
 
 
 def state(path: Path, depends_on: dict[str, Any]) -> tuple[str, str]:
