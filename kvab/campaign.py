@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -37,12 +38,17 @@ def plan(jobs: Iterable[Job]) -> list[runs.Planned]:
 def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
     """Replay jobs side by side, one a core, under one progress bar in requests.
 
+    A Kubernetes cluster takes one at a time: see `replay_in_turn`.
+
     Raises
     ------
     DependencyError
         If a replay's process died; the runs that ended before are kept.
     """
     if not jobs:
+        return
+    if jobs[0].cluster.kind == "kubernetes":
+        replay_in_turn(jobs)
         return
     # Forked, so that no replay waits for imports; before the progress bar starts its thread.
     context = multiprocessing.get_context("fork")
@@ -83,6 +89,35 @@ def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def replay_in_turn(jobs: list[Job]) -> None:
+    """Replay jobs one after the other, a repeat of every configuration before the next repeat.
+
+    Each is deployed anew, so that its caches are cold; neighbours in time share what drifts on
+    the cluster. One that fails does not keep the others from running.
+
+    Raises
+    ------
+    DependencyError
+        At the end, if any failed: how many, and why the first did.
+    """
+    failed: list[str] = []
+    for job in sorted(jobs, key=lambda job: job.repeat):
+        name = f"{job.configuration} r{job.repeat}"
+        print(f"{name}:", file=sys.stderr)
+        replay = Replay(job)
+        try:
+            replay.prepare()
+            replay.deploy()
+            replay.replay()
+            replay.collect()
+            replay.teardown()
+        except DependencyError as error:
+            failed.append(f"{name}: {error}")
+            print(failed[-1], file=sys.stderr)
+    if failed:
+        raise DependencyError(f"{len(failed)} of {len(jobs)} replays failed; first: {failed[0]}")
 
 
 _told: Any = None

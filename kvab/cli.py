@@ -56,11 +56,12 @@ def run(
     rows: RowsOption = None,
     trace: TraceOption = None,
     runs: RunsOption = Path("runs"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment up.")] = False,
     study: StudyOption = STUDY,
 ) -> None:
     """Replay one configuration on one cluster by executing notebooks/03_replay.ipynb."""
     from kvab.pages import run_replay_notebook
-    from kvab.replay import plan_job
+    from kvab.replay import open_cluster, plan_job
     from kvab.study import load_study, root
     from kvab.trace import find_trace
 
@@ -74,8 +75,15 @@ def run(
         "rows": rows or 0,
         "trace": str(trace.resolve()) if trace else "",
         "runs": str(root() / runs),
+        "keep": keep,
     }
-    notebook = run_replay_notebook(parameters, job.path.with_name(f"{job.path.name}.replay.ipynb"))
+    target = job.path.with_name(f"{job.path.name}.replay.ipynb")
+    try:
+        notebook = run_replay_notebook(parameters, target)
+    except KeyboardInterrupt:  # the notebook's kernel is gone: what it started is stopped here
+        if not keep:
+            open_cluster(job.cluster, job).teardown()
+        raise
     print(f"{job.path}\n{notebook}")
 
 

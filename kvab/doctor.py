@@ -12,7 +12,7 @@ from pathlib import Path
 from kvab.errors import KvabError
 from kvab.recipes import read_configuration, topology
 from kvab.replay import open_cluster
-from kvab.study import load_cluster, load_study, root
+from kvab.study import Study, load_cluster, load_study, root
 from kvab.trace import find_trace
 
 FREE_BYTES = 2_000_000_000
@@ -32,7 +32,7 @@ def findings(study: Path, cluster: str) -> list[Finding]:
     found = [Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")]
     for name in declared.configurations:
         found.append(_try(f"{name}: ", lambda n=name: _topology(declared.configuration_folder(n))))
-    found.append(_try("cluster: ", lambda: _cluster(cluster)))
+    found += _of_cluster(declared, cluster)
     found.append(_trace(declared))
     free = shutil.disk_usage(root()).free
     found.append(
@@ -50,6 +50,19 @@ def _try(prefix: str, look: object) -> Finding:
 
 def _topology(folder: Path) -> str:
     return topology(read_configuration(folder)).describe()
+
+
+def _of_cluster(declared: Study, name: str) -> list[Finding]:
+    """Return what the cluster lacks: for Kubernetes each thing that a run needs."""
+    try:
+        profile = load_cluster(name)
+        if profile.kind == "kubernetes":
+            from kvab.cluster import study_findings
+
+            return [Finding(ok, what) for ok, what in study_findings(declared, profile)]
+    except KvabError as error:
+        return [Finding(False, f"cluster: {error}")]
+    return [_try("cluster: ", lambda: _cluster(name))]
 
 
 def _cluster(name: str) -> str:

@@ -73,6 +73,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
                 cwd=str(root()),
                 progress_bar=False,
                 extra_arguments=["--log-level=CRITICAL"],
+                stderr_file=sys.stderr,  # progress of long steps; not part of the page
             )
         except papermill.PapermillExecutionError as error:
             _raise_cause(error, target)
@@ -96,6 +97,7 @@ def _tidy_notebook(path: Path) -> None:
     removed = False
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
+        cell.outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
             cell.metadata.tags = [*tags, "remove-cell" if removed else "hide-input"]

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 
 import kvab
-from kvab import recipes, runs
-from kvab.errors import DependencyError, InputError
+from kvab import recipes, runs, tidy
+from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import Kubernetes, Live, Simulated, Study, load_cluster, load_study, root
 from kvab.trace import Trace, burst_order, find_trace
 
 
-def open_cluster(profile: Simulated | Live | Kubernetes) -> Any:
+def open_cluster(profile: Simulated | Live | Kubernetes, job: Job | None = None) -> Any:
     """Return the kind of cluster that a profile declares, with its five steps.
+
+    A cluster that outlives this process needs the job, to find its own deployment again.
 
     Raises
     ------
@@ -33,8 +35,12 @@ def open_cluster(profile: Simulated | Live | Kubernetes) -> Any:
         from kvab.simulate import Simulator
 
         return Simulator(profile)
+    if isinstance(profile, Kubernetes):
+        from kvab.cluster import Cluster
+
+        return Cluster(profile, job)
     raise DependencyError(
-        f"cluster {profile.name}: this version replays on clusters of kind simulated only, "
+        f"cluster {profile.name}: this version replays on clusters of other kinds only, "
         f"got kind {profile.kind}; use --cluster simulated-h200"
     )
 
@@ -120,16 +126,18 @@ def start(
     rows: int = 0,
     trace: str = "",
     runs: str | Path = "runs",
+    keep: bool = False,
 ) -> Replay:
     """Return a replay ready for its five steps, from the parameters of a notebook.
 
     Zero rows mean all, an empty trace the study's own; relative paths count from the checkout.
+    ``keep`` leaves the deployment up afterwards, to look at it.
     """
     declared = load_study(study)
     workload = find_trace(declared.trace, Path(trace) if trace else None)
     folder = root() / runs
     job = plan_job(declared, cluster, configuration, repeat, rows or None, workload, folder)
-    return Replay(job)
+    return Replay(job, keep=keep)
 
 
 def check_topology(job: Job) -> recipes.Topology:
@@ -157,21 +165,22 @@ def check_topology(job: Job) -> recipes.Topology:
 class Replay:
     """One run, step by step; a run that is complete is shown and not repeated."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, *, keep: bool = False) -> None:
+        self.job, self.keep = job, keep
         depends_on = job.depends_on()
         if runs.state(job.path, depends_on)[0] != "complete":
             runs.restore(job.path, depends_on)
         state, self.why = runs.state(job.path, depends_on)
         self.complete = state == "complete"
-        self.cluster = open_cluster(job.cluster)
+        self.cluster = open_cluster(job.cluster, job)
 
     def prepare(self) -> str:
         """Make sure that the cluster has what a replay needs; say what was found."""
         if self.complete:
             return f"{self.job.path} is complete ({self.why}): nothing is repeated."
         self.start = datetime.now(UTC)
-        self.versions = self.cluster.prepare()
+        self.versions: dict[str, str] = {}
+        self.versions = self._step("prepare")
         found = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{self.job.cluster.description}: ready with {found}."
 
@@ -179,28 +188,58 @@ class Replay:
         """Bring the configuration up; say what serves."""
         topology = check_topology(self.job)
         if not self.complete:
-            self.cluster.deploy(topology)
+            self._step("deploy", topology)
         return topology.describe()
 
     def replay(self, progress: Any = None) -> str:
         """Send the requests of the trace; say how many."""
         if not self.complete:
-            self.cluster.replay(self.job.trace, self.job.order(), progress)
+            self._step("replay", self.job.trace, self.job.order(), progress)
         return f"{self.job.rows:,} requests of {self.job.trace.name}."
 
     def collect(self) -> Path:
         """Write the run folder and return it."""
         if not self.complete:
-            requests, artifacts = self.cluster.collect()
-            files = {f"artifacts/{name}": content for name, content in artifacts.items()}
-            for name in ("deploy.yaml", "perf.yaml"):
-                files[f"manifests/{name}"] = (self.job.recipe.folder / name).read_bytes()
-            files["requests.parquet"] = runs.requests_bytes(requests)
-            runs.write_run(self.job.path, self._manifest(requests), files)
+            requests, artifacts = self._step("collect")
+            self._write(requests, {f"artifacts/{name}": artifacts[name] for name in artifacts})
         return self.job.path
 
+    def _write(self, requests: Any, files: dict[str, bytes], reason: str = "") -> None:
+        for name in ("deploy.yaml", "perf.yaml"):
+            files[f"manifests/{name}"] = (self.job.recipe.folder / name).read_bytes()
+        for name, content in getattr(self.cluster, "applied", {}).items():
+            files[f"manifests/{name}"] = content
+        files["requests.parquet"] = runs.requests_bytes(requests)
+        manifest = self._manifest(requests)
+        if reason:
+            manifest |= {"status": "failed", "reason": reason}
+        runs.write_run(self.job.path, manifest, files)
+
+    def _step(self, name: str, *given: Any) -> Any:
+        """Return what a step of the cluster returns; if it fails, leave nothing of it running."""
+        try:
+            return getattr(self.cluster, name)(*given)
+        except BaseException as error:
+            self.abandon(str(error) or type(error).__name__)
+            raise
+
+    def abandon(self, reason: str) -> None:
+        """Keep what tells why a run failed, as a failed run, and stop what it started."""
+        look = getattr(self.cluster, "diagnostics", dict)
+        if found := {f"diagnostics/{name}": content for name, content in look().items()}:
+            lost = tidy.not_replayed(self.job.trace, self.job.rows, reason)
+            self._write(lost, found, reason)
+        if self.keep:
+            return
+        try:
+            self.cluster.teardown()
+        except KvabError as error:
+            raise DependencyError(f"{reason}; then, tearing down: {error}") from None
+
     def teardown(self) -> str:
-        """Stop what the deployment started."""
+        """Stop what the deployment started, unless it is to be kept."""
+        if self.keep:
+            return f"{self.job.configuration} is kept up; the same run without keep removes it."
         self.cluster.teardown()
         return f"Nothing of {self.job.configuration} is left running."
 
@@ -232,7 +271,11 @@ class Replay:
                 "python": platform.python_version(),
                 **self.versions,
             },
-            "host": {"machine": platform.machine(), "cores": os.cpu_count()},
+            "host": {
+                "machine": platform.machine(),
+                "cores": os.cpu_count(),
+                **getattr(self.cluster, "provenance", {}),
+            },
             "counts": {
                 "expected": job.rows,
                 "received": job.rows - errors,

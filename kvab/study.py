@@ -168,11 +168,19 @@ class Live(Declared):
 
 
 class Limits(Declared):
-    """Longest waits on a cluster, in seconds."""
+    """Longest waits on a cluster, in seconds.
+
+    ``retry_s`` bounds the patience with an API server that does not answer, ``grace_s`` how long
+    a cause of failure that may pass is watched, ``poll_s`` the time between two looks.
+    """
 
     prepare_s: Positive = 600
     deploy_s: Positive = 7200
     replay_s: Positive = 10800
+    teardown_s: Positive = 900
+    retry_s: Positive = 300
+    grace_s: Annotated[float, Field(ge=0)] = 60
+    poll_s: Positive = 5
 
 
 class Kubernetes(Declared):
@@ -186,6 +194,7 @@ class Kubernetes(Declared):
     storage_class: str
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
     image: str | None = None
+    runtime_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+")] | None = None
     image_pull_secret: str | None = None
     hf_token_secret: str = "hf-token-secret"
     node_selector: dict[str, str] = Field(default_factory=dict)

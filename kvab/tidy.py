@@ -124,6 +124,20 @@ def from_simulator(
     )
 
 
+def not_replayed(trace: Trace, rows: int, reason: str) -> pd.DataFrame:
+    """Return the requests table of a replay that failed: every row is lost, for that reason."""
+    return typed(
+        {
+            "row": range(rows),
+            "arrival_ms": trace.arrival_ms[:rows],
+            "input_tokens": trace.input_tokens[:rows],
+            "output_tokens": [0] * rows,
+            "requested_output_tokens": trace.output_tokens[:rows],
+            "error": [f"not replayed: {reason}"] * rows,
+        }
+    )
+
+
 def itl_ms(latency_ms: pd.Series, ttft_ms: pd.Series, output_tokens: np.ndarray) -> np.ndarray:
     """Return the mean inter-token latency of each request, in ms.
 

@@ -1,0 +1,81 @@
+"""What a person sees while a cluster works: a live table in a terminal, else a line a change.
+
+Input: the state of components and pods. Output: standard error; nothing is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kvab import causes, readiness
+
+QUIET_S = 60.0
+
+
+class Display:
+    """A table that is redrawn, or single lines where standard error is no terminal."""
+
+    def __init__(self, title: str) -> None:
+        # Inside a notebook's kernel the plain text reaches the terminal that started it.
+        self.console = Console(stderr=True, force_jupyter=False, highlight=False)
+        self.title, self.start = title, time.monotonic()
+        self.live: Live | None = None
+        self.last, self.last_s = "", 0.0
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self, note: str, table: Table | None = None) -> None:
+        """Show where things stand: the table where it can be redrawn, the note in any case."""
+        passed_s = time.monotonic() - self.start
+        line = f"{self.title}, {passed_s:.0f} s: {note}"
+        if self.live:
+            text = Text(line, overflow="ellipsis", no_wrap=True)
+            self.live.update(Group(table, text) if table else text, refresh=True)
+        elif note != self.last or passed_s - self.last_s > QUIET_S:
+            self.console.print(line, soft_wrap=True, markup=False)
+            self.last, self.last_s = note, passed_s
+
+
+def component_table(
+    expected: readiness.Expected, pods: list[dict[str, Any]], events: list[dict[str, Any]]
+) -> Table:
+    """Return components, how many of their pods are ready, what the others do, and the news."""
+    table = Table("component", "ready", "pods", "latest event", expand=True)
+    ready = readiness.ready_pods(expected, pods)
+    for name, wanted in expected.replicas.items():
+        own = [pod for pod in pods if readiness.component_of(pod) == name]
+        states = Counter(_state(pod) for pod in own)
+        told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        news = causes.latest_event(events, {pod["metadata"]["name"] for pod in own})
+        table.add_row(name, f"{ready[name]}/{wanted}", told or "none", Text(news[:160]))
+    return table
+
+
+def _state(pod: dict[str, Any]) -> str:
+    if pod["metadata"].get("deletionTimestamp"):
+        return "Terminating"
+    if readiness.is_ready(pod):
+        return "Ready"
+    first = next(causes.of_pod(pod), None)
+    return first.reason if first else (pod.get("status") or {}).get("phase", "Unknown")
