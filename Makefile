@@ -11,7 +11,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test test-slow report book publish check bench lock clean
+.PHONY: help env lint test test-slow report book capacity publish check bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ report: env ## replay what is missing and build the whole book; ends with the he
 
 book: env ## build the book from the published runs: no simulator, no trace
 	$(BIN)/kvab report --from book/published
+
+capacity: env ## sweep load and split on the simulated cluster (about ten minutes on two cores)
+	$(BIN)/kvab capacity
 
 publish: env ## copy this machine's complete runs to book/published
 	$(BIN)/kvab publish

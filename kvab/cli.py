@@ -154,6 +154,20 @@ def report(
 
 
 @app.command()
+def capacity(
+    cluster: ClusterOption = "simulated-h200",
+    rows: RowsOption = None,
+    trace: TraceOption = None,
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = STUDY,
+) -> None:
+    """Sweep arrival speed and split on a simulated cluster; complete cells are kept."""
+    from kvab.capacity import sweep
+
+    print(sweep(study, cluster, rows, trace, runs))
+
+
+@app.command()
 def publish(
     cluster: ClusterOption = "simulated-h200",
     runs: RunsOption = Path("runs"),

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from kvab import runs
+from kvab.capacity import SUMMARY, TABLE
 from kvab.errors import InputError
 from kvab.study import load_study, root
 from kvab.workload import workload_path
@@ -22,7 +23,8 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
     """Copy the complete runs of a cluster and return the published folders.
 
     Times are rounded to 0.01 ms; artifacts stay behind. A published folder is a run folder, so
-    everything reads it as any other.
+    everything reads it as any other. Of a capacity sweep its table and summary are published; where
+    the source has none, the published one stays.
 
     Raises
     ------
@@ -44,6 +46,7 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
         beside = Path(name)
         for run in read:
             _copy(run, beside / run.path.relative_to(source))
+        _copy_sweep([source / cluster, target / cluster], beside / cluster / "capacity")
         (beside / "workloads").mkdir()
         for path in (workload, workload.with_suffix(".json")):
             shutil.copyfile(path, beside / "workloads" / path.name)
@@ -55,6 +58,14 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
             (target / part).parent.mkdir(parents=True, exist_ok=True)
             (beside / part).rename(target / part)
     return runs.find_runs(target.parent, declared, cluster)
+
+
+def _copy_sweep(clusters: list[Path], to: Path) -> None:
+    found = [each / "capacity" for each in clusters if (each / "capacity" / SUMMARY).is_file()]
+    if found:
+        to.mkdir(parents=True)
+        for name in (TABLE, SUMMARY):
+            shutil.copyfile(found[0] / name, to / name)
 
 
 def _copy(run: runs.Run, to: Path) -> None:

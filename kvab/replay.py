@@ -18,6 +18,7 @@ import kvab
 from kvab import recipes, runs, tidy
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import Kubernetes, Live, Simulated, Study, load_cluster, load_study, root
+from kvab.sweep import Variant
 from kvab.trace import Trace, burst_order, find_trace
 
 
@@ -56,10 +57,14 @@ class Job:
     rows: int
     trace: Trace
     runs: Path
+    variant: Variant = Variant()
 
     @property
     def path(self) -> Path:
-        """The run's folder."""
+        """The run's folder; that of a variant lies beside the normal ones."""
+        if self.variant.place:
+            folder = runs.capacity_path(self.runs, self.study, self.cluster.name)
+            return folder / self.configuration / self.variant.place
         return runs.run_path(
             self.runs, self.study, self.cluster.name, self.configuration, self.repeat
         )
@@ -85,6 +90,7 @@ class Job:
             "trace": self.trace.sha256,
             "rows": self.rows,
             "order": self.study.seed(self.repeat),
+            **self.variant.depends_on(),
             **open_cluster(self.cluster).identity(),
         }
 
@@ -97,8 +103,11 @@ def plan_job(
     rows: int | None = None,
     trace: Trace | None = None,
     folder: Path = Path("runs"),
+    variant: Variant = Variant(),
 ) -> Job:
     """Return a checked job; ``rows`` is the number of first trace rows, None for all.
+
+    A variant replays the trace at another speed, or the topology with another split.
 
     Raises
     ------
@@ -111,9 +120,9 @@ def plan_job(
     trace = trace or find_trace(study.trace)
     if rows is not None and not 1 <= rows <= len(trace):
         raise InputError(f"{trace.path}: expected rows from 1 to {len(trace)}, got {rows}")
-    job = Job(
-        study, load_cluster(cluster), configuration, repeat, rows or len(trace), trace, folder
-    )
+    profile, replayed = load_cluster(cluster), variant.trace(trace)
+    rows = rows or len(trace)
+    job = Job(study, profile, configuration, repeat, rows, replayed, folder, variant)
     check_topology(job)
     return job
 
@@ -159,7 +168,7 @@ def check_topology(job: Job) -> recipes.Topology:
             f"{job.recipe.folder / 'perf.yaml'}: expected the goodput of study.yaml "
             f"({study.slo.ttft_ms:g} ms, {study.slo.itl_ms:g} ms); mend --goodput"
         )
-    return topology
+    return job.variant.topology(topology)
 
 
 class Replay:

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 from kvab import campaign, pages
+from kvab.declare import digest
 from kvab.errors import GateError
 from kvab.evidence import load_evidence
+from kvab.load_curves import load_sweep
 from kvab.replay import plan_job
 from kvab.study import load_study, root
 from kvab.trace import find_trace
@@ -65,7 +67,8 @@ def report(
         "rows": evidence.manifest.trace.rows,
         "trace": str(trace.resolve()) if trace else "",
     }
-    index = pages.build(checkout / out, parameters, evidence.key, replays=published is None)
+    key = digest([evidence.key, load_sweep(checkout / study, cluster, folder).key])
+    index = pages.build(checkout / out, parameters, key, replays=published is None)
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {len(judged.reasons)} checks failed; first: "

@@ -97,6 +97,11 @@ def run_path(runs: Path, study: Study, cluster: str, configuration: str, repeat:
     return runs / study.name / cluster / configuration / f"r{repeat}"
 
 
+def capacity_path(runs: Path, study: Study, cluster: str) -> Path:
+    """Return the folder of a cluster's capacity sweep, which `find_runs` does not look into."""
+    return runs / study.name / cluster / "capacity"
+
+
 def requests_bytes(table: pd.DataFrame) -> bytes:
     """Return a requests table as Parquet bytes of schema 1."""
     return parquet_bytes(table, tidy.SCHEMA)

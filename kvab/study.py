@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from kvab.declare import Declared, digest, read_declaration
 from kvab.errors import InputError
+from kvab.sweep import Capacity
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -93,6 +94,7 @@ class Study(Declared):
     seeds: list[int]
     margins: dict[Literal["ttft_ms", "itl_ms", "latency_ms", "good_share"], Positive]
     statistics: Statistics
+    capacity: Capacity | None = None
     folder: Path = Field(exclude=True)
 
     @model_validator(mode="after")
