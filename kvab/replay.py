@@ -27,23 +27,18 @@ def open_cluster(profile: Simulated | Live | Kubernetes, job: Job | None = None)
 
     A cluster that outlives this process needs the job, to find its own deployment again.
 
-    Raises
-    ------
-    DependencyError
-        If this version has no such kind yet.
     """
     if isinstance(profile, Simulated):
         from kvab.simulate import Simulator
 
         return Simulator(profile)
-    if isinstance(profile, Kubernetes):
-        from kvab.cluster import Cluster
+    if isinstance(profile, Live):
+        from kvab.live import LiveStack
 
-        return Cluster(profile, job)
-    raise DependencyError(
-        f"cluster {profile.name}: this version replays on clusters of other kinds only, "
-        f"got kind {profile.kind}; use --cluster simulated-h200"
-    )
+        return LiveStack(profile, job.recipe if job else None)
+    from kvab.cluster import Cluster
+
+    return Cluster(profile, job)
 
 
 @dataclass(frozen=True)

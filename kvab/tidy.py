@@ -1,7 +1,8 @@
 """Records of any origin -> the requests table, one row a trace row.
 
-Input: the simulator's records. Output: a table of the columns in ``SCHEMA``; times in ms, NaN or
-null where undefined. Everything after the replay reads this table and nothing else.
+Input: the simulator's records, or AIPerf's artifacts. Output: a table of the columns in ``SCHEMA``;
+times in ms, NaN or null where undefined. Everything after the replay reads this table and nothing
+else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from kvab.aiperf import Artifacts
 from kvab.errors import DependencyError, InputError
 from kvab.trace import Trace
 
@@ -122,6 +124,82 @@ def from_simulator(
             "error": status.mask(served),
         }
     )
+
+
+def from_aiperf(artifacts: Artifacts, trace: Trace, rows: np.ndarray) -> pd.DataFrame:
+    """Return the requests table of a replay by AIPerf.
+
+    Parameters
+    ----------
+    artifacts : Artifacts
+        What AIPerf left.
+    trace : Trace
+        The trace that was replayed.
+    rows : ndarray of int
+        The trace row of each line of AIPerf's input file: record ``session_num`` belongs to
+        ``rows[session_num]``.
+
+    Returns
+    -------
+    DataFrame
+        Columns of ``SCHEMA``, sorted by row. Token counts are the server's where it gave them, else
+        the client's, and `itl_ms` is recomputed from them. ``send_lag_ms`` is relative to the
+        request that was least late, as in AIPerf 0.13.0 (``replay_sched_lag_metrics.py``), which
+        does not record when its schedule began. A row without a record is lost, an answer with
+        a metric that is missing or not finite failed; both say so in ``error``.
+
+    Raises
+    ------
+    InputError
+        If a record is of no row, two are of one, or one has another input length than its row.
+    """
+    got, where = artifacts.records, artifacts.folder
+    outside = ~got["session_num"].between(0, len(rows) - 1)
+    if outside.any():
+        number = got.loc[outside, "session_num"].iloc[0]
+        raise InputError(
+            f"{where}: record {number} of a replay of {len(rows)} rows; import it with the rows "
+            "and the trace that were replayed"
+        )
+    if got["session_num"].duplicated().any():
+        number = got.loc[got["session_num"].duplicated(), "session_num"].iloc[0]
+        raise InputError(f"{where}: row {rows[number]} has two records; is it two runs in one?")
+    got = got.set_index("session_num").reindex(range(len(rows)))
+    inputs, outputs = (
+        got[f"server_{kind}_tokens"].fillna(got[f"client_{kind}_tokens"])
+        for kind in ("input", "output")
+    )
+    error = got["error"].mask(got["request_start_ns"].isna(), "lost: AIPerf has no record")
+    measured = got[["ttft_ms", "latency_ms"]].to_numpy(float)
+    unusable = ~(np.isfinite(measured).all(axis=1) & (measured >= 0).all(axis=1) & (outputs >= 1))
+    error = error.mask(error.isna() & unusable, "AIPerf measured no latency or no answer token")
+    served = error.isna()
+    expected = trace.input_tokens[rows]
+    wrong = served & (inputs != expected)
+    if wrong.all():
+        raise InputError(
+            f"{where}: no record has the input length of its row (the first {inputs.iloc[0]:.0f}, "
+            f"the trace {expected[0]}); is it a replay of {trace.name}?"
+        )
+    sent_ms = got["request_start_ns"] / 1e6 - trace.arrival_ms[rows]
+    ttft_ms, latency_ms = (got[name].where(served) for name in ("ttft_ms", "latency_ms"))
+    output_tokens = outputs.where(served).fillna(0).to_numpy()
+    table = typed(
+        {
+            "row": rows,
+            "arrival_ms": trace.arrival_ms[rows],
+            "input_tokens": inputs.where(served).fillna(pd.Series(expected)),
+            "output_tokens": output_tokens,
+            "requested_output_tokens": trace.output_tokens[rows],
+            "ttft_ms": ttft_ms,
+            "itl_ms": itl_ms(latency_ms, ttft_ms, output_tokens),
+            "latency_ms": latency_ms,
+            "cached_tokens": got["cached_tokens"].where(served),
+            "send_lag_ms": sent_ms - sent_ms.min(),
+            "error": error,
+        }
+    )
+    return table.sort_values("row", ignore_index=True)
 
 
 def not_replayed(trace: Trace, rows: int, reason: str) -> pd.DataFrame:
