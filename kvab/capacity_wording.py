@@ -84,9 +84,19 @@ def headline(swept: Sweep) -> str:
 
 
 def second_headline(swept: Sweep) -> str:
-    """Return the headline as the book's first page shows it, with what weakens it."""
+    """Return the headline in short, as the book's first page shows it."""
+    study = swept.study
+    rows = [_kept(swept, name, swept.headline) for name in (study.comparison, study.baseline)]
+    first, second = (load_text(row["low"], row["high"]) for row in rows)
+    row = swept.curves.ratios.loc[swept.headline]
+    kind = "simulated" if swept.simulated else f"on {swept.cluster}"
+    kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     stale = f" {_stale(swept)}" if swept.changes else ""
-    return f"**How much load it carries.** {headline(swept)} See [](08_capacity).{stale}"
+    return (
+        f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good, "
+        f"the comparison carries arrivals at {first} the trace's speed, the baseline at {second}: "
+        f"**{ratio_text(row)} the load** ({LEVEL} {ends_text(row)}; *{kind}*).{stale}"
+    )
 
 
 def _stale(swept: Sweep) -> str:
@@ -98,11 +108,14 @@ def provenance(swept: Sweep) -> str:
     summary = swept.summary
     whose = "Made on this machine" if swept.own else "The published sweep"
     versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
+    trace = summary.trace
+    part = f"the first {trace.rows:,} of {trace.total_rows:,}"
+    rows = f"all {trace.rows:,}" if trace.rows == trace.total_rows else part
     made_up = " **SYNTHETIC WORKLOAD: the requests are made up.**" if swept.synthetic else ""
     text = (
         f"{summary.cluster['description']}. {whose}: {len(swept.load_cells)} cells of load and "
-        f"{len(swept.split_cells)} of the split, each one replay of {summary.trace.rows:,} of the "
-        f"{summary.trace.total_rows:,} requests of {summary.trace.name}, made from "
+        f"{len(swept.split_cells)} of the split, each one replay of {rows} requests of "
+        f"{trace.name}, made from "
         f"{summary.first:%Y-%m-%d %H:%M} to {summary.last:%Y-%m-%d %H:%M} UTC with {versions}."
         f"{made_up}"
     )

@@ -120,8 +120,10 @@ def test_a_wrong_declaration_is_refused(checkout, edit, said):
 
 @pytest.fixture
 def small_sweep(checkout):
-    """The study with a sweep of two loads and one other split: nine cells."""
+    """The study's two main configurations, two loads and one other split: five cells."""
     content = yaml.safe_load((checkout / STUDY).read_text())
+    for ablation in ("agg-kv-router", "disagg-round-robin"):
+        content["configurations"].pop(ablation)
     splits = [{"prefill": 4, "decode": 4}, {"prefill": 6, "decode": 2}]
     content["capacity"].update(loads=[1, 4], splits=splits)
     (checkout / STUDY).write_text(yaml.safe_dump(content))
@@ -150,25 +152,25 @@ def test_a_sweep_stopped_goes_on_where_it_was(small_sweep, small_trace):
     assert first.returncode == 130, said
     assert "complete runs are kept" in said
     kept = {path: path.read_bytes() for path in folder.glob("**/run.json")}
-    assert len(kept) < 9
+    assert len(kept) < 5
     assert not [*folder.glob("**/capacity.json")]
 
     again = started(folder, small_trace)
     _, said = again.communicate(timeout=300)
     assert again.returncode == 0, said
-    assert f"9 cells: {len(kept)} complete, {9 - len(kept)} to replay" in said
+    assert f"5 cells: {len(kept)} complete, {5 - len(kept)} to replay" in said
     assert {path: path.read_bytes() for path in kept} == kept
 
     swept = load_sweep(STUDY, "simulated-h200", folder)
     assert swept.own
-    assert (len(swept.load_cells), [*swept.split_cells]) == (8, ["4P4D", "6P2D"])
+    assert (len(swept.load_cells), [*swept.split_cells]) == (4, ["4P4D", "6P2D"])
     assert swept.deployed == "6P2D"
     assert swept.changes == ["it replayed another trace than the study's"]
     normal = runs.read_run(folder / "qwen3-32b/simulated-h200/agg-round-robin/r1")
     assert normal.manifest.depends_on.get("arrival speed") is None
     sped = runs.read_run(folder / "qwen3-32b/simulated-h200/capacity/agg-round-robin/x4").manifest
     assert sped.depends_on["arrival speed"] == 4
-    assert len(runs.find_runs(folder, load_study(), "simulated-h200")) == 4
+    assert len(runs.find_runs(folder, load_study(), "simulated-h200")) == 2
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +192,7 @@ def test_the_published_sweep_brackets_its_headline_and_says_so(published):
     row = found.ratios.loc[published.headline]
     assert row["low"] == row["high"]
     assert row["ci_low"] < row["low"] < row["ci_high"]
+    assert "simulated" in wording.second_headline(published)
     said = wording.headline(published)
     assert said.startswith("In simulation")
     assert f"{row['low']:.2f} times the load" in said
