@@ -23,7 +23,7 @@ from kvab.declare import Declared
 from kvab.errors import InputError
 from kvab.replay import Job, check_topology, plan_job
 from kvab.study import Slo, Study, load_study, root
-from kvab.sweep import Capacity, Variant
+from kvab.sweep import AS_DECLARED, Capacity, Variant
 from kvab.trace import Trace, find_trace
 
 TABLE, SUMMARY = "capacity.parquet", "capacity.json"
@@ -125,10 +125,10 @@ def plan(
             "use --cluster simulated-h200"
         )
     deployed = {role: group.replicas for role, group in check_topology(
-        job(study.comparison, Variant())).groups.items()}  # fmt: skip
+        job(study.comparison, AS_DECLARED)).groups.items()}  # fmt: skip
     for split in sweep.splits:
         changed = split.model_dump() != deployed
-        variant = Variant(split=split) if changed else Variant()
+        variant = Variant(split=split) if changed else AS_DECLARED
         cells.append((job(study.comparison, variant), split.label))
     return cells
 

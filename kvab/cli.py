@@ -263,6 +263,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KvabError as error:
         print(f"kvab: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("kvab: stopped; complete runs are kept, run the same command again", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer turns Ctrl-C into this exit and says nothing
+            kept = "complete runs are kept, run the same command again"
+            print(f"kvab: stopped; {kept}", file=sys.stderr)
+        raise

@@ -11,8 +11,9 @@ with :math:`s_i \ge` target. The load that keeps the target is
 **Interval.** The same bursts are drawn at all loads and in all configurations (`kvab.bootstrap`),
 and every resample finds its loads anew. The ends are the quantiles of the resamples at
 :math:`\Phi(\mp t_{k-1} \sqrt{k/(k-2)})`: the expanded percentile interval [1]_, with the widening
-that `kvab.bootstrap` explains. Unlike an estimate plus and minus its error, quantiles take resamples
-that are known only to lie above or below the replayed loads: an end is then open, never made up.
+that `kvab.bootstrap` explains. Unlike an estimate plus and minus its error, quantiles can take
+resamples that are known only to lie above or below the replayed loads: an end is then open, never
+made up. Coverage is checked in ``tests/stats/test_crossing_coverage.py``.
 
 References
 ----------

@@ -238,7 +238,8 @@ def _splits(swept: Sweep, requests: np.ndarray, settings: dict) -> pd.DataFrame:
     design = crossings.plan(requests, [*good, *apart], settings)
     shares = crossings.shares(requests, good, design)
     difference = shares.map(lambda x: x - x[..., [from_]])
-    rows = {"share": shares.value, "low": shares.interval[0], "high": shares.interval[1]}
+    low, high = np.clip(shares.interval, 0, 1)
+    rows = {"share": shares.value, "low": low, "high": high}
     rows["difference"] = difference.value
     rows["difference_low"], rows["difference_high"] = difference.interval
     return pd.DataFrame(rows, pd.Index(names, name="split"))

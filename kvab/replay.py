@@ -18,7 +18,7 @@ import kvab
 from kvab import recipes, runs, tidy
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import Kubernetes, Live, Simulated, Study, load_cluster, load_study, root
-from kvab.sweep import Variant
+from kvab.sweep import AS_DECLARED, Variant
 from kvab.trace import Trace, burst_order, find_trace
 
 
@@ -52,7 +52,7 @@ class Job:
     rows: int
     trace: Trace
     runs: Path
-    variant: Variant = Variant()
+    variant: Variant = AS_DECLARED
 
     @property
     def path(self) -> Path:
@@ -98,7 +98,7 @@ def plan_job(
     rows: int | None = None,
     trace: Trace | None = None,
     folder: Path = Path("runs"),
-    variant: Variant = Variant(),
+    variant: Variant = AS_DECLARED,
 ) -> Job:
     """Return a checked job; ``rows`` is the number of first trace rows, None for all.
 

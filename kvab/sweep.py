@@ -103,3 +103,6 @@ class Variant:
                 f"deploy.yaml {topology.gpus}; compare splits of equal hardware"
             )
         return varied
+
+
+AS_DECLARED = Variant()

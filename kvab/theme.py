@@ -11,6 +11,7 @@ import html
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -19,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from kvab import captions
-from kvab.evidence import Evidence
 from kvab.study import Arm
 
 WIDTH_IN = 7.4
@@ -88,17 +88,18 @@ THEME = {
 
 
 def drawn(
-    key: str, *, runs: bool = True
-) -> Callable[[Callable[[Evidence], Drawing]], Callable[[Evidence], Panel]]:
+    key: str, *, runs: bool = True, source: Callable[..., str] = captions.source
+) -> Callable[[Callable[[Any], Drawing]], Callable[[Any], Panel]]:
     """Draw a figure under the theme, mark what is simulated, and return its panel.
 
-    ``runs`` is False for a figure of the workload alone, in which nothing is simulated.
+    ``runs`` is False for a figure of the workload alone, in which nothing is simulated; ``source``
+    says where the data come from, if not from the evidence.
     The decorated function returns the figure, its caption and its alternative text.
     """
 
-    def decorate(draw: Callable[[Evidence], Drawing]) -> Callable[[Evidence], Panel]:
+    def decorate(draw: Callable[[Any], Drawing]) -> Callable[[Any], Panel]:
         @functools.wraps(draw)
-        def panel(evidence: Evidence) -> Panel:
+        def panel(evidence: Any) -> Panel:
             with mpl.rc_context(THEME):
                 figure, caption, alt = draw(evidence)
                 mark = captions.origin(evidence, runs)
@@ -107,9 +108,7 @@ def drawn(
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format="svg", metadata={"Date": None})
                 plt.close(figure)
-            return Panel(
-                key, buffer.getvalue(), f"{caption} {captions.source(evidence, runs)}", alt
-            )
+            return Panel(key, buffer.getvalue(), f"{caption} {source(evidence, runs)}", alt)
 
         return panel
 
