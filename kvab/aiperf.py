@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,10 @@ import pandas as pd
 
 from kvab.errors import InputError
 
-RECORDS, SUMMARY, READY = (
-    "profile_export.jsonl",
-    "profile_export_aiperf.json",
-    ".aiperf_results_ready.json",
-)
+RECORDS = "profile_export.jsonl"
+SUMMARY = "profile_export_aiperf.json"
+READY = ".aiperf_results_ready.json"
+SERVER_METRICS = "server_metrics_export.json"
 NUMBERS = {
     "ttft_ms": "time_to_first_token",
     "client_itl_ms": "inter_token_latency",
@@ -45,8 +45,9 @@ class _Value(msgspec.Struct):
 _Metrics = msgspec.defstruct("_Metrics", [(name, _Value | None, None) for name in NUMBERS.values()])
 
 
-class _Metadata(msgspec.Struct):
+class _Metadata(msgspec.Struct, kw_only=True):
     session_num: int
+    conversation_id: str = ""
     request_start_ns: int
     was_cancelled: bool = False
     benchmark_phase: str = "profiling"
@@ -73,8 +74,8 @@ class Artifacts:
     folder : Path
         Where it lies.
     records : DataFrame
-        A row a record: ``session_num``, ``request_start_ns``, ``error`` (text, null if answered)
-        and the keys of `NUMBERS` (float64, NaN where AIPerf gives none).
+        A row a record: ``line`` of the input file, from 0, ``request_start_ns``, ``error`` (text,
+        null if answered) and the keys of `NUMBERS` (float64, NaN where AIPerf gives none).
     truncated : int
         Lines at the end that were cut off and are left out: 0 or 1.
     summary : dict
@@ -134,7 +135,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _records(path: Path) -> tuple[pd.DataFrame, int]:
     decode = msgspec.json.Decoder(_Record).decode
     columns: dict[str, list] = {
-        name: [] for name in ("session_num", "request_start_ns", "error", *NUMBERS)
+        name: [] for name in ("line", "request_start_ns", "error", *NUMBERS)
     }
     broken: tuple[int, str] | None = None
     for number, line in enumerate(_lines(path), 1):
@@ -149,19 +150,29 @@ def _records(path: Path) -> tuple[pd.DataFrame, int]:
             continue
         if record.metadata.benchmark_phase != "profiling":
             continue
-        columns["session_num"].append(record.metadata.session_num)
+        columns["line"].append(_line(record.metadata))
         columns["request_start_ns"].append(record.metadata.request_start_ns)
         columns["error"].append(_error(record))
         for name, key in NUMBERS.items():
             metric = getattr(record.metrics, key, None)
             value = metric.value if metric is not None else None
             columns[name].append(np.nan if value is None else value)
-    if broken and (columns["session_num"] == [] or line.endswith(b"\n")):
+    if broken and (not columns["line"] or line.endswith(b"\n")):
         raise InputError(f"{path}, line {broken[0]}: expected a record of AIPerf, {broken[1]}")
-    if not columns["session_num"]:
+    if not columns["line"]:
         raise InputError(f"{path}: expected one record a request, got none; was the run cancelled?")
     table = pd.DataFrame(columns).astype({name: "float64" for name in NUMBERS})
     return table.astype({"error": "string"}), int(broken is not None)
+
+
+def _line(metadata: _Metadata) -> int:
+    """Return the line that a record is of.
+
+    The loader of Mooncake traces names conversations after it (AIPerf 0.13.0, session_000057).
+    ``session_num`` counts requests as they are sent, which is another order inside some bursts.
+    """
+    name = re.fullmatch(r"session_(\d+)", metadata.conversation_id)
+    return int(name[1]) if name else metadata.session_num
 
 
 def _error(record: _Record) -> str | None:
@@ -171,3 +182,26 @@ def _error(record: _Record) -> str | None:
     if record.metadata.was_cancelled:
         return "cancelled"
     return None
+
+
+def router_counters(folder: Path) -> dict[str, int]:
+    """Return what Dynamo's KV router counted during the replay; empty behind another router.
+
+    ``cached_prefix_tokens``: prompt tokens that the chosen workers held already, summed over
+    requests. ``kv_events``: blocks that workers reported as stored. Both are read from the
+    frontend's metrics as AIPerf exports them (``server_metrics_export.json``).
+    """
+    metrics = _json(folder / SERVER_METRICS).get("metrics", {})
+
+    def total(name: str, **labels: str) -> int:
+        found = metrics.get(f"dynamo_component_{name}", {}).get("series", [])
+        fitting = (s for s in found if labels.items() <= s.get("labels", {}).items())
+        return round(sum(each["stats"].get("total", 0) for each in fitting))
+
+    if not total("kv_cache_events_applied"):
+        return {}
+    prefill = total("router_kv_selected_cached_prefix_tokens", phase="prefill")
+    return {
+        "cached_prefix_tokens": prefill or total("router_kv_selected_cached_prefix_tokens"),
+        "kv_events": total("kv_cache_events_applied", event_type="stored", status="ok"),
+    }

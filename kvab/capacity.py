@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from kvab import campaign, metrics, runs
+from kvab import campaign, metrics, runs, spread
 from kvab.declare import Declared
 from kvab.errors import InputError
 from kvab.replay import Job, check_topology, plan_job
@@ -149,13 +149,16 @@ def sweep(
     read = load_study(study)
     workload = find_trace(read.trace, trace)
     cells = plan(read, cluster, rows, workload, root() / folder)
-    jobs = list({job.path: job for job, _ in cells}.values())
+    spreads = spread.plan(read, cluster, rows, workload, root() / folder)
+    jobs = list({job.path: job for job in [*(job for job, _ in cells), *spreads]}.values())
     planned = campaign.plan(jobs)
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
     kept = len(jobs) - len(missing)
     print(f"{len(jobs)} cells: {kept} complete, {len(missing)} to replay", file=sys.stderr)
     campaign.replay_all(sorted(missing, key=lambda job: job.variant.speed))  # the slowest first
-    return write_tables(cells)
+    place = write_tables(cells)
+    runs.write_beside(place / spread.TABLE, runs.parquet_bytes(spread.totals(spreads, workload)))
+    return place
 
 
 def write_tables(cells: list[tuple[Job, str | None]]) -> Path:

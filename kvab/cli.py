@@ -138,6 +138,9 @@ def compare(
 def report(
     cluster: ClusterOption = "simulated-h200",
     rows: RowsOption = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N repeats; all by default.")
+    ] = None,
     trace: TraceOption = None,
     out: Annotated[Path, typer.Option(help="Where the book is built.")] = Path("book/_build"),
     runs: RunsOption = Path("runs"),
@@ -149,7 +152,7 @@ def report(
     """Replay what is missing, analyze it and build the book; ends with the headline."""
     from kvab.report import report as build_report
 
-    headline, index = build_report(study, cluster, rows, trace, out, runs, from_)
+    headline, index = build_report(study, cluster, rows, repeats, trace, out, runs, from_)
     print(f"\n{headline}\n{index}")
 
 

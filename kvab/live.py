@@ -94,7 +94,7 @@ class LiveStack:
         DependencyError
             If one ends, or they do not serve in time; the last lines of the log are in the text.
         """
-        self.programs, self.port = Programs(), free_port()
+        self.programs, self.port, self.topology = Programs(), free_port(), topology
         folder = self.programs.folder
         first = next(iter(topology.groups.values()))
         self.model = first.model
@@ -229,7 +229,11 @@ class LiveStack:
             raise DependencyError(
                 f"AIPerf's export is not complete ({len(read.records)} records); replay it again"
             )
-        return tidy.from_aiperf(read, self.trace, self.order), self._kept()
+        requests = tidy.from_aiperf(read, self.trace, self.order)
+        if self.topology.mode == "disaggregated":  # the frontend reports the decode worker's only
+            requests["cached_tokens"] = pd.Series(pd.NA, requests.index, dtype="Int32")
+        self.provenance |= {"router": aiperf.router_counters(self.artifacts)}
+        return requests, self._kept()
 
     def _kept(self) -> dict[str, bytes]:
         paths = {name: self.artifacts / name for name in KEPT}

@@ -22,6 +22,7 @@ from kvab.capacity import SUMMARY, TABLE, Cell, Summary, declared
 from kvab.declare import digest
 from kvab.errors import InputError
 from kvab.results import remember, source_digest
+from kvab.spread import TABLE as SPREAD
 from kvab.study import Arm, Study, load_study, root
 
 
@@ -60,6 +61,7 @@ class Sweep:
     study: Study
     summary: Summary
     table: pd.DataFrame
+    spread: pd.DataFrame | None
     own: bool
 
     @property
@@ -134,7 +136,17 @@ class Sweep:
     def key(self) -> str:
         """Digest of everything that a page shows of the sweep."""
         summary = self.summary.model_dump(mode="json")
-        return digest([summary, self.study.digest, self.changes, self.own])
+        spread = None if self.spread is None else self.spread.to_json()
+        return digest([summary, spread, self.study.digest, self.changes, self.own])
+
+    @cached_property
+    def spread_verdicts(self) -> pd.DataFrame:
+        """Verdicts with every burst spread, see `kvab.spread`; empty if that was not replayed."""
+        if self.spread is None:
+            return pd.DataFrame()
+        from kvab import spread
+
+        return spread.verdicts(self.spread, self.study)
 
     @cached_property
     def curves(self) -> Curves:
@@ -177,7 +189,9 @@ def load_sweep(
             "got another; restore it or run `kvab capacity`"
         )
     is_own = not found.resolve().is_relative_to(public.resolve())
-    return Sweep(read, summary, pd.read_parquet(io.BytesIO(content)), is_own)
+    place = found.parent / SPREAD
+    spread = pd.read_parquet(place) if place.is_file() else None
+    return Sweep(read, summary, pd.read_parquet(io.BytesIO(content)), spread, is_own)
 
 
 def curves(swept: Sweep) -> Curves:

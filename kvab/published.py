@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from kvab import runs
+from kvab import runs, spread
 from kvab.capacity import SUMMARY, TABLE
 from kvab.errors import InputError
 from kvab.study import load_study, root
@@ -64,7 +64,7 @@ def _copy_sweep(clusters: list[Path], to: Path) -> None:
     found = [each / "capacity" for each in clusters if (each / "capacity" / SUMMARY).is_file()]
     if found:
         to.mkdir(parents=True)
-        for name in (TABLE, SUMMARY):
+        for name in (TABLE, SUMMARY, spread.TABLE):
             shutil.copyfile(found[0] / name, to / name)
 
 

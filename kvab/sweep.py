@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from kvab.declare import Declared
@@ -52,30 +53,55 @@ class Capacity(Declared):
         return self
 
 
+def tick_ms(timestamp_ms: np.ndarray) -> float:
+    """Return the step of a trace's clock: the smallest time between two of its bursts, in ms."""
+    apart = np.diff(np.unique(timestamp_ms))
+    return float(apart.min()) if apart.size else 0.0
+
+
+def _place_in_burst(timestamp_ms: np.ndarray) -> np.ndarray:
+    """Return where each row stands in its burst, as a share of 1: k / n for the k-th of n."""
+    _, first, inverse, size = np.unique(
+        timestamp_ms, return_index=True, return_inverse=True, return_counts=True
+    )
+    return (np.arange(len(timestamp_ms)) - first[inverse]) / size[inverse]
+
+
 @dataclass(frozen=True)
 class Variant:
-    """What a replay changes: the speed of arrivals, or the workers' split. By default nothing."""
+    """What a replay changes, by default nothing.
+
+    ``speed`` of arrivals, the workers' ``split``, or ``spread``: each burst evenly over the time
+    to the next tick of the trace's clock, in file order, instead of all at once.
+    """
 
     speed: float = 1.0
     split: Split | None = None
+    spread: bool = False
 
     @property
     def place(self) -> str:
         """Folder of a cell among the cells of its configuration, such as x1.25 or 3P5D."""
         speed = [f"x{self.speed:g}"] if self.speed != 1 else []
-        return "-".join(([self.split.label] if self.split else []) + speed)
+        spread = ["spread"] if self.spread else []
+        return "-".join(([self.split.label] if self.split else []) + speed + spread)
 
     def depends_on(self) -> dict[str, Any]:
         """Return what a run depends on beside its configuration; nothing where nothing differs."""
         speed = {"arrival speed": self.speed} if self.speed != 1 else {}
-        return speed | ({"replicas": self.split.model_dump()} if self.split else {})
+        spread = {"bursts": "spread"} if self.spread else {}
+        return speed | spread | ({"replicas": self.split.model_dump()} if self.split else {})
 
     def trace(self, trace: Trace) -> Trace:
         """Return the trace with arrivals at this speed; name and sha256 stay the source's."""
-        if self.speed == 1:
-            return trace
-        sped_ms = (trace.timestamp_ms / self.speed).round(CLOCK_DECIMALS)
-        return replace(trace, timestamp_ms=sped_ms)
+        at_ms = trace.timestamp_ms
+        if self.spread:
+            at_ms = at_ms + tick_ms(at_ms) * _place_in_burst(at_ms)
+        if self.speed != 1:
+            at_ms = at_ms / self.speed
+        return trace if at_ms is trace.timestamp_ms else replace(
+            trace, timestamp_ms=at_ms.round(CLOCK_DECIMALS)
+        )  # fmt: skip
 
     def topology(self, topology: Topology) -> Topology:
         """Return the topology with this split; everything else stays ``deploy.yaml``'s.

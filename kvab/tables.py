@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kvab import metrics
+from kvab import metrics, summaries
 from kvab.evidence import Evidence
 from kvab.formats import Table, interval, number, percent, signed
+from kvab.load_curves import Sweep
 
 
 def _arm_labels(evidence: Evidence) -> tuple[str, str]:
@@ -104,9 +105,9 @@ def _half(row: dict, factor: float, decimals: int | None) -> str:
     return number(None if low is None else factor * (high - low) / 2, decimals)
 
 
-def robustness(evidence: Evidence) -> Table:
+def robustness(evidence: Evidence, sweep: Sweep) -> Table:
     """Return the verdict on each metric under each choice; what differs is marked."""
-    found = evidence.robustness
+    found = pd.concat([evidence.robustness, sweep.spread_verdicts])
     declared = found[found["choice"] == found["choice"].iloc[0]].set_index("metric")["verdict"]
     lines = {}
     for row in found.itertuples():
@@ -136,7 +137,7 @@ def goodput(evidence: Evidence) -> Table:
                 "least to most of the repeats": f"{percent(min(shares))} to {percent(max(shares))}",
                 "good a second": number(np.mean([e["good"]["rps"] for e in found]), 2),
                 "duration [s]": number(np.mean([e["duration_s"] for e in found]), 0),
-                "prompt from cache": percent(np.mean([e["cached_share"] for e in found])),
+                "prompt from cache": _reuse(evidence, name),
             }
         )
     slo = evidence.study.slo
@@ -145,6 +146,11 @@ def goodput(evidence: Evidence) -> Table:
         f"Good: TTFT at most {slo.ttft_ms:g} ms and ITL at most {slo.itl_ms:g} ms.",
         ("configuration",),
     )
+
+
+def _reuse(evidence: Evidence, name: str) -> str:
+    shares = [summaries.reuse(run) for run in evidence.runs[name]]
+    return "not known" if None in shares else percent(float(np.mean(shares)))
 
 
 def cells(evidence: Evidence) -> Table:
@@ -166,7 +172,7 @@ def cells(evidence: Evidence) -> Table:
                 "ITL p50 [ms]": number(mean("itl_ms", "p50")),
                 "ITL p99": number(mean("itl_ms", "p99")),
                 "latency mean [ms]": number(mean("latency_ms", "mean")),
-                "prompt from cache": percent(mean("cached_share")),
+                "prompt from cache": _reuse(evidence, name),
             }
         )
     return Table(pd.DataFrame(lines), "Mean over the repeats.", ("configuration",))

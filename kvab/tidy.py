@@ -136,8 +136,7 @@ def from_aiperf(artifacts: Artifacts, trace: Trace, rows: np.ndarray) -> pd.Data
     trace : Trace
         The trace that was replayed.
     rows : ndarray of int
-        The trace row of each line of AIPerf's input file: record ``session_num`` belongs to
-        ``rows[session_num]``.
+        The trace row of each line of AIPerf's input file: a record of line n is of ``rows[n]``.
 
     Returns
     -------
@@ -154,17 +153,17 @@ def from_aiperf(artifacts: Artifacts, trace: Trace, rows: np.ndarray) -> pd.Data
         If a record is of no row, two are of one, or one has another input length than its row.
     """
     got, where = artifacts.records, artifacts.folder
-    outside = ~got["session_num"].between(0, len(rows) - 1)
+    outside = ~got["line"].between(0, len(rows) - 1)
     if outside.any():
-        number = got.loc[outside, "session_num"].iloc[0]
+        number = got.loc[outside, "line"].iloc[0]
         raise InputError(
             f"{where}: record {number} of a replay of {len(rows)} rows; import it with the rows "
             "and the trace that were replayed"
         )
-    if got["session_num"].duplicated().any():
-        number = got.loc[got["session_num"].duplicated(), "session_num"].iloc[0]
+    if got["line"].duplicated().any():
+        number = got.loc[got["line"].duplicated(), "line"].iloc[0]
         raise InputError(f"{where}: row {rows[number]} has two records; is it two runs in one?")
-    got = got.set_index("session_num").reindex(range(len(rows)))
+    got = got.set_index("line").reindex(range(len(rows)))
     inputs, outputs = (
         got[f"server_{kind}_tokens"].fillna(got[f"client_{kind}_tokens"])
         for kind in ("input", "output")

@@ -6,9 +6,11 @@ Input: the evidence. Output: Markdown.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from kvab.evidence import Evidence
 from kvab.formats import interval, number, percent, signed
+from kvab.load_curves import Sweep
 from kvab.metrics import LATENCIES, METRICS
 from kvab.validity import Gate
 
@@ -218,9 +220,9 @@ def variation(evidence: Evidence) -> str:
     )
 
 
-def robustness(evidence: Evidence) -> str:
+def robustness(evidence: Evidence, sweep: Sweep) -> str:
     """Return which verdicts survive the other choices, and which do not."""
-    found = evidence.robustness
+    found = pd.concat([evidence.robustness, sweep.spread_verdicts])
     declared = found[found["choice"] == found["choice"].iloc[0]].set_index("metric")["verdict"]
     changed = found[found["verdict"] != found["metric"].map(declared)]
     total = found["choice"].nunique() - 1
