@@ -22,7 +22,7 @@ from kvab import campaign, metrics, runs, spread
 from kvab.declare import Declared
 from kvab.errors import InputError
 from kvab.replay import Job, check_topology, plan_job
-from kvab.study import Slo, Study, load_study, root
+from kvab.study import Slo, Study, load_cluster, load_study, root
 from kvab.sweep import AS_DECLARED, Capacity, Variant
 from kvab.trace import Trace, find_trace
 
@@ -107,7 +107,7 @@ def plan(
     Raises
     ------
     InputError
-        If no sweep is declared, the cluster is not simulated, or a split does not fit.
+        If no sweep is declared, or a split does not fit.
     """
 
     def job(configuration: str, variant: Variant) -> Job:
@@ -119,11 +119,6 @@ def plan(
         for name in study.configurations
         for load in sweep.loads
     ]
-    if (kind := cells[0][0].cluster.kind) != "simulated":
-        raise InputError(
-            f"cluster {cluster}: a sweep is replayed on a simulated cluster, got kind {kind}; "
-            "use --cluster simulated-h200"
-        )
     deployed = {role: group.replicas for role, group in check_topology(
         job(study.comparison, AS_DECLARED)).groups.items()}  # fmt: skip
     for split in sweep.splits:
@@ -144,8 +139,13 @@ def sweep(
     Raises
     ------
     InputError
-        See `plan`.
+        If the cluster is not simulated; see also `plan`.
     """
+    if (kind := load_cluster(cluster).kind) != "simulated":
+        raise InputError(
+            f"cluster {cluster}: a sweep is replayed on a simulated cluster, got kind {kind}; "
+            "use --cluster simulated-h200"
+        )
     read = load_study(study)
     workload = find_trace(read.trace, trace)
     cells = plan(read, cluster, rows, workload, root() / folder)

@@ -28,7 +28,9 @@ def refused(process, *said):
         assert words in process.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "summarize", "compare", "report", "doctor", "trace"])
+@pytest.mark.parametrize(
+    "command", ["run", "summarize", "compare", "report", "capacity", "doctor", "trace"]
+)
 def test_every_command_explains_itself(command):
     process = kvab(command, "--help")
     assert process.returncode == 0

@@ -15,6 +15,7 @@ import yaml
 from kvab import capacity_wording as wording
 from kvab import crossings, runs
 from kvab.bootstrap import Design
+from kvab.capacity import sweep
 from kvab.errors import InputError
 from kvab.load_curves import load_sweep
 from kvab.recipes import topology
@@ -116,6 +117,11 @@ def test_a_wrong_declaration_is_refused(checkout, edit, said):
     with pytest.raises(InputError, match=r"study\.yaml") as caught:
         load_study()
     assert said in str(caught.value)
+
+
+def test_a_cluster_that_is_not_simulated_is_refused(small_trace, tmp_path):
+    with pytest.raises(InputError, match="simulated cluster, got kind kubernetes"):
+        sweep(STUDY, "example-h200", None, small_trace, tmp_path)
 
 
 @pytest.fixture
