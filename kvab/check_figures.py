@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 
 from kvab import check_wording as wording
 from kvab.metrics import LATENCIES, METRICS
-from kvab.model_check import DECLARED, Check
+from kvab.model_check import Check
 from kvab.theme import PLAIN, WIDTH_IN, Drawing, arm_styles, drawn, legend_below
 
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -17,9 +17,9 @@ STATISTICS = ("mean", "p50", "p90", "p99")
 
 @drawn("check-errors", source=wording.source)
 def errors(check: Check) -> Drawing:
-    """Error of each statistic of each latency, with its interval, by configuration."""
+    """Error of each statistic of each latency, over orders inside bursts, by configuration."""
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 3.1), sharey=True)
-    found = check.errors[check.errors["order"] == DECLARED]
+    found = check.errors
     styles = arm_styles(check.live.arms)
     for place, key in zip(axes, LATENCIES, strict=True):
         place.axvline(0, color="#333333", linewidth=0.9)
@@ -43,7 +43,7 @@ def errors(check: Check) -> Drawing:
     axes[0].set_yticks(range(len(STATISTICS)), STATISTICS)
     axes[0].invert_yaxis()
     legend_below(figure, axes[0])
-    alt = "Dots with intervals by statistic and configuration. " + wording.errors_caption(check)
+    alt = "Dots with ranges by statistic and configuration. " + wording.errors_caption(check)
     return figure, wording.errors_caption(check), alt
 
 

@@ -9,26 +9,28 @@ import pandas as pd
 
 from kvab.formats import Table, number, percent, signed
 from kvab.metrics import LATENCIES, METRICS
-from kvab.model_check import AS_SENT, DECLARED, Check
+from kvab.model_check import Check
 
 STATISTICS = ("mean", "p50", "p90", "p99")
 
 
 def errors(check: Check) -> Table:
-    """Return live value and error of each statistic, in file order and in the order sent."""
-    found = check.errors.set_index(["configuration", "order", "metric", "statistic"])
+    """Return live value and error of each statistic, with what the order inside bursts does."""
+    found = check.errors.set_index(["configuration", "metric", "statistic"])
     lines = []
     for name, arm in check.live.arms.items():
         for key in LATENCIES:
             line = {"configuration": arm.label, "metric": f"{METRICS[key].short} [ms]"}
             for statistic in STATISTICS:
-                rows = [found.loc[(name, order, key, statistic)] for order in (DECLARED, AS_SENT)]
-                errors = " / ".join(signed(100 * row["error"], 1) for row in rows)
-                line[statistic] = f"{number(rows[0]['live'])}\n{errors} %"
+                row = found.loc[(name, key, statistic)]
+                spread = " to ".join(signed(100 * row[end], 0) for end in ("least", "most"))
+                line[statistic] = (
+                    f"{number(row['live'])}\n{signed(100 * row['centre'], 1)} %\n({spread})"
+                )
             lines.append(line)
     caption = (
-        "Live value, and below it the error of the simulation: with the rows of a burst in file "
-        "order / in the order that AIPerf sent them."
+        "Live value; below it the error of the simulation, its mean over orders of the rows inside "
+        f"bursts ({len(check.orders['order'].unique())} of them), and the least and the most."
     )
     return Table(pd.DataFrame(lines), caption, ("configuration", "metric"))
 
@@ -36,13 +38,15 @@ def errors(check: Check) -> Table:
 def reuse(check: Check) -> Table:
     """Return good share and prefix reuse, live and simulated."""
     found = check.errors[check.errors["metric"] == "good_share"]
-    good = found.set_index(["configuration", "order"])
+    good = found.set_index("configuration")
     lines = [
         {
             "configuration": arm.label,
-            "good, live": percent(good.loc[(name, DECLARED), "live"]),
-            "good, simulated": percent(good.loc[(name, DECLARED), "simulated"]),
-            "in the order sent": percent(good.loc[(name, AS_SENT), "simulated"]),
+            "good, live": percent(good.loc[name, "live"]),
+            "good, simulated": percent(good.loc[name, "live"] + good.loc[name, "centre"]),
+            "least to most": " to ".join(
+                percent(good.loc[name, "live"] + good.loc[name, end]) for end in ("least", "most")
+            ),
             "prompt from cache, live": percent(check.reuse.loc[name, "live"]),
             "simulated": percent(check.reuse.loc[name, "simulated"]),
         }

@@ -153,6 +153,8 @@ def worker_balance(evidence: Evidence) -> Drawing:
     """Prompt tokens computed and answer tokens made by each worker, relative to an even share."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
 
+    if evidence.worker_balance.empty:
+        return "Which worker served a request is not recorded on this kind of cluster."
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), sharey=True)
     table, names = evidence.worker_balance, list(evidence.arms)
     styles = arm_styles(evidence.arms)

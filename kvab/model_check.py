@@ -6,7 +6,10 @@ and the errors of the simulation with their intervals.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +27,9 @@ from kvab.simulate import Simulator
 from kvab.study import Simulated, load_study, root
 from kvab.trace import Trace, burst_order
 
-TABLE = Path("model-check") / "twins.parquet"
-DECLARED, AS_SENT = "in file order", "in the order sent"
+TABLE, ORDERS = Path("model-check") / "twins.parquet", Path("model-check") / "orders.parquet"
+FILE, SENT = "file", "sent"
+SHUFFLES = 8
 KEPT = ["row", "arrival_ms", "input_tokens", "output_tokens", "requested_output_tokens",
         *LATENCIES, "cached_tokens", "error"]  # fmt: skip
 ROUNDED = {"ttft_ms": 1, "itl_ms": 3, "latency_ms": 1}
@@ -34,8 +38,9 @@ ROUNDED = {"ttft_ms": 1, "itl_ms": 3, "latency_ms": 1}
 def make_twins(evidence: Evidence, trace: Trace, folder: Path) -> Path:
     """Simulate the rows of each live configuration's first run, and keep the twins beside it.
 
-    Each is simulated twice: with the rows of a burst in the order of the run's file, and in the
-    order in which AIPerf really sent them.
+    The twin proper has the rows of a burst in the order of the run's file. The same rows are also
+    simulated in the order in which AIPerf sent them, and in seeded shuffles inside the bursts: of
+    these only the statistics are kept, to tell what the order alone does.
 
     Raises
     ------
@@ -47,22 +52,43 @@ def make_twins(evidence: Evidence, trace: Trace, folder: Path) -> Path:
             f"{trace.path}: expected the trace of the runs ({evidence.manifest.trace.name}), got "
             f"another; name that trace with --trace"
         )
-    parts = []
-    for name, found in evidence.runs.items():
-        run = found[0]
-        print(f"simulating the rows of {name} on {evidence.cluster}", file=sys.stderr)
-        declared = burst_order(trace.timestamp_ms[: len(run.requests)], run.manifest.seed)
-        sent = run.requests.sort_values(["arrival_ms", "send_lag_ms"])["row"].to_numpy()
-        for label, order in ((DECLARED, declared), (AS_SENT, sent)):
-            twin = _simulate(run, trace, order)
-            parts.append(twin[KEPT].round(ROUNDED).assign(configuration=name, order=label))
-    path = folder / evidence.study.name / evidence.cluster / TABLE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_beside(path, runs.parquet_bytes(pd.concat(parts, ignore_index=True)))
-    return path
+    jobs = [
+        (found[0], trace, label, order)
+        for found in evidence.runs.values()
+        for label, order in _orders(found[0], trace).items()
+    ]
+    print(f"simulating the same rows: {len(jobs)} short replays", file=sys.stderr)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        tables = [*pool.map(_simulate, jobs)]
+    twins, told = [], []
+    for (run, _, label, _), table in zip(jobs, tables, strict=True):
+        name, found = run.manifest.configuration, metrics.summarize(table, evidence.study.slo)
+        if label == FILE:
+            twins.append(table[KEPT].round(ROUNDED).assign(configuration=name))
+        told += [
+            {"configuration": name, "order": label, "metric": key, "statistic": each,
+             "value": found[key][each]}
+            for key in LATENCIES for each in metrics.COMPARED
+        ]  # fmt: skip
+        told.append({"configuration": name, "order": label, "metric": "good_share",
+                     "statistic": "share", "value": found["good"]["share"]})  # fmt: skip
+    place = folder / evidence.study.name / evidence.cluster
+    (place / TABLE).parent.mkdir(parents=True, exist_ok=True)
+    runs.write_beside(place / ORDERS, runs.parquet_bytes(pd.DataFrame(told)))
+    runs.write_beside(place / TABLE, runs.parquet_bytes(pd.concat(twins, ignore_index=True)))
+    return place / TABLE
 
 
-def _simulate(run: runs.Run, trace: Trace, order: np.ndarray) -> pd.DataFrame:
+def _orders(run: runs.Run, trace: Trace) -> dict[str, np.ndarray]:
+    """Return rows in sending order, by label."""
+    at_ms = trace.timestamp_ms[: len(run.requests)]
+    sent = run.requests.sort_values(["arrival_ms", "send_lag_ms"])["row"].to_numpy()
+    shuffled = {f"shuffle {n}": burst_order(at_ms, n) for n in range(1, SHUFFLES + 1)}
+    return {FILE: burst_order(at_ms, run.manifest.seed), SENT: sent} | shuffled
+
+
+def _simulate(job: tuple[runs.Run, Trace, str, np.ndarray]) -> pd.DataFrame:
+    run, trace, _, order = job
     cluster = run.manifest.cluster
     profile = Simulated(
         kind="simulated", name=f"twin of {cluster['name']}", description="twin",
@@ -81,6 +107,7 @@ class Check:
 
     live: Evidence
     twins: pd.DataFrame
+    orders: pd.DataFrame
     own: bool
 
     @property
@@ -96,11 +123,11 @@ class Check:
     @cached_property
     def key(self) -> str:
         """Digest of everything that a page shows of the check."""
-        return digest([self.live.key, self.twins.to_json(), self.own])
+        return digest([self.live.key, self.twins.to_json(), self.orders.to_json(), self.own])
 
-    def twin(self, configuration: str, order: str) -> pd.DataFrame:
+    def twin(self, configuration: str) -> pd.DataFrame:
         """Return the simulated requests table of a configuration."""
-        own = (self.twins["configuration"] == configuration) & (self.twins["order"] == order)
+        own = self.twins["configuration"] == configuration
         return self.twins[own].sort_values("row", ignore_index=True)
 
     @cached_property
@@ -108,7 +135,7 @@ class Check:
         """Every request: ``configuration``, ``row``, and each metric ``_live`` and ``_twin``."""
         parts = []
         for name in self.live.runs:
-            live, twin = self.live.tables(name)[0], self.twin(name, DECLARED)
+            live, twin = self.live.tables(name)[0], self.twin(name)
             both = live.merge(twin, on="row", suffixes=("_live", "_twin"))
             parts.append(both.assign(configuration=name))
         return pd.concat(parts, ignore_index=True)
@@ -124,7 +151,7 @@ class Check:
         rows = {
             name: {
                 "live": summaries.reuse(self.live.runs[name][0]),
-                "simulated": metrics.cached_share(self.twin(name, DECLARED)),
+                "simulated": metrics.cached_share(self.twin(name)),
             }
             for name in self.live.runs
         }
@@ -137,32 +164,40 @@ def errors(check: Check) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``configuration``, ``order``, ``metric``, ``statistic``, ``live``, ``simulated`` (ms; shares
-        of 1), ``error`` (simulated over live minus 1; for the good share the difference) and its
-        workload interval ``ci_low``, ``ci_high``.
+        ``configuration``, ``metric``, ``statistic``, ``live``, ``simulated`` (ms; shares of 1),
+        ``error`` (simulated over live minus 1; for the good share the difference) and its workload
+        interval ``ci_low``, ``ci_high``; ``sent`` (the error in the order sent), ``centre``,
+        ``least`` and ``most`` (mean and ends of the error over all orders inside bursts).
     """
     from kvab.compare import compare
 
     study, lines = check.live.study, []
     for name in check.live.runs:
-        for order in (DECLARED, AS_SENT):
-            tables = [check.live.tables(name)[0]], [check.twin(name, order)]
-            found = compare(*tables, study.slo, **study.statistics.model_dump())
-            cells = [
-                (key, stat, row) for key in LATENCIES for stat, row in found.metrics[key].items()
-            ]
-            for key, statistic, row in [*cells, ("good_share", "share", found.good_share)]:
-                share = key == "good_share"
-                names = ("difference", "ci_low", "ci_high") if share else (
-                    "ratio", "ratio_ci_low", "ratio_ci_high")  # fmt: skip
-                error, low, high = (
-                    np.nan if row[each] is None else row[each] - (not share) for each in names
-                )
-                lines.append((name, order, key, statistic, row["baseline"], row["comparison"],
-                              error, low, high))  # fmt: skip
-    columns = ["configuration", "order", "metric", "statistic", "live", "simulated", "error",
-               "ci_low", "ci_high"]  # fmt: skip
-    return pd.DataFrame(lines, columns=columns)
+        tables = [check.live.tables(name)[0]], [check.twin(name)]
+        found = compare(*tables, study.slo, **study.statistics.model_dump())
+        cells = [(key, *each) for key in LATENCIES for each in found.metrics[key].items()]
+        for key, statistic, row in [*cells, ("good_share", "share", found.good_share)]:
+            share = key == "good_share"
+            names = ("ci_low", "ci_high") if share else ("ratio_ci_low", "ratio_ci_high")
+            low, high = (np.nan if row[n] is None else row[n] - (not share) for n in names)
+            live = row["baseline"]
+            off = _values(check, name, key, statistic)
+            off = off - live if share else off / live - 1
+            shuffled = off.drop(SENT)
+            lines.append(
+                {"configuration": name, "metric": key, "statistic": statistic, "live": live,
+                 "simulated": row["comparison"], "error": off[FILE], "ci_low": low,
+                 "ci_high": high, "sent": off[SENT], "centre": shuffled.mean(),
+                 "least": off.min(), "most": off.max()}
+            )  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _values(check: Check, configuration: str, metric: str, statistic: str) -> pd.Series:
+    """Return the simulated value by order."""
+    found = check.orders
+    own = (found["configuration"] == configuration) & (found["metric"] == metric)
+    return found[own & (found["statistic"] == statistic)].set_index("order")["value"]
 
 
 def load_check(
@@ -179,5 +214,6 @@ def load_check(
         path = place / read.name / name / TABLE
         if path.is_file():
             own = not path.resolve().is_relative_to(public.resolve())
-            return Check(load_evidence(study, name, place), pd.read_parquet(path), own)
+            orders = pd.read_parquet(place / read.name / name / ORDERS)
+            return Check(load_evidence(study, name, place), pd.read_parquet(path), orders, own)
     return None
