@@ -124,7 +124,7 @@ def read_records(path: Path) -> Records:
     for number, line in enumerate(_lines(path), start=1):
         try:
             record = decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             if not line.strip():
                 continue
             if not line.endswith(b"\n") and not isinstance(error, msgspec.ValidationError):
