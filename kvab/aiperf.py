@@ -1,187 +1,194 @@
-"""AIPerf's artifacts, read as they came: records, summary and completion marker.
+"""A folder of AIPerf's artifacts, of versions 0.6 to 0.13, as one object.
 
-Input: a folder of AIPerf artifacts. Output: one table of its records and what the summary says of
-the run. Records are decoded line by line, the wanted fields only: the list of gaps between tokens,
-most of each record, is skipped, so memory does not grow with it.
+Input: the folder that ``aiperf profile`` wrote. Output: its records, what its summary says of the
+run, and why it is only part of a run, where it is.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
-import pandas as pd
-
 from kvab.errors import InputError
+from kvab.records import Records, read_records
 
 RECORDS = "profile_export.jsonl"
-SUMMARY = "profile_export_aiperf.json"
-READY = ".aiperf_results_ready.json"
 SERVER_METRICS = "server_metrics_export.json"
-NUMBERS = {
-    "ttft_ms": "time_to_first_token",
-    "client_itl_ms": "inter_token_latency",
-    "latency_ms": "request_latency",
-    "client_input_tokens": "input_sequence_length",
-    "client_output_tokens": "output_sequence_length",
-    "server_input_tokens": "usage_prompt_tokens",
-    "server_output_tokens": "usage_completion_tokens",
-    "cached_tokens": "usage_prompt_cache_read_tokens",
-}
-
-
-class _Value(msgspec.Struct):
-    value: float | None = None
-
-
-_Metrics = msgspec.defstruct("_Metrics", [(name, _Value | None, None) for name in NUMBERS.values()])
-
-
-class _Metadata(msgspec.Struct, kw_only=True):
-    session_num: int
-    conversation_id: str = ""
-    request_start_ns: int
-    was_cancelled: bool = False
-    benchmark_phase: str = "profiling"
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    code: int | None = None
-
-
-class _Record(msgspec.Struct):
-    metadata: _Metadata
-    metrics: _Metrics | None = None  # type: ignore[valid-type]
-    error: _Error | None = None
+READY = ".aiperf_results_ready.json"
+PROCESSING = ".aiperf_results_processing.json"
+PACKED = ("", ".gz", ".zst", ".bz2")
+# Beside the records AIPerf writes these, whose names end like theirs.
+OTHERS = ("_raw", "_telemetry_export", "_metrics_export", "_latency", "_timeslices", "inputs")
+MEND = "name a folder that `aiperf profile` wrote"
 
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What one AIPerf run left.
+    """What AIPerf left of one run.
 
     Attributes
     ----------
     folder : Path
         Where it lies.
-    records : DataFrame
-        A row a record: ``line`` of the input file, from 0, ``request_start_ns``, ``error`` (text,
-        null if answered) and the keys of `NUMBERS` (float64, NaN where AIPerf gives none).
-    truncated : int
-        Lines at the end that were cut off and are left out: 0 or 1.
+    records : Records or None
+        The requests; None where only the summary was kept.
     summary : dict
-        AIPerf's own summary; empty if it wrote none.
-    whole : bool
-        Whether AIPerf says that its export is complete and the run was not cancelled.
+        ``profile_export_aiperf.json`` as it is; empty where it is missing.
+    version, command : str or None
+        AIPerf's version and its command line, where the summary names them.
+    expected : int or None
+        Requests that the run was to send, where the summary says so.
+    partial : str or None
+        Why the run is not whole; None if it is.
+    notes : tuple of str
+        What was left out, a sentence each.
     """
 
     folder: Path
-    records: pd.DataFrame
-    truncated: int
-    summary: dict[str, Any]
-    whole: bool
+    records: Records | None
+    summary: dict[str, Any] = field(default_factory=dict)
+    version: str | None = None
+    command: str | None = None
+    expected: int | None = None
+    partial: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
-    def version(self) -> str | None:
-        """AIPerf's version."""
-        return self.summary.get("aiperf_version")
+    def whole(self) -> bool:
+        """Whether nothing says that this is only part of a run."""
+        return self.partial is None
 
 
 def read_artifacts(folder: Path) -> Artifacts:
-    """Return the artifacts of one AIPerf run.
+    """Return the artifacts in a folder.
 
     Raises
     ------
     InputError
-        If the folder holds no records, or a line is not a record of AIPerf.
+        If there are none or those of several runs, or a file is not AIPerf's.
     """
-    path = next((p for p in (folder / RECORDS, folder / f"{RECORDS}.gz") if p.is_file()), None)
-    if path is None:
+    folder = Path(folder)
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing of that name"
+        raise InputError(f"{folder}: expected a folder of AIPerf artifacts, got {found}; {MEND}")
+    summary_file = _only(folder, _summaries(folder), "summary")
+    records_file = _only(folder, _record_files(folder), "records file")
+    if summary_file is None and records_file is None:
+        names = sorted(path.name for path in folder.iterdir())[:5]
         raise InputError(
-            f"{folder}: expected AIPerf's {RECORDS} (or .gz), found none; "
-            "give the folder that --artifact-dir named"
+            f"{folder}: expected profile_export.jsonl or profile_export_aiperf.json, got "
+            f"{', '.join(names) or 'an empty folder'}; {MEND}"
         )
-    records, truncated = _records(path)
-    summary, ready = _json(folder / SUMMARY), _json(folder / READY)
-    cancelled = bool(summary.get("was_cancelled") or ready.get("was_cancelled"))
-    whole = bool(summary) and not cancelled and not ready.get("partial") and not truncated
-    return Artifacts(folder, records, truncated, summary, whole)
+    summary = _read_json(summary_file) if summary_file else {}
+    records = read_records(records_file) if records_file else None
+    _check_same_run(folder, summary, records)
+    config = _mapping(summary.get("input_config"))
+    command = _mapping(summary.get("run_info")).get("cli_command") or config.get("cli_command")
+    return Artifacts(
+        folder,
+        records,
+        summary,
+        version=summary.get("aiperf_version"),
+        command=command,
+        expected=_expected(config),
+        partial=_why_partial(folder, summary, records),
+        notes=_notes(records_file, records),
+    )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _summaries(folder: Path) -> list[Path]:
+    """Return the files that are summaries by their content, whatever their prefix."""
+    places = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
+    named = [path for path in places if path.name == "profile_export_aiperf.json"]
+    if named and len(places) == 1:
+        return named
+    odd = [path for path in places if path not in named and not _is_other(path)]
+    return named + [path for path in odd if "request_latency" in _read_json(path)]
+
+
+def _record_files(folder: Path) -> list[Path]:
+    found = [path for end in PACKED for path in folder.glob(f"*.jsonl{end}")]
+    return sorted(path for path in found if not _is_other(path))
+
+
+def _is_other(path: Path) -> bool:
+    stem = path.name.split(".json")[0]
+    return path.name.startswith(".") or stem.endswith(OTHERS)
+
+
+def _only(folder: Path, found: list[Path], what: str) -> Path | None:
+    if len(found) > 1:
+        names = ", ".join(sorted(path.name for path in found))
+        raise InputError(
+            f"{folder}: expected the {what} of one run, got {names}; put each run in its own folder"
+        )
+    return found[0] if found else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, got {error}; copy the artifacts again") from None
-    return content if isinstance(content, dict) else {}
+        return _mapping(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected JSON, got {error}; copy it again") from None
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as raw:
-        yield from gzip.open(raw) if path.suffix == ".gz" else io.BufferedReader(raw, 1 << 20)
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def _records(path: Path) -> tuple[pd.DataFrame, int]:
-    decode = msgspec.json.Decoder(_Record).decode
-    columns: dict[str, list] = {
-        name: [] for name in ("line", "request_start_ns", "error", *NUMBERS)
-    }
-    broken: tuple[int, str] | None = None
-    for number, line in enumerate(_lines(path), 1):
-        if broken:
-            raise InputError(f"{path}, line {broken[0]}: expected a record of AIPerf, {broken[1]}")
-        if not line.strip():
-            continue
-        try:
-            record = decode(line)
-        except (msgspec.DecodeError, ValueError) as error:
-            broken = number, f"got {error}"
-            continue
-        if record.metadata.benchmark_phase != "profiling":
-            continue
-        columns["line"].append(_line(record.metadata))
-        columns["request_start_ns"].append(record.metadata.request_start_ns)
-        columns["error"].append(_error(record))
-        for name, key in NUMBERS.items():
-            metric = getattr(record.metrics, key, None)
-            value = metric.value if metric is not None else None
-            columns[name].append(np.nan if value is None else value)
-    if broken and (not columns["line"] or line.endswith(b"\n")):
-        raise InputError(f"{path}, line {broken[0]}: expected a record of AIPerf, {broken[1]}")
-    if not columns["line"]:
-        raise InputError(f"{path}: expected one record a request, got none; was the run cancelled?")
-    table = pd.DataFrame(columns).astype({name: "float64" for name in NUMBERS})
-    return table.astype({"error": "string"}), int(broken is not None)
+def _expected(config: dict[str, Any]) -> int | None:
+    """Return how many requests the configuration in a summary asks for, since 0.9."""
+    phases = config.get("phases")
+    counts = [
+        phase.get("requests")
+        for phase in (phases if isinstance(phases, list) else [])
+        if isinstance(phase, dict) and phase.get("name") != "warmup"
+    ]
+    return counts[0] if len(counts) == 1 and type(counts[0]) is int and counts[0] > 0 else None
 
 
-def _line(metadata: _Metadata) -> int:
-    """Return the line that a record is of.
+def _check_same_run(folder: Path, summary: dict[str, Any], records: Records | None) -> None:
+    """Refuse a summary that counts other requests than the records beside it."""
+    counted = _mapping(summary.get("request_count")).get("avg")
+    if records is None or counted is None or records.cut_off or summary.get("was_cancelled"):
+        return
+    served = int(records.table["error"].isna().sum())
+    if int(counted) != served:
+        raise InputError(
+            f"{folder}: the summary counts {int(counted)} served requests, the records {served}: "
+            "they are of different runs; put each run in its own folder"
+        )
 
-    The loader of Mooncake traces names conversations after it (AIPerf 0.13.0, session_000057).
-    ``session_num`` counts requests as they are sent, which is another order inside some bursts.
-    """
-    name = re.fullmatch(r"session_(\d+)", metadata.conversation_id)
-    return int(name[1]) if name else metadata.session_num
 
-
-def _error(record: _Record) -> str | None:
-    if record.error is not None:
-        kind = record.error.type or record.error.code or "error"
-        return f"{kind}: {record.error.message}"
-    if record.metadata.was_cancelled:
-        return "cancelled"
+def _why_partial(folder: Path, summary: dict[str, Any], records: Records | None) -> str | None:
+    marker = _read_json(folder / READY) if (folder / READY).is_file() else {}
+    if summary.get("was_cancelled") or marker.get("was_cancelled"):
+        return "the run was cancelled"
+    if (folder / PROCESSING).exists():
+        return "AIPerf had not finished writing its results"
+    if records is not None and records.cut_off:
+        return "the records file is cut off"
+    if not summary:
+        return "AIPerf wrote no summary: the run did not end"
+    if summary.get("is_complete") is False:
+        return "AIPerf calls the run incomplete"
+    if marker.get("partial"):
+        failed = ", ".join(map(str, marker.get("failed_exporters") or ())) or "some"
+        return f"AIPerf failed to write some of its results ({failed})"
     return None
+
+
+def _notes(path: Path | None, records: Records | None) -> tuple[str, ...]:
+    if records is None:
+        return ()
+    notes = []
+    if records.cut_off:
+        notes.append(f"{path}: ends inside a record, which is left out")
+    if records.warmup:
+        notes.append(f"{path}: {records.warmup} requests of the warm-up are left out")
+    return tuple(notes)
 
 
 def router_counters(folder: Path) -> dict[str, int]:
@@ -191,7 +198,8 @@ def router_counters(folder: Path) -> dict[str, int]:
     requests. ``kv_events``: blocks that workers reported as stored. Both are read from the
     frontend's metrics as AIPerf exports them (``server_metrics_export.json``).
     """
-    metrics = _json(folder / SERVER_METRICS).get("metrics", {})
+    path = folder / SERVER_METRICS
+    metrics = _mapping(_read_json(path).get("metrics")) if path.is_file() else {}
 
     def total(name: str, **labels: str) -> int:
         found = metrics.get(f"dynamo_component_{name}", {}).get("series", [])

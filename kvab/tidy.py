@@ -7,13 +7,18 @@ else.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from kvab.aiperf import Artifacts
 from kvab.errors import DependencyError, InputError
+from kvab.rows import by_row
 from kvab.trace import Trace
+
+if TYPE_CHECKING:
+    from kvab.aiperf import Artifacts
 
 SCHEMA = pa.schema(
     [
@@ -126,79 +131,69 @@ def from_simulator(
     )
 
 
-def from_aiperf(artifacts: Artifacts, trace: Trace, rows: np.ndarray) -> pd.DataFrame:
-    """Return the requests table of a replay by AIPerf.
+def from_aiperf(
+    artifacts: Artifacts, trace: Trace | None = None, rows: int | np.ndarray | None = None
+) -> pd.DataFrame:
+    """Return the requests table of a run under AIPerf.
 
     Parameters
     ----------
     artifacts : Artifacts
-        What AIPerf left.
-    trace : Trace
-        The trace that was replayed.
-    rows : ndarray of int
-        The trace row of each line of AIPerf's input file: a record of line n is of ``rows[n]``.
+        What AIPerf left, see `kvab.aiperf.read_artifacts`.
+    trace : Trace, optional
+        The trace that was replayed. Without it rows arrive when AIPerf issued them.
+    rows : int or ndarray of int, optional
+        Requests that were to be sent: the first rows of the trace, or the trace row of each line
+        of AIPerf's input file. By default as many as the summary says, else those up to the last
+        that has a record.
 
     Returns
     -------
     DataFrame
-        Columns of ``SCHEMA``, sorted by row. Token counts are the server's where it gave them, else
-        the client's, and `itl_ms` is recomputed from them. ``send_lag_ms`` is relative to the
-        request that was least late, as in AIPerf 0.13.0 (``replay_sched_lag_metrics.py``), which
-        does not record when its schedule began. A row without a record is lost, an answer with
-        a metric that is missing or not finite failed; both say so in ``error``.
+        Columns of ``SCHEMA`` and ``client_itl_ms`` (AIPerf's own, on its own token counts), sorted
+        by row. Token counts are the server's where it reports them. A row without a record says
+        ``no record`` in ``error``. ``attrs["inferred"]`` lists what the files did not say.
 
     Raises
     ------
     InputError
-        If a record is of no row, two are of one, or one has another input length than its row.
+        If only aggregates were kept, or the records are not of one run of this trace.
+
+    Notes
+    -----
+    AIPerf does not record when its schedule began, so ``send_lag_ms`` counts from the request that
+    was least late, as AIPerf's own ``replay_sched_lag`` does (0.13.0).
     """
-    got, where = artifacts.records, artifacts.folder
-    outside = ~got["line"].between(0, len(rows) - 1)
-    if outside.any():
-        number = got.loc[outside, "line"].iloc[0]
-        raise InputError(
-            f"{where}: record {number} of a replay of {len(rows)} rows; import it with the rows "
-            "and the trace that were replayed"
-        )
-    if got["line"].duplicated().any():
-        number = got.loc[got["line"].duplicated(), "line"].iloc[0]
-        raise InputError(f"{where}: row {rows[number]} has two records; is it two runs in one?")
-    got = got.set_index("line").reindex(range(len(rows)))
-    inputs, outputs = (
-        got[f"server_{kind}_tokens"].fillna(got[f"client_{kind}_tokens"])
-        for kind in ("input", "output")
-    )
-    error = got["error"].mask(got["request_start_ns"].isna(), "lost: AIPerf has no record")
-    measured = got[["ttft_ms", "latency_ms"]].to_numpy(float)
-    unusable = ~(np.isfinite(measured).all(axis=1) & (measured >= 0).all(axis=1) & (outputs >= 1))
-    error = error.mask(error.isna() & unusable, "AIPerf measured no latency or no answer token")
-    served = error.isna()
-    expected = trace.input_tokens[rows]
-    wrong = served & (inputs != expected)
-    if wrong.all():
-        raise InputError(
-            f"{where}: no record has the input length of its row (the first {inputs.iloc[0]:.0f}, "
-            f"the trace {expected[0]}); is it a replay of {trace.name}?"
-        )
-    sent_ms = got["request_start_ns"] / 1e6 - trace.arrival_ms[rows]
-    ttft_ms, latency_ms = (got[name].where(served) for name in ("ttft_ms", "latency_ms"))
-    output_tokens = outputs.where(served).fillna(0).to_numpy()
+    got, inferred = by_row(artifacts, trace, rows)
+    at = got.index.to_numpy()
+    got = got.reset_index(drop=True)
+    served = got["error"].isna()
+    sent_tokens, output_tokens = got["input_tokens"], got["output_tokens"].where(served, 0)
+    if trace is None:
+        requested = got["output_tokens"]
+        inferred.append("requested output tokens: those that came, for want of a trace")
+    else:
+        requested = trace.output_tokens[at]
+        sent_tokens = sent_tokens.where(served, trace.input_tokens[at])
+    ttft_ms, latency_ms = got["ttft_ms"].where(served), got["latency_ms"].where(served)
     table = typed(
         {
-            "row": rows,
-            "arrival_ms": trace.arrival_ms[rows],
-            "input_tokens": inputs.where(served).fillna(pd.Series(expected)),
+            "row": at,
+            "arrival_ms": got["arrival_ms"],
+            "input_tokens": sent_tokens,
             "output_tokens": output_tokens,
-            "requested_output_tokens": trace.output_tokens[rows],
+            "requested_output_tokens": requested,
             "ttft_ms": ttft_ms,
-            "itl_ms": itl_ms(latency_ms, ttft_ms, output_tokens),
+            "itl_ms": itl_ms(latency_ms, ttft_ms, output_tokens.to_numpy()),
             "latency_ms": latency_ms,
             "cached_tokens": got["cached_tokens"].where(served),
-            "send_lag_ms": sent_ms - sent_ms.min(),
-            "error": error,
+            "send_lag_ms": got["send_lag_ms"],
+            "error": got["error"],
         }
     )
-    return table.sort_values("row", ignore_index=True)
+    table["client_itl_ms"] = got["client_itl_ms"].where(served).to_numpy(float)
+    table.attrs["inferred"] = inferred
+    return table
 
 
 def not_replayed(trace: Trace, rows: int, reason: str) -> pd.DataFrame:
