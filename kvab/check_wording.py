@@ -116,8 +116,8 @@ def errors_caption(check: Check) -> str:
     label = check.live.arms[ttft["configuration"]].label
     return (
         f"The mean TTFT is off most under {label}, by {signed(100 * ttft['centre'], 1)} %. Error "
-        "of the simulation against the live run of the same rows: a dot its mean over orders of the "
-        "rows inside bursts, the bar from the least to the most."
+        "of the simulation against the live run of the same rows: a dot its mean over orders of "
+        "the rows inside bursts, the bar from the least to the most."
     )
 
 
