@@ -6,6 +6,7 @@ Input: a cluster profile. Output: objects as plain dictionaries.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,9 @@ def api_client(profile: Kubernetes) -> Any:
     settings = client.Configuration()
     settings.retries = False  # ours wait longer, and know what passes
     try:
-        return config.new_client_from_config(context=profile.context, client_configuration=settings)
+        return config.new_client_from_config(
+            os.environ.get("KUBECONFIG"), profile.context, client_configuration=settings
+        )
     except (config.ConfigException, OSError) as error:
         raise InputError(
             f"recipes/clusters/{profile.name}.yaml: context: expected a context of your "
@@ -232,17 +235,15 @@ class Kube:
         from kubernetes import client, watch
 
         start = time.monotonic()
-        core = client.CoreV1Api(self.api)
-        watching = watch.Watch()
+        watching = watch.Watch("object")
         try:
-            listed = core.list_namespaced_pod(
-                self.namespace, label_selector=selector, _request_timeout=CALL_S
-            )
+            query = {"labelSelector": selector, "limit": 1}
+            listed = self._send("GET", self.path("Pod"), query, None)
             for _ in watching.stream(
-                core.list_namespaced_pod,
+                client.CoreV1Api(self.api).list_namespaced_pod,
                 self.namespace,
                 label_selector=selector,
-                resource_version=listed.metadata.resource_version,
+                resource_version=listed["metadata"]["resourceVersion"],
                 timeout_seconds=max(1, round(timeout_s)),
                 _request_timeout=timeout_s + 5,
             ):

@@ -94,7 +94,6 @@ class Pod:
             stderr=True,
             tty=False,
             binary=True,  # text would be decoded, and broken archives come of it
-            capture_all=False,
             _preload_content=False,
         )
 
