@@ -48,8 +48,6 @@ class Cause(NamedTuple):
             return "; check image and image_pull_secret of the profile"
         if self.reason == "SchedulingGated":
             return "; the scheduler holds the group back until it fits: free GPUs"
-        if self.reason.startswith("CrashLoopBackOff"):
-            return "; see the log above, also kept in diagnostics/"
         for words, what in MENDS:
             if any(word in self.message for word in words):
                 return f"; {what}"

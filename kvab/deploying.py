@@ -109,7 +109,7 @@ def _explained(kube: Kube, cause: causes.Cause) -> str:
     if not cause.reason.startswith("CrashLoopBackOff"):
         return str(cause)
     log = kube.log(cause.pod, cause.container, previous=True, lines=50)
-    return f"{cause}: {last_lines(log, 4)}"
+    return f"{cause}; its log (whole in diagnostics/) ended with: {last_lines(log, 4)}"
 
 
 def remove(kube: Kube, kind: str, name: str, study: str) -> None:

@@ -71,7 +71,7 @@ def files(kube: Kube, selectors: list[str], names: list[tuple[str, str]]) -> dic
         except KvabError as error:
             value = {"error": str(error)}
         text = value if isinstance(value, str) else json.dumps(value, indent=1)
-        if value:
+        if value not in (None, ""):
             kept[name] = SECRETS.sub("***", text).encode()
         return value if isinstance(value, list) else []
 

@@ -93,7 +93,13 @@ class ApiServer:
         return asyncio.run_coroutine_threadsafe(call(), self.loop).result(30)
 
     def stop(self):
-        self.do(self.runner.cleanup)
+        async def end():
+            await self.runner.cleanup()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(0)
+
+        self.do(end)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(5)
 
@@ -266,9 +272,9 @@ class ApiServer:
         assert "v4.channel.k8s.io" in request.headers["Sec-WebSocket-Protocol"]
         socket = web.WebSocketResponse(protocols=["v4.channel.k8s.io"])
         await socket.prepare(request)
-        cut = next((f for f in self.faults if f.cut is not None
-                    and f.hits("EXEC", " ".join(request.query.getall("command")))), None)  # fmt: skip
-        await self.node.exec(pod, request.query.getall("command"), socket, cut and cut.cut)
+        command = " ".join(request.query.getall("command"))
+        hit = [f.cut for f in self.faults if f.cut is not None and f.hits("EXEC", command)]
+        await self.node.exec(pod, request.query.getall("command"), socket, *hit[:1])
         await socket.close()
         return socket
 

@@ -36,7 +36,7 @@ class Controllers:
     def __init__(self, server, node):
         self.server, self.store, self.node, self.script = server, server.store, node, Script()
         self.running, self.codes = {}, {}
-        self.admitted = []
+        self.admitted, self.tasks = [], []
 
     def start(self):
         self.server.admission.append(self.admit)
@@ -139,7 +139,7 @@ class Controllers:
             self.running[name] = asyncio.get_event_loop().time()
             self.become(pod, pending(True), node)
             if "job-name" in pod["metadata"]["labels"]:
-                asyncio.ensure_future(self.execute(pod))
+                self.tasks.append(asyncio.ensure_future(self.execute(pod)))
         elif asyncio.get_event_loop().time() - self.running[name] > self.script.start_s:
             if not status.get("phase") == "Running":
                 self.become(pod, running(self.container(pod)))
@@ -225,8 +225,8 @@ class Controllers:
             self.store.change("dynamographdeployments", held, status={"state": "initializing"})
             return
         space = metadata["namespace"]
-        missing = [claim["name"] for claim in held["spec"].get("pvcs", [])
-                   if not self.store.get("persistentvolumeclaims", space, claim["name"])]  # fmt: skip
+        claims = [claim["name"] for claim in held["spec"].get("pvcs", [])]
+        missing = [c for c in claims if not self.store.get("persistentvolumeclaims", space, c)]
         if missing:
             text = f'legacy top-level PVC "{missing[0]}" does not exist and create is not enabled'
             ready = condition("False", "failed_to_reconcile_the_resources", text)

@@ -100,7 +100,7 @@ class Node:
             return path.read_text(errors="replace")
         return self.logs.get(name, f"started {name} with HF_TOKEN={SECRET_TEXT}\n")
 
-    async def exec(self, pod, command, socket, cut):
+    async def exec(self, pod, command, socket, cut=None):
         """Run a command for a pod; its channels are those of v4.channel.k8s.io."""
         environment = {**os.environ, "PATH": f"{self.programs}:{os.environ['PATH']}"}
         try:
@@ -150,7 +150,7 @@ class Node:
             and any(
                 c["type"] == "Ready" and c["status"] == "True"
                 for c in pod.get("status", {}).get("conditions", [])
-            )  # fmt: skip
+            )
         ]
         parts = [pod["metadata"]["labels"]["nvidia.com/dynamo-component"] for pod in pods]
         if held is None or "Frontend" not in parts:

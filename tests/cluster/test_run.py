@@ -1,7 +1,5 @@
 """A whole run on the emulated cluster: what it leaves, and what it takes away."""
 
-import json
-
 from kvab import runs
 
 
