@@ -64,6 +64,11 @@ class Cluster:
         return Kube(self.profile)
 
     @cached_property
+    def recipe(self) -> Configuration:
+        """The manifests of the job's configuration."""
+        return self.job.recipe
+
+    @cached_property
     def state_file(self) -> Path:
         """Where it is noted, beside the run, that the cluster holds something of it."""
         return self.job.path.with_name(f".{self.job.path.name}.state.json")
@@ -85,7 +90,7 @@ class Cluster:
 
     def manifests(self, run_id: str = "") -> list[Object]:
         """Return deployment, ConfigMap and Job of the run, marked as its own."""
-        recipe, (sending, _) = self.job.recipe, self.workload
+        recipe, (sending, _) = self.recipe, self.workload
         deployment = applied.deployment(recipe, self.profile)
         plain = [deployment, *applied.benchmark(recipe, self.profile, sending, "")]
         mark = self.mark(applied.content_digest(plain, sending), run_id)
@@ -108,7 +113,7 @@ class Cluster:
             If the cluster lacks something: all of it in one line.
         """
         applied.check_profile(self.profile)
-        arms = [(self.job.recipe, self.manifests("preflight"))]
+        arms = [(self.recipe, self.manifests("preflight"))]
         found = _findings(self.job.study, self.profile, self.kube, arms)
         missing = [finding.what for finding in found if not finding.ok]
         if missing:
@@ -157,7 +162,7 @@ class Cluster:
 
     def _found(self, mark: applied.Mark) -> Object | None:
         """Return the run's own deployment if it can go on; remove what is left of another try."""
-        name = self.job.recipe.deployment
+        name = self.recipe.deployment
         found, job = self.kube.get(deploying.DEPLOYMENT, name), self.kube.get("Job", self.job_name)
         if found and mark.owns(found) and not found["metadata"].get("deletionTimestamp"):
             ids = {part["metadata"]["annotations"].get(applied.RUN_ID) for part in (found, job)
@@ -170,7 +175,7 @@ class Cluster:
         return None
 
     def _expected(self, found: Object) -> readiness.Expected:
-        recipe, groups = self.job.recipe, self.topology.groups
+        recipe, groups = self.recipe, self.topology.groups
         prefill = groups["prefill"].replicas if "prefill" in groups else 0
         return readiness.Expected(
             deployment=recipe.deployment,
@@ -186,7 +191,7 @@ class Cluster:
     @cached_property
     def job_name(self) -> str:
         """Name of the benchmark's Job."""
-        return next(m["metadata"]["name"] for m in self.job.recipe.perf if m["kind"] == "Job")
+        return next(m["metadata"]["name"] for m in self.recipe.perf if m["kind"] == "Job")
 
     def replay(
         self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None
@@ -268,7 +273,7 @@ class Cluster:
         """
         if not self.made and not self.state_file.exists():
             return
-        name = self.job.recipe.deployment
+        name = self.recipe.deployment
         self._delete_benchmark()
         found = self.kube.get(deploying.DEPLOYMENT, name)
         run = self.mark("", "").run
@@ -278,7 +283,7 @@ class Cluster:
 
     def _delete_benchmark(self) -> None:
         """Remove the run's Job, its scripts and the helper pod, if they are the study's."""
-        scripts = next(m["metadata"]["name"] for m in self.job.recipe.perf
+        scripts = next(m["metadata"]["name"] for m in self.recipe.perf
                        if m["kind"] == "ConfigMap")  # fmt: skip
         for kind, name in (("Job", self.job_name), ("ConfigMap", scripts), ("Pod", self.helper)):
             deploying.remove(self.kube, kind, name, self.job.study.name)
@@ -286,7 +291,7 @@ class Cluster:
     @property
     def helper(self) -> str:
         """Name of the pod through which files go in and out."""
-        return f"{self.job.recipe.deployment}-files"
+        return f"{self.recipe.deployment}-files"
 
     def _files(self) -> AbstractContextManager[Pod]:
         """Return a running pod that mounts the volume, made for it if the benchmark's is gone."""
@@ -304,7 +309,7 @@ class Cluster:
         """Return what tells why the run failed, by file name; nothing if nothing was made."""
         if not self.made:
             return {}
-        recipe = self.job.recipe
+        recipe = self.recipe
         selectors = [f"{readiness.DEPLOYMENT}={recipe.deployment}",
                      f"job-name={self.job_name}", "job-name=model-download"]  # fmt: skip
         names = [(deploying.DEPLOYMENT, recipe.deployment), ("Job", self.job_name)]

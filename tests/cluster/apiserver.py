@@ -20,6 +20,7 @@ PATH = re.compile(
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>[a-z]+)(?:/(?P<rest>.*))?)?$"
 )
 TOKEN = "secret-token-of-the-test"
+WATCH_S = 0.15  # a server may end a watch at any time; here it does so soon
 CLUSTER_WIDE = ("namespaces", "nodes", "storageclasses", "customresourcedefinitions")
 
 
@@ -216,7 +217,8 @@ class ApiServer:
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
             await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
             return response
-        end = self.loop.time() + float(request.query.get("timeoutSeconds", 30))
+        assert int(request.query["timeoutSeconds"]) >= 1
+        end = self.loop.time() + WATCH_S
         while self.loop.time() < end:
             matching = {held["metadata"]["uid"] for held in self.chosen(request, plural, space)}
             for number, kind, key, held in list(self.store.history):

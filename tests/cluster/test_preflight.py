@@ -26,8 +26,8 @@ def refused(emulated, trace, **given):
         replay.prepare()
         replay.deploy()
     assert "\n" not in str(raised.value)
-    created = [path for method, path in emulated.server.seen
-               if method == "POST" and "access" not in path and "dryRun=All" not in path]  # fmt: skip
+    posted = [path for method, path in emulated.server.seen if method == "POST"]
+    created = [path for path in posted if "access" not in path and "dryRun=All" not in path]
     assert created == []
     assert not emulated.runs.exists()
     return raised.value
@@ -118,7 +118,7 @@ def test_an_unknown_field_is_refused_under_strict_validation(emulated, small_tra
 
 def test_an_unknown_field_of_the_benchmark_is_refused(emulated, small_trace):
     edit(emulated, "vllm/disagg-kv-router/perf.yaml", "backoffLimit: 0", "backofLimit: 0")
-    assert 'unknown field ".spec.backofLimit' in str(refused(emulated, small_trace))
+    assert 'unknown field "spec.backofLimit"' in str(refused(emulated, small_trace))
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
