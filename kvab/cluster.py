@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -29,7 +30,7 @@ from kvab.podfiles import Pod, download, helper_pod, read_marker, upload
 from kvab.recipes import Topology
 from kvab.runs import write_beside
 from kvab.study import Kubernetes, Study
-from kvab.trace import Trace, write_rows
+from kvab.trace import Trace, reordered, write_rows
 from kvab.watching import Display
 
 if TYPE_CHECKING:
@@ -260,8 +261,12 @@ class Cluster:
                 pod, self.folder, marker, local,
                 lambda done, total: display.show(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
             )  # fmt: skip
-        requests = from_aiperf(read_artifacts(local), self.job.trace, self.job.order())
-        return requests, {name: (local / name).read_bytes() for name in names}
+        order = self.job.order()
+        sent = from_aiperf(read_artifacts(local), reordered(self.job.trace, order), len(order))
+        requests = sent.assign(row=order[sent["row"]].astype("int32")).sort_values("row")
+        files = {name: (local / name).read_bytes() for name in names}
+        shutil.rmtree(local.parent)
+        return requests.reset_index(drop=True), files
 
     def teardown(self) -> None:
         """Delete the run's deployment, Job and helpers; storage stays.

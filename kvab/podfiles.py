@@ -171,7 +171,10 @@ def upload(pod: Pod, content: bytes, target: str) -> None:
         part = content[place : place + PART_BYTES]
         # The channel of standard input has no end: the size says when a part is whole. A part
         # that is sent again starts at its own place.
-        write = 'head -c "$2" | dd of="$1.part" bs=65536 seek="$3" oflag=seek_bytes iflag=fullblock'
+        write = (
+            'head -c "$2" | dd of="$1.part" bs=65536 seek="$3" conv=notrunc '
+            "oflag=seek_bytes iflag=fullblock"
+        )
         arguments = (target, str(len(part)), str(place))
         pod.patiently("sh", "-c", write + " 2>/dev/null", "sh", *arguments, stdin=part)
     got = pod.patiently("sh", "-c", 'sha256sum "$1.part"', "sh", target).decode().split()[0]
