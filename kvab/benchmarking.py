@@ -14,7 +14,7 @@ from kvab import causes, readiness
 from kvab.causes import condition, last_lines
 from kvab.errors import DependencyError
 from kvab.kube import Kube
-from kvab.podfiles import Pod
+from kvab.podexec import Pod
 from kvab.watching import Display
 
 Object = dict[str, Any]

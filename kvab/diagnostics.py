@@ -14,7 +14,7 @@ from typing import Any
 from kvab import readiness
 from kvab.errors import KvabError
 from kvab.kube import Kube
-from kvab.podfiles import Pod
+from kvab.podexec import Pod
 from kvab.preflight import ORIGIN
 
 Object = dict[str, Any]

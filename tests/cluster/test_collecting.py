@@ -11,7 +11,7 @@ from controllers import NAMESPACE
 from node import SECRET_TEXT
 from store import Conflict
 
-from kvab import podfiles, runs
+from kvab import podexec, podfiles, runs
 from kvab.errors import DependencyError
 
 
@@ -55,12 +55,12 @@ def test_a_cut_stream_is_resumed_in_parts(emulated, small_trace, monkeypatch):
 
 def test_what_an_earlier_try_brought_is_not_fetched_again(emulated, small_trace, monkeypatch):
     monkeypatch.setattr(podfiles, "PART_BYTES", 10_000)
-    monkeypatch.setattr(podfiles, "TRIES", 2)
+    monkeypatch.setattr(podexec, "TRIES", 2)
     replay = finished(emulated, small_trace)
     broken = Fault("EXEC", r"profile_export.jsonl 20001", cut=0, times=2)
     emulated.server.faults.append(broken)
     cluster = replay.cluster
-    with pytest.raises(podfiles.Broken):
+    with pytest.raises(podexec.Broken):
         cluster.collect()
     emulated.server.seen.clear()
     requests, _ = cluster.collect()
