@@ -134,6 +134,12 @@ def latest_event(events: list[Object], names: set[str]) -> str:
     return f"{newest.get('reason', '')} {name}: {' '.join(newest.get('message', '').split())}"
 
 
+def main_container(pod: Object) -> str:
+    """Return the name of the container that does the work: the operator calls it main."""
+    names = [container["name"] for container in pod["spec"]["containers"]]
+    return "main" if "main" in names else names[0]
+
+
 def _newest(events: list[Object], names: set[str]) -> Object | None:
     about = [e for e in events if (e.get("involvedObject") or {}).get("name") in names]
     when = [(e.get("lastTimestamp") or e.get("eventTime") or "", n) for n, e in enumerate(about)]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from kvab import readiness
+from kvab import causes, readiness
 from kvab.errors import KvabError
 from kvab.kube import Kube
 from kvab.podexec import Pod
@@ -45,7 +45,7 @@ def provenance(kube: Kube, expected: readiness.Expected) -> tuple[dict[str, str]
 
 def _gpus(kube: Kube, pod: Object) -> list[str]:
     with suppress(KvabError):
-        container = pod["spec"]["containers"][0]["name"]
+        container = causes.main_container(pod)
         out = Pod(kube, pod["metadata"]["name"], container).run(*GPU_QUERY, timeout_s=30)
         return out.decode("utf-8", "replace").splitlines()
     return []
@@ -93,6 +93,6 @@ def _logs(kube: Kube, pod: str, container: str, keep: Callable[..., Any]) -> Non
     for previous in (False, True):
         end = ".previous" if previous else ""
         keep(
-            f"logs/{pod}{end}.log",
+            f"logs/{pod}.{container}{end}.log",
             lambda: kube.log(pod, container, previous=previous),  # noqa: B023  called at once
         )

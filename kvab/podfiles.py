@@ -36,7 +36,7 @@ def helper_pod(kube: Kube, manifest: dict[str, Any], job: str) -> Iterator[Pod]:
     """
     for pod in kube.list("Pod", f"job-name={job}"):
         if pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp"):
-            yield Pod(kube, pod["metadata"]["name"], pod["spec"]["containers"][0]["name"])
+            yield Pod(kube, pod["metadata"]["name"], causes.main_container(pod))
             return
     name = manifest["metadata"]["name"]
     found = kube.create(manifest)

@@ -114,5 +114,5 @@ def _log_end(kube: Kube, pods: list[Manifest], lines: int = 5) -> str:
     if not pods:
         return ""
     newest = max(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
-    container = newest["spec"]["containers"][0]["name"]
+    container = causes.main_container(newest)
     return last_lines(kube.log(newest["metadata"]["name"], container, lines=50), lines)

@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 import pytest
-from controllers import NAMESPACE
+from controllers import NAMESPACE, pending
 
-from kvab import runs
+from kvab import campaign, runs
 from kvab.errors import DependencyError
 
 COMMAND = [sys.executable, "-m", "kvab", "run", "--cluster", "emulated"]
@@ -63,9 +63,12 @@ def test_a_killed_replay_is_attached_to_and_finished(emulated, small_trace):
     assert deployed is not None
     assert not started.get("status", {}).get("conditions")  # it goes on without us
 
+    before = len(emulated.server.seen)
     again = kvab_run(emulated, small_trace)
     out, error = again.communicate(timeout=120)
     assert again.returncode == 0, error
+    later = [path for _, path in emulated.server.seen[before:]]
+    assert not any("/proxy/v1/chat/completions" in path for path in later)  # not disturbed
     (path,) = [line for line in out.splitlines() if line.endswith("/r1")]
     run = runs.read_run(path)
     assert run.manifest.status == "complete"
@@ -180,6 +183,37 @@ def test_kept_up_on_request_and_removed_by_the_next_start(emulated, small_trace)
     assert "is kept up" in replay.teardown()
     assert emulated.store.get("dynamographdeployments", NAMESPACE, "disagg-router-6p-2d")
     emulated.replay(small_trace).teardown()
+    assert emulated.left() == []
+
+
+def test_replays_in_turn_go_on_after_one_that_failed(emulated, small_trace, capsys):
+    def crash(pod):
+        return pending(False, "Unschedulable", "no node") if "agg-8xtp2" in pod["metadata"][
+            "name"] else None  # fmt: skip
+
+    emulated.script.pods["worker"] = crash
+    jobs = [
+        emulated.replay(small_trace, name, repeat).job
+        for name, repeat in (("disagg-kv-router", 2), ("agg-round-robin", 1), ("agg-kv-router", 1))
+    ]
+    with pytest.raises(DependencyError, match=r"1 of 3 replays failed; first: agg-round-robin r1"):
+        campaign.replay_all(jobs)
+    states = [runs.read_manifest(job.path).status for job in jobs]
+    assert states == ["complete", "failed", "complete"]
+    made = [line for line in capsys.readouterr().err.splitlines() if line.endswith(":")]
+    assert made == ["agg-round-robin r1:", "agg-kv-router r1:", "disagg-kv-router r2:"]
+    assert emulated.left() == []
+
+
+def test_the_command_ends_with_the_exit_code_and_one_line(emulated, small_trace):
+    emulated.script.images = ("slim-bookworm",)
+    process = kvab_run(emulated, small_trace)
+    _, error = process.communicate(timeout=90)
+    assert process.returncode == 3
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("kvab: disagg-router-6p-2d-")
+    assert "ImagePullBackOff" in last
+    assert "Traceback" not in error
     assert emulated.left() == []
 
 
