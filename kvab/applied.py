@@ -7,26 +7,18 @@ with the run that it belongs to. Nothing here talks to a cluster.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kvab.declare import digest, read_yaml
 from kvab.errors import InputError
 from kvab.manifests import FRONTEND, Configuration
+from kvab.marks import STUDY_LABEL
 from kvab.study import Kubernetes, Study
 
 Manifest = dict[str, Any]
-STUDY_LABEL, RUN, RUN_ID, DIGEST, BEFORE = (
-    "kvab-study",
-    "kvab-run",
-    "kvab-run-id",
-    "kvab-digest",
-    "kvab-before",
-)
 PLACEHOLDERS = (
     "my-context",
     "my-rwx-class",
@@ -35,32 +27,6 @@ PLACEHOLDERS = (
 )
 VERSIONED = re.compile(r":v?\d+\.\d+\.\d+[\w.+-]*$")
 SLACK_S = 1800  # installation of AIPerf, and time to write its files
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What every object of a run carries, so that a later start finds it again."""
-
-    study: str
-    run: str
-    run_id: str
-    digest: str
-
-    def put(self, manifest: Manifest, namespace: str) -> Manifest:
-        """Return the manifest with the marks and its namespace."""
-        marked = copy.deepcopy(manifest)
-        metadata = marked["metadata"]
-        metadata["namespace"] = namespace
-        metadata.setdefault("labels", {})[STUDY_LABEL] = self.study
-        metadata.setdefault("annotations", {}).update(
-            {RUN: self.run, RUN_ID: self.run_id, DIGEST: self.digest}
-        )
-        return marked
-
-    def owns(self, found: Manifest) -> bool:
-        """Whether an object belongs to this run, made of the same manifests."""
-        annotations = found["metadata"].get("annotations") or {}
-        return (annotations.get(RUN), annotations.get(DIGEST)) == (self.run, self.digest)
 
 
 @dataclass(frozen=True)
@@ -273,12 +239,6 @@ def image_problems(configuration: Configuration, manifest: Manifest) -> Iterator
             )
 
 
-def annotation(found: Manifest, key: str) -> Any:
-    """Return the JSON value of an annotation, None where there is none."""
-    text = (found["metadata"].get("annotations") or {}).get(key)
-    return None if text is None else json.loads(text)
-
-
 def component(configuration: Configuration) -> str:
     """Return the name of the frontend's component."""
     parts = configuration.components().items()
@@ -289,8 +249,3 @@ def service_name(configuration: Configuration) -> str:
     """Return the name of the frontend's Service, as the operator makes it."""
     key = component(configuration).lower().replace(".", "-")
     return f"{configuration.deployment}-{key}"
-
-
-def run_name(study: Study, path: Path) -> str:
-    """Return the name of a run in the marks: study, configuration and repeat."""
-    return f"{study.name}/{path.parent.name}/{path.name}"

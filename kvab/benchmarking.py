@@ -14,7 +14,7 @@ from kvab import causes, readiness
 from kvab.causes import condition, last_lines
 from kvab.errors import DependencyError
 from kvab.kube import Kube
-from kvab.podfiles import Pod
+from kvab.podexec import Pod
 from kvab.watching import Display
 
 Object = dict[str, Any]
@@ -121,7 +121,7 @@ def wait_finished(
 def _failure(kube: Kube, name: str, failed: Object, pods: list[Object]) -> str:
     code, log = "unknown", ""
     for pod in pods:
-        container = pod["spec"]["containers"][0]["name"]
+        container = causes.main_container(pod)
         for status in (pod.get("status") or {}).get("containerStatuses", []):
             ended = (status.get("state") or {}).get("terminated") or {}
             code = ended.get("exitCode", code)
@@ -160,7 +160,7 @@ class Counter:
             return self.text
         self.looked_s = now_s
         name = running[0]["metadata"]["name"]
-        container = running[0]["spec"]["containers"][0]["name"]
+        container = causes.main_container(running[0])
         try:
             out = Pod(self.kube, name, container).run(
                 "sh", "-c", COUNT_RECORDS, "sh", self.folder, timeout_s=30

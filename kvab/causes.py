@@ -48,8 +48,6 @@ class Cause(NamedTuple):
             return "; check image and image_pull_secret of the profile"
         if self.reason == "SchedulingGated":
             return "; the scheduler holds the group back until it fits: free GPUs"
-        if self.reason.startswith("CrashLoopBackOff"):
-            return "; see the log above, also kept in diagnostics/"
         for words, what in MENDS:
             if any(word in self.message for word in words):
                 return f"; {what}"
@@ -134,6 +132,12 @@ def latest_event(events: list[Object], names: set[str]) -> str:
         return ""
     name = newest["involvedObject"]["name"]
     return f"{newest.get('reason', '')} {name}: {' '.join(newest.get('message', '').split())}"
+
+
+def main_container(pod: Object) -> str:
+    """Return the name of the container that does the work: the operator calls it main."""
+    names = [container["name"] for container in pod["spec"]["containers"]]
+    return "main" if "main" in names else names[0]
 
 
 def _newest(events: list[Object], names: set[str]) -> Object | None:

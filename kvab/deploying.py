@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kvab import applied, causes, readiness
+from kvab import causes, marks, readiness
 from kvab.causes import last_lines
 from kvab.errors import DependencyError
 from kvab.kube import Kube
@@ -18,7 +18,7 @@ Object = dict[str, Any]
 DEPLOYMENT, COMPONENT = "DynamoGraphDeployment", "DynamoComponentDeployment"
 
 
-def refuse_others(kube: Kube, mark: applied.Mark, names: set[str], own_uid: str = "") -> None:
+def refuse_others(kube: Kube, mark: marks.Mark, names: set[str], own_uid: str = "") -> None:
     """Refuse to go on while another deployment of the study holds the GPUs.
 
     Raises
@@ -28,10 +28,10 @@ def refuse_others(kube: Kube, mark: applied.Mark, names: set[str], own_uid: str 
     """
     for found in kube.list(DEPLOYMENT):
         metadata = found["metadata"]
-        labelled = (metadata.get("labels") or {}).get(applied.STUDY_LABEL) == mark.study
+        labelled = (metadata.get("labels") or {}).get(marks.STUDY_LABEL) == mark.study
         if not labelled and metadata["name"] not in names:
             continue
-        run = (metadata.get("annotations") or {}).get(applied.RUN)
+        run = (metadata.get("annotations") or {}).get(marks.RUN)
         if run == mark.run or metadata["uid"] == own_uid:
             continue
         raise DependencyError(
@@ -41,7 +41,7 @@ def refuse_others(kube: Kube, mark: applied.Mark, names: set[str], own_uid: str 
         )
 
 
-def create(kube: Kube, manifest: Object, mark: applied.Mark, names: set[str]) -> Object:
+def create(kube: Kube, manifest: Object, mark: marks.Mark, names: set[str]) -> Object:
     """Create the deployment; of two that start at once, the younger gives way."""
     made = kube.create(manifest)
     try:
@@ -109,7 +109,7 @@ def _explained(kube: Kube, cause: causes.Cause) -> str:
     if not cause.reason.startswith("CrashLoopBackOff"):
         return str(cause)
     log = kube.log(cause.pod, cause.container, previous=True, lines=50)
-    return f"{cause}: {last_lines(log, 4)}"
+    return f"{cause}; its log (whole in diagnostics/) ended with: {last_lines(log, 4)}"
 
 
 def remove(kube: Kube, kind: str, name: str, study: str) -> None:
@@ -121,7 +121,7 @@ def remove(kube: Kube, kind: str, name: str, study: str) -> None:
         If it is still there after ``limits.teardown_s``.
     """
     found = kube.get(kind, name)
-    if found is None or (found["metadata"].get("labels") or {}).get(applied.STUDY_LABEL) != study:
+    if found is None or (found["metadata"].get("labels") or {}).get(marks.STUDY_LABEL) != study:
         return
     uid = found["metadata"]["uid"]
     kube.delete(kind, name, uid)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from kvab import readiness
+from kvab import causes, readiness
 from kvab.errors import KvabError
 from kvab.kube import Kube
-from kvab.podfiles import Pod
+from kvab.podexec import Pod
 from kvab.preflight import ORIGIN
 
 Object = dict[str, Any]
@@ -45,7 +45,7 @@ def provenance(kube: Kube, expected: readiness.Expected) -> tuple[dict[str, str]
 
 def _gpus(kube: Kube, pod: Object) -> list[str]:
     with suppress(KvabError):
-        container = pod["spec"]["containers"][0]["name"]
+        container = causes.main_container(pod)
         out = Pod(kube, pod["metadata"]["name"], container).run(*GPU_QUERY, timeout_s=30)
         return out.decode("utf-8", "replace").splitlines()
     return []
@@ -71,7 +71,7 @@ def files(kube: Kube, selectors: list[str], names: list[tuple[str, str]]) -> dic
         except KvabError as error:
             value = {"error": str(error)}
         text = value if isinstance(value, str) else json.dumps(value, indent=1)
-        if value:
+        if value not in (None, ""):
             kept[name] = SECRETS.sub("***", text).encode()
         return value if isinstance(value, list) else []
 
@@ -93,6 +93,6 @@ def _logs(kube: Kube, pod: str, container: str, keep: Callable[..., Any]) -> Non
     for previous in (False, True):
         end = ".previous" if previous else ""
         keep(
-            f"logs/{pod}{end}.log",
+            f"logs/{pod}.{container}{end}.log",
             lambda: kube.log(pod, container, previous=previous),  # noqa: B023  called at once
         )

@@ -57,7 +57,7 @@ def _of_cluster(declared: Study, name: str) -> list[Finding]:
     try:
         profile = load_cluster(name)
         if profile.kind == "kubernetes":
-            from kvab.cluster import study_findings
+            from kvab.assembly import study_findings
 
             return [Finding(ok, what) for ok, what in study_findings(declared, profile)]
     except KvabError as error:

@@ -6,19 +6,19 @@ Input: a cluster profile. Output: objects as plain dictionaries.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
+from tenacity import Retrying, retry_if_exception, stop_after_delay
 
-from kvab.errors import DependencyError, InputError, KvabError
+from kvab.apierrors import Existing, Missing, failures, message, passes, pause_s, told
+from kvab.errors import DependencyError, InputError
 from kvab.study import Kubernetes
 
 Object = dict[str, Any]
 NVIDIA = "/apis/nvidia.com/v1alpha1"
-PASSING = (429, 500, 502, 503, 504)
 CALL_S = 60.0
 
 
@@ -68,42 +68,15 @@ def api_client(profile: Kubernetes) -> Any:
     settings = client.Configuration()
     settings.retries = False  # ours wait longer, and know what passes
     try:
-        return config.new_client_from_config(context=profile.context, client_configuration=settings)
+        return config.new_client_from_config(
+            os.environ.get("KUBECONFIG"), profile.context, client_configuration=settings
+        )
     except (config.ConfigException, OSError) as error:
         raise InputError(
             f"recipes/clusters/{profile.name}.yaml: context: expected a context of your "
             f"kubeconfig, got {profile.context or 'none'} ({error}); see "
             "`kubectl config get-contexts`"
         ) from None
-
-
-def passes(error: BaseException) -> bool:
-    """Whether a failed call may succeed later: a restart, a lost connection, too many requests.
-
-    The conversion webhook of Dynamo's operator answers every read through the API server, so a
-    restart of the operator looks like an error 500 of ours.
-    """
-    from kubernetes.client.rest import ApiException
-    from urllib3.exceptions import HTTPError
-
-    if isinstance(error, ApiException):
-        return error.status in PASSING and "denied the request" not in str(error.body)
-    return isinstance(error, HTTPError | ConnectionError)
-
-
-def _pause(state: RetryCallState) -> float:
-    headers = getattr(state.outcome.exception(), "headers", None) or {}
-    asked = headers.get("Retry-After", "")
-    return float(asked) if asked.isdigit() else min(10.0, 0.25 * 2**state.attempt_number)
-
-
-def message(error: Any) -> str:
-    """Return what the API server said, in one line."""
-    try:
-        said = json.loads(error.body)["message"]
-    except (TypeError, ValueError, KeyError, AttributeError):
-        said = str(getattr(error, "reason", None) or error)
-    return " ".join(said.split())
 
 
 class Kube:
@@ -144,7 +117,7 @@ class Kube:
         retrying = Retrying(
             retry=retry_if_exception(passes),
             stop=stop_after_delay(self.limits.retry_s),
-            wait=_pause,
+            wait=pause_s,
             reraise=True,
         )
         return retrying(once)
@@ -219,7 +192,7 @@ class Kube:
             path = self.path("Pod", pod) + "/log"
             return self._send("GET", path, query, None, text=True)
         except Exception as error:
-            if isinstance(error, _failures()):
+            if isinstance(error, failures()):
                 return ""
             raise
 
@@ -232,23 +205,21 @@ class Kube:
         from kubernetes import client, watch
 
         start = time.monotonic()
-        core = client.CoreV1Api(self.api)
-        watching = watch.Watch()
+        watching = watch.Watch("object")
         try:
-            listed = core.list_namespaced_pod(
-                self.namespace, label_selector=selector, _request_timeout=CALL_S
-            )
+            query = {"labelSelector": selector, "limit": 1}
+            listed = self._send("GET", self.path("Pod"), query, None)
             for _ in watching.stream(
-                core.list_namespaced_pod,
+                client.CoreV1Api(self.api).list_namespaced_pod,
                 self.namespace,
                 label_selector=selector,
-                resource_version=listed.metadata.resource_version,
+                resource_version=listed["metadata"]["resourceVersion"],
                 timeout_seconds=max(1, round(timeout_s)),
                 _request_timeout=timeout_s + 5,
             ):
                 watching.stop()
                 break
-        except _failures():
+        except failures():
             left_s = timeout_s - (time.monotonic() - start)
             time.sleep(max(0.0, min(left_s, timeout_s / 5)))
 
@@ -259,51 +230,6 @@ class Kube:
             method = "GET" if body is None else "POST"
             return 200, self._send(method, where, None, body, text=True)
         except Exception as error:
-            if not isinstance(error, _failures()):
+            if not isinstance(error, failures()):
                 raise
             return getattr(error, "status", 0) or 0, message(error)
-
-
-class Missing(DependencyError):
-    """There is no such object."""
-
-
-class Existing(DependencyError):
-    """There is one already, or it is another one than expected."""
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    from kubernetes.client.rest import ApiException
-    from urllib3.exceptions import HTTPError
-
-    return (ApiException, HTTPError, ConnectionError)
-
-
-@contextmanager
-def told(what: str) -> Iterator[None]:
-    """Turn the client's exceptions into errors that a user can act on."""
-    try:
-        yield
-    except KvabError:
-        raise
-    except _failures() as error:
-        status, said = getattr(error, "status", None), message(error)
-        if status == 404:
-            raise Missing(f"{what}: not found ({said}); see `kvab doctor`") from None
-        if status == 409:
-            raise Existing(
-                f"{what}: another one is there already ({said}); delete it, or wait for it"
-            ) from None
-        if status in (400, 422):
-            raise InputError(
-                f"{what}: the API server refuses it: {said}; mend the recipe"
-            ) from None
-        if status in (401, 403) and "denied the request" not in said:
-            raise DependencyError(
-                f"{what}: not allowed ({said}); log in again, or have recipes/rbac.yaml applied"
-            ) from None
-        if status == 403:
-            raise InputError(f"{what}: admission denied: {said}; mend the recipe") from None
-        raise DependencyError(
-            f"{what}: the API server did not answer in time ({said}); is the cluster up?"
-        ) from None

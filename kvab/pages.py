@@ -29,6 +29,7 @@ from kvab.declare import digest
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.results import remember, source_digest
 from kvab.study import root
+from kvab.watching import tell_kernels
 
 NOT_EXECUTED = (
     "```{note}\nThis page was not executed for this build: the book was made from published "
@@ -97,7 +98,8 @@ def _tidy_notebook(path: Path) -> None:
     removed = False
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
-        cell.outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
             cell.metadata.tags = [*tags, "remove-cell" if removed else "hide-input"]
@@ -109,6 +111,7 @@ def _tidy_notebook(path: Path) -> None:
 
 def run_replay_notebook(parameters: Mapping[str, Any], target: Path) -> Path:
     """Execute notebooks/03_replay.ipynb for one run and return the executed notebook."""
+    tell_kernels()
     given = {name: value for name, value in parameters.items() if value is not None}
     return execute(root() / "notebooks" / "03_replay.ipynb", target, given)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kvab import applied, causes, deploying
+from kvab import causes, deploying, marks
 from kvab.causes import condition, last_lines
 from kvab.errors import DependencyError
 from kvab.kube import Kube
@@ -51,7 +51,7 @@ def fetch_model(kube: Kube, job: Manifest) -> None:
     DependencyError
         If it fails, or is not done in ``limits.prepare_s``; it goes on by itself then.
     """
-    name, study = job["metadata"]["name"], job["metadata"]["labels"][applied.STUDY_LABEL]
+    name, study = job["metadata"]["name"], job["metadata"]["labels"][marks.STUDY_LABEL]
     found = kube.get("Job", name)
     if found and (condition(found, "Failed") or _revision(found) != _revision(job)):
         deploying.remove(kube, "Job", name, study)
@@ -114,5 +114,5 @@ def _log_end(kube: Kube, pods: list[Manifest], lines: int = 5) -> str:
     if not pods:
         return ""
     newest = max(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
-    container = newest["spec"]["containers"][0]["name"]
+    container = causes.main_container(newest)
     return last_lines(kube.log(newest["metadata"]["name"], container, lines=50), lines)

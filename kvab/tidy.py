@@ -1,8 +1,7 @@
 """Records of any origin -> the requests table, one row a trace row.
 
-Input: the simulator's records, or AIPerf's artifacts. Output: a table of the columns in ``SCHEMA``;
-times in ms, NaN or null where undefined. Everything after the replay reads this table and nothing
-else.
+Input: the simulator's records or AIPerf's. Output: a table of the columns in ``SCHEMA``; times in
+ms, NaN or null where undefined. Everything after the replay reads this table and nothing else.
 """
 
 from __future__ import annotations
@@ -208,6 +207,70 @@ def not_replayed(trace: Trace, rows: int, reason: str) -> pd.DataFrame:
             "error": [f"not replayed: {reason}"] * rows,
         }
     )
+
+
+def from_aiperf(
+    artifacts: Artifacts, trace: Trace | None = None, rows: int | None = None
+) -> pd.DataFrame:
+    """Return the requests table of a run under AIPerf.
+
+    Parameters
+    ----------
+    artifacts : Artifacts
+        What AIPerf left, see `kvab.aiperf.read_artifacts`.
+    trace : Trace, optional
+        The trace that was replayed. Without it rows arrive when AIPerf issued them.
+    rows : int, optional
+        Requests that were to be sent: the first rows of the trace. By default what the summary
+        says, else those up to the last that has a record.
+
+    Returns
+    -------
+    DataFrame
+        Columns of ``SCHEMA`` and ``client_itl_ms`` (AIPerf's own, on its own token counts), sorted
+        by row. Token counts are the server's where it reports them. A row without a record says
+        ``no record`` in ``error``. ``attrs["inferred"]`` lists what the files did not say.
+
+    Raises
+    ------
+    InputError
+        If only aggregates were kept, or the records are not of one run of this trace.
+
+    Notes
+    -----
+    AIPerf does not record when its schedule began, so ``send_lag_ms`` counts from the request that
+    was least late, as AIPerf's own ``replay_sched_lag`` does (0.13.0).
+    """
+    from kvab.rows import by_row
+
+    got, inferred = by_row(artifacts, trace, rows)
+    total, served = len(got), got["error"].isna()
+    sent_tokens, output_tokens = got["input_tokens"], got["output_tokens"].where(served, 0)
+    if trace is None:
+        requested = got["output_tokens"]
+        inferred.append("requested output tokens: those that came, for want of a trace")
+    else:
+        requested = trace.output_tokens[:total]
+        sent_tokens = sent_tokens.where(served, trace.input_tokens[:total])
+    ttft_ms, latency_ms = got["ttft_ms"].where(served), got["latency_ms"].where(served)
+    table = typed(
+        {
+            "row": np.arange(total),
+            "arrival_ms": got["arrival_ms"],
+            "input_tokens": sent_tokens,
+            "output_tokens": output_tokens,
+            "requested_output_tokens": requested,
+            "ttft_ms": ttft_ms,
+            "itl_ms": itl_ms(latency_ms, ttft_ms, output_tokens.to_numpy()),
+            "latency_ms": latency_ms,
+            "cached_tokens": got["cached_tokens"].where(served),
+            "send_lag_ms": got["send_lag_ms"],
+            "error": got["error"],
+        }
+    )
+    table["client_itl_ms"] = got["client_itl_ms"].where(served).to_numpy(float)
+    table.attrs["inferred"] = inferred
+    return table
 
 
 def itl_ms(latency_ms: pd.Series, ttft_ms: pd.Series, output_tokens: np.ndarray) -> np.ndarray:

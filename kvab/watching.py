@@ -5,6 +5,9 @@ Input: the state of components and pods. Output: standard error; nothing is kept
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from collections import Counter
 from types import TracebackType
@@ -18,14 +21,16 @@ from rich.text import Text
 from kvab import causes, readiness
 
 QUIET_S = 60.0
+TERMINAL = "KVAB_TERMINAL"
 
 
 class Display:
     """A table that is redrawn, or single lines where standard error is no terminal."""
 
     def __init__(self, title: str) -> None:
-        # Inside a notebook's kernel the plain text reaches the terminal that started it.
-        self.console = Console(stderr=True, force_jupyter=False, highlight=False)
+        self.console = Console(
+            stderr=True, force_jupyter=False, force_terminal=_in_terminal(), highlight=False
+        )
         self.title, self.start = title, time.monotonic()
         self.live: Live | None = None
         self.last, self.last_s = "", 0.0
@@ -55,6 +60,22 @@ class Display:
         elif note != self.last or passed_s - self.last_s > QUIET_S:
             self.console.print(line, soft_wrap=True, markup=False)
             self.last, self.last_s = note, passed_s
+
+
+def tell_kernels() -> None:
+    """Tell the kernels of notebooks started from here about the terminal, if this is one.
+
+    What a kernel writes to standard error reaches it, but the kernel cannot see that.
+    """
+    os.environ[TERMINAL] = "1" if sys.stderr.isatty() else "0"
+    if sys.stderr.isatty():
+        size = shutil.get_terminal_size()
+        os.environ.update(COLUMNS=str(size.columns), LINES=str(size.lines))
+
+
+def _in_terminal() -> bool:
+    told = os.environ.get(TERMINAL)
+    return told == "1" if told else sys.stderr.isatty()
 
 
 def component_table(

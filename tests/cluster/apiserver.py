@@ -1,0 +1,292 @@
+"""A Kubernetes API server of the tests, on a real socket: what the real client sends, it answers.
+
+Resource versions, watches that drop and expire, conflicts, server-side dry run under strict
+validation, exec over WebSocket, logs, service proxy, finalizers, deletion, access rules.
+"""
+
+import asyncio
+import json
+import re
+import threading
+from dataclasses import dataclass
+
+from aiohttp import web
+from schemas import definition, problems
+from store import Conflict, Store, now
+
+PATH = re.compile(
+    r"^/(?:api/v1|apis/(?P<group>[^/]+)/(?P<version>[^/]+))"
+    r"(?:/namespaces/(?P<namespace>[^/]+)(?=/))?/(?P<plural>[a-z]+)"
+    r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>[a-z]+)(?:/(?P<rest>.*))?)?$"
+)
+TOKEN = "secret-token-of-the-test"
+WATCH_S = 0.15  # a server may end a watch at any time; here it does so soon
+CLUSTER_WIDE = ("namespaces", "nodes", "storageclasses", "customresourcedefinitions")
+
+
+@dataclass
+class Fault:
+    """An answer instead of the true one, some times; ``cut`` ends an exec after so many bytes."""
+
+    method: str
+    path: str
+    status: int = 0
+    message: str = ""
+    times: int = 1
+    cut: int | None = None
+
+    def hits(self, method, path):
+        if self.times and method == self.method and re.search(self.path, path):
+            self.times -= 1
+            return True
+        return False
+
+
+def failure(status, message, reason="", headers=None):
+    body = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "message": message,
+        "reason": reason,
+        "code": status,
+    }
+    return web.json_response(body, status=status, headers=headers)
+
+
+class ApiServer:
+    """The server in a thread of its own; ``node`` runs pods, ``rules`` say who may do what."""
+
+    def __init__(self, operator="1.5"):
+        self.store, self.operator, self.node = Store(), operator, None
+        self.faults, self.rules, self.used, self.seen = [], None, set(), []
+        self.admission = []
+        self.ready = threading.Event()
+
+    def start(self):
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        assert self.ready.wait(10)
+
+    def _run(self):
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self._serve())
+        self.loop.run_forever()
+
+    async def _serve(self):
+        app = web.Application(client_max_size=2**26)
+        app.router.add_route("*", "/{path:.*}", self.handle)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
+        await self.runner.setup()
+        self.site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await self.site.start()
+        self.port = self.runner.addresses[0][1]
+        self.ready.set()
+
+    def do(self, function, *given):
+        """Run a function in the server's thread and return its result."""
+
+        async def call():
+            result = function(*given)
+            return await result if asyncio.iscoroutine(result) else result
+
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(30)
+
+    def stop(self):
+        async def end():
+            await self.runner.cleanup()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(0)
+
+        self.do(end)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(5)
+
+    async def handle(self, request):
+        method, path = request.method, request.path
+        self.seen.append((method, request.path_qs))
+        if path.startswith("/frontends/"):  # what pods reach by the Service's name
+            _, _, service, rest = path.split("/", 3)
+            return await self.node.serve(request, service, rest)
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return failure(401, "Unauthorized", "Unauthorized")
+        for fault in self.faults:
+            if fault.cut is None and fault.hits(method, path):
+                if not fault.status:
+                    request.transport.close()
+                    return web.Response()
+                headers = {"Retry-After": "1"} if fault.status == 429 else None
+                return failure(fault.status, fault.message or "fault", headers=headers)
+        if path == "/version":
+            return web.json_response({"gitVersion": "v1.33.4"})
+        if path.endswith("/selfsubjectaccessreviews"):
+            return await self.review(request)
+        match = PATH.match(path)
+        if not match:
+            return failure(404, f"no such path {path}")
+        return await self.resource(request, **match.groupdict())
+
+    async def review(self, request):
+        body = await request.json()
+        asked = body["spec"]["resourceAttributes"]
+        resource = asked["resource"] + (
+            "/" + asked["subresource"] if "subresource" in asked else ""
+        )
+        verdict = self.allowed(asked["group"], resource, asked["verb"], asked.get("name"))
+        return web.json_response({**body, "status": {"allowed": verdict}})
+
+    def allowed(self, group, resource, verb, name):
+        if self.rules is None:
+            return True
+        return any(
+            group in rule["apiGroups"]
+            and resource in rule["resources"]
+            and verb in rule["verbs"]
+            and (not rule.get("resourceNames") or name in rule["resourceNames"])
+            for rule in self.rules
+        )
+
+    async def resource(self, request, group, version, namespace, plural, name, sub, rest):
+        if plural == "namespaces" and not name and namespace:
+            plural, name, namespace = "namespaces", namespace, None
+        verb = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}[request.method]
+        if verb == "get" and not name:
+            verb = "watch" if request.query.get("watch") in ("true", "True", "1") else "list"
+        resource = f"{plural}/{sub}" if sub and sub != "status" else plural
+        if not self.allowed(group or "", resource, verb, name):
+            who = f'User "tester" cannot {verb} resource "{resource}" in API group "{group or ""}"'
+            return failure(403, f"{resource} is forbidden: {who}", "Forbidden")
+        self.used.add((group or "", resource, verb))
+        if plural == "customresourcedefinitions":
+            return web.json_response(self.defined())
+        space = None if plural in CLUSTER_WIDE else namespace
+        if verb in ("list", "watch"):
+            return await getattr(self, verb)(request, plural, space)
+        if verb == "create" and not name:
+            return await self.create(request, plural, space)
+        name = name.partition(":")[0] if plural == "services" else name
+        if sub == "proxy":
+            return await self.node.serve(request, name, rest)
+        held = self.store.get(plural, space or "", name)
+        if held is None:
+            return failure(404, f'{plural} "{name}" not found', "NotFound")
+        if sub == "log":
+            return self.log(request, held)
+        if sub == "exec":
+            return await self.exec(request, held)
+        if verb == "delete":
+            return await self.delete(request, plural, held)
+        if verb == "update":
+            try:
+                return web.json_response(self.store.update(plural, await request.json()))
+            except Conflict as error:
+                return failure(409, str(error), "Conflict")
+        return web.json_response(held)
+
+    def defined(self):
+        whole = definition(self.operator)
+        versions = [
+            {key: each[key] for key in ("name", "served", "storage")}
+            for each in whole["spec"]["versions"]
+        ]
+        return {**whole, "spec": {**whole["spec"], "versions": versions}}
+
+    def chosen(self, request, plural, space):
+        wanted = dict(
+            part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part
+        )
+        return [
+            held
+            for held in self.store.find(plural, space)
+            if wanted.items() <= (held["metadata"].get("labels") or {}).items()
+        ]
+
+    async def list(self, request, plural, space):
+        found = self.chosen(request, plural, space)
+        version = str(next(self.store.version))
+        body = {"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}}
+        return web.json_response({**body, "items": found})
+
+    async def watch(self, request, plural, space):
+        since = int(request.query.get("resourceVersion") or 0)
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        if since < self.store.oldest:
+            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+            await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+            return response
+        assert int(request.query["timeoutSeconds"]) >= 1
+        end = self.loop.time() + WATCH_S
+        while self.loop.time() < end:
+            matching = {held["metadata"]["uid"] for held in self.chosen(request, plural, space)}
+            for number, kind, key, held in list(self.store.history):
+                if number <= since or key[0] != plural:
+                    continue
+                since = number
+                if held["metadata"]["uid"] in matching or kind == "DELETED":
+                    line = json.dumps({"type": kind, "object": held}).encode()
+                    if request.transport is None or request.transport.is_closing():
+                        return response
+                    await response.write(line + b"\n")
+            await asyncio.sleep(0.02)
+        return response
+
+    async def create(self, request, plural, space):
+        manifest = await request.json()
+        if space and not self.store.get("namespaces", "", space):
+            return failure(404, f'namespaces "{space}" not found', "NotFound")
+        if request.query.get("fieldValidation") == "Strict" and (
+            wrong := problems(self.operator, manifest)
+        ):
+            text = f"{manifest['kind']} in version: strict decoding error: {'; '.join(wrong)}"
+            return failure(400, text, "BadRequest")
+        for hook in self.admission:
+            if denied := hook(plural, manifest):
+                return failure(*denied)
+        try:
+            dry = request.query.get("dryRun") == "All"
+            made = self.store.create(plural, space or "", manifest, dry_run=dry)
+        except Conflict as error:
+            return failure(409, str(error), "AlreadyExists")
+        return web.json_response(made, status=201)
+
+    async def delete(self, request, plural, held):
+        body = await request.json() if request.can_read_body else {}
+        asked = (body.get("preconditions") or {}).get("uid")
+        metadata = held["metadata"]
+        if asked and asked != metadata["uid"]:
+            return failure(409, f"the UID in the precondition ({asked}) does not match", "Conflict")
+        assert body.get("propagationPolicy") == "Background", "only deletion in the background"
+        self.store.delete(plural, metadata.get("namespace", ""), metadata["name"])
+        return web.json_response({"kind": "Status", "status": "Success"})
+
+    def log(self, request, pod):
+        previous = request.query.get("previous") == "true"
+        text = self.node.log(pod, previous=previous)
+        if text is None:
+            return failure(400, "previous terminated container not found", "BadRequest")
+        lines = int(request.query.get("tailLines", 10_000))
+        return web.Response(text="\n".join(text.splitlines()[-lines:]) + "\n")
+
+    async def exec(self, request, pod):
+        assert "v4.channel.k8s.io" in request.headers["Sec-WebSocket-Protocol"]
+        socket = web.WebSocketResponse(protocols=["v4.channel.k8s.io"])
+        await socket.prepare(request)
+        command = " ".join(request.query.getall("command"))
+        hit = [f.cut for f in self.faults if f.cut is not None and f.hits("EXEC", command)]
+        await self.node.exec(pod, request.query.getall("command"), socket, *hit[:1])
+        await socket.close()
+        return socket
+
+    def event(self, name, reason, message, namespace):
+        manifest = {
+            "kind": "Event",
+            "metadata": {"name": f"{name}.{next(self.store.version)}"},
+            "involvedObject": {"name": name},
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": now(),
+        }
+        self.store.create("events", namespace, manifest)

@@ -1,0 +1,324 @@
+"""The controllers of the emulated cluster: scheduler, kubelet, Jobs, and Dynamo's operator.
+
+The operator plays the status sequences that were read from its sources; what goes wrong goes wrong
+because something of the cluster is changed (a secret deleted, a GPU taken), or a `Script` says so.
+"""
+
+import asyncio
+import copy
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from store import Conflict, now
+
+FINALIZER = "nvidia.com/finalizer"
+OWNER = "nvidia.com/dynamo-graph-deployment-name"
+NAMESPACE = "dynamo-study"
+
+
+@dataclass
+class Script:
+    """What departs from the usual course."""
+
+    start_s: float = 0.05
+    operator_up: bool = True
+    on_deploy: Any = None
+    pods: dict = field(default_factory=dict)
+    status: Any = None
+    images: tuple = ("1.3.1", "slim-bookworm", "1.4.0")
+    started: dict = field(default_factory=dict)
+
+
+class Controllers:
+    """All controllers in one loop over the store."""
+
+    def __init__(self, server, node):
+        self.server, self.store, self.node, self.script = server, server.store, node, Script()
+        self.running, self.codes = {}, {}
+        self.admitted, self.tasks = [], []
+
+    def start(self):
+        self.server.admission.append(self.admit)
+        self.task = asyncio.ensure_future(self.loop())
+
+    def stop(self):
+        self.task.cancel()
+
+    async def loop(self):
+        while True:
+            try:
+                self.store.collect_garbage()
+                for job in self.store.find("jobs"):
+                    self.job(job)
+                if self.script.operator_up:
+                    for deployment in self.store.find("dynamographdeployments"):
+                        self.deployment(deployment)
+                for pod in self.store.find("pods"):
+                    self.pod(pod)
+                alive = {pod["metadata"]["name"] for pod in self.store.find("pods")}
+                for name in set(self.running) - alive:
+                    self.running.pop(name)
+                    self.node.kill(name)
+            except Conflict:
+                pass
+            await asyncio.sleep(0.02)
+
+    def admit(self, plural, manifest):
+        """The operator's webhooks: a version stamped, a tag that is no version refused."""
+        if plural != "dynamographdeployments":
+            return None
+        for denied in self.admitted:
+            return denied
+        annotations = manifest["metadata"].setdefault("annotations", {})
+        annotations["nvidia.com/dynamo-operator-origin-version"] = f"{self.server.operator}.0"
+        manifest["metadata"]["finalizers"] = [FINALIZER]
+        for name, service in manifest["spec"]["services"].items():
+            tag = service["extraPodSpec"]["mainContainer"]["image"].rpartition(":")[2]
+            if not re.match(r"\d+\.\d+\.\d+", tag) and "runtimeVersionOverride" not in service:
+                text = f"spec.services[{name}].runtimeVersionOverride is required"
+                webhook = 'admission webhook "vdynamographdeployment.kb.io" denied the request: '
+                return 403, webhook + text
+        return None
+
+    # --- Jobs -------------------------------------------------------------------------------
+
+    def job(self, job):
+        metadata, name = job["metadata"], job["metadata"]["name"]
+        if job.get("status", {}).get("conditions"):
+            return
+        own = [pod for pod in self.store.find("pods")
+               if pod["metadata"]["labels"].get("job-name") == name]  # fmt: skip
+        if not own:
+            template = copy.deepcopy(job["spec"]["template"])
+            template["metadata"] |= {
+                "name": f"{name}-{metadata['uid'][:5]}",
+                "ownerReferences": [{"uid": metadata["uid"], "kind": "Job", "name": name}],
+            }
+            template["metadata"]["labels"]["job-name"] = name
+            self.store.create("pods", metadata["namespace"], {"kind": "Pod", **template})
+            self.script.started[name] = asyncio.get_event_loop().time()
+            return
+        passed = asyncio.get_event_loop().time() - self.script.started.get(name, 1e12)
+        phase = own[0].get("status", {}).get("phase")
+        if passed > job["spec"]["activeDeadlineSeconds"]:
+            self.finish(job, "Failed", "DeadlineExceeded", "Job was active longer than deadline")
+            self.node.kill(own[0]["metadata"]["name"])
+        elif phase == "Succeeded":
+            self.finish(job, "Complete", "Completed", "")
+        elif phase == "Failed":
+            text = "Job has reached the specified backoff limit"
+            self.finish(job, "Failed", "BackoffLimitExceeded", text)
+
+    def finish(self, job, kind, reason, message):
+        condition = {"type": kind, "status": "True", "reason": reason, "message": message}
+        self.store.change("jobs", job, status={"conditions": [condition]})
+
+    # --- pods -------------------------------------------------------------------------------
+
+    def pod(self, pod):
+        """Take a pod one step further."""
+        name, status = pod["metadata"]["name"], pod.get("status") or {}
+        if status.get("phase") in ("Succeeded", "Failed"):
+            return
+        for pattern, scripted in self.script.pods.items():
+            if re.search(pattern, name):
+                wanted = scripted(pod) if callable(scripted) else scripted
+                if wanted is not None and status != wanted:
+                    self.store.change("pods", pod, status=wanted)
+                if wanted is not None:
+                    return
+        node, why = self.place(pod)
+        if why:
+            self.become(pod, pending(False, "Unschedulable", why))
+        elif problem := self.problem(pod):
+            self.become(pod, pending(True, container=self.container(pod, waiting=problem)), node)
+        elif name in self.codes:
+            self.ended(pod, self.codes[name])
+        elif name not in self.running:
+            self.running[name] = asyncio.get_event_loop().time()
+            self.become(pod, pending(True), node)
+            if "job-name" in pod["metadata"]["labels"]:
+                self.tasks.append(asyncio.ensure_future(self.execute(pod)))
+        elif asyncio.get_event_loop().time() - self.running[name] > self.script.start_s:
+            if not status.get("phase") == "Running":
+                self.become(pod, running(self.container(pod)))
+
+    def become(self, pod, status, node=None):
+        spec = pod["spec"] if node is None else {**pod["spec"], "nodeName": node}
+        if pod.get("status") != status or pod["spec"] != spec:
+            self.store.change("pods", pod, status=status, spec=spec)
+
+    async def execute(self, pod):
+        await asyncio.sleep(self.script.start_s)
+        self.codes[pod["metadata"]["name"]] = await self.node.start(pod)
+
+    def ended(self, pod, code):
+        state = {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
+        self.become(pod, {
+            "phase": "Failed" if code else "Succeeded",
+            "conditions": [{"type": "PodScheduled", "status": "True"}],
+            "containerStatuses": [{**self.container(pod), "state": state}],
+        })  # fmt: skip
+
+    def container(self, pod, waiting=None):
+        first = pod["spec"]["containers"][0]
+        made = {"name": first["name"], "image": first["image"], "restartCount": 0}
+        if waiting:
+            return made | {"state": {"waiting": waiting}, "ready": False}
+        made["imageID"] = f"{first['image'].partition(':')[0]}@sha256:{'ab' * 32}"
+        return made | {"state": {"running": {}}, "ready": True}
+
+    def place(self, pod):
+        """Return a node that fits, or why none does."""
+        space = pod["metadata"]["namespace"]
+        for volume in pod["spec"].get("volumes", []):
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            if claim and not self.store.get("persistentvolumeclaims", space, claim):
+                return None, f'0/2 nodes are available: persistentvolumeclaim "{claim}" not found.'
+        if pod["spec"].get("nodeName"):
+            return pod["spec"]["nodeName"], ""
+        asked = pod["spec"]["containers"][0].get("resources", {}).get("limits", {})
+        missing = ""
+        for node in self.store.find("nodes"):
+            free = dict(node["status"]["allocatable"])
+            for other in self.store.find("pods"):
+                if other["spec"].get("nodeName") == node["metadata"]["name"]:
+                    held = other["spec"]["containers"][0].get("resources", {}).get("limits", {})
+                    for resource, count in held.items():
+                        free[resource] = int(free.get(resource, 0)) - int(count)
+            short = [r for r, n in asked.items() if int(free.get(r, 0)) < int(n)]
+            if not short:
+                return node["metadata"]["name"], ""
+            missing = f"0/2 nodes are available: 2 Insufficient {short[0]}."
+        return None, missing
+
+    def problem(self, pod):
+        """Return what keeps the kubelet from starting a pod's container."""
+        container, space = pod["spec"]["containers"][0], pod["metadata"]["namespace"]
+        for source in container.get("envFrom", []):
+            name = source["secretRef"]["name"]
+            if not self.store.get("secrets", space, name):
+                text = f'secret "{name}" not found'
+                return {"reason": "CreateContainerConfigError", "message": text}
+        if not container["image"].endswith(self.script.images):
+            text = f'Back-off pulling image "{container["image"]}": not found'
+            return {"reason": "ImagePullBackOff", "message": text}
+        return None
+
+    # --- Dynamo's operator ------------------------------------------------------------------
+
+    def deployment(self, held):
+        metadata = held["metadata"]
+        if metadata.get("deletionTimestamp"):
+            freed = copy.deepcopy(held)
+            freed["metadata"]["finalizers"] = []
+            self.store.update("dynamographdeployments", freed)
+            for part in self.store.find("dynamocomponentdeployments"):
+                freed = copy.deepcopy(part)
+                freed["metadata"]["finalizers"] = []
+                self.store.update("dynamocomponentdeployments", freed)
+            return
+        if "status" not in held:
+            if self.script.on_deploy:
+                self.script.on_deploy(self)
+            self.store.change("dynamographdeployments", held, status={"state": "initializing"})
+            return
+        space = metadata["namespace"]
+        claims = [claim["name"] for claim in held["spec"].get("pvcs", [])]
+        missing = [c for c in claims if not self.store.get("persistentvolumeclaims", space, c)]
+        if missing:
+            text = f'legacy top-level PVC "{missing[0]}" does not exist and create is not enabled'
+            ready = condition("False", "failed_to_reconcile_the_resources", text)
+            self.report(held, {"state": "failed", "conditions": [ready]})
+            return
+        pods = self.components(held)
+        self.report(held, self.status(held, pods))
+
+    def report(self, held, status):
+        if self.server.operator != "1.1":
+            status["observedGeneration"] = held["metadata"]["generation"]
+        if self.script.status:
+            status = self.script.status(held, status)
+        if held["status"] != status:
+            self.store.change("dynamographdeployments", held, status=status)
+
+    def components(self, held):
+        name, space = held["metadata"]["name"], held["metadata"]["namespace"]
+        made = []
+        for key, service in held["spec"]["services"].items():
+            part = f"{name}-{key.lower()}"
+            owner = self.store.get("dynamocomponentdeployments", space, part)
+            if owner is None:
+                owner = self.store.create("dynamocomponentdeployments", space, {
+                    "kind": "DynamoComponentDeployment",
+                    "metadata": {"name": part, "labels": {OWNER: name}, "finalizers": [FINALIZER],
+                                 "ownerReferences": [{"uid": held["metadata"]["uid"]}]},
+                })  # fmt: skip
+            for number in range(service.get("replicas", 1)):
+                pod = f"{part}-{number}"
+                found = self.store.get("pods", space, pod)
+                made.append(found or self.store.create(
+                    "pods", space, self.rendered(held, key, service, pod, owner)))  # fmt: skip
+        return made
+
+    def rendered(self, held, key, service, name, owner):
+        main = service["extraPodSpec"]["mainContainer"]
+        limits = service["resources"].get("limits", {})
+        asked = {"nvidia.com/gpu": limits["gpu"]} if "gpu" in limits else {}
+        container = {
+            "name": "main",
+            "image": main["image"],
+            "resources": {"limits": asked | limits.get("custom", {})},
+        }
+        if "envFromSecret" in service:
+            container["envFrom"] = [{"secretRef": {"name": service["envFromSecret"]}}]
+        claims = [mount["name"] for mount in service.get("volumeMounts", [])]
+        volumes = [{"name": c, "persistentVolumeClaim": {"claimName": c}} for c in claims]
+        labels = {
+            OWNER: held["metadata"]["name"],
+            "nvidia.com/dynamo-component": key,
+            "nvidia.com/dynamo-component-type": service["componentType"],
+        }
+        return {
+            "kind": "Pod",
+            "metadata": {"name": name, "labels": labels,
+                         "ownerReferences": [{"uid": owner["metadata"]["uid"]}]},
+            "spec": {"containers": [container], "volumes": volumes},
+        }  # fmt: skip
+
+    def status(self, held, pods):
+        services, waiting = {}, []
+        for key, service in held["spec"]["services"].items():
+            own = [p for p in pods if p["metadata"]["labels"]["nvidia.com/dynamo-component"] == key]
+            up = sum(p.get("status", {}).get("phase") == "Running" for p in own)
+            wanted = service.get("replicas", 1)
+            services[key] = {"componentKind": "Deployment", "replicas": wanted,
+                             "updatedReplicas": wanted, "readyReplicas": up}  # fmt: skip
+            if up < wanted:
+                waiting.append(f"{key.lower()}: {up} of {wanted} ready")
+        if waiting:
+            text = "Resources not ready: " + "; ".join(waiting)
+            ready = condition("False", "some_resources_are_not_ready", text)
+            return {"state": "pending", "conditions": [ready], "services": services}
+        ready = condition("True", "all_resources_are_ready", "All resources are ready")
+        return {"state": "successful", "conditions": [ready], "services": services}
+
+
+def condition(status, reason, message):
+    return {"type": "Ready", "status": status, "reason": reason, "message": message}
+
+
+def pending(scheduled, reason="", message="", container=None):
+    placed = {"type": "PodScheduled", "status": "True" if scheduled else "False"}
+    if not scheduled:
+        placed |= {"reason": reason, "message": message}
+    made = {"phase": "Pending", "conditions": [placed]}
+    return made | ({"containerStatuses": [container]} if container else {})
+
+
+def running(container, ready=True):
+    conditions = [{"type": "PodScheduled", "status": "True"},
+                  {"type": "Ready", "status": "True" if ready else "False"}]  # fmt: skip
+    return {"phase": "Running", "conditions": conditions, "containerStatuses": [container],
+            "startTime": now()}  # fmt: skip

@@ -1,0 +1,236 @@
+"""Artifacts out of the cluster, what a run records of it, and its way out."""
+
+import copy
+import json
+import re
+
+import pytest
+import yaml
+from apiserver import Fault
+from controllers import NAMESPACE
+from node import SECRET_TEXT
+from store import Conflict
+
+from kvab import podexec, podfiles, runs
+from kvab.errors import DependencyError
+
+
+def finished(emulated, trace):
+    """Return a replay that is ready to be collected."""
+    replay = emulated.replay(trace)
+    replay.prepare()
+    replay.deploy()
+    replay.replay()
+    return replay
+
+
+def artifacts(emulated):
+    (folder,) = [path.parent for path in emulated.node.volume.rglob("finished.json")]
+    return folder
+
+
+def test_artifacts_arrive_whole_and_what_no_page_reads_stays(emulated, small_trace):
+    run = runs.read_run(emulated.run(small_trace))
+    source = artifacts(emulated)
+    marker = json.loads((source / "finished.json").read_text())
+    for name in ("profile_export.jsonl", "profile_export_aiperf.json", "console.log"):
+        assert run.manifest.files[f"artifacts/{name}"] == marker["files"][name]["sha256"]
+    assert "inputs.json" in marker["files"]
+    assert not (run.path / "artifacts" / "inputs.json").exists()
+    assert not list(run.path.parent.glob(".r1.collecting*"))
+
+
+def test_a_cut_stream_is_resumed_in_parts(emulated, small_trace, monkeypatch):
+    monkeypatch.setattr(podfiles, "PART_BYTES", 10_000)
+    replay = finished(emulated, small_trace)
+    size = (artifacts(emulated) / "profile_export.jsonl").stat().st_size
+    assert size > 30_000
+    cut = Fault("EXEC", "profile_export.jsonl", cut=3_000, times=2)
+    emulated.server.faults.append(cut)
+    run = runs.read_run(replay.collect())
+    replay.teardown()
+    assert cut.times == 0
+    assert run.manifest.counts.received == 40
+
+
+def test_what_an_earlier_try_brought_is_not_fetched_again(emulated, small_trace, monkeypatch):
+    monkeypatch.setattr(podfiles, "PART_BYTES", 10_000)
+    monkeypatch.setattr(podexec, "TRIES", 2)
+    replay = finished(emulated, small_trace)
+    broken = Fault("EXEC", r"profile_export.jsonl 20001", cut=0, times=2)
+    emulated.server.faults.append(broken)
+    cluster = replay.cluster
+    with pytest.raises(podexec.Broken):
+        cluster.collect()
+    emulated.server.seen.clear()
+    requests, _ = cluster.collect()
+    assert len(requests) == 40
+    asked = [path for _, path in emulated.server.seen if "profile_export.jsonl" in path]
+    assert asked[0].count("command=20001") == 1
+    replay.teardown()
+
+
+def test_a_file_that_changed_after_its_marker_is_refused(emulated, small_trace):
+    replay = finished(emulated, small_trace)
+    path = artifacts(emulated) / "profile_export.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"100.0", b"999.0", 1))
+    with pytest.raises(DependencyError, match=r"profile_export\.jsonl: expected sha256"):
+        replay.collect()
+    assert runs.read_manifest(replay.job.path).status == "failed"
+    assert emulated.left() == []
+
+
+def test_artifacts_without_a_marker_are_refused(emulated, small_trace):
+    replay = finished(emulated, small_trace)
+    (artifacts(emulated) / "finished.json").unlink()
+    with pytest.raises(DependencyError, match="the benchmark did not finish its artifacts"):
+        replay.collect()
+
+
+def test_a_workload_of_ours_is_brought_to_the_volume_once(emulated, small_trace, monkeypatch):
+    monkeypatch.setattr(podfiles, "PART_BYTES", 1_000)
+    emulated.server.faults.append(Fault("EXEC", "seek=", cut=0, times=1))
+    emulated.run(small_trace)
+    (staged,) = (emulated.node.volume / "traces").iterdir()
+    rows = [json.loads(line) for line in staged.read_text().splitlines()]
+    assert len(rows) == 40
+    emulated.server.seen.clear()
+    emulated.run(small_trace, rows=20)
+    assert len(list((emulated.node.volume / "traces").iterdir())) == 2
+
+
+# --- what is recorded --------------------------------------------------------------------------
+
+
+def test_a_run_records_where_and_on_what_it_ran(emulated, small_trace):
+    manifest = runs.read_run(emulated.run(small_trace)).manifest
+    versions = manifest.versions
+    assert versions["kubernetes"] == "v1.33.4"
+    assert versions["operator"] == "1.5.0"
+    assert versions["dynamographdeployments"] == "v1alpha1, v1beta1 (stored)"
+    assert versions["model revision"] == "9216db5781bf21249d130ec9da846c4624c16137"
+    assert re.fullmatch(r".*@sha256:(ab){32}", versions["image VllmPrefillWorker"])
+    pods = manifest.host["pods"]
+    assert len(pods) == 9
+    worker = pods["disagg-router-6p-2d-vllmprefillworker-0"]
+    assert worker["component"] == "VllmPrefillWorker"
+    assert worker["node"] in ("gpu-1", "gpu-2")
+    assert worker["gpu_product"] == "NVIDIA-H200"
+    assert worker["gpus"] == ["0, NVIDIA H200, GPU-1", "1, NVIDIA H200, GPU-2"]
+    assert manifest.host["restarts"] == dict.fromkeys(pods, 0)
+    assert manifest.host["router"]["after"]["events"] > manifest.host["router"]["before"]["events"]
+    assert "manifests/applied/dynamographdeployment.json" in manifest.files
+
+
+def test_what_is_applied_is_the_recipe_with_the_profiles_values(emulated, small_trace):
+    emulated.profile(
+        image_pull_secret="registry",
+        tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    )
+    path = emulated.run(small_trace) / "manifests" / "applied" / "dynamographdeployment.json"
+    services = json.loads(path.read_text())["spec"]["services"]
+    recipe = emulated.checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.yaml"
+    written = yaml.safe_load(recipe.read_text())["spec"]["services"]
+    for name, service in services.items():
+        pod = service["extraPodSpec"]
+        assert pod.pop("imagePullSecrets") == [{"name": "registry"}]
+        assert pod.pop("tolerations")[0]["key"] == "nvidia.com/gpu"
+        selector = pod.pop("nodeSelector", None)
+        assert (selector is None) == (name == "Frontend")
+    assert services == written
+
+
+def test_no_secret_reaches_a_file(emulated, small_trace):
+    emulated.node.completion = None
+    emulated.profile(limits={"deploy_s": 1})
+    replay = emulated.replay(small_trace)
+    replay.prepare()
+    with pytest.raises(DependencyError):
+        replay.deploy()
+    kept = [path for path in replay.job.path.rglob("*") if path.is_file()]
+    logs = [path for path in kept if "logs" in path.parts]
+    assert len(logs) >= 9
+    for path in kept:
+        content = path.read_bytes()
+        assert SECRET_TEXT.encode() not in content, path
+        assert b"secret-token-of-the-test" not in content, path
+    assert "HF_TOKEN=***" in logs[0].read_text()
+
+
+# --- the way out ---------------------------------------------------------------------------------
+
+
+def test_storage_outlives_the_run_and_is_prepared_once(emulated, small_trace):
+    emulated.run(small_trace, rows=10)
+    claims = {c["metadata"]["name"]: c["metadata"]["uid"]
+              for c in emulated.store.find("persistentvolumeclaims")}  # fmt: skip
+    assert set(claims) == {"model-cache", "compilation-cache", "perf-cache"}
+    download = emulated.store.get("jobs", NAMESPACE, "model-download")["metadata"]["uid"]
+    emulated.run(small_trace, rows=12)
+    assert claims == {c["metadata"]["name"]: c["metadata"]["uid"]
+                      for c in emulated.store.find("persistentvolumeclaims")}  # fmt: skip
+    again = emulated.store.get("jobs", NAMESPACE, "model-download")["metadata"]["uid"]
+    assert again == download
+
+
+def test_a_finalizer_that_nobody_removes_is_reported_and_left_alone(emulated, small_trace):
+    emulated.profile(limits={"teardown_s": 1})
+    replay = emulated.replay(small_trace)
+    replay.prepare()
+    replay.deploy()
+    emulated.script.operator_up = False
+    with pytest.raises(DependencyError) as raised:
+        replay.teardown()
+    assert "held by the finalizer nvidia.com/finalizer after 1 s" in str(raised.value)
+    assert "Nothing was stripped" in str(raised.value)
+    held = emulated.store.get("dynamographdeployments", NAMESPACE, "disagg-router-6p-2d")
+    assert held["metadata"]["finalizers"] == ["nvidia.com/finalizer"]
+    emulated.script.operator_up = True
+    emulated.replay(small_trace).teardown()  # the next start finishes it
+    assert emulated.left() == []
+
+
+def test_a_deployment_of_another_owner_is_never_deleted(emulated, small_trace):
+    replay = emulated.replay(small_trace)
+    replay.prepare()
+    replay.deploy()
+    name = "disagg-router-6p-2d"
+
+    def replaced():
+        held = copy.deepcopy(emulated.store.get("dynamographdeployments", NAMESPACE, name))
+        held["metadata"]["finalizers"] = []
+        emulated.store.update("dynamographdeployments", held)
+        emulated.store.delete("dynamographdeployments", NAMESPACE, name)
+        del held["metadata"]["annotations"]
+        emulated.store.create("dynamographdeployments", NAMESPACE, held)
+
+    emulated.server.do(replaced)
+    replay.teardown()
+    assert emulated.store.get("dynamographdeployments", NAMESPACE, name)
+
+
+def test_a_download_that_fails_says_its_last_words(emulated, small_trace):
+    emulated.script.pods["model-download"] = lambda pod: {"phase": "Failed"}
+    replay = emulated.replay(small_trace)
+    with pytest.raises(DependencyError, match="Job model-download: BackoffLimitExceeded"):
+        replay.prepare()
+    assert emulated.store.get("jobs", NAMESPACE, "model-download") is None
+
+
+def test_a_download_over_its_deadline_goes_on_by_itself(emulated, small_trace):
+    emulated.profile(limits={"prepare_s": 0.5, "grace_s": 60})
+    emulated.script.pods["model-download"] = lambda pod: {"phase": "Running"}
+    replay = emulated.replay(small_trace)
+    with pytest.raises(DependencyError, match=r"not done in 0\.5 s; it goes on: run again later"):
+        replay.prepare()
+    assert emulated.store.get("jobs", NAMESPACE, "model-download")
+
+
+def test_the_emulated_server_refuses_what_a_real_one_refuses(emulated):
+    secret = emulated.store.get("secrets", NAMESPACE, "hf-token-secret")
+    stale = copy.deepcopy(secret)
+    emulated.server.do(lambda: emulated.store.change("secrets", secret, data={}))
+    with pytest.raises(Conflict, match="has been modified"):
+        emulated.server.do(lambda: emulated.store.change("secrets", stale, data={}))
+    with pytest.raises(Conflict, match="already exists"):
+        emulated.server.do(lambda: emulated.store.create("secrets", NAMESPACE, stale))

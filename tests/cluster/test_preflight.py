@@ -1,0 +1,196 @@
+"""What `kvab doctor` finds, and bad input: one line, before anything is created."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import Emulated
+from controllers import NAMESPACE
+from schemas import OPERATORS
+
+from kvab.errors import KvabError
+
+
+def doctor(emulated):
+    command = [sys.executable, "-m", "kvab", "doctor", "--cluster", "emulated"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def refused(emulated, trace, **given):
+    """Return the error of a run that is refused before anything is created."""
+    with pytest.raises(KvabError) as raised:
+        replay = emulated.replay(trace, **given)
+        replay.prepare()
+        replay.deploy()
+    assert "\n" not in str(raised.value)
+    posted = [path for method, path in emulated.server.seen if method == "POST"]
+    created = [path for path in posted if "access" not in path and "dryRun=All" not in path]
+    assert created == []
+    assert not emulated.runs.exists()
+    return raised.value
+
+
+def edit(emulated, name, old, new, count=1):
+    path = emulated.checkout / "recipes/qwen3-32b" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+def test_doctor_says_what_it_found(emulated):
+    done = doctor(emulated)
+    assert "MEND" not in done.stdout.replace("MEND  trace", ""), done.stdout
+    for expected in (
+        "API server: v1.33.4",
+        "permissions: all ",
+        "DynamoGraphDeployment: serves v1alpha1, v1beta1",
+        "secret: hf-token-secret",
+        "disagg-kv-router: needs 16 nvidia.com/gpu, allocatable 16",
+        "disagg-kv-router: needs 16 rdma/ib, allocatable 16",
+        "dry run, disagg-kv-router: 3 manifests valid under strict validation, operator 1.5.0",
+        "dry run, storage and model: 4 manifests valid",
+    ):
+        assert expected in done.stdout
+    assert {held["metadata"]["name"] for held in emulated.store.find("persistentvolumeclaims")} == (
+        set()
+    )
+
+
+def test_doctor_says_how_to_mend_each_thing(emulated):
+    emulated.delete("secrets", "hf-token-secret")
+    emulated.profile(storage_class="none", rdma_resource="rdma/other", image="r/i:1.4.0")
+    done = doctor(emulated)
+    assert done.returncode == 3
+    for expected in (
+        "MEND  secret: hf-token-secret is not there; create it with `kubectl -n dynamo-study",
+        "MEND  storage class: none is not there; name one of `kubectl get storageclass`",
+        "MEND  disagg-kv-router: needs 16 rdma/other, allocatable 0; set rdma_resource",
+        "MEND  disagg-kv-router: Frontend: --router-reset-states is gone from runtime 1.4.0 on, "
+        "and the image is 1.4.0; drop the flag from",
+    ):
+        assert expected in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("profile", "code", "expected"),
+    [
+        ({"storage_class": "my-rwx-class"}, 2, "storage_class: expected a name of your cluster"),
+        ({"context": "nowhere"}, 2, "context: expected a context of your kubeconfig, got nowhere"),
+        ({"namespace": "nowhere"}, 3, "namespace: nowhere is not there; create it with `kubectl"),
+        ({"image": "registry/runtime:latest"}, 2, "image: expected a tag that is a version, got "
+         "registry/runtime:latest; add runtime_version"),
+        ({"image": f"registry/runtime@sha256:{'0' * 64}"}, 2, "add runtime_version"),
+        ({"node_selector": {"nvidia.com/gpu.product": "NVIDIA-B200"}}, 3,
+         "needs 16 nvidia.com/gpu on nodes that the profile selects, allocatable: none"),
+        ({"limits": {"replay_s": 100}}, 2, "limits.replay_s: expected at least"),
+    ],
+)  # fmt: skip
+def test_a_wrong_profile_is_refused(emulated, small_trace, profile, code, expected):
+    emulated.profile(**profile)
+    error = refused(emulated, small_trace)
+    assert error.exit_code == code
+    assert expected in str(error)
+
+
+def test_more_gpus_than_exist_are_refused(emulated, small_trace):
+    edit(emulated, "vllm/disagg-kv-router/deploy.yaml", "replicas: 6", "replicas: 7")
+    error = refused(emulated, small_trace)
+    assert error.exit_code == 3
+    assert "needs 18 nvidia.com/gpu on nodes that the profile selects, allocatable: 16" in str(
+        error
+    )
+
+
+def test_an_unknown_field_is_refused_under_strict_validation(emulated, small_trace):
+    edit(
+        emulated,
+        "vllm/disagg-kv-router/deploy.yaml",
+        "replicas: 2",
+        "replicas: 2\n      replica: 2",
+    )
+    error = refused(emulated, small_trace)
+    assert "strict decoding error" in str(error)
+    assert "replica" in str(error)
+
+
+def test_an_unknown_field_of_the_benchmark_is_refused(emulated, small_trace):
+    edit(emulated, "vllm/disagg-kv-router/perf.yaml", "backoffLimit: 0", "backofLimit: 0")
+    assert 'unknown field "spec.backofLimit"' in str(refused(emulated, small_trace))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_configuration_is_valid_under_each_operator(
+    tmp_path, checkout, monkeypatch, operator
+):
+    made = Emulated(tmp_path, checkout, operator)
+    monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
+    try:
+        done = doctor(made)
+        lines = [line for line in done.stdout.splitlines() if "dry run" in line]
+        assert len(lines) == 5
+        assert all(line.startswith("ok") for line in lines), done.stdout
+    finally:
+        made.stop()
+
+
+# --- access ------------------------------------------------------------------------------------
+
+
+def rules(emulated):
+    """Return the rules of recipes/rbac.yaml, with the profile's storage class and secret."""
+    path = emulated.checkout / "recipes" / "rbac.yaml"
+    parts = [part for part in yaml.safe_load_all(path.read_text()) if "rules" in part]
+    return [rule for part in parts for rule in part["rules"]]
+
+
+def granted(found):
+    return {
+        (group, resource, verb)
+        for rule in found
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_the_role_suffices_and_grants_nothing_that_no_run_uses(emulated, small_trace):
+    emulated.server.rules = rules(emulated)
+    emulated.run(small_trace)
+    assert emulated.left() == []
+    used = emulated.server.used | {("", "pods/exec", "create")}  # newer API servers ask for it
+    assert granted(emulated.server.rules) == used
+
+
+@pytest.mark.parametrize(
+    ("resource", "verb"), [("pods/exec", "get"), ("dynamographdeployments", "delete")]
+)
+def test_a_missing_permission_is_named_before_anything_is_created(
+    emulated, small_trace, resource, verb
+):
+    found = copy.deepcopy(rules(emulated))
+    for rule in found:
+        if resource in rule["resources"]:
+            rule["verbs"].remove(verb)
+    emulated.server.rules = found
+    error = refused(emulated, small_trace)
+    assert error.exit_code == 3
+    assert f"not allowed: {verb} {resource}; have recipes/rbac.yaml applied" in str(error)
+
+
+def test_the_profile_names_what_the_role_names(emulated):
+    path = emulated.checkout / "recipes" / "clusters" / "example-h200.yaml"
+    profile = yaml.safe_load(path.read_text())
+    named = {n for rule in rules(emulated) for n in rule.get("resourceNames", [])}
+    assert {profile["namespace"], profile["hf_token_secret"]} <= named
+    assert NAMESPACE == profile["namespace"]
+
+
+def test_a_token_that_is_refused_says_so(emulated, small_trace):
+    text = emulated.kubeconfig.read_text()
+    emulated.kubeconfig.write_text(text.replace("secret-token-of-the-test", "another"))
+    assert os.environ["KUBECONFIG"] == str(emulated.kubeconfig)
+    error = refused(emulated, small_trace)
+    assert "not allowed (Unauthorized); log in again" in str(error)
