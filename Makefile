@@ -11,7 +11,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test test-slow report book publish check bench lock clean
+.PHONY: help env lint test test-slow report book capacity publish check bench lock clean live
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,12 @@ report: env ## replay what is missing and build the whole book; ends with the he
 book: env ## build the book from the published runs: no simulator, no trace
 	$(BIN)/kvab report --from book/published
 
+capacity: env ## sweep load and split on the simulated cluster (about ten minutes on two cores)
+	$(BIN)/kvab capacity
+
+live: env ## replay 60 requests live on this machine and build their book (about ten minutes)
+	$(BIN)/kvab report --cluster live-cpu --rows 60 --repeats 1 --out build/live
+
 publish: env ## copy this machine's complete runs to book/published
 	$(BIN)/kvab publish
 
@@ -51,6 +57,7 @@ check: lint ## everything that must hold before a change is handed over, but the
 
 bench: env ## measure speed as ratios within one run
 	$(BIN)/python benchmarks/replay.py
+	$(BIN)/python benchmarks/comparison.py
 
 lock: ## resolve requirements.lock anew
 	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV); }

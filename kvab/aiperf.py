@@ -14,6 +14,8 @@ from typing import Any
 from kvab.errors import InputError
 from kvab.records import Records, read_records
 
+RECORDS = "profile_export.jsonl"
+SERVER_METRICS = "server_metrics_export.json"
 READY = ".aiperf_results_ready.json"
 PROCESSING = ".aiperf_results_processing.json"
 PACKED = ("", ".gz", ".zst", ".bz2")
@@ -52,6 +54,11 @@ class Artifacts:
     expected: int | None = None
     partial: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing says that this is only part of a run."""
+        return self.partial is None
 
 
 def read_artifacts(folder: Path) -> Artifacts:
@@ -182,3 +189,27 @@ def _notes(path: Path | None, records: Records | None) -> tuple[str, ...]:
     if records.warmup:
         notes.append(f"{path}: {records.warmup} requests of the warm-up are left out")
     return tuple(notes)
+
+
+def router_counters(folder: Path) -> dict[str, int]:
+    """Return what Dynamo's KV router counted during the replay; empty behind another router.
+
+    ``cached_prefix_tokens``: prompt tokens that the chosen workers held already, summed over
+    requests. ``kv_events``: blocks that workers reported as stored. Both are read from the
+    frontend's metrics as AIPerf exports them (``server_metrics_export.json``).
+    """
+    path = folder / SERVER_METRICS
+    metrics = _mapping(_read_json(path).get("metrics")) if path.is_file() else {}
+
+    def total(name: str, **labels: str) -> int:
+        found = metrics.get(f"dynamo_component_{name}", {}).get("series", [])
+        fitting = (s for s in found if labels.items() <= s.get("labels", {}).items())
+        return round(sum(each["stats"].get("total", 0) for each in fitting))
+
+    if not total("kv_cache_events_applied"):
+        return {}
+    prefill = total("router_kv_selected_cached_prefix_tokens", phase="prefill")
+    return {
+        "cached_prefix_tokens": prefill or total("router_kv_selected_cached_prefix_tokens"),
+        "kv_events": total("kv_cache_events_applied", event_type="stored", status="ok"),
+    }

@@ -38,7 +38,7 @@ def plan(jobs: Iterable[Job]) -> list[runs.Planned]:
 def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
     """Replay jobs side by side, one a core, under one progress bar in requests.
 
-    A Kubernetes cluster takes one at a time: see `replay_in_turn`.
+    Only the simulator runs side by side: for other kinds see `replay_in_turn`.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
     """
     if not jobs:
         return
-    if jobs[0].cluster.kind == "kubernetes":
+    if jobs[0].cluster.kind != "simulated":
         replay_in_turn(jobs)
         return
     # Forked, so that no replay waits for imports; before the progress bar starts its thread.

@@ -163,7 +163,8 @@ def effects_by_group(groups: pd.DataFrame) -> str:
         f"{most['group']} get their first token sooner, with {least['by']} of {least['group']} "
         f"only {percent(least['ttft_ms_faster_share'], 0)}. Mean paired difference of TTFT and of "
         "the good share with 95 % workload intervals, and share of pairs with a lower TTFT, by "
-        "terciles of prompt length and of the prompt tokens that an earlier request had brought."
+        "terciles of prompt length and of the prompt tokens that an earlier request had brought, "
+        "and along the trace."
     )
 
 
@@ -175,4 +176,21 @@ def interaction(evidence: Evidence) -> str:
         f"The interaction is {signed(100 * row['value'], 1)} points of good share "
         f"({interval(row['ci_low'], row['ci_high'], 100)}). Good share, mean TTFT and p99 ITL of "
         "the four cells; parallel lines would mean that the factors add up."
+    )
+
+
+def slo_surface(evidence: Evidence) -> str:
+    """Return the caption of the surface of service levels."""
+    surface, study = evidence.slo_surface, evidence.study
+    wins, loses = surface["band_low"] > 0, surface["band_high"] < 0
+    finding = f"The comparison keeps more requests good under {wins.sum()} of {len(surface)} bounds"
+    if loses.any():
+        finding += f" and fewer under {loses.sum()}, all with an ITL of at most "
+        finding += f"{surface.loc[loses, 'itl_ms'].max():g} ms"
+    others = " and ".join(f"{slo.ttft_ms:g}/{slo.itl_ms:g} ms" for slo in study.other_slos)
+    dashed = f", dashed {others}" if others else ""
+    return (
+        f"{finding}. Difference of the good share in points; a question mark where the band that "
+        f"holds for all bounds at once includes zero. Outlined: {study.slo.ttft_ms:g}/"
+        f"{study.slo.itl_ms:g} ms, the study's bounds{dashed}."
     )

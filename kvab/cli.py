@@ -138,6 +138,9 @@ def compare(
 def report(
     cluster: ClusterOption = "simulated-h200",
     rows: RowsOption = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N repeats; all by default.")
+    ] = None,
     trace: TraceOption = None,
     out: Annotated[Path, typer.Option(help="Where the book is built.")] = Path("book/_build"),
     runs: RunsOption = Path("runs"),
@@ -149,8 +152,22 @@ def report(
     """Replay what is missing, analyze it and build the book; ends with the headline."""
     from kvab.report import report as build_report
 
-    headline, index = build_report(study, cluster, rows, trace, out, runs, from_)
+    headline, index = build_report(study, cluster, rows, repeats, trace, out, runs, from_)
     print(f"\n{headline}\n{index}")
+
+
+@app.command()
+def capacity(
+    cluster: ClusterOption = "simulated-h200",
+    rows: RowsOption = None,
+    trace: TraceOption = None,
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = STUDY,
+) -> None:
+    """Sweep arrival speed and split on a simulated cluster; complete cells are kept."""
+    from kvab.capacity import sweep
+
+    print(sweep(study, cluster, rows, trace, runs))
 
 
 @app.command()
@@ -249,6 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KvabError as error:
         print(f"kvab: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("kvab: stopped; complete runs are kept, run the same command again", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer turns Ctrl-C into this exit and says nothing
+            kept = "complete runs are kept, run the same command again"
+            print(f"kvab: stopped; {kept}", file=sys.stderr)
+        raise

@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 
 from kvab.bootstrap import Design, Replicates, mean, percentiles, replicate
-from kvab.metrics import LATENCIES, METRICS, PERCENTILES
+from kvab.metrics import COMPARED, LATENCIES, METRICS, PERCENTILES
 from kvab.pairing import sample
 
-COMPARED = ("mean", "p50", "p90", "p95", "p99")
 POWER = 0.8  # at which a difference counts as detectable
 
 
@@ -121,7 +120,8 @@ def verdicts(
     Returns
     -------
     dict
-        Metric -> ``verdict``, ``p``, ``p_holm``, ``margin`` (in the metric's unit).
+        Metric -> ``verdict``, ``p``, ``p_holm``, ``margin``, ``difference``, ``ci_low``,
+        ``ci_high`` (all in the metric's unit).
 
     Notes
     -----
@@ -158,5 +158,8 @@ def verdicts(
             "p": number(p[key]),
             "p_holm": number(adjusted[key]) if known else None,
             "margin": number(margin),
+            "difference": number(each.value),
+            "ci_low": number(low),
+            "ci_high": number(high),
         }
     return result

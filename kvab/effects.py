@@ -5,8 +5,8 @@ Input: paired tables of `kvab.pairing`. Output: tables with workload intervals f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -94,6 +94,19 @@ def terciles(numbers: pd.Series | np.ndarray, unit: str) -> pd.Series:
     return pd.Series(names, index=numbers.index)
 
 
+def spans(arrival_ms: pd.Series, number: int = 6) -> pd.Series:
+    """Return the part of the trace that each row arrives in, equal spans of time in order.
+
+    Examples
+    --------
+    >>> [*spans(pd.Series([0.0, 59_999.0, 60_000.0, 119_999.0]), 2).cat.categories]
+    ['0 to 1 min', '1 to 2 min']
+    """
+    edges = np.linspace(arrival_ms.min(), arrival_ms.max(), number + 1) / 60_000
+    labels = [f"{low:.3g} to {high:.3g} min" for low, high in itertools.pairwise(edges)]
+    return pd.cut(arrival_ms / 60_000, edges, labels=labels, include_lowest=True)
+
+
 def effect_by_group(
     pairs: pd.DataFrame,
     groups: pd.Series,
@@ -167,7 +180,7 @@ def noise_floor(
         ``smallest_detectable`` = (t for the level + t for power 0.8) x error. NaN with one repeat.
     """
     found = {key: [] for key in METRICS}
-    for first, second in combinations(baseline_tables, 2):
+    for first, second in itertools.combinations(baseline_tables, 2):
         pairs = pair([first], [second])
         paired = differences(*(values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)))
         design = plan(pairs, paired.values(), **settings)

@@ -5,6 +5,7 @@ Input: a folder of runs. Output: one object that a notebook loads and passes on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,16 @@ from kvab.workload import Workload, load_workload
 if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
     from kvab.attribution import Attribution
     from kvab.compare import Comparison
+
+
+def kept(compute: Callable[[Evidence], Result]) -> cached_property[Result]:
+    """Make a property that is computed once for the runs, study and code at hand."""
+
+    def found(evidence: Evidence) -> Result:
+        key = digest([evidence.key, source_digest()])
+        return remember(key, compute.__name__, lambda: compute(evidence))
+
+    return cached_property(functools.wraps(compute)(found))
 
 
 @dataclass(frozen=True)
@@ -102,71 +113,74 @@ class Evidence:
         ]
         return pd.concat(parts, ignore_index=True)
 
-    @cached_property
+    @kept
     def comparison(self) -> Comparison:
         """The comparison against the baseline, with intervals and verdicts."""
+        from kvab.compare import compare
 
-        def compute() -> Comparison:
-            from kvab.compare import compare
+        margins = self.study.margins
+        return compare(*self._both(), self.study.slo, margins=margins, **self._settings())
 
-            margins = self.study.margins
-            return compare(*self._both(), self.study.slo, margins=margins, **self._settings())
-
-        return self._remember("comparison", compute)
-
-    @cached_property
+    @kept
     def attribution(self) -> Attribution:
         """Main effects of routing and of the split, and their interaction."""
+        from kvab.attribution import attribute
 
-        def compute() -> Attribution:
-            from kvab.attribution import attribute
+        cells = {
+            (arm.factors.split, arm.factors.routing): self.tables(name)
+            for name, arm in self.study.configurations.items()
+        }
+        return attribute(cells, self.study.slo, **self._settings())
 
-            cells = {
-                (arm.factors.split, arm.factors.routing): self.tables(name)
-                for name, arm in self.study.configurations.items()
-            }
-            return attribute(cells, self.study.slo, **self._settings())
-
-        return self._remember("attribution", compute)
-
-    @cached_property
+    @kept
     def good_shares(self) -> pd.DataFrame:
         """Good share of each configuration, see `kvab.intervals.good_shares`."""
+        from kvab.intervals import good_shares
 
-        def compute() -> pd.DataFrame:
-            from kvab.intervals import good_shares
+        return good_shares(self._all(), self.study.slo, **self._settings())
 
-            return good_shares(self._all(), self.study.slo, **self._settings())
-
-        return self._remember("good-shares", compute)
-
-    @cached_property
+    @kept
     def quantile_differences(self) -> dict[str, pd.DataFrame]:
         """Difference at every quantile of each latency, see `kvab.effects`."""
+        from kvab.effects import quantile_differences
+        from kvab.pairing import pair
 
-        def compute() -> dict[str, pd.DataFrame]:
-            from kvab.effects import quantile_differences
-            from kvab.pairing import pair
+        pairs, settings = pair(*self._both()), self._settings() | self._block()
+        return {key: quantile_differences(pairs, key, **settings) for key in LATENCIES}
 
-            pairs, block = pair(*self._both()), self.comparison.method["block_bursts"]
-            return {
-                key: quantile_differences(pairs, key, block_bursts=block, **self._settings())
-                for key in LATENCIES
-            }
-
-        return self._remember("quantile-differences", compute)
-
-    @cached_property
+    @kept
     def groups(self) -> pd.DataFrame:
-        """Effect within thirds of the requests, see `kvab.intervals.groups`."""
+        """Effect within groups of the requests, see `kvab.intervals.groups`."""
+        from kvab.intervals import groups
 
-        def compute() -> pd.DataFrame:
-            from kvab.intervals import groups
+        both, workload = self._both(), self.workload.table
+        return groups(*both, workload, self.study.slo, **self._settings())
 
-            both, workload = self._both(), self.workload.table
-            return groups(*both, workload, self.study.slo, **self._settings())
+    @kept
+    def noise_floor(self) -> pd.DataFrame:
+        """What differs between runs of the baseline alone, see `kvab.effects.noise_floor`."""
+        from kvab.effects import noise_floor
 
-        return self._remember("groups", compute)
+        tables = self.tables(self.study.baseline)
+        return noise_floor(tables, self.study.slo, **self._settings())
+
+    @kept
+    def robustness(self) -> pd.DataFrame:
+        """The verdicts under other choices, see `kvab.robustness.choices`."""
+        from kvab.robustness import choices
+
+        study = self.study
+        declared = {"margins": study.margins, "other_slos": study.other_slos}
+        settings = self._settings() | self._block() | declared
+        return choices(*self._both(), study.slo, **settings)
+
+    @kept
+    def slo_surface(self) -> pd.DataFrame:
+        """Difference of the good share by bounds, see `kvab.robustness.slo_surface`."""
+        from kvab.robustness import slo_surface
+
+        settings = self._settings() | self._block()
+        return slo_surface(*self._both(), self.study.slo, **settings)
 
     @cached_property
     def minutes(self) -> pd.DataFrame:
@@ -189,14 +203,14 @@ class Evidence:
         found = [run.manifest.files for each in self.runs.values() for run in each]
         return digest([self.study.digest, self.manifest.trace.sha256, found])
 
-    def _remember(self, name: str, compute: Callable[[], Result]) -> Result:
-        return remember(digest([self.key, source_digest()]), name, compute)
-
     def _both(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
         return self.tables(self.study.baseline), self.tables(self.study.comparison)
 
     def _all(self) -> dict[str, list[pd.DataFrame]]:
         return {name: self.tables(name) for name in self.runs}
+
+    def _block(self) -> dict[str, int]:
+        return {"block_bursts": self.comparison.method["block_bursts"]}
 
     def _settings(self) -> dict[str, float | int]:
         return self.study.statistics.model_dump()

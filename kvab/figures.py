@@ -1,6 +1,6 @@
-"""Every figure of the book, under one theme, with its caption and alternative text.
+"""The figures of the runs, under one theme, with their captions and alternative texts.
 
-Input: the evidence. Output: panels that a notebook shows; nothing else draws.
+Input: the evidence. Output: panels that a notebook shows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pandas as pd
 
 from kvab import captions, metrics
 from kvab.evidence import Evidence
+from kvab.formats import signed
 from kvab.study import Arm
 from kvab.theme import (
     COMPARISON,
@@ -57,50 +58,6 @@ def good_shares(evidence: Evidence) -> Drawing:
         f"{evidence.arms[name].label} {table.loc[name, 'share']:.0%}" for name in names
     )
     return figure, captions.good_shares(evidence), alt
-
-
-@drawn("workload-arrivals", runs=False)
-def arrivals(evidence: Evidence) -> Drawing:
-    """Draw requests a minute along the trace, and how many arrive at one tick of its clock."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), width_ratios=[2, 1])
-    table = evidence.workload.table
-    per_minute = (table["arrival_ms"] // 60_000).value_counts().sort_index()
-    left.step(per_minute.index, per_minute, where="mid", color="#333333", linewidth=1.2)
-    left.set(xlabel="minute of the trace", ylabel="requests a minute", ylim=(0, None))
-    bursts = table["arrival_ms"].value_counts().value_counts().sort_index()
-    right.bar(bursts.index, bursts, color="#8c8c8c", width=0.8)
-    right.set(xlabel="requests at one tick", ylabel="ticks")
-    alt = (
-        f"Left: requests a minute between {per_minute.min()} and {per_minute.max()} over "
-        f"{len(per_minute)} minutes. Right: histogram of burst sizes from {bursts.index.min()} "
-        f"to {bursts.index.max()}."
-    )
-    return figure, captions.arrivals(evidence), alt
-
-
-@drawn("workload-lengths", runs=False)
-def lengths(evidence: Evidence) -> Drawing:
-    """Distributions of prompt and answer lengths, and of the reusable part of prompts."""
-    import seaborn as sns  # imports for seconds, which other pages need not wait for
-
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
-    table = evidence.workload.table
-    shares = 100 * table["reusable_tokens"] / table["input_tokens"]
-    drawn = (
-        (table["input_tokens"], "prompt tokens", True),
-        (table["output_tokens"], "answer tokens", True),
-        (shares, "prompt seen before [%]", False),
-    )
-    for place, (values, label, log) in zip(axes, drawn, strict=True):
-        sns.histplot(x=values, ax=place, log_scale=log, bins=40, color="#8c8c8c", edgecolor="none")
-        place.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
-    axes[0].set_ylabel("requests")
-    alt = (
-        f"Histograms: prompts of median {table['input_tokens'].median():,.0f} tokens, answers of "
-        f"median {table['output_tokens'].median():,.0f}, and the share of each prompt that an "
-        f"earlier prompt began with, median {shares.median():.0f} per cent."
-    )
-    return figure, captions.lengths(evidence), alt
 
 
 def _both(evidence: Evidence) -> dict[str, Arm]:
@@ -196,6 +153,8 @@ def worker_balance(evidence: Evidence) -> Drawing:
     """Prompt tokens computed and answer tokens made by each worker, relative to an even share."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
 
+    if evidence.worker_balance.empty:
+        return "Which worker served a request is not recorded on this kind of cluster."
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), sharey=True)
     table, names = evidence.worker_balance, list(evidence.arms)
     styles = arm_styles(evidence.arms)
@@ -266,3 +225,37 @@ def interaction(evidence: Evidence) -> Drawing:
     legend_below(figure, axes[0])
     alt = "Lines from round-robin to KV router for each split. " + captions.interaction(evidence)
     return figure, captions.interaction(evidence), alt
+
+
+@drawn("robustness-slo-surface")
+def slo_surface(evidence: Evidence) -> Drawing:
+    """Difference of the good share for every pair of bounds, the named pairs outlined."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
+    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 3.9))
+    surface = evidence.slo_surface
+    points = surface.assign(points=100 * surface["difference"])
+    grid = points.pivot(index="itl_ms", columns="ttft_ms", values="points").sort_index()
+    certain = (surface["band_low"] > 0) | (surface["band_high"] < 0)
+    text = surface.assign(
+        text=[signed(p, 1) + ("" if sure else "?") for p, sure in zip(points["points"], certain,
+                                                                    strict=True)]
+    ).pivot(index="itl_ms", columns="ttft_ms", values="text").loc[grid.index]  # fmt: skip
+    reach = np.abs(grid.to_numpy()).max()
+    sns.heatmap(
+        grid, ax=axes, cmap="PuOr_r", vmin=-reach, vmax=reach, annot=text, fmt="",
+        annot_kws={"fontsize": 7}, linewidths=0.6,
+        cbar_kws={"label": "good share, difference [points]"},
+    )  # fmt: skip
+    axes.invert_yaxis()
+    for slo, line in zip([evidence.study.slo, *evidence.study.other_slos],
+                         ["-", *[(0, (2, 1))] * 9], strict=False):  # fmt: skip
+        if slo.ttft_ms in grid.columns and slo.itl_ms in grid.index:
+            corner = (grid.columns.get_loc(slo.ttft_ms), grid.index.get_loc(slo.itl_ms))
+            box = plt.Rectangle(corner, 1, 1, fill=False, linewidth=2, linestyle=line, zorder=3)
+            axes.add_patch(box)
+    axes.set_xticks(np.arange(len(grid.columns)) + 0.5, [f"{v / 1000:g}" for v in grid.columns])
+    axes.set_yticks(np.arange(len(grid.index)) + 0.5, [f"{v:g}" for v in grid.index], rotation=0)
+    axes.set(xlabel="TTFT bound [s]", ylabel="ITL bound [ms]")
+    caption = captions.slo_surface(evidence)
+    return figure, caption, "Grid of differences by TTFT and ITL bound. " + caption

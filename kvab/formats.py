@@ -1,11 +1,15 @@
-"""How numbers are written, on every page alike.
+"""How numbers and tables are written, on every page alike.
 
-Input: numbers. Output: text.
+Input: numbers and tables. Output: text, and HTML that fits a phone.
 """
 
 from __future__ import annotations
 
+import html
+from dataclasses import dataclass
+
 import numpy as np
+import pandas as pd
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
@@ -33,9 +37,32 @@ def percent(share: float | None, decimals: int = 1) -> str:
     return f"{number(None if share is None else 100 * share, decimals)} %"
 
 
-def interval(low: float | None, high: float | None, factor: float = 1, unit: str = "") -> str:
+def interval(
+    low: float | None, high: float | None, factor: float = 1, *, none: str = "too few blocks"
+) -> str:
     """Return an interval in words, or why there is none."""
     if low is None or high is None:
-        return "no interval: too few blocks"
+        return f"no interval: {none}"
     bounds = f"{signed(factor * low, 1 if factor != 1 else None)} to "
-    return bounds + signed(factor * high, 1 if factor != 1 else None) + unit
+    return bounds + signed(factor * high, 1 if factor != 1 else None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of finished text with its caption; shows itself in a notebook."""
+
+    frame: pd.DataFrame
+    caption: str = ""
+    text_columns: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        styled = self.frame.style.format(escape="html").set_caption(html.escape(self.caption))
+        classes = pd.DataFrame("", index=self.frame.index, columns=self.frame.columns)
+        classes[list(self.text_columns)] = "kvab-text"
+        if isinstance(self.frame.index, pd.RangeIndex):
+            styled = styled.hide(axis="index")
+        styled = styled.set_td_classes(classes).apply_index(self._header, axis="columns")
+        return f'<div class="kvab-table">{styled.to_html(table_uuid="kvab")}</div>'
+
+    def _header(self, names: pd.Index) -> list[str]:
+        return ["text-align: left" if name in self.text_columns else "" for name in names]

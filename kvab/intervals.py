@@ -12,7 +12,7 @@ import pandas as pd
 
 from kvab import metrics
 from kvab.bootstrap import mean, replicate
-from kvab.effects import effect_by_group, terciles
+from kvab.effects import effect_by_group, spans, terciles
 from kvab.pairing import join, pair, plan, sample, values
 from kvab.study import Slo
 
@@ -48,18 +48,22 @@ def groups(
     slo: Slo,
     **settings: float | int,
 ) -> pd.DataFrame:
-    """Return the effect within thirds of the requests, by prompt length and by reusable prefix.
+    """Return the effect by prompt length, by reusable prefix (in thirds) and along the trace.
 
     Returns
     -------
     DataFrame
-        ``by`` (what the thirds are of) and the columns of `kvab.effects.effect_by_group`.
+        ``by`` (what the groups are of) and the columns of `kvab.effects.effect_by_group`.
     """
     pairs = pair(baseline, comparison)
     rows = workload.set_index("row").loc[np.unique(pairs["row"])]
+    groups_by = {
+        "prompt": terciles(rows["input_tokens"], "tokens"),
+        "reusable prefix": terciles(rows["reusable_tokens"], "tokens"),
+        "arrival": spans(rows["arrival_ms"]),
+    }
     parts = []
-    for by, column in (("prompt", "input_tokens"), ("reusable prefix", "reusable_tokens")):
-        thirds = terciles(rows[column], "tokens")
+    for by, thirds in groups_by.items():
         effect = effect_by_group(pairs, thirds, slo, **settings)
         parts.append(effect.astype({"group": str}).assign(by=by))
     return pd.concat(parts, ignore_index=True)

@@ -75,6 +75,7 @@ LATENCIES = tuple(key for key, metric in METRICS.items() if metric.column)
 
 PERCENTILES = {"p50": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
 STATISTICS = ("mean", *PERCENTILES, "min", "max", "std")
+COMPARED = ("mean", "p50", "p90", "p95", "p99")
 
 
 def served(table: pd.DataFrame) -> np.ndarray:

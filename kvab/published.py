@@ -9,20 +9,27 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from kvab import runs
+from kvab import capacity, model_check, runs, spread
 from kvab.errors import InputError
 from kvab.study import load_study, root
 from kvab.workload import workload_path
 
-ROUNDED_MS = 2  # decimals kept of times in ms: 10 microseconds, far below any difference shown
+ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2}
 LIMIT_BYTES = 3_000_000
+SWEEP = Path("capacity")
+TABLES = {  # a table that tells whether there are more to publish, and those
+    SWEEP / capacity.SUMMARY: [SWEEP / n for n in (capacity.TABLE, capacity.SUMMARY, spread.TABLE)],
+    model_check.TABLE: [model_check.TABLE, model_check.ORDERS],
+}
 
 
 def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]:
     """Copy the complete runs of a cluster and return the published folders.
 
-    Times are rounded to 0.01 ms; artifacts stay behind. A published folder is a run folder, so
-    everything reads it as any other.
+    Times are rounded to 0.1 ms and ITL to 0.01 ms, far below any difference shown; artifacts stay
+    behind. A published folder is a run folder, so everything reads it as any other. Of a capacity
+    sweep its tables and summary are published, and of a model check its twins; where the source has
+    none, the published ones stay.
 
     Raises
     ------
@@ -44,10 +51,12 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
         beside = Path(name)
         for run in read:
             _copy(run, beside / run.path.relative_to(source))
+        _copy_tables([source / cluster, target / cluster], beside / cluster)
         (beside / "workloads").mkdir()
         for path in (workload, workload.with_suffix(".json")):
             shutil.copyfile(path, beside / "workloads" / path.name)
-        size = sum(path.stat().st_size for path in beside.rglob("*") if path.is_file())
+        others = [each for each in target.glob("*") if each.name not in (cluster, "workloads")]
+        size = sum(map(_size, [beside, *others]))
         if size > LIMIT_BYTES:
             raise InputError(f"{target}: {size:,} bytes, at most {LIMIT_BYTES:,} are published")
         for part in (cluster, "workloads"):
@@ -57,8 +66,20 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
     return runs.find_runs(target.parent, declared, cluster)
 
 
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _copy_tables(clusters: list[Path], to: Path) -> None:
+    for key, names in TABLES.items():
+        found = next((each for each in clusters if (each / key).is_file()), None)
+        for name in names if found else []:
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found / name, to / name)
+
+
 def _copy(run: runs.Run, to: Path) -> None:
-    times = run.requests.select_dtypes("float64").round(ROUNDED_MS)
+    times = run.requests[[*ROUNDED_MS]].round(ROUNDED_MS)
     files = {
         f"manifests/{path.name}": path.read_bytes()
         for path in sorted((run.path / "manifests").iterdir())

@@ -9,7 +9,7 @@ import pandas as pd
 
 from kvab import recipes
 from kvab.evidence import Evidence
-from kvab.tables import Table
+from kvab.formats import Table
 
 
 def _configuration(evidence: Evidence, name: str) -> recipes.Configuration:

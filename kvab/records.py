@@ -103,6 +103,10 @@ class Records:
     warmup: int
     cut_off: bool
 
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return len(self.table)
+
 
 def read_records(path: Path) -> Records:
     """Return the records of a file of JSON lines, plain, ``.gz``, ``.bz2`` or ``.zst``.
@@ -120,7 +124,7 @@ def read_records(path: Path) -> Records:
     for number, line in enumerate(_lines(path), start=1):
         try:
             record = decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             if not line.strip():
                 continue
             if not line.endswith(b"\n") and not isinstance(error, msgspec.ValidationError):

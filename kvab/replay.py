@@ -18,6 +18,7 @@ import kvab
 from kvab import recipes, runs, tidy
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import Kubernetes, Live, Simulated, Study, load_cluster, load_study, root
+from kvab.sweep import AS_DECLARED, Variant
 from kvab.trace import Trace, burst_order, find_trace
 
 
@@ -26,23 +27,18 @@ def open_cluster(profile: Simulated | Live | Kubernetes, job: Job | None = None)
 
     A cluster that outlives this process needs the job, to find its own deployment again.
 
-    Raises
-    ------
-    DependencyError
-        If this version has no such kind yet.
     """
     if isinstance(profile, Simulated):
         from kvab.simulate import Simulator
 
         return Simulator(profile)
-    if isinstance(profile, Kubernetes):
-        from kvab.cluster import Cluster
+    if isinstance(profile, Live):
+        from kvab.live import LiveStack
 
-        return Cluster(profile, job)
-    raise DependencyError(
-        f"cluster {profile.name}: this version replays on clusters of other kinds only, "
-        f"got kind {profile.kind}; use --cluster simulated-h200"
-    )
+        return LiveStack(profile, job.recipe if job else None)
+    from kvab.cluster import Cluster
+
+    return Cluster(profile, job)
 
 
 @dataclass(frozen=True)
@@ -56,10 +52,14 @@ class Job:
     rows: int
     trace: Trace
     runs: Path
+    variant: Variant = AS_DECLARED
 
     @property
     def path(self) -> Path:
-        """The run's folder."""
+        """The run's folder; that of a variant lies beside the normal ones."""
+        if self.variant.place:
+            folder = runs.capacity_path(self.runs, self.study, self.cluster.name)
+            return folder / self.configuration / self.variant.place
         return runs.run_path(
             self.runs, self.study, self.cluster.name, self.configuration, self.repeat
         )
@@ -85,6 +85,7 @@ class Job:
             "trace": self.trace.sha256,
             "rows": self.rows,
             "order": self.study.seed(self.repeat),
+            **self.variant.depends_on(),
             **open_cluster(self.cluster).identity(),
         }
 
@@ -97,8 +98,11 @@ def plan_job(
     rows: int | None = None,
     trace: Trace | None = None,
     folder: Path = Path("runs"),
+    variant: Variant = AS_DECLARED,
 ) -> Job:
     """Return a checked job; ``rows`` is the number of first trace rows, None for all.
+
+    A variant replays the trace at another speed, or the topology with another split.
 
     Raises
     ------
@@ -111,9 +115,9 @@ def plan_job(
     trace = trace or find_trace(study.trace)
     if rows is not None and not 1 <= rows <= len(trace):
         raise InputError(f"{trace.path}: expected rows from 1 to {len(trace)}, got {rows}")
-    job = Job(
-        study, load_cluster(cluster), configuration, repeat, rows or len(trace), trace, folder
-    )
+    profile, replayed = load_cluster(cluster), variant.trace(trace)
+    rows = rows or len(trace)
+    job = Job(study, profile, configuration, repeat, rows, replayed, folder, variant)
     check_topology(job)
     return job
 
@@ -159,7 +163,7 @@ def check_topology(job: Job) -> recipes.Topology:
             f"{job.recipe.folder / 'perf.yaml'}: expected the goodput of study.yaml "
             f"({study.slo.ttft_ms:g} ms, {study.slo.itl_ms:g} ms); mend --goodput"
         )
-    return topology
+    return job.variant.topology(topology)
 
 
 class Replay:
@@ -250,6 +254,7 @@ class Replay:
             "study": job.study.name,
             "study_version": job.study.version,
             "study_digest": job.study.digest,
+            "slo": job.study.slo.model_dump(),
             "cluster": job.cluster.model_dump(mode="json"),
             "kind": job.cluster.kind,
             "configuration": job.configuration,

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 from kvab import campaign, pages
+from kvab.declare import digest
 from kvab.errors import GateError
 from kvab.evidence import load_evidence
+from kvab.load_curves import load_sweep
+from kvab.model_check import load_check, make_twins
 from kvab.replay import plan_job
 from kvab.study import load_study, root
 from kvab.trace import find_trace
@@ -23,6 +26,7 @@ def report(
     study: Path,
     cluster: str,
     rows: int | None = None,
+    repeats: int | None = None,
     trace: Path | None = None,
     out: Path = Path("book/_build"),
     runs: Path = Path("runs"),
@@ -38,6 +42,8 @@ def report(
         Name of the cluster profile.
     rows : int, optional
         Only the first rows of the trace.
+    repeats : int, optional
+        Only the first repeats of each configuration.
     trace : Path, optional
         Another trace, on purpose.
     out : Path
@@ -55,8 +61,10 @@ def report(
     checkout = root()
     folder = checkout / (published or runs)
     if published is None:
-        replay_missing(checkout / study, cluster, rows, trace, folder)
+        replay_missing(checkout / study, cluster, rows, repeats, trace, folder)
     evidence = load_evidence(checkout / study, cluster, folder)
+    if published is None and evidence.manifest.kind == "live":
+        make_twins(evidence, find_trace(evidence.study.trace, trace), folder)
     judged = gate(evidence)
     parameters = {
         "study": str(checkout / study),
@@ -65,7 +73,10 @@ def report(
         "rows": evidence.manifest.trace.rows,
         "trace": str(trace.resolve()) if trace else "",
     }
-    index = pages.build(checkout / out, parameters, evidence.key, replays=published is None)
+    check = load_check(checkout / study, cluster, folder)
+    sweep = load_sweep(checkout / study, cluster, folder)
+    key = digest([evidence.key, sweep.key, check.key if check else None])
+    index = pages.build(checkout / out, parameters, key, replays=published is None)
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {len(judged.reasons)} checks failed; first: "
@@ -75,8 +86,9 @@ def report(
 
 
 def replay_missing(
-    study: Path, cluster: str, rows: int | None, trace: Path | None, folder: Path
-) -> None:
+    study: Path, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
+    folder: Path,
+) -> None:  # fmt: skip
     """Replay every run of the study that does not serve as it is, side by side."""
     declared = load_study(study)
     workload = find_trace(declared.trace, trace)
@@ -84,7 +96,7 @@ def replay_missing(
     jobs = [
         plan_job(declared, cluster, name, repeat, rows, workload, folder)
         for name in declared.configurations
-        for repeat in range(1, declared.repeats + 1)
+        for repeat in range(1, (repeats or declared.repeats) + 1)
     ]
     planned = campaign.plan(jobs)
     for run in planned:

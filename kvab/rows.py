@@ -6,12 +6,12 @@ row, and what had to be inferred.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import linear_sum_assignment
 
 from kvab.errors import InputError
 from kvab.trace import Trace
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from kvab.aiperf import Artifacts
 
 INT32_MAX = 2**31 - 1
+NO_SCHEDULE = "arrivals: when AIPerf issued each request, for want of a trace"
 FITTING = 0.95  # share of the prompts that must have the trace's length
 SLACK_TOKENS, SLACK = 64, 0.1  # a chat template and a second tokenizer change a prompt this much
 
 
 def by_row(
-    artifacts: Artifacts, trace: Trace | None = None, rows: int | None = None
+    artifacts: Artifacts, trace: Trace | None = None, rows: int | np.ndarray | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the records of a run by trace row, and what was inferred.
 
     Returns
     -------
     DataFrame
-        Indexed by row, from 0: the columns of `kvab.records.Records`, and ``input_tokens``,
+        Indexed by row, sorted: the columns of `kvab.records.Records`, and ``input_tokens``,
         ``output_tokens`` int64 (the server's count where there is one, 0 where there is none),
         ``arrival_ms``, ``send_lag_ms`` float64, ``error`` string (null if served).
     list of str
@@ -50,8 +51,10 @@ def by_row(
             "cannot be told apart; run AIPerf without --export-level summary"
         )
     records = artifacts.records.table
-    placed, inferred = place(records, trace, source)
-    total = _expected(artifacts, placed, trace, rows, inferred)
+    lines = rows if isinstance(rows, np.ndarray) else None
+    sent = trace if lines is None else _as_sent(trace, lines)
+    placed, inferred = place(records, sent, source)
+    total = _expected(artifacts, placed, sent, rows if lines is None else len(lines), inferred)
     if (placed < 0).any():
         inferred.append(f"{(placed < 0).sum()} failed requests that name no row are left out")
     got = records.assign(
@@ -62,11 +65,25 @@ def by_row(
     )[placed >= 0]
     got = got.set_axis(placed[placed >= 0]).reindex(np.arange(total))
     got["error"] = _errors(got)
-    got["arrival_ms"], got["send_lag_ms"] = _schedule(got, trace, inferred)
+    due_ms = None if sent is None else sent.timestamp_ms[:total] - trace.timestamp_ms[0]
+    got["arrival_ms"], got["send_lag_ms"] = _schedule(got, due_ms, inferred)
     for column in ("input_tokens", "output_tokens"):
         got[column] = got[column].where(_countable(got[column]), 0).round().astype("int64")
     got["cached_tokens"] = got["cached_tokens"].where(_countable(got["cached_tokens"])).round()
+    if lines is not None:
+        got = got.set_axis(lines).sort_index()
     return got, inferred
+
+
+def _as_sent(trace: Trace, lines: np.ndarray) -> Trace:
+    """Return the trace as AIPerf read it: some of its rows, in their order."""
+    return replace(
+        trace,
+        timestamp_ms=trace.timestamp_ms[lines],
+        input_tokens=trace.input_tokens[lines],
+        output_tokens=trace.output_tokens[lines],
+        hash_ids=(),
+    )
 
 
 def _expected(
@@ -113,18 +130,15 @@ def _countable(counts: pd.Series) -> pd.Series:
 
 
 def _schedule(
-    got: pd.DataFrame, trace: Trace | None, inferred: list[str]
+    got: pd.DataFrame, due_ms: np.ndarray | None, inferred: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return when each row was due, from 0, and how much later it was sent, both in ms."""
     start_ms, issued_ms = got["start_ms"].to_numpy(), got["issued_ms"].to_numpy()
-    if trace is None:
-        inferred.append("arrivals: when AIPerf issued each request, for want of a trace")
+    if due_ms is None:
+        inferred.append(NO_SCHEDULE)
         due_ms = issued_ms if not np.isnan(issued_ms).all() else start_ms
-        rows = np.arange(len(got))
-        known = np.flatnonzero(~np.isnan(due_ms))
+        rows, known = np.arange(len(got)), np.flatnonzero(~np.isnan(due_ms))
         due_ms = np.interp(rows, known, due_ms[known]) if known.size else rows * 0.0
-    else:
-        due_ms = trace.arrival_ms[: len(got)]
     offset_ms = start_ms - due_ms
     zero_ms = offset_ms[~np.isnan(offset_ms)].min(initial=np.inf)  # AIPerf does not record it
     return due_ms, offset_ms - zero_ms
@@ -189,6 +203,8 @@ def prompt_tokens(records: pd.DataFrame) -> np.ndarray:
 
 def _told_apart(records: pd.DataFrame, rows: np.ndarray, trace: Trace, source: Path) -> np.ndarray:
     """Return rows with those of each burst assigned so that prompt lengths fit best."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
+
     _check_inside(rows, trace, source)
     lengths, result = prompt_tokens(records), rows.copy()
     burst = np.unique(trace.timestamp_ms, return_inverse=True)[1]

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from kvab import tidy
 from kvab.declare import Declared
 from kvab.errors import InputError
-from kvab.study import Study
+from kvab.study import Slo, Study
 
 
 class Counts(Declared):
@@ -53,6 +53,7 @@ class RunManifest(Declared):
     study: str
     study_version: int
     study_digest: str
+    slo: Slo | None = None
     cluster: dict[str, Any]
     kind: Literal["simulated", "live", "kubernetes"]
     configuration: str
@@ -94,6 +95,11 @@ class Planned:
 def run_path(runs: Path, study: Study, cluster: str, configuration: str, repeat: int) -> Path:
     """Return the folder of a run."""
     return runs / study.name / cluster / configuration / f"r{repeat}"
+
+
+def capacity_path(runs: Path, study: Study, cluster: str) -> Path:
+    """Return the folder of a cluster's capacity sweep, which `find_runs` does not look into."""
+    return runs / study.name / cluster / "capacity"
 
 
 def requests_bytes(table: pd.DataFrame) -> bytes:
@@ -240,7 +246,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def check_comparable(found: list[Run]) -> None:
-    """Refuse runs that replayed different workloads.
+    """Refuse runs that replayed different workloads, or were made for different bounds.
 
     Raises
     ------
@@ -256,6 +262,15 @@ def check_comparable(found: list[Run]) -> None:
                 f"{found[0].path} {first.rows} rows of {first.name} ({first.sha256[:8]}); "
                 "compare runs of one workload"
             )
+    bounds = {run.manifest.slo: run.path for run in found if run.manifest.slo}
+    if len(bounds) > 1:
+        said = ", ".join(
+            f"{path} for {slo.ttft_ms:g} ms and {slo.itl_ms:g} ms" for slo, path in bounds.items()
+        )
+        raise InputError(
+            f"made for different bounds of a good request: {said}; replay one of them under the "
+            "study file that the other was made with"
+        )
 
 
 def state(path: Path, depends_on: dict[str, Any]) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from kvab.declare import Declared, digest, read_declaration
 from kvab.errors import InputError
+from kvab.sweep import Capacity
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -87,11 +88,13 @@ class Study(Declared):
     gpus: Gpus
     trace: TraceSource
     slo: Slo
+    other_slos: list[Slo] = Field(default_factory=list)
     configurations: dict[str, Arm]
     repeats: Count
     seeds: list[int]
     margins: dict[Literal["ttft_ms", "itl_ms", "latency_ms", "good_share"], Positive]
     statistics: Statistics
+    capacity: Capacity | None = None
     folder: Path = Field(exclude=True)
 
     @model_validator(mode="after")

@@ -11,9 +11,19 @@ import numpy as np
 import pandas as pd
 
 from kvab import metrics
+from kvab.runs import Run
 from kvab.study import Arm, Slo
 
 Tables = Mapping[str, Sequence[pd.DataFrame]]
+
+
+def reuse(run: Run) -> float | None:
+    """Return the share of prompt tokens from cache: of the requests, else as the router counted."""
+    share, table = metrics.cached_share(run.requests), run.requests
+    counted = run.manifest.host.get("router") or {}
+    if share is None and "cached_prefix_tokens" in counted:
+        return counted["cached_prefix_tokens"] / int(table["input_tokens"].sum())
+    return share
 
 
 def minutes(requests: pd.DataFrame) -> pd.DataFrame:

@@ -1,47 +1,17 @@
-"""Every table of the book: numbers formatted once, as HTML that fits a phone.
+"""The tables of the outcome: numbers formatted once.
 
-Input: the evidence. Output: objects that a notebook shows.
+Input: the evidence. Output: tables that a notebook shows.
 """
 
 from __future__ import annotations
 
-import html
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from kvab import metrics, runs
-from kvab.describe import describe_rows
+from kvab import metrics, summaries
 from kvab.evidence import Evidence
-from kvab.formats import interval, number, percent, signed
-from kvab.study import Slo
-from kvab.terminal import summary_lines
-from kvab.validity import Gate
-
-SHOWN = ("mean", "p50", "p90", "p95", "p99")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of finished text with its caption; shows itself in a notebook."""
-
-    frame: pd.DataFrame
-    caption: str = ""
-    text_columns: tuple[str, ...] = ()
-
-    def _repr_html_(self) -> str:
-        styled = self.frame.style.format(escape="html").set_caption(html.escape(self.caption))
-        classes = pd.DataFrame("", index=self.frame.index, columns=self.frame.columns)
-        classes[list(self.text_columns)] = "kvab-text"
-        if isinstance(self.frame.index, pd.RangeIndex):
-            styled = styled.hide(axis="index")
-        styled = styled.set_td_classes(classes).apply_index(self._header, axis="columns")
-        return f'<div class="kvab-table">{styled.to_html(table_uuid="kvab")}</div>'
-
-    def _header(self, names: pd.Index) -> list[str]:
-        return ["text-align: left" if name in self.text_columns else "" for name in names]
+from kvab.formats import Table, interval, number, percent, signed
+from kvab.load_curves import Sweep
 
 
 def _arm_labels(evidence: Evidence) -> tuple[str, str]:
@@ -89,7 +59,7 @@ def outcome(evidence: Evidence) -> Table:
     lines = [
         _effect(f"{metrics.METRICS[key].short} {statistic} [ms]", result["metrics"][key][statistic])
         for key in metrics.LATENCIES
-        for statistic in SHOWN
+        for statistic in metrics.COMPARED
     ]
     lines.append(_effect("good requests [%]", result["good_share"], 100, 1))
     method = result["method"]
@@ -100,6 +70,58 @@ def outcome(evidence: Evidence) -> Table:
         "numbers would move with other minutes of this workload, not from run to run.",
         ("",),
     )
+
+
+def variation(evidence: Evidence) -> Table:
+    """Return the two sources of variation side by side, and what noise alone looks like."""
+    result, floor = evidence.comparison.to_json(), evidence.noise_floor.set_index("metric")
+    lines = []
+    for key, metric in metrics.METRICS.items():
+        share, repeats = key == "good_share", result["run_to_run"][key]
+        row = result["good_share"] if share else result["metrics"][key]["mean"]
+        decimals, factor = 1 if share else None, metric.factor
+        lines.append(
+            {
+                "difference of": "good share [points]" if share else f"mean {metric.short} [ms]",
+                "estimate": signed(factor * row["difference"], decimals),
+                "± workload": _half(row, factor, decimals),
+                "± run to run": _half(repeats, factor, decimals),
+                "largest in A/A": number(factor * floor.loc[key, "largest_difference"], decimals),
+                "detectable": number(factor * floor.loc[key, "smallest_detectable"], decimals),
+            }
+        )
+    return Table(
+        pd.DataFrame(lines),
+        f"±: half of each 95 % interval; run to run over {evidence.repeats} repeats. A/A: the "
+        "baseline against itself, the largest difference between two repeats. Detectable: the "
+        "smallest true difference that an A/A comparison would call different from zero four "
+        "times in five.",
+        ("difference of",),
+    )
+
+
+def _half(row: dict, factor: float, decimals: int | None) -> str:
+    low, high = row["ci_low"], row["ci_high"]
+    return number(None if low is None else factor * (high - low) / 2, decimals)
+
+
+def robustness(evidence: Evidence, sweep: Sweep) -> Table:
+    """Return the verdict on each metric under each choice; what differs is marked."""
+    found = pd.concat([evidence.robustness, sweep.spread_verdicts])
+    declared = found[found["choice"] == found["choice"].iloc[0]].set_index("metric")["verdict"]
+    lines = {}
+    for row in found.itertuples():
+        metric, share = metrics.METRICS[row.metric], row.metric == "good_share"
+        name = "good share [points]" if share else f"{metric.short} [ms]"
+        decimals = 1 if share else None
+        value = signed(metric.factor * row.difference, decimals)
+        half = _half(row._asdict(), metric.factor, decimals)
+        changed = "CHANGED: " if row.verdict != declared[row.metric] else ""
+        line = lines.setdefault(row.choice, {"choice": row.choice})
+        line[name] = f"{changed}{row.verdict}\n{value} ± {half}"
+    frame = pd.DataFrame([*lines.values()])
+    caption = "Verdict, and the difference that it is about with its 95 % workload interval."
+    return Table(frame, caption, tuple(frame.columns))
 
 
 def goodput(evidence: Evidence) -> Table:
@@ -115,7 +137,7 @@ def goodput(evidence: Evidence) -> Table:
                 "least to most of the repeats": f"{percent(min(shares))} to {percent(max(shares))}",
                 "good a second": number(np.mean([e["good"]["rps"] for e in found]), 2),
                 "duration [s]": number(np.mean([e["duration_s"] for e in found]), 0),
-                "prompt from cache": percent(np.mean([e["cached_share"] for e in found])),
+                "prompt from cache": _reuse(evidence, name),
             }
         )
     slo = evidence.study.slo
@@ -126,53 +148,9 @@ def goodput(evidence: Evidence) -> Table:
     )
 
 
-def workload(evidence: Evidence) -> Table:
-    """Return the description of the trace."""
-    description = evidence.workload.description
-    lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
-    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), "", ("quantity",))
-
-
-def run(path: Path, slo: Slo) -> Table:
-    """Return the metrics of one run folder."""
-    rows = summary_lines(runs.read_run(path), slo)
-    return Table(pd.DataFrame(rows, columns=["quantity", "value"]), str(path.name), ("quantity",))
-
-
-def runs_table(evidence: Evidence) -> Table:
-    """Return the runs that the book stands on."""
-    lines = [
-        {
-            "configuration": evidence.arms[name].label,
-            "repeat": run.manifest.repeat,
-            "order of rows": run.manifest.order,
-            "expected": f"{run.manifest.counts.expected:,}",
-            "received": f"{run.manifest.counts.received:,}",
-            "errors": run.manifest.counts.errors,
-            "status": run.manifest.status,
-            "ended (UTC)": f"{run.manifest.end:%Y-%m-%d %H:%M}",
-            "requests.parquet": run.manifest.files["requests.parquet"][:8],
-        }
-        for name, found in evidence.runs.items()
-        for run in found
-    ]
-    versions = ", ".join(f"{name} {v}" for name, v in evidence.manifest.versions.items())
-    return Table(pd.DataFrame(lines), f"Cluster {evidence.cluster}; {versions}.",
-                 ("configuration", "order of rows", "status"))  # fmt: skip
-
-
-def gate(judged: Gate) -> Table:
-    """Return the checks: those that failed one by one, those that passed summed up."""
-    checks = judged.checks
-    failed = checks[~checks["passed"]].assign(outcome="FAILED")
-    passed = checks[checks["passed"]].groupby("check", sort=False, as_index=False).agg(
-        where=("where", lambda v: v.iloc[0] if len(v) == 1 else f"all {len(v)}"),
-        expected=("expected", "first"),
-        found=("found", lambda v: v.iloc[0] if v.nunique() == 1 else f"{v.iloc[0]} … {v.iloc[-1]}"),
-    )  # fmt: skip
-    shown = pd.concat([failed, passed.assign(outcome="passed")], ignore_index=True)
-    columns = ["check", "where", "expected", "found", "outcome"]
-    return Table(shown[columns], "", tuple(columns))
+def _reuse(evidence: Evidence, name: str) -> str:
+    shares = [summaries.reuse(run) for run in evidence.runs[name]]
+    return "not known" if None in shares else percent(float(np.mean(shares)))
 
 
 def cells(evidence: Evidence) -> Table:
@@ -194,7 +172,7 @@ def cells(evidence: Evidence) -> Table:
                 "ITL p50 [ms]": number(mean("itl_ms", "p50")),
                 "ITL p99": number(mean("itl_ms", "p99")),
                 "latency mean [ms]": number(mean("latency_ms", "mean")),
-                "prompt from cache": percent(mean("cached_share")),
+                "prompt from cache": _reuse(evidence, name),
             }
         )
     return Table(pd.DataFrame(lines), "Mean over the repeats.", ("configuration",))
@@ -228,45 +206,3 @@ def attribution(evidence: Evidence) -> Table:
     wide = wide.pivot(index="metric", columns="effect of", values="shown").loc[*order]
     frame = wide.reset_index().rename_axis(columns=None)
     return Table(frame, "Value (95 % workload interval).", ("metric",))
-
-
-def reproduction(evidence: Evidence, reference: Evidence) -> Table:
-    """Return, per metric, the published difference beside the reader's."""
-    ours, theirs = (each.comparison.to_json() for each in (reference, evidence))
-    lines = []
-    for key, metric in metrics.METRICS.items():
-        statistics = SHOWN if key in metrics.LATENCIES else (None,)
-        for statistic in statistics:
-            a, b = (
-                doc["metrics"][key][statistic] if statistic else doc["good_share"]
-                for doc in (ours, theirs)
-            )
-            factor, decimals = metric.factor, None if statistic else 1
-            lines.append(
-                {
-                    "difference of": f"{metric.short} {statistic or '[points]'}",
-                    "published": signed(factor * a["difference"], decimals),
-                    "its 95 % interval": interval(a["ci_low"], a["ci_high"], factor),
-                    "yours": signed(factor * b["difference"], decimals),
-                    "your 95 % interval": interval(b["ci_low"], b["ci_high"], factor),
-                }
-            )
-    return Table(pd.DataFrame(lines), "Comparison minus baseline.", ("difference of",))
-
-
-def setups(evidence: Evidence, reference: Evidence) -> Table:
-    """Return what is known to differ between the published setup and the reader's."""
-    fields = {}
-    for label, each in (("published", reference), ("yours", evidence)):
-        manifest = each.manifest
-        fields[label] = {
-            "cluster": each.cluster,
-            "kind": manifest.kind,
-            "workload": f"{manifest.trace.name}, {manifest.trace.rows:,} rows",
-            "repeats": str(each.repeats),
-            "study version": str(manifest.study_version),
-            **manifest.versions,
-        }
-    frame = pd.DataFrame(fields).rename_axis("setup").reset_index().fillna("–")
-    frame["equal"] = np.where(frame["published"] == frame["yours"], "yes", "no")
-    return Table(frame, "", tuple(frame.columns))

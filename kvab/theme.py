@@ -11,6 +11,7 @@ import html
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -19,12 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from kvab import captions
-from kvab.evidence import Evidence
 from kvab.study import Arm
 
 WIDTH_IN = 7.4
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
-Drawing = tuple[Figure, str, str]
+Drawing = tuple[Figure, str, str] | str
 BASELINE, COMPARISON, GREY = "#0072B2", "#D55E00", "#767676"
 STYLES = {
     "baseline": {"color": BASELINE, "linestyle": "-", "marker": "o"},
@@ -52,6 +52,8 @@ class Panel:
     alt: str
 
     def _repr_html_(self) -> str:
+        if not self.svg:
+            return f"<p>{html.escape(self.caption)}</p>"
         data = base64.b64encode(self.svg).decode()
         return (
             f'<figure class="kvab-figure" id="fig-{self.key}">'
@@ -88,28 +90,31 @@ THEME = {
 
 
 def drawn(
-    key: str, *, runs: bool = True
-) -> Callable[[Callable[[Evidence], Drawing]], Callable[[Evidence], Panel]]:
+    key: str, *, runs: bool = True, source: Callable[..., str] = captions.source
+) -> Callable[[Callable[[Any], Drawing]], Callable[[Any], Panel]]:
     """Draw a figure under the theme, mark what is simulated, and return its panel.
 
-    ``runs`` is False for a figure of the workload alone, in which nothing is simulated.
-    The decorated function returns the figure, its caption and its alternative text.
+    ``runs`` is False for a figure of the workload alone, in which nothing is simulated; ``source``
+    says where the data come from, if not from the evidence.
+    The decorated function returns the figure, its caption and its alternative text, or one text:
+    why there is nothing to draw.
     """
 
-    def decorate(draw: Callable[[Evidence], Drawing]) -> Callable[[Evidence], Panel]:
+    def decorate(draw: Callable[[Any], Drawing]) -> Callable[[Any], Panel]:
         @functools.wraps(draw)
-        def panel(evidence: Evidence) -> Panel:
+        def panel(evidence: Any) -> Panel:
             with mpl.rc_context(THEME):
-                figure, caption, alt = draw(evidence)
+                drawing = draw(evidence)
+                if isinstance(drawing, str):
+                    return Panel(key, b"", drawing, "")
+                figure, caption, alt = drawing
                 mark = captions.origin(evidence, runs)
                 figure.text(0.995, 0.995, mark, ha="right", va="top", fontsize=7, color=GREY)
                 figure.get_layout_engine().set(rect=(0, 0, 1, 0.955))
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format="svg", metadata={"Date": None})
                 plt.close(figure)
-            return Panel(
-                key, buffer.getvalue(), f"{caption} {captions.source(evidence, runs)}", alt
-            )
+            return Panel(key, buffer.getvalue(), f"{caption} {source(evidence, runs)}", alt)
 
         return panel
 

@@ -1,7 +1,8 @@
 """Records of any origin -> the requests table, one row a trace row.
 
-Input: the simulator's records or AIPerf's. Output: a table of the columns in ``SCHEMA``; times in
-ms, NaN or null where undefined. Everything after the replay reads this table and nothing else.
+Input: the simulator's records, or AIPerf's artifacts. Output: a table of the columns in ``SCHEMA``;
+times in ms, NaN or null where undefined. Everything after the replay reads this table and nothing
+else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kvab.errors import DependencyError, InputError
+from kvab.rows import by_row
 from kvab.trace import Trace
 
 if TYPE_CHECKING:
@@ -129,22 +131,8 @@ def from_simulator(
     )
 
 
-def not_replayed(trace: Trace, rows: int, reason: str) -> pd.DataFrame:
-    """Return the requests table of a replay that failed: every row is lost, for that reason."""
-    return typed(
-        {
-            "row": range(rows),
-            "arrival_ms": trace.arrival_ms[:rows],
-            "input_tokens": trace.input_tokens[:rows],
-            "output_tokens": [0] * rows,
-            "requested_output_tokens": trace.output_tokens[:rows],
-            "error": [f"not replayed: {reason}"] * rows,
-        }
-    )
-
-
 def from_aiperf(
-    artifacts: Artifacts, trace: Trace | None = None, rows: int | None = None
+    artifacts: Artifacts, trace: Trace | None = None, rows: int | np.ndarray | None = None
 ) -> pd.DataFrame:
     """Return the requests table of a run under AIPerf.
 
@@ -154,9 +142,10 @@ def from_aiperf(
         What AIPerf left, see `kvab.aiperf.read_artifacts`.
     trace : Trace, optional
         The trace that was replayed. Without it rows arrive when AIPerf issued them.
-    rows : int, optional
-        Requests that were to be sent: the first rows of the trace. By default what the summary
-        says, else those up to the last that has a record.
+    rows : int or ndarray of int, optional
+        Requests that were to be sent: the first rows of the trace, or the trace row of each line
+        of AIPerf's input file. By default as many as the summary says, else those up to the last
+        that has a record.
 
     Returns
     -------
@@ -175,21 +164,21 @@ def from_aiperf(
     AIPerf does not record when its schedule began, so ``send_lag_ms`` counts from the request that
     was least late, as AIPerf's own ``replay_sched_lag`` does (0.13.0).
     """
-    from kvab.rows import by_row
-
     got, inferred = by_row(artifacts, trace, rows)
-    total, served = len(got), got["error"].isna()
+    at = got.index.to_numpy()
+    got = got.reset_index(drop=True)
+    served = got["error"].isna()
     sent_tokens, output_tokens = got["input_tokens"], got["output_tokens"].where(served, 0)
     if trace is None:
         requested = got["output_tokens"]
         inferred.append("requested output tokens: those that came, for want of a trace")
     else:
-        requested = trace.output_tokens[:total]
-        sent_tokens = sent_tokens.where(served, trace.input_tokens[:total])
+        requested = trace.output_tokens[at]
+        sent_tokens = sent_tokens.where(served, trace.input_tokens[at])
     ttft_ms, latency_ms = got["ttft_ms"].where(served), got["latency_ms"].where(served)
     table = typed(
         {
-            "row": np.arange(total),
+            "row": at,
             "arrival_ms": got["arrival_ms"],
             "input_tokens": sent_tokens,
             "output_tokens": output_tokens,
@@ -205,6 +194,20 @@ def from_aiperf(
     table["client_itl_ms"] = got["client_itl_ms"].where(served).to_numpy(float)
     table.attrs["inferred"] = inferred
     return table
+
+
+def not_replayed(trace: Trace, rows: int, reason: str) -> pd.DataFrame:
+    """Return the requests table of a replay that failed: every row is lost, for that reason."""
+    return typed(
+        {
+            "row": range(rows),
+            "arrival_ms": trace.arrival_ms[:rows],
+            "input_tokens": trace.input_tokens[:rows],
+            "output_tokens": [0] * rows,
+            "requested_output_tokens": trace.output_tokens[:rows],
+            "error": [f"not replayed: {reason}"] * rows,
+        }
+    )
 
 
 def itl_ms(latency_ms: pd.Series, ttft_ms: pd.Series, output_tokens: np.ndarray) -> np.ndarray:

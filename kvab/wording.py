@@ -5,8 +5,12 @@ Input: the evidence. Output: Markdown.
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
+
 from kvab.evidence import Evidence
 from kvab.formats import interval, number, percent, signed
+from kvab.load_curves import Sweep
 from kvab.metrics import LATENCIES, METRICS
 from kvab.validity import Gate
 
@@ -202,69 +206,55 @@ def attribution(evidence: Evidence) -> str:
     )
 
 
-def exclusions(evidence: Evidence) -> str:
-    """Return which declared configurations and repeats are missing, with the reason."""
-    study = evidence.study
-    said = [
-        f"{arm.label}: not run on {evidence.cluster}"
-        for name, arm in study.configurations.items()
-        if name not in evidence.runs
-    ]
-    said += [
-        f"{evidence.arms[name].label}: {len(found)} of {study.repeats} repeats"
-        for name, found in evidence.runs.items()
-        if len(found) < study.repeats
-    ]
-    said += [
-        f"{evidence.arms[name].label} r{run.manifest.repeat}: {run.manifest.reason}"
-        for name, found in evidence.runs.items()
-        for run in found
-        if run.manifest.status != "complete"
-    ]
-    if not said:
-        return "Nothing is excluded: every declared configuration and repeat is there and whole."
-    return "Missing or incomplete:\n\n" + "\n".join(f"- {line}" for line in said)
-
-
-def gate(judged: Gate) -> str:
-    """Return the outcome of the gate in one sentence."""
-    if judged.green:
-        return f":::{{tip}}\nThe gate is **green**: all {len(judged.checks)} checks passed.\n:::"
-    reasons = "".join(f"\n- {reason}" for reason in judged.reasons)
-    return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"
-
-
-def whose(evidence: Evidence, reference: Evidence) -> str:
-    """Return whether the page compares anything."""
-    same = [
-        run.manifest.files["requests.parquet"] for run in evidence.runs[evidence.study.baseline]
-    ]
-    published = [
-        run.manifest.files["requests.parquet"] for run in reference.runs[reference.study.baseline]
-    ]
-    if same == published:
-        return "This book was built from the published runs, so both columns are the same runs."
+def variation(evidence: Evidence) -> str:
+    """Return whether the difference stands clear of the noise of a run."""
+    result, floor = evidence.comparison.to_json(), evidence.noise_floor.set_index("metric")
+    apart, noise = result["good_share"]["difference"], floor.loc["good_share", "largest_difference"]
+    if np.isnan(noise):
+        return "With one repeat there is no comparison of the baseline with itself."
     return (
-        f"Published: {reference.cluster}, {reference.repeats} repeats. Yours: {evidence.cluster}, "
-        f"{evidence.repeats} repeats. Clusters are compared, never pooled."
+        f"The baseline replayed again differs from itself by at most {number(100 * noise, 1)} "
+        f"points of good share; the comparison differs from it by {signed(100 * apart, 1)}. The "
+        "two intervals answer different questions: other minutes of this workload, and another "
+        "run of the same minutes."
     )
 
 
-def reproduction(evidence: Evidence, reference: Evidence) -> str:
-    """Return whether the reader's headline agrees with the published one.
-
-    Two differences agree if their intervals overlap, and cannot be told apart otherwise said.
-    """
-    ours, theirs = (each.comparison.to_json()["good_share"] for each in (reference, evidence))
-    if ours["ci_low"] is None or theirs["ci_low"] is None:
-        verdict = "cannot be compared: one of them has no interval"
-    elif ours["ci_low"] <= theirs["ci_high"] and theirs["ci_low"] <= ours["ci_high"]:
-        verdict = "**agree**: their intervals overlap"
-    else:
-        verdict = "**differ**: their intervals do not overlap"
-    return (
-        f"The published difference of the good share is {signed(100 * ours['difference'], 1)} "
-        f"points ({interval(ours['ci_low'], ours['ci_high'], 100)}), yours "
-        f"{signed(100 * theirs['difference'], 1)} "
-        f"({interval(theirs['ci_low'], theirs['ci_high'], 100)}). They {verdict}."
+def robustness(evidence: Evidence, sweep: Sweep) -> str:
+    """Return which verdicts survive the other choices, and which do not."""
+    found = pd.concat([evidence.robustness, sweep.spread_verdicts])
+    declared = found[found["choice"] == found["choice"].iloc[0]].set_index("metric")["verdict"]
+    changed = found[found["verdict"] != found["metric"].map(declared)]
+    total = found["choice"].nunique() - 1
+    same = total - changed["choice"].nunique()
+    said = (
+        f"All {total} other choices leave every verdict as declared."
+        if same == total
+        else f"Of {total} other choices {same} leave every verdict as declared."
     )
+    for choice, rows in changed.groupby("choice", sort=False):
+        turned = ", ".join(
+            f"{METRICS[row.metric].label} from {declared[row.metric]} to {row.verdict}"
+            for row in rows.itertuples()
+        )
+        said += f" With {choice}: {turned}."
+    return f"{said} {_surface(evidence)}"
+
+
+def _surface(evidence: Evidence) -> str:
+    surface = evidence.slo_surface
+    wins, loses = surface[surface["band_low"] > 0], surface[surface["band_high"] < 0]
+    if loses.empty or wins.empty:
+        return "No pair of bounds on the grid turns the difference of the good share around."
+    said = (
+        f"The bounds matter more: under {len(loses)} of {len(surface)} pairs of bounds the "
+        f"comparison keeps **fewer** requests good, under {len(wins)} more."
+    )
+    slowest_ms, fastest_ms = loses["itl_ms"].max(), wins["itl_ms"].min()
+    if slowest_ms < fastest_ms:
+        said += (
+            f" It loses only where the ITL bound is {slowest_ms:g} ms or less and wins only where "
+            f"it is {fastest_ms:g} ms or more: the ITL bound decides who wins, the TTFT bound by "
+            "how much."
+        )
+    return said

@@ -28,7 +28,9 @@ def refused(process, *said):
         assert words in process.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "summarize", "compare", "report", "doctor", "trace"])
+@pytest.mark.parametrize(
+    "command", ["run", "summarize", "compare", "report", "capacity", "doctor", "trace"]
+)
 def test_every_command_explains_itself(command):
     process = kvab(command, "--help")
     assert process.returncode == 0
@@ -148,17 +150,24 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     refused(kvab("summarize", tmp_path), str(tmp_path), "run.json")
 
 
-def test_runs_of_different_workloads_are_not_compared(small_runs, tmp_path):
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda fields: fields["trace"].update(sha256="0" * 64), "compare runs of one workload"),
+        (lambda fields: fields["slo"].update(ttft_ms=1000.0), "1000 ms and 25 ms"),
+    ],
+)
+def test_runs_that_differ_in_workload_or_bounds_are_not_compared(small_runs, tmp_path, spoil, said):
     from kvab import runs
 
     path = small_runs / "qwen3-32b" / "simulated-h200" / "agg-round-robin" / "r1"
     run = runs.read_run(path)
     fields = run.manifest.model_dump(by_alias=True, exclude={"files"})
-    fields["trace"]["sha256"] = "0" * 64
+    spoil(fields)
     other = runs.write_run(
         tmp_path / "r1", fields, {"requests.parquet": runs.requests_bytes(run.requests)}
     )
-    refused(kvab("compare", path, other), "compare runs of one workload")
+    refused(kvab("compare", path, other), said)
 
 
 def test_a_report_without_runs_names_the_command(tmp_path):

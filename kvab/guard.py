@@ -1,0 +1,60 @@
+"""A process that outlives its parent by a moment, to stop what the parent left running.
+
+Input: lines on standard input: ``session PID`` (the leader of a session of processes) and
+``folder PATH``. When the input ends, because the parent closed it or died in whatever way, every
+process of those sessions is killed and the folders are removed. Nothing else can promise that no
+process is left after a SIGKILL of the parent.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+
+import psutil
+
+
+def members(leader: int) -> list[psutil.Process]:
+    """Return the living processes of a session; the leader itself may be gone."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            continue
+    return found
+
+
+def stop(leaders: list[int], grace_s: float) -> None:
+    """Ask every process of the sessions to end, and kill those that have not after a while."""
+    for signum, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        alive = [process for leader in leaders for process in members(leader)]
+        for process in alive:
+            try:
+                process.send_signal(signum)
+            except psutil.Error:
+                continue
+        deadline = time.monotonic() + wait_s
+        while any(members(leader) for leader in leaders) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def main() -> None:
+    """Wait for the end of the input, then stop and remove what it named."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # it ends with its input, and not before
+    named: dict[str, list[str]] = {"session": [], "folder": []}
+    for line in sys.stdin:
+        kind, _, value = line.rstrip("\n").partition(" ")
+        named[kind].append(value)
+    stop([int(pid) for pid in named["session"]], grace_s=2.0)
+    for folder in named["folder"]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

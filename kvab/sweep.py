@@ -1,0 +1,134 @@
+"""What a capacity sweep declares, and what one of its cells changes of a configuration.
+
+Input: the key ``capacity`` of study.yaml. Output: variants of a workload or of a topology. Nothing
+here names a GPU or a worker type: a variant changes numbers of what ``deploy.yaml`` deploys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from kvab.declare import Declared
+from kvab.errors import InputError
+
+if TYPE_CHECKING:
+    from kvab.recipes import Topology
+    from kvab.trace import Trace
+
+CLOCK_DECIMALS = 3  # of sped-up arrivals in ms: the simulator's records come back as exact
+
+
+class Split(Declared):
+    """How many workers prefill and how many decode."""
+
+    prefill: Annotated[int, Field(ge=1)]
+    decode: Annotated[int, Field(ge=1)]
+
+    @property
+    def label(self) -> str:
+        """The field's short form, such as 6P2D."""
+        return f"{self.prefill}P{self.decode}D"
+
+
+class Capacity(Declared):
+    """The sweep: arrival speeds, the good shares asked for, and splits of the comparison."""
+
+    loads: list[Annotated[float, Field(gt=0)]]
+    good_shares: list[Annotated[float, Field(gt=0, lt=1)]]
+    headline: float
+    splits: list[Split]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Capacity:
+        if len(self.loads) < 2 or self.loads != sorted(set(self.loads)) or 1 not in self.loads:
+            raise ValueError("loads rise, and 1 (the trace's own speed) is among them")
+        if self.good_shares != sorted(set(self.good_shares)):
+            raise ValueError("good_shares rise")
+        if self.headline not in self.good_shares:
+            raise ValueError("headline is one of good_shares")
+        return self
+
+
+def tick_ms(timestamp_ms: np.ndarray) -> float:
+    """Return the step of a trace's clock: the smallest time between two of its bursts, in ms."""
+    apart = np.diff(np.unique(timestamp_ms))
+    return float(apart.min()) if apart.size else 0.0
+
+
+def _place_in_burst(timestamp_ms: np.ndarray) -> np.ndarray:
+    """Return where each row stands in its burst, as a share of 1: k / n for the k-th of n."""
+    _, first, inverse, size = np.unique(
+        timestamp_ms, return_index=True, return_inverse=True, return_counts=True
+    )
+    return (np.arange(len(timestamp_ms)) - first[inverse]) / size[inverse]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a replay changes, by default nothing.
+
+    ``speed`` of arrivals, the workers' ``split``, or ``spread``: each burst evenly over the time
+    to the next tick of the trace's clock, in file order, instead of all at once.
+    """
+
+    speed: float = 1.0
+    split: Split | None = None
+    spread: bool = False
+
+    @property
+    def place(self) -> str:
+        """Folder of a cell among the cells of its configuration, such as x1.25 or 3P5D."""
+        speed = [f"x{self.speed:g}"] if self.speed != 1 else []
+        spread = ["spread"] if self.spread else []
+        return "-".join(([self.split.label] if self.split else []) + speed + spread)
+
+    def depends_on(self) -> dict[str, Any]:
+        """Return what a run depends on beside its configuration; nothing where nothing differs."""
+        speed = {"arrival speed": self.speed} if self.speed != 1 else {}
+        spread = {"bursts": "spread"} if self.spread else {}
+        return speed | spread | ({"replicas": self.split.model_dump()} if self.split else {})
+
+    def trace(self, trace: Trace) -> Trace:
+        """Return the trace with arrivals at this speed; name and sha256 stay the source's."""
+        at_ms = trace.timestamp_ms
+        if self.spread:
+            at_ms = at_ms + tick_ms(at_ms) * _place_in_burst(at_ms)
+        if self.speed != 1:
+            at_ms = at_ms / self.speed
+        return trace if at_ms is trace.timestamp_ms else replace(
+            trace, timestamp_ms=at_ms.round(CLOCK_DECIMALS)
+        )  # fmt: skip
+
+    def topology(self, topology: Topology) -> Topology:
+        """Return the topology with this split; everything else stays ``deploy.yaml``'s.
+
+        Raises
+        ------
+        InputError
+            If it has no prefill and decode workers, or would use another number of GPUs.
+        """
+        if self.split is None:
+            return topology
+        numbers = self.split.model_dump()
+        if set(topology.groups) != set(numbers):
+            raise InputError(
+                f"{topology.deployment}: the split {self.split.label} needs prefill and decode "
+                f"workers, got {' and '.join(topology.groups)}; sweep a disaggregated configuration"
+            )
+        groups = {
+            role: replace(group, replicas=numbers[role]) for role, group in topology.groups.items()
+        }
+        varied = replace(topology, groups=groups)
+        if varied.gpus != topology.gpus:
+            raise InputError(
+                f"{topology.deployment}: the split {self.split.label} uses {varied.gpus} GPUs, "
+                f"deploy.yaml {topology.gpus}; compare splits of equal hardware"
+            )
+        return varied
+
+
+AS_DECLARED = Variant()

@@ -1,0 +1,232 @@
+"""The capacity sweep: crossings with known answers, what is kept, what is refused, what is said."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from kvab import capacity_wording as wording
+from kvab import crossings, runs
+from kvab.bootstrap import Design
+from kvab.capacity import sweep
+from kvab.errors import InputError
+from kvab.load_curves import load_sweep
+from kvab.recipes import topology
+from kvab.replay import plan_job
+from kvab.study import load_study
+from kvab.sweep import Split, Variant
+from kvab.trace import read_trace
+
+STUDY = "recipes/qwen3-32b/study.yaml"
+PUBLISHED = "book/published"
+LOADS = np.array([0.5, 1.0, 2.0])
+INF = np.inf
+
+
+@pytest.mark.parametrize(
+    ("shares", "known"),
+    [
+        ([0.9, 0.7, 0.1], [0.75, 0.75]),
+        ([0.9, 0.8, 0.1], [1.0, 1.0]),  # exactly kept at a replayed load
+        ([0.9, 0.7, 0.82], [2.0, INF]),  # it falls and comes back: kept at the highest load
+        ([0.7, 0.9, 0.6], [1 + 1 / 3, 1 + 1 / 3]),  # the largest load counts
+        ([0.9, 0.85, 0.8], [2.0, INF]),
+        ([0.79, 0.5, 0.1], [0.0, 0.5]),
+    ],
+)
+def test_the_load_that_keeps_a_share(shares, known):
+    assert crossings.crossing(LOADS, np.array(shares), 0.8) == pytest.approx(known)
+
+
+def test_loads_of_many_resamples_are_those_of_each():
+    shares = np.random.default_rng(1).random((50, 4, 3))
+    together = crossings.crossing(LOADS, shares, 0.5)
+    alone = [[crossings.crossing(LOADS, each, 0.5) for each in row] for row in shares]
+    assert np.array_equal(together, alone)
+
+
+def test_a_ratio_of_censored_loads_is_a_bound():
+    found, above, below = ([1.0, 1.0], [2.0, INF], [0.0, 0.5])
+    pairs = [(found, above), (found, below), (above, above), (below, found)]
+    got = [crossings.ratio(np.array(a), np.array(b)).tolist() for a, b in pairs]
+    assert got == [[2.0, INF], [0.0, 0.5], [0.0, INF], [2.0, INF]]
+
+
+def test_an_end_stays_open_where_resamples_lie_beyond_the_loads():
+    draws = np.repeat([[1.5, 1.5]], 100, axis=0)
+    draws[:10] = 2.0, INF
+    low, high = crossings.interval(draws, Design(1000, 10))
+    assert (low, high) == (1.5, INF)
+    row = pd.Series({"low": 1.5, "high": 1.5, "ci_low": low, "ci_high": high})
+    assert wording.ends_text(row, [0.5, 2.0]) == "1.50 to above 2"
+    assert np.isnan(crossings.interval(draws, Design(10, 5))).all()
+
+
+def test_a_variant_changes_what_it_says_and_nothing_else(small_trace, tmp_path):
+    study, trace = load_study(), read_trace(small_trace)
+    plain, fast, other = (
+        plan_job(study, "simulated-h200", "disagg-kv-router", 1, None, trace, tmp_path, variant)
+        for variant in (Variant(), Variant(speed=1.75), Variant(split=Split(prefill=3, decode=5)))
+    )
+    assert set(fast.depends_on()) - set(plain.depends_on()) == {"arrival speed"}
+    assert other.depends_on()["replicas"] == {"prefill": 3, "decode": 5}
+    assert fast.trace.sha256 == trace.sha256
+    assert fast.trace.arrival_ms == pytest.approx(trace.arrival_ms / 1.75, abs=1e-3)
+    assert len(np.unique(fast.trace.arrival_ms)) == len(np.unique(trace.arrival_ms))
+    places = [job.path.relative_to(tmp_path / "qwen3-32b/simulated-h200") for job in (fast, other)]
+    assert [*map(str, places)] == [
+        "capacity/disagg-kv-router/x1.75", "capacity/disagg-kv-router/3P5D",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("configuration", "split", "said"),
+    [
+        ("disagg-kv-router", (7, 2), "uses 18 GPUs, deploy.yaml 16"),
+        ("agg-kv-router", (6, 2), "needs prefill and decode workers"),
+    ],
+)
+def test_a_split_that_does_not_fit_is_refused(small_trace, tmp_path, configuration, split, said):
+    variant = Variant(split=Split(prefill=split[0], decode=split[1]))
+    trace = read_trace(small_trace)
+    job = plan_job(load_study(), "simulated-h200", configuration, 1, None, trace, tmp_path)
+    with pytest.raises(InputError, match=said):
+        variant.topology(topology(job.recipe))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda c: c.update(loads=[0.5, 2]), "loads rise, and 1"),
+        (lambda c: c.update(loads=[1, 0.5]), "loads rise"),
+        (lambda c: c.update(headline=0.85), "headline is one of good_shares"),
+        (lambda c: c["splits"].append({"prefill": 8, "decode": 0}), "capacity.splits.5.decode"),
+    ],
+)
+def test_a_wrong_declaration_is_refused(checkout, edit, said):
+    content = yaml.safe_load((checkout / STUDY).read_text())
+    edit(content["capacity"])
+    (checkout / STUDY).write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=r"study\.yaml") as caught:
+        load_study()
+    assert said in str(caught.value)
+
+
+def test_a_cluster_that_is_not_simulated_is_refused(small_trace, tmp_path):
+    with pytest.raises(InputError, match="simulated cluster, got kind kubernetes"):
+        sweep(STUDY, "example-h200", None, small_trace, tmp_path)
+
+
+@pytest.fixture
+def small_sweep(checkout):
+    """The study's two main configurations, two loads and one other split: five cells."""
+    content = yaml.safe_load((checkout / STUDY).read_text())
+    for ablation in ("agg-kv-router", "disagg-round-robin"):
+        content["configurations"].pop(ablation)
+    splits = [{"prefill": 4, "decode": 4}, {"prefill": 6, "decode": 2}]
+    content["capacity"].update(loads=[1, 4], splits=splits)
+    (checkout / STUDY).write_text(yaml.safe_dump(content))
+    return checkout
+
+
+def started(folder, trace):
+    command = [sys.executable, "-m", "kvab", "capacity", "--trace", str(trace)]
+    environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    return subprocess.Popen(
+        [*command, "--runs", str(folder)], env=environment, cwd=folder.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_sweep_stopped_goes_on_where_it_was(small_sweep, small_trace):
+    pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
+    folder = small_sweep / "runs"
+    first = started(folder, small_trace)
+    until = time.monotonic() + 120
+    while not (done := [*folder.glob("**/run.json")]) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
+    _, said = first.communicate(timeout=60)
+    assert done, said
+    assert first.returncode == 130, said
+    assert "complete runs are kept" in said
+    kept = {path: path.read_bytes() for path in folder.glob("**/run.json")}
+    assert len(kept) < 5
+    assert not [*folder.glob("**/capacity.json")]
+
+    again = started(folder, small_trace)
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert f"5 cells: {len(kept)} complete, {5 - len(kept)} to replay" in said
+    assert {path: path.read_bytes() for path in kept} == kept
+
+    swept = load_sweep(STUDY, "simulated-h200", folder)
+    assert swept.own
+    assert (len(swept.load_cells), [*swept.split_cells]) == (4, ["4P4D", "6P2D"])
+    assert swept.deployed == "6P2D"
+    assert swept.changes == ["it replayed another trace than the study's"]
+    normal = runs.read_run(folder / "qwen3-32b/simulated-h200/agg-round-robin/r1")
+    assert normal.manifest.depends_on.get("arrival speed") is None
+    sped = runs.read_run(folder / "qwen3-32b/simulated-h200/capacity/agg-round-robin/x4").manifest
+    assert sped.depends_on["arrival speed"] == 4
+    assert len(runs.find_runs(folder, load_study(), "simulated-h200")) == 2
+
+
+@pytest.fixture(scope="module")
+def published():
+    return load_sweep(STUDY, "simulated-h200", PUBLISHED)
+
+
+def test_the_published_sweep_fits_its_cells_and_the_study(published):
+    assert published.changes == []
+    assert not published.own
+    rows = published.table.fillna({"split": ""}).groupby(["configuration", "load", "split"])
+    for cell in published.summary.cells:
+        part = rows.get_group((cell.configuration, cell.load, cell.split or ""))
+        assert (part["good"].sum(), part["requests"].sum()) == (cell.good, cell.requests)
+
+
+def test_the_published_sweep_brackets_its_headline_and_says_so(published):
+    found = published.curves
+    row = found.ratios.loc[published.headline]
+    assert row["low"] == row["high"]
+    assert row["ci_low"] < row["low"] < row["ci_high"]
+    assert "simulated" in wording.second_headline(published)
+    said = wording.headline(published)
+    assert said.startswith("In simulation")
+    assert f"{row['low']:.2f} times the load" in said
+    assert "below 0.125x" in wording.load_text(*found.loads.iloc[2][["low", "high"]])
+
+
+def test_a_cluster_without_a_sweep_shows_the_published_one(tmp_path):
+    swept = load_sweep(STUDY, "live-cpu", tmp_path)
+    assert "The published sweep" in wording.provenance(swept)
+    assert "Simulated, not measured" in wording.provenance(swept)
+    assert "published sweep; " not in wording.source(replace(swept, own=True))
+
+
+def test_another_deploy_yaml_is_said_plainly(checkout, published):
+    deploy = checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.yaml"
+    deploy.write_text(deploy.read_text().replace("replicas: 6", "replicas: 5", 1))
+    swept = replace(published, study=load_study())
+    assert swept.changes == ["deploy.yaml of Disaggregated, KV router has changed"]
+    assert "{warning}\n**This sweep does not fit what is declared now" in wording.provenance(swept)
+
+
+def test_a_table_that_is_not_the_summarys_is_refused(tmp_path, published):
+    place = tmp_path / "qwen3-32b" / "simulated-h200" / "capacity"
+    place.mkdir(parents=True)
+    source = runs.capacity_path(load_study().folder.parents[1] / PUBLISHED, load_study(),
+                                "simulated-h200")  # fmt: skip
+    for name in ("capacity.json", "capacity.parquet"):
+        (place / name).write_bytes((source / name).read_bytes())
+    (place / "capacity.parquet").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"capacity\.parquet: expected sha256"):
+        load_sweep(STUDY, "simulated-h200", tmp_path)

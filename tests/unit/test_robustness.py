@@ -1,0 +1,103 @@
+"""Verdicts under other choices, and the surface of bounds, on made tables with a known answer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kvab.metrics import good
+from kvab.robustness import choices, slo_surface
+
+
+@dataclass
+class Slo:
+    """Bounds in milliseconds."""
+
+    ttft_ms: float = 2000.0
+    itl_ms: float = 25.0
+
+
+SETTINGS = {"level": 0.95, "resamples": 200, "seed": 1}
+
+
+def arm(seed, ttft_ms, itl_ms=17.0, bursts=120, size=4):
+    """Return a requests table of equal bursts; one request in ten is slow to start."""
+    rng = np.random.default_rng(seed)
+    rows = bursts * size
+    ttft = ttft_ms * rng.lognormal(0, 0.2, rows)
+    itl = itl_ms * rng.lognormal(0, 0.05, rows)
+    output = np.where(np.arange(rows) % 50 == 0, 1, 100)
+    return pd.DataFrame(
+        {
+            "row": np.arange(rows, dtype="int32"),
+            "arrival_ms": np.repeat(np.arange(bursts) * 3000.0, size),
+            "input_tokens": 1000,
+            "output_tokens": output,
+            "ttft_ms": ttft,
+            "itl_ms": np.where(output == 1, np.nan, itl),
+            "latency_ms": ttft + itl * (output - 1),
+            "error": pd.array([None] * rows, dtype="string"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def arms():
+    return [arm(s, 1000) for s in (1, 2)], [arm(s, 500) for s in (3, 4)]
+
+
+def judge(arms, **more):
+    margins = dict.fromkeys(("ttft_ms", "itl_ms", "latency_ms", "good_share"), 0.01)
+    return choices(*arms, Slo(), margins=margins, block_bursts=8, **SETTINGS, **more)
+
+
+def test_a_large_difference_survives_every_choice(arms):
+    found = judge(arms, other_slos=[Slo(1000, 30)])
+    names = list(found["choice"].unique())
+    assert names[0] == "as declared"
+    assert {"blocks of one burst", "blocks of 2 bursts", "blocks of 16 bursts"} <= set(names)
+    assert {"latencies by their p50", "SLO 1000 ms and 30 ms", "repeat 2 alone"} <= set(names)
+    assert (found.groupby("choice").size() == 4).all()
+    assert (found.loc[found["metric"] == "ttft_ms", "verdict"] == "better").all()
+
+
+def test_other_bounds_turn_the_verdict_on_the_good_share(arms):
+    found = judge(arms, other_slos=[Slo(700, 25)]).set_index(["choice", "metric"])
+    declared = found.loc[("as declared", "good_share")]
+    other = found.loc[("SLO 700 ms and 25 ms", "good_share")]
+    assert declared["verdict"] == "no difference"
+    assert other["verdict"] == "better" and other["difference"] > 0.5
+    assert found.loc[("SLO 700 ms and 25 ms", "ttft_ms")].equals(
+        found.loc[("as declared", "ttft_ms")]
+    )
+
+
+def test_one_token_answers_count_where_they_are_judged_by_ttft():
+    # Only the baseline answers some requests with one token: by AIPerf's rule it loses them.
+    first, second = arm(1, 500), arm(1, 500)
+    second.loc[second["output_tokens"] == 1, "itl_ms"] = 17.0
+    second["output_tokens"] = 100
+    found = judge(([first], [second])).set_index(["choice", "metric"])["difference"]
+    assert found[("as declared", "good_share")] == pytest.approx(0.02, abs=0.005)
+    assert found[("one-token answers judged by TTFT", "good_share")] == 0
+
+
+def test_the_ends_that_are_dropped_no_longer_count(arms):
+    first, second = arm(1, 500), arm(1, 500)
+    last = second["arrival_ms"] >= second["arrival_ms"].max() - 6000
+    second.loc[last, "ttft_ms"] += 100_000
+    found = judge(([first], [second])).set_index(["choice", "metric"])["difference"]
+    assert found[("as declared", "ttft_ms")] > 1000
+    assert found[("first and last 18 s dropped", "ttft_ms")] == 0
+
+
+def test_the_surface_holds_the_difference_of_the_good_shares(arms):
+    surface = slo_surface(*arms, Slo(1800, 21), block_bursts=8, **SETTINGS)
+    row = surface[(surface["ttft_ms"] == 1800) & (surface["itl_ms"] == 21)].iloc[0]
+    shares = [np.mean([good(t, Slo(1800, 21)).mean() for t in tables]) for tables in arms]
+    assert row["baseline"] == pytest.approx(shares[0])
+    assert row["difference"] == pytest.approx(shares[1] - shares[0])
+    assert (surface["band_low"] <= surface["ci_low"]).all()
+    assert (surface["ci_low"] <= surface["difference"]).all()
+    assert surface["difference"].max() > 0.8
