@@ -35,7 +35,7 @@ from kvab.podexec import Pod
 from kvab.podfiles import download, helper_pod, read_marker, upload
 from kvab.recipes import Topology
 from kvab.study import Kubernetes
-from kvab.trace import Trace, reordered
+from kvab.trace import Trace
 from kvab.watching import Display
 
 if TYPE_CHECKING:
@@ -207,12 +207,10 @@ class Cluster:
                 pod, self.folder, marker, local,
                 lambda done, total: display.show(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
             )  # fmt: skip
-        order = self.job.order()
-        sent = from_aiperf(read_artifacts(local), reordered(self.job.trace, order), len(order))
-        requests = sent.assign(row=order[sent["row"]].astype("int32")).sort_values("row")
+        requests = from_aiperf(read_artifacts(local), self.job.trace, self.job.order())
         files = {name: (local / name).read_bytes() for name in names}
         shutil.rmtree(local.parent)
-        return requests.reset_index(drop=True), files
+        return requests, files
 
     def teardown(self) -> None:
         """Delete the run's deployment, Job and helpers; storage stays.

@@ -293,17 +293,6 @@ def write_lines(path: Path, lines: list[str], *, overwrite: bool = False) -> Pat
     return path
 
 
-def reordered(trace: Trace, order: np.ndarray) -> Trace:
-    """Return the chosen rows of a trace, in that order, as a trace: what a client is sent."""
-    return replace(
-        trace,
-        timestamp_ms=trace.timestamp_ms[order],
-        input_tokens=trace.input_tokens[order],
-        output_tokens=trace.output_tokens[order],
-        hash_ids=tuple(trace.hash_ids[row] for row in order.tolist()),
-    )
-
-
 def burst_order(timestamp_ms: np.ndarray, seed: int) -> np.ndarray:
     """Return rows in sending order: by timestamp, rows that share one shuffled by the seed.
 
