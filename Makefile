@@ -34,8 +34,9 @@ lint: env ## check style, notebooks and types of the code
 test: env ## run the tests (about five minutes on two cores)
 	$(BIN)/pytest -n auto
 
-test-slow: env ## run the long tests: coverage of the interval methods
-	$(BIN)/pytest -n auto -m slow
+test-slow: env ## run the long tests: coverage of the intervals, live replays in real time
+	$(BIN)/pytest -n auto -m slow --ignore=tests/live
+	$(BIN)/pytest -m slow tests/live
 
 report: env ## replay what is missing and build the whole book; ends with the headline
 	$(BIN)/kvab report
