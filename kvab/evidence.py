@@ -79,6 +79,12 @@ class Evidence:
         return {name: self.study.configurations[name] for name in self.runs}
 
     @property
+    def missing(self) -> str:
+        """Labels of the declared configurations that have no run; empty if all have."""
+        declared = self.study.configurations
+        return " and ".join(declared[name].label for name in declared if name not in self.runs)
+
+    @property
     def repeats(self) -> int:
         """Smallest number of repeats over the configurations."""
         return min(len(found) for found in self.runs.values())

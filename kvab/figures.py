@@ -206,6 +206,8 @@ def effects_by_group(evidence: Evidence) -> Drawing:
 @drawn("attribution-interaction")
 def interaction(evidence: Evidence) -> Drawing:
     """Draw the 2x2: good share, mean TTFT and p99 ITL by routing, a line for each split."""
+    if evidence.missing:
+        return f"The 2x2 is not whole: no run of {evidence.missing} on {evidence.cluster}."
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.9))
     cells = evidence.cells
     shown = (("good", 100, "good requests [%]"), ("ttft_ms", 1, "mean TTFT [ms]"))

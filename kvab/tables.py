@@ -186,6 +186,10 @@ def _dig(summary: dict, keys: tuple[str, ...]) -> float:
 
 def attribution(evidence: Evidence) -> Table:
     """Return main effects and interaction for every metric, with intervals."""
+    if evidence.missing:
+        return Table(
+            pd.DataFrame({"no run of": [evidence.missing]}), "The 2x2 is not whole.", ("no run of",)
+        )
     lines = []
     for row in evidence.attribution.table.itertuples():
         metric = metrics.METRICS[row.metric]

@@ -176,6 +176,11 @@ def lesson(evidence: Evidence) -> str:
 
 def attribution(evidence: Evidence) -> str:
     """Return in one paragraph which factor brings what."""
+    if evidence.missing:
+        return (
+            f"What routing brings and what the split brings cannot be told apart on "
+            f"{evidence.cluster}: there is no run of {evidence.missing}."
+        )
     table = evidence.attribution.table.set_index(["metric", "statistic", "effect"])
 
     def said(metric: str, statistic: str, effect: str) -> str:
