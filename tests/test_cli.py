@@ -29,7 +29,7 @@ def refused(process, *said):
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "summarize", "compare", "report", "capacity", "doctor", "trace"]
+    "command", ["import", "run", "summarize", "compare", "report", "capacity", "doctor", "trace"]
 )
 def test_every_command_explains_itself(command):
     process = kvab(command, "--help")
@@ -63,6 +63,17 @@ def test_compare_prints_the_contract(small_runs):
         document["metrics"]["ttft_ms"]["p99"]
     )
     assert set(document["verdict"]) == {"ttft_ms", "itl_ms", "latency_ms", "good_share"}
+
+
+def test_artifacts_of_aiperf_are_summarized_with_what_was_inferred_beside(tmp_path):
+    data = ROOT / "tests" / "data" / "aiperf"
+    process = kvab("summarize", data / "0.6.0", "--trace", data / "trace.jsonl", "--json")
+    document = json.loads(process.stdout)
+    assert process.returncode == 0
+    assert document["requests"] == {"expected": 60, "received": 60, "errors": 0, "one_token": 1}
+    assert document["good"]["count"] == 40
+    assert "inferred: trace: trace, which is not the study's" in process.stderr
+    assert "inferred: expected requests: 60" in process.stderr
 
 
 def test_describe_prints_the_contract(small_trace):
