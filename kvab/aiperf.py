@@ -7,6 +7,7 @@ run, and why it is only part of a run, where it is.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ OTHERS = (
     "inputs",
     "outputs",
 )
+SECRET = re.compile(r"""(--api-key|--header|-H)(?:\s+|=)('[^']*'|"[^"]*"|\S+)""")
 MEND = "name a folder that `aiperf profile` wrote"
 
 
@@ -101,7 +103,7 @@ def read_artifacts(folder: Path) -> Artifacts:
         records,
         summary,
         version=summary.get("aiperf_version"),
-        command=command,
+        command=SECRET.sub(r"\1 <redacted>", command) if isinstance(command, str) else None,
         expected=_expected(config),
         partial=_why_partial(folder, summary, records),
         notes=_notes(records),

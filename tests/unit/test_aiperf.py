@@ -215,6 +215,17 @@ def test_two_runs_in_one_folder_are_refused(copy):
         read_artifacts(folder)
 
 
+def test_secrets_of_the_command_line_are_not_kept(copy):
+    folder = copy()
+    file = folder / "profile_export_aiperf.json"
+    summary = json.loads(file.read_text())
+    secrets = " --api-key sk-1234 --header 'Authorization: Bearer abcd' --url x"
+    summary["run_info"]["cli_command"] += secrets
+    file.write_text(json.dumps(summary))
+    command = read_artifacts(folder).command
+    assert command.endswith("--api-key <redacted> --header <redacted> --url x")
+
+
 @pytest.mark.parametrize("ending", ["zst", "bz2"])
 def test_compressed_records_read_as_plain_ones(copy, ending):
     folder = copy()

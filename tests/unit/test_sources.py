@@ -14,8 +14,10 @@ from kvab import archives, metrics, runs
 from kvab.errors import InputError
 from kvab.evidence import load_evidence
 from kvab.imports import import_run, is_imported
+from kvab.replay import plan_job
 from kvab.sources import comparable, read_source
 from kvab.study import load_study
+from kvab.trace import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"
 STUDY = Path("recipes/qwen3-32b/study.yaml")
@@ -170,6 +172,14 @@ def test_an_import_is_a_run_as_any_other(study, checkout):
     assert list(evidence.runs) == ["agg-round-robin", "disagg-kv-router"]
     assert evidence.comparison.pairs == 60
     assert is_imported(study, "mine", checkout / "runs")
+
+
+def test_an_import_to_a_declared_cluster_is_not_replayed_again(study, checkout):
+    trace = read_trace(TRACE)
+    path, _ = import_run(DATA / "0.13.0", STUDY, "example-h200", "agg-round-robin", trace=TRACE)
+    job = plan_job(study, "example-h200", "agg-round-robin", 1, None, trace, checkout / "runs")
+    assert job.path == path
+    assert runs.state(path, job.depends_on())[0] == "complete"
 
 
 def test_a_partial_import_says_so(checkout, copy):
