@@ -15,12 +15,22 @@ from kvab.errors import InputError
 from kvab.records import Records, read_records
 
 RECORDS = "profile_export.jsonl"
+SUMMARY = "profile_export_aiperf.json"
 SERVER_METRICS = "server_metrics_export.json"
 READY = ".aiperf_results_ready.json"
 PROCESSING = ".aiperf_results_processing.json"
+LARGEST_SUMMARY = 16 << 20  # bytes
 PACKED = ("", ".gz", ".zst", ".bz2")
 # Beside the records AIPerf writes these, whose names end like theirs.
-OTHERS = ("_raw", "_telemetry_export", "_metrics_export", "_latency", "_timeslices", "inputs")
+OTHERS = (
+    "_raw",
+    "_telemetry_export",
+    "_metrics_export",
+    "_latency",
+    "_timeslices",
+    "inputs",
+    "outputs",
+)
 MEND = "name a folder that `aiperf profile` wrote"
 
 
@@ -78,7 +88,7 @@ def read_artifacts(folder: Path) -> Artifacts:
     if summary_file is None and records_file is None:
         names = sorted(path.name for path in folder.iterdir())[:5]
         raise InputError(
-            f"{folder}: expected profile_export.jsonl or profile_export_aiperf.json, got "
+            f"{folder}: expected a run's run.json, or AIPerf's {RECORDS} or {SUMMARY}, got "
             f"{', '.join(names) or 'an empty folder'}; {MEND}"
         )
     summary = _read_json(summary_file) if summary_file else {}
@@ -94,17 +104,21 @@ def read_artifacts(folder: Path) -> Artifacts:
         command=command,
         expected=_expected(config),
         partial=_why_partial(folder, summary, records),
-        notes=_notes(records_file, records),
+        notes=_notes(records),
     )
 
 
 def _summaries(folder: Path) -> list[Path]:
     """Return the files that are summaries by their content, whatever their prefix."""
     places = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
-    named = [path for path in places if path.name == "profile_export_aiperf.json"]
+    named = [path for path in places if path.name == SUMMARY]
     if named and len(places) == 1:
         return named
-    odd = [path for path in places if path not in named and not _is_other(path)]
+    odd = [
+        path
+        for path in places
+        if path not in named and not _is_other(path) and path.stat().st_size <= LARGEST_SUMMARY
+    ]
     return named + [path for path in odd if "request_latency" in _read_json(path)]
 
 
@@ -180,14 +194,14 @@ def _why_partial(folder: Path, summary: dict[str, Any], records: Records | None)
     return None
 
 
-def _notes(path: Path | None, records: Records | None) -> tuple[str, ...]:
+def _notes(records: Records | None) -> tuple[str, ...]:
     if records is None:
         return ()
     notes = []
     if records.cut_off:
-        notes.append(f"{path}: ends inside a record, which is left out")
+        notes.append("the records file ends inside a record, which is left out")
     if records.warmup:
-        notes.append(f"{path}: {records.warmup} requests of the warm-up are left out")
+        notes.append(f"{records.warmup} requests of the warm-up are left out")
     return tuple(notes)
 
 

@@ -22,6 +22,8 @@ from kvab import runs
 from kvab.errors import DependencyError
 from kvab.replay import Job, Replay
 
+OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
+
 
 def plan(jobs: Iterable[Job]) -> list[runs.Planned]:
     """Return which of the runs can serve as they are; a run set aside that serves comes back."""
@@ -103,6 +105,12 @@ def replay_in_turn(jobs: list[Job]) -> None:
         At the end, if any failed: how many, and why the first did.
     """
     failed: list[str] = []
+    minutes = sum(job.span_s + OVERHEAD_S for job in jobs) / 60
+    print(
+        f"{len(jobs)} replays one after the other, in the trace's own time: about {minutes:.0f} "
+        "minutes, and what the cluster takes to deploy; complete runs are kept when stopped",
+        file=sys.stderr,
+    )
     for job in sorted(jobs, key=lambda job: job.repeat):
         name = f"{job.configuration} r{job.repeat}"
         print(f"{name}:", file=sys.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,12 +35,23 @@ RowsOption = Annotated[int | None, typer.Option(help="Replay only the first N tr
 TraceOption = Annotated[
     Path | None, typer.Option("--trace", help="Replay another trace on purpose; pages name it.")
 ]
+SentOption = Annotated[
+    int | None, typer.Option("--rows", help="Requests that AIPerf was to send, if it does not say.")
+]
+ReplayedOption = Annotated[
+    Path | None, typer.Option("--trace", help="The trace that AIPerf replayed, if not the study's.")
+]
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]
 
 
 def _print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _table(rows: list[tuple[str, str]]) -> None:
@@ -89,41 +101,50 @@ def run(
 
 @app.command()
 def summarize(
-    path: Annotated[Path, typer.Argument(help="A run folder.")],
+    path: Annotated[Path, typer.Argument(help="A run folder, AIPerf artifacts or an archive.")],
     as_json: JsonOption = False,
+    rows: SentOption = None,
+    trace: ReplayedOption = None,
     study: StudyOption = STUDY,
 ) -> None:
     """Print the metrics of one run: TTFT, ITL, latency, goodput."""
-    from kvab.metrics import summarize as summary_of
-    from kvab.runs import read_run
+    from kvab.sources import read_source
     from kvab.study import load_study
     from kvab.terminal import summary_lines
 
-    read, slo = read_run(path), load_study(study).slo
+    declared = load_study(study)
+    source = read_source(path, declared, trace, rows)
+    _tell(source.told(declared.slo))
     if as_json:
-        _print_json(summary_of(read.requests, slo, read.manifest.counts.expected))
+        _print_json(source.summary(declared.slo))
     else:
-        _table(summary_lines(read, slo))
+        _table(summary_lines(source, declared.slo))
 
 
 @app.command()
 def compare(
-    baseline: Annotated[str, typer.Argument(help="A run folder, or several, comma-separated.")],
-    comparison: Annotated[str, typer.Argument(help="As many run folders of the other arm.")],
+    baseline: Annotated[str, typer.Argument(help="As for summarize; several comma-separated.")],
+    comparison: Annotated[str, typer.Argument(help="As many of the other arm.")],
     as_json: JsonOption = False,
+    rows: SentOption = None,
+    trace: ReplayedOption = None,
     study: StudyOption = STUDY,
 ) -> None:
     """Compare two configurations request by request; differences are comparison minus baseline."""
     from kvab.compare import compare as compare_tables
-    from kvab.runs import check_comparable, read_run
+    from kvab.sources import comparable, read_source
     from kvab.study import load_study
     from kvab.terminal import comparison_lines
 
-    arms = [[read_run(path) for path in names.split(",")] for names in (baseline, comparison)]
-    check_comparable([run for arm in arms for run in arm])
     declared = load_study(study)
+    arms = [
+        [read_source(Path(name), declared, trace, rows) for name in names.split(",")]
+        for names in (baseline, comparison)
+    ]
+    tables = comparable(arms)
+    _tell(line for arm in arms for source in arm for line in source.told(declared.slo))
     result = compare_tables(
-        *[[run.requests for run in arm] for arm in arms],
+        *tables,
         declared.slo,
         margins=declared.margins,
         **declared.statistics.model_dump(),
@@ -132,6 +153,25 @@ def compare(
         _print_json(result.to_json())
     else:
         _table(comparison_lines(result))
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="AIPerf artifacts: a folder or an archive.")],
+    cluster: Annotated[str, typer.Option(help="A profile, or a name for where they ran.")],
+    configuration: Annotated[str, typer.Option(help="The configuration that was replayed.")],
+    repeat: Annotated[int, typer.Option(help="Which repeat, from 1.")] = 1,
+    rows: SentOption = None,
+    trace: ReplayedOption = None,
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = STUDY,
+) -> None:
+    """Make a run folder of AIPerf's artifacts, so that `kvab report` takes it as its own."""
+    from kvab.imports import import_run
+
+    written, told = import_run(path, study, cluster, configuration, repeat, rows, trace, runs)
+    _tell(told)
+    print(written)
 
 
 @app.command()

@@ -1,24 +1,42 @@
 """A process that outlives its parent by a moment, to stop what the parent left running.
 
-Input: lines on standard input: ``session PID`` (the leader of a session of processes) and
-``folder PATH``. When the input ends, because the parent closed it or died in whatever way, every
-process of those sessions is killed and the folders are removed. Nothing else can promise that no
-process is left after a SIGKILL of the parent.
+Input: lines on standard input: ``session PID START`` (the leader of a session of processes and
+when it started) and ``folder PATH``. When the input ends, because the parent closed it or died in
+whatever way, every process of those sessions is killed and the folders are removed. Nothing else
+can promise that no process is left after a SIGKILL of the parent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import sys
 import time
+from typing import NamedTuple
 
 import psutil
 
 
-def members(leader: int) -> list[psutil.Process]:
+class Session(NamedTuple):
+    """The session that a process leads: its number, and when that process started."""
+
+    leader: int
+    start: float
+
+
+def session_of(leader: int) -> Session:
+    """Return the session that a living process, or one not yet waited for, leads."""
+    return Session(leader, psutil.Process(leader).create_time())
+
+
+def members(session: Session) -> list[psutil.Process]:
     """Return the living processes of a session; the leader itself may be gone."""
+    leader, start = session
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if abs(psutil.Process(leader).create_time() - start) > 1:
+            return []  # the session is gone, and its number belongs to another program
     found = []
     for process in psutil.process_iter():
         try:
@@ -29,17 +47,17 @@ def members(leader: int) -> list[psutil.Process]:
     return found
 
 
-def stop(leaders: list[int], grace_s: float) -> None:
+def stop(sessions: list[Session], grace_s: float) -> None:
     """Ask every process of the sessions to end, and kill those that have not after a while."""
     for signum, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
-        alive = [process for leader in leaders for process in members(leader)]
+        alive = [process for session in sessions for process in members(session)]
         for process in alive:
             try:
                 process.send_signal(signum)
             except psutil.Error:
                 continue
         deadline = time.monotonic() + wait_s
-        while any(members(leader) for leader in leaders) and time.monotonic() < deadline:
+        while any(members(session) for session in sessions) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
@@ -51,7 +69,8 @@ def main() -> None:
     for line in sys.stdin:
         kind, _, value = line.rstrip("\n").partition(" ")
         named[kind].append(value)
-    stop([int(pid) for pid in named["session"]], grace_s=2.0)
+    sessions = [line.split() for line in named["session"]]
+    stop([Session(int(pid), float(start)) for pid, start in sessions], grace_s=2.0)
     for folder in named["folder"]:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,12 +7,14 @@ the engines wait as long as measured kernels would and compute nothing.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib.metadata
+import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -20,24 +22,20 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from kvab import aiperf, recipes, tidy
-from kvab.errors import DependencyError
+from kvab import aiperf, recipes, stack, tidy
+from kvab.errors import DependencyError, InputError
 from kvab.model_files import write_model
 from kvab.processes import Program, Programs, free_port
-from kvab.recipes import Topology, WorkerGroup
+from kvab.recipes import Topology
 from kvab.study import Live
 from kvab.trace import Trace, cache_folder, write_rows
 from kvab.watching import Display
 
 PACKAGES = ("ai-dynamo", "aiperf", "aisimulate")
-PLANES = "--discovery-backend file --request-plane tcp --event-plane zmq".split()
-COMPONENTS = {"aggregated": "backend", "prefill": "prefill", "decode": "backend"}
-ROUTERS = {"round_robin": "round-robin", "kv": "kv"}
-ENDPOINT = "generate"
 READY_S = 180.0
 AFTER_TRACE_S = 1800.0  # for the last answers, as on the cluster
 POLL_S = 0.5
-KEPT = ("profile_export_aiperf.json", "profile_export_aiperf.csv", "server_metrics_export.json",
+KEPT = ("profile_export_aiperf.json", "profile_export_aiperf.csv", stack.METRICS,
         "logs/aiperf.log", aiperf.READY)  # fmt: skip
 
 
@@ -49,6 +47,7 @@ class LiveStack:
         self.programs: Programs | None = None
         self.provenance: dict[str, object] = {}
         self._lock = FileLock(cache_folder() / "live.lock", blocking=False)
+        self._holder = cache_folder() / "live.holder"
 
     def identity(self) -> dict[str, str]:
         """Return what a result depends on beside the manifests and the trace.
@@ -73,7 +72,7 @@ class LiveStack:
         Raises
         ------
         DependencyError
-            If another live run is going on: two would compete for the cores.
+            If another live run is going on, naming it: two would compete for the cores.
         """
         identity = self.identity()
         cache_folder().mkdir(parents=True, exist_ok=True)
@@ -81,10 +80,18 @@ class LiveStack:
             self._lock.acquire()
         except Timeout:
             raise DependencyError(
-                f"another live run is going on here ({self._lock.lock_file} is held); its timing "
-                "and this one's would spoil each other: wait for it to end"
+                f"another live run is going on here ({self._who()}); its timing and this one's "
+                "would spoil each other: wait for it to end"
             ) from None
+        what = self.configuration.name if self.configuration else "a look"
+        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        self._holder.write_text(f"process {os.getpid()}, {what}, since {since}", encoding="utf-8")
         return {name: identity[name] for name in PACKAGES}
+
+    def _who(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._holder.read_text(encoding="utf-8")
+        return self._lock.lock_file
 
     def deploy(self, topology: Topology) -> None:
         """Start frontend and workers and wait until each of them serves.
@@ -97,78 +104,29 @@ class LiveStack:
         self.programs, self.port, self.topology = Programs(), free_port(), topology
         folder = self.programs.folder
         first = next(iter(topology.groups.values()))
-        self.model = first.model
         write_model(folder / "hub", first.model, first.context_length)
-        self.environment = {
-            "HOME": str(folder),  # Dynamo keeps model cards there, AIPerf its prompts
-            "HF_HOME": str(folder / "hub"),
-            "HF_HUB_OFFLINE": "1",
-            "DYN_FILE_KV": str(folder / "discovery"),
-            "DYN_LOG": "error",
-            "AIPERF_DATASET_MMAP_CACHE_DIR": str(folder / "prompts"),
-        }
-        python = [sys.executable, "-m"]
-        frontend = ["dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(self.port)]
-        router = ["--router-mode", ROUTERS[topology.router]]
-        self._start("frontend", [*python, *frontend, *router, *PLANES])
-        for role, group in topology.groups.items():
-            self._start(role, [*python, *self._mocker(role, group)])
+        self.environment = stack.environment(folder)
+        for name, command in stack.commands(topology, self.profile, self.port).items():
+            self._start(name, command)
         self._wait_until_ready(topology)
 
     def _start(self, name: str, command: list[str]) -> Program:
         return self.programs.start(name, command, self.environment)
 
-    def _mocker(self, role: str, group: WorkerGroup) -> list[str]:
-        options = {
-            "--model-path": group.model,
-            "--model-name": group.model,
-            "--num-workers": group.replicas,
-            "--disaggregation-mode": "agg" if role == "aggregated" else role,
-            "--block-size": group.block_size,
-            "--max-model-len": group.context_length,
-            "--max-num-seqs": group.max_sequences,
-            "--max-num-batched-tokens": group.max_batched_tokens,
-            "--gpu-memory-utilization": group.gpu_memory_fraction,
-            "--ais-system": self.profile.hardware,
-            "--ais-backend": self.profile.backend,
-            "--ais-tp-size": group.tensor_parallel,
-        }
-        caching = [] if group.prefix_caching else ["--no-enable-prefix-caching"]
-        given = [str(part) for option in options.items() for part in option]
-        return ["dynamo.mocker", "--ais-perf-model", *given, *caching, *PLANES]
-
     def _wait_until_ready(self, topology: Topology) -> None:
-        wanted = Counter[str]()
-        for role, group in topology.groups.items():
-            wanted[COMPONENTS[role]] += group.replicas
         deadline, why = time.monotonic() + READY_S, "nothing answers"
-        url = f"http://127.0.0.1:{self.port}"
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=f"http://{stack.LOOPBACK}:{self.port}", timeout=30) as client:
             while time.monotonic() < deadline:
                 self.programs.check()
                 try:
-                    why = self._missing(client, wanted)
+                    why = stack.missing(client, topology)
                 except (httpx.HTTPError, ValueError, LookupError) as error:
                     why = f"{type(error).__name__}: {error}"
                 if not why:
-                    self.provenance = {"workers": dict(wanted)}
                     return
                 time.sleep(POLL_S)
         tails = " | ".join(f"{each.name}: {each.tail(2)}" for each in self.programs.started)
         raise DependencyError(f"not ready within {READY_S:.0f} s ({why}); {tails}")
-
-    def _missing(self, client: httpx.Client, wanted: Counter[str]) -> str:
-        """Return what is still missing before every worker serves, empty if nothing is."""
-        models = [each["id"] for each in client.get("/v1/models").raise_for_status().json()["data"]]
-        if self.model not in models:
-            return f"models served: {', '.join(models) or 'none'}"
-        instances = client.get("/health").json()["instances"]
-        found = Counter(i["component"] for i in instances if i["endpoint"] == ENDPOINT)
-        if found != wanted:
-            return f"workers registered: {dict(found)}, expected {dict(wanted)}"
-        for _ in range(2 * wanted.total()):  # a model is listed before every worker can serve it
-            _complete(client, self.model)
-        return ""
 
     def replay(
         self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None
@@ -200,7 +158,7 @@ class LiveStack:
     def _aiperf(self, replayed: Path) -> list[str]:
         command = recipes.aiperf_command(self.configuration)
         changed = {
-            "--url": f"http://127.0.0.1:{self.port}",
+            "--url": f"http://{stack.LOOPBACK}:{self.port}",
             "--input-file": str(replayed),
             "--artifact-dir": str(self.artifacts),
         }
@@ -229,11 +187,24 @@ class LiveStack:
             raise DependencyError(
                 f"AIPerf's export is not complete ({len(read.records)} records); replay it again"
             )
+        self.provenance = {
+            "workers_served": stack.workers_served(self.artifacts, list(self.topology.groups)),
+            "router": aiperf.router_counters(self.artifacts),
+        }
+        return self._requests(read), self._kept()
+
+    def _requests(self, read: aiperf.Artifacts) -> pd.DataFrame:
         requests = tidy.from_aiperf(read, self.trace, self.order)
         if self.topology.mode == "disaggregated":  # the frontend reports the decode worker's only
             requests["cached_tokens"] = pd.Series(pd.NA, requests.index, dtype="Int32")
-        self.provenance |= {"router": aiperf.router_counters(self.artifacts)}
-        return requests, self._kept()
+        return requests
+
+    def answered(self) -> pd.DataFrame | None:
+        """Return the requests table of a replay that was cut off, None if nothing was answered."""
+        try:
+            return self._requests(aiperf.read_artifacts(self.artifacts))
+        except (AttributeError, InputError):
+            return None
 
     def _kept(self) -> dict[str, bytes]:
         paths = {name: self.artifacts / name for name in KEPT}
@@ -255,16 +226,6 @@ class LiveStack:
         if self.programs is not None:
             self.programs.close()
             self.programs = None
-        self._lock.release()
-
-
-def _complete(client: httpx.Client, model: str) -> None:
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": "Hello"}],
-        "max_tokens": 2,
-        "stream": True,
-    }
-    answer = client.post("/v1/chat/completions", json=body).raise_for_status().text
-    if "[DONE]" not in answer or '"content"' not in answer:
-        raise ValueError("an answer without tokens or without an end")
+        if self._lock.is_locked:
+            self._holder.unlink(missing_ok=True)
+            self._lock.release()

@@ -36,6 +36,7 @@ class Program:
 
     name: str
     process: subprocess.Popen
+    session: guard.Session
     log: Path
 
     def tail(self, lines: int = TAIL_LINES) -> str:
@@ -78,8 +79,9 @@ class Programs:
                 )  # fmt: skip
             except OSError as error:
                 raise DependencyError(f"{name} did not start: {error}") from None
-        self._tell("session", process.pid)
-        self.started.append(Program(name, process, log))
+        session = guard.session_of(process.pid)
+        self._tell("session", f"{session.leader} {session.start}")
+        self.started.append(Program(name, process, session, log))
         return self.started[-1]
 
     def check(self, *, but: Program | None = None) -> None:
@@ -101,7 +103,7 @@ class Programs:
 
     def close(self) -> None:
         """Stop everything and remove the folder; safe to call again."""
-        guard.stop([program.process.pid for program in self.started], GRACE_S)
+        guard.stop([program.session for program in self.started], GRACE_S)
         for program in self.started:
             program.process.wait()
         self.started.clear()

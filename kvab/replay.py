@@ -26,7 +26,6 @@ def open_cluster(profile: Simulated | Live | Kubernetes, job: Job | None = None)
     """Return the kind of cluster that a profile declares, with its five steps.
 
     A cluster that outlives this process needs the job, to find its own deployment again.
-
     """
     if isinstance(profile, Simulated):
         from kvab.simulate import Simulator
@@ -69,6 +68,11 @@ class Job:
         """The manifests of the configuration."""
         folder = self.study.configuration_folder(self.configuration)
         return recipes.read_configuration(folder, self.configuration)
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from the first arrival to the last."""
+        return float(self.trace.arrival_ms[: self.rows].max()) / 1000
 
     def order(self) -> np.ndarray:
         """Trace rows in sending order: the file's for repeat 1, else shuffled within bursts."""
@@ -231,8 +235,10 @@ class Replay:
         """Keep what tells why a run failed, as a failed run, and stop what it started."""
         look = getattr(self.cluster, "diagnostics", dict)
         if found := {f"diagnostics/{name}": content for name, content in look().items()}:
-            lost = tidy.not_replayed(self.job.trace, self.job.rows, reason)
-            self._write(lost, found, reason)
+            requests = getattr(self.cluster, "answered", lambda: None)()
+            if requests is None:
+                requests = tidy.not_replayed(self.job.trace, self.job.rows, reason)
+            self._write(requests, found, reason)
         if self.keep:
             return
         try:

@@ -12,6 +12,7 @@ from kvab import campaign, pages
 from kvab.declare import digest
 from kvab.errors import GateError
 from kvab.evidence import load_evidence
+from kvab.imports import is_imported
 from kvab.load_curves import load_sweep
 from kvab.model_check import load_check, make_twins
 from kvab.replay import plan_job
@@ -60,7 +61,9 @@ def report(
     """
     checkout = root()
     folder = checkout / (published or runs)
-    if published is None:
+    imported = is_imported(load_study(checkout / study), cluster, folder)
+    replays = published is None and not imported
+    if replays:
         replay_missing(checkout / study, cluster, rows, repeats, trace, folder)
     evidence = load_evidence(checkout / study, cluster, folder)
     if published is None and evidence.manifest.kind == "live":
@@ -76,7 +79,7 @@ def report(
     check = load_check(checkout / study, cluster, folder)
     sweep = load_sweep(checkout / study, cluster, folder)
     key = digest([evidence.key, sweep.key, check.key if check else None])
-    index = pages.build(checkout / out, parameters, key, replays=published is None)
+    index = pages.build(checkout / out, parameters, key, replays=replays)
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {len(judged.reasons)} checks failed; first: "

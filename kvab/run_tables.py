@@ -14,6 +14,7 @@ from kvab import metrics, runs
 from kvab.describe import describe_rows
 from kvab.evidence import Evidence
 from kvab.formats import Table, interval, signed
+from kvab.sources import of_run
 from kvab.study import Slo
 from kvab.terminal import summary_lines
 from kvab.validity import Gate
@@ -28,7 +29,7 @@ def workload(evidence: Evidence) -> Table:
 
 def run(path: Path, slo: Slo) -> Table:
     """Return the metrics of one run folder."""
-    rows = summary_lines(runs.read_run(path), slo)
+    rows = summary_lines(of_run(runs.read_run(path)), slo)
     return Table(pd.DataFrame(rows, columns=["quantity", "value"]), str(path.name), ("quantity",))
 
 

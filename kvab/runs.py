@@ -55,7 +55,7 @@ class RunManifest(Declared):
     study_digest: str
     slo: Slo | None = None
     cluster: dict[str, Any]
-    kind: Literal["simulated", "live", "kubernetes"]
+    kind: Literal["simulated", "live", "kubernetes", "imported"]
     configuration: str
     repeat: int
     order: Literal["file", "shuffled within bursts"]
@@ -69,6 +69,7 @@ class RunManifest(Declared):
     status: Literal["complete", "partial", "failed"]
     reason: str | None = None
     depends_on: dict[str, Any]
+    inferred: list[str] = Field(default_factory=list)
     files: dict[str, str]
 
 
@@ -134,7 +135,7 @@ def write_beside(path: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def write_run(path: Path, manifest: dict[str, Any], files: dict[str, bytes]) -> Path:
+def write_run(path: Path, manifest: dict[str, Any], files: dict[str, bytes | Path]) -> Path:
     """Write a run folder beside its place and rename it in; a run that stands there moves aside.
 
     Parameters
@@ -143,8 +144,8 @@ def write_run(path: Path, manifest: dict[str, Any], files: dict[str, bytes]) -> 
         The run's folder.
     manifest : dict
         Fields of ``RunManifest`` but ``files``.
-    files : dict of str to bytes
-        Every other file by its path in the folder.
+    files : dict of str to bytes or Path
+        Every other file by its path in the folder: its content, or the file to copy.
 
     Returns
     -------
@@ -156,7 +157,7 @@ def write_run(path: Path, manifest: dict[str, Any], files: dict[str, bytes]) -> 
     InputError
         If the folder cannot be written; nothing is left behind then.
     """
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    sums = {name: _sha256(content) for name, content in files.items()}
     checked = RunManifest(**manifest, files=sums)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,10 +179,21 @@ def write_run(path: Path, manifest: dict[str, Any], files: dict[str, bytes]) -> 
     return path
 
 
-def _write(path: Path, content: bytes) -> None:
+def _sha256(content: bytes | Path) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, content: bytes | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        file.write(content)
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
         file.flush()
         os.fsync(file.fileno())
 
@@ -228,7 +240,7 @@ def read_run(path: str | Path) -> Run:
         file = path / name
         if not file.is_file():
             raise InputError(f"{file}: missing, though run.json lists it; restore it or rerun")
-        got = hashlib.sha256(file.read_bytes()).hexdigest()
+        got = _sha256(file)
         if got != expected:
             raise InputError(
                 f"{file}: altered: run.json says sha256 {expected[:12]}, got {got[:12]}; "

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvab.formats import interval, number, percent, signed
-from kvab.metrics import LATENCIES, METRICS, summarize
-from kvab.runs import Run
+from kvab.metrics import LATENCIES, METRICS
+from kvab.sources import Source
 from kvab.study import Slo
 
 if TYPE_CHECKING:
@@ -18,18 +18,16 @@ if TYPE_CHECKING:
 Lines = list[tuple[str, str]]
 
 
-def summary_lines(run: Run, slo: Slo) -> Lines:
+def summary_lines(source: Source, slo: Slo) -> Lines:
     """Return the metrics of one run."""
-    manifest = run.manifest
-    summary = summarize(run.requests, slo, manifest.counts.expected)
+    summary = source.summary(slo)
     counts, good = summary["requests"], summary["good"]
     lines = [
-        ("run", f"{manifest.configuration} r{manifest.repeat} on {manifest.cluster['name']}"),
-        ("kind", f"{manifest.kind}, {manifest.status}"),
-        ("workload", f"{manifest.trace.name}, {manifest.trace.rows:,} rows"),
+        *source.about,
         (
             "requests",
-            f"{counts['received']:,} of {counts['expected']:,}, {counts['errors']} failed",
+            f"{number(counts['received'], 0)} of {number(counts['expected'], 0)}, "
+            f"{counts['errors']} failed",
         ),
         (
             "good requests",

@@ -1,8 +1,7 @@
 """Records of any origin -> the requests table, one row a trace row.
 
-Input: the simulator's records, or AIPerf's artifacts. Output: a table of the columns in ``SCHEMA``;
-times in ms, NaN or null where undefined. Everything after the replay reads this table and nothing
-else.
+Input: the simulator's records or AIPerf's. Output: a table of the columns in ``SCHEMA``; times in
+ms, NaN or null where undefined. Everything after the replay reads this table and nothing else.
 """
 
 from __future__ import annotations

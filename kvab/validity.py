@@ -16,8 +16,7 @@ from kvab.evidence import Evidence
 from kvab.runs import Run
 
 ERROR_LIMIT_SHARE = 0.01
-LENGTH_LIMIT_SHARE = 0.01
-SEND_LAG_LIMIT_MS = 500.0  # AIPerf 0.13.0 calls a schedule degraded above this p99
+SEND_LAG_LIMIT_MS = 50.0
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,10 @@ def _run_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, b
     prompts = evidence.workload.table.set_index("row")["input_tokens"].reindex(served["row"])
     wrong = int((served["input_tokens"].to_numpy() != prompts.to_numpy()).sum())
     yield "prompt tokens as in the trace", "all rows", f"{wrong} differ", wrong == 0
-    off = float((served["output_tokens"] != served["requested_output_tokens"]).mean())
-    yield (
-        "answers as long as asked",
-        f"<= {LENGTH_LIMIT_SHARE:.0%} off",
-        f"{off:.2%} off",
-        (off <= LENGTH_LIMIT_SHARE),
-    )
+    wrong = int((served["output_tokens"] != served["requested_output_tokens"]).sum())
+    yield "answer tokens as asked", "all rows", f"{wrong} differ", wrong == 0
     lag_ms, limit_ms = metrics.percentile(served["send_lag_ms"], 99), SEND_LAG_LIMIT_MS
-    yield "send lag p99", f"<= {limit_ms:.0f} ms", f"{lag_ms:.2f} ms", lag_ms <= limit_ms
+    yield "send lag p99", f"<= {limit_ms:g} ms", f"{lag_ms:.2f} ms", lag_ms <= limit_ms
     yield from _worker_checks(run)
     yield from _cache_checks(run, evidence)
 
@@ -94,9 +88,12 @@ def _worker_checks(run: Run) -> Iterator[tuple[str, str, str, bool]]:
     topology = recipes.topology(recipes.read_configuration(run.path / "manifests"))
     for role, group in topology.groups.items():
         column = "prefill_worker" if role == "prefill" else "decode_worker"
-        if run.manifest.kind != "simulated" and run.requests[column].isna().all():
-            continue  # AIPerf does not record who served; readiness counted them before the replay
         seen = run.requests[column].nunique()
+        if run.manifest.kind != "simulated" and seen == 0:  # AIPerf's records name no worker
+            counted = run.manifest.host.get("workers_served")
+            if counted is None:
+                continue
+            seen = counted[role]
         needed = min(group.replicas, len(run.requests))
         yield f"{role} workers that served", str(group.replicas), str(seen), seen == needed
 

@@ -1,0 +1,68 @@
+"""The model check: errors of a simulation against live runs, from the published ones."""
+
+import pandas as pd
+import pytest
+
+from kvab import check_wording as wording
+from kvab import metrics
+from kvab.model_check import FILE, SENT, Check, load_check
+
+STUDY = "recipes/qwen3-32b/study.yaml"
+
+
+@pytest.fixture(scope="module")
+def check():
+    found = load_check(STUDY, "simulated-h200", "book/published")
+    assert found is not None and not found.own
+    return found
+
+
+def test_every_configuration_was_run_live_on_at_least_600_rows(check):
+    assert set(check.live.runs) == set(check.live.study.configurations)
+    for name in check.live.runs:
+        table = check.live.tables(name)[0]
+        assert len(table) >= 600
+        assert table["error"].isna().all()
+        assert (table["output_tokens"] == table["requested_output_tokens"]).all()
+
+
+def test_live_prompts_are_those_of_the_trace(check):
+    prompts = check.live.workload.table.set_index("row")["input_tokens"]
+    for name in check.live.runs:
+        table = check.live.tables(name)[0]
+        assert (table["input_tokens"].to_numpy() == prompts.loc[table["row"]].to_numpy()).all()
+
+
+def test_the_statistics_kept_of_the_file_order_are_those_of_the_twin(check):
+    kept = check.orders[check.orders["order"] == FILE]
+    kept = kept.set_index(["configuration", "metric", "statistic"])["value"]
+    for name in check.live.runs:
+        twin = metrics.summarize(check.twin(name), check.live.study.slo)
+        assert kept[(name, "ttft_ms", "mean")] == pytest.approx(twin["ttft_ms"]["mean"], rel=1e-3)
+        assert kept[(name, "good_share", "share")] == pytest.approx(twin["good"]["share"], abs=4e-3)
+
+
+def test_errors_are_simulated_over_live(check):
+    row = check.errors.set_index(["configuration", "metric", "statistic"]).loc[
+        (check.live.study.comparison, "latency_ms", "mean")
+    ]
+    live = check.live.tables(check.live.study.comparison)[0]["latency_ms"].mean()
+    assert row["live"] == pytest.approx(live)
+    assert row["error"] == pytest.approx(row["simulated"] / live - 1, rel=1e-2, abs=1e-4)
+    assert row["least"] <= row["centre"] <= row["most"]
+
+
+def test_a_simulation_that_is_right_has_no_error(check):
+    live = pd.concat(
+        [check.live.tables(name)[0].assign(configuration=name) for name in check.live.runs]
+    )
+    orders = []
+    for name in check.live.runs:
+        found = metrics.summarize(check.live.tables(name)[0], check.live.study.slo)
+        cells = [(k, s, found[k][s]) for k in metrics.LATENCIES for s in metrics.COMPARED]
+        cells.append(("good_share", "share", found["good"]["share"]))
+        orders += [(name, order, *cell) for order in (FILE, SENT) for cell in cells]
+    columns = ["configuration", "order", "metric", "statistic", "value"]
+    same = Check(check.live, live, pd.DataFrame(orders, columns=columns), True)
+    assert same.errors["error"].abs().max() < 1e-9
+    assert "100 %" in wording.scatter_caption(same)
