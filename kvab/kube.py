@@ -5,6 +5,7 @@ Input: a cluster profile. Output: objects as plain dictionaries.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -85,6 +86,12 @@ class Kube:
     def __init__(self, profile: Kubernetes) -> None:
         self.namespace, self.limits = profile.namespace, profile.limits
         self.api = api_client(profile)
+
+    def hasty(self) -> Kube:
+        """Return the same client with little patience, for what may be left out."""
+        other = copy.copy(self)
+        other.limits = self.limits.model_copy(update={"retry_s": min(5, self.limits.retry_s)})
+        return other
 
     def call(
         self,

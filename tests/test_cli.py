@@ -143,7 +143,7 @@ def test_what_does_not_exist_is_refused_by_name(small_trace, arguments, said):
     refused(kvab("run", *arguments, "--trace", small_trace), said)
 
 
-def test_a_cluster_that_this_version_cannot_drive_is_a_dependency(small_trace):
+def test_a_cluster_profile_with_an_examples_values_is_refused(small_trace, tmp_path):
     process = kvab(
         "run",
         "--configuration",
@@ -152,9 +152,10 @@ def test_a_cluster_that_this_version_cannot_drive_is_a_dependency(small_trace):
         "example-h200",
         "--trace",
         small_trace,
+        "--runs",
+        tmp_path,
     )
-    assert process.returncode == 3
-    assert "kind kubernetes" in process.stderr
+    refused(process, "example-h200.yaml", "storage_class", "my-rwx-class")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -361,3 +361,34 @@ def test_an_api_server_that_stays_away_is_told(emulated, small_trace):
     error, _ = attempt(emulated, small_trace)
     assert "the API server did not answer in time (no leader)" in str(error)
     assert isinstance(error, DependencyError)
+
+
+def test_an_api_server_lost_during_the_replay_leaves_it_to_be_found(emulated, small_trace):
+    emulated.profile(limits={"retry_s": 0.5})
+    emulated.node.environment["PACE_S"] = "0.2"
+    replay = emulated.replay(small_trace)
+    replay.prepare()
+    replay.deploy()
+    lost = Fault("GET", "/jobs/disagg", 503, "no leader", times=10**6)
+    away = Fault("DELETE", ".", 503, "no leader", times=10**6)
+    replay.cluster.kube.create = _then(replay.cluster.kube.create, "Job", [lost, away], emulated)
+    with pytest.raises(DependencyError, match=r"no leader.*; then, tearing down: .*no leader"):
+        replay.replay()
+    assert runs.read_manifest(replay.job.path).status == "failed"
+    emulated.server.faults.clear()
+    path = emulated.run(small_trace)
+    assert runs.read_manifest(path).status == "complete"
+    started = [p for m, p in emulated.server.seen if m == "POST" and "/jobs?field" in p
+               and "dryRun" not in p]  # fmt: skip
+    assert len(started) == 2  # the download and the benchmark, which went on without us
+    assert emulated.left() == []
+
+
+def _then(create, kind, faults, emulated):
+    def created(manifest, **options):
+        made = create(manifest, **options)
+        if manifest["kind"] == kind:
+            emulated.server.faults.extend(faults)
+        return made
+
+    return created

@@ -1,5 +1,6 @@
 """A lost laptop, a second start, another run on the same GPUs: what is found again, and kept."""
 
+import copy
 import json
 import os
 import signal
@@ -152,6 +153,25 @@ def test_another_deployment_of_the_study_is_refused_while_it_holds_the_gpus(emul
     assert not second.job.path.exists()
     first.teardown()
     assert emulated.left() == []
+
+
+def test_of_two_that_start_at_once_one_gives_way(emulated, small_trace):
+    def another(plural, manifest):
+        if plural == "dynamographdeployments" and manifest["metadata"]["name"] == (
+            "disagg-router-6p-2d"
+        ):
+            made = copy.deepcopy(manifest)
+            made["metadata"] |= {"name": "agg-8xtp2", "finalizers": []}
+            made["metadata"]["annotations"] |= {"kvab-run": "qwen3-32b/agg-round-robin/r1"}
+            emulated.store.create("dynamographdeployments", NAMESPACE, made)
+
+    replay = emulated.replay(small_trace)
+    replay.prepare()
+    emulated.server.admission.append(another)
+    with pytest.raises(DependencyError, match=r"agg-8xtp2 of qwen3-32b/agg-round-robin/r1 holds"):
+        replay.deploy()
+    left = {held["metadata"]["name"] for held in emulated.store.find("dynamographdeployments")}
+    assert left == {"agg-8xtp2"}
 
 
 def test_a_repeat_is_deployed_anew_and_sends_its_own_order(emulated, small_trace):
