@@ -60,6 +60,11 @@ def _of_cluster(declared: Study, name: str) -> list[Finding]:
             from kvab.assembly import study_findings
 
             return [Finding(ok, what) for ok, what in study_findings(declared, profile)]
+        if profile.kind == "live":
+            from kvab.live import LiveStack
+
+            found = LiveStack(profile).findings(declared.model.name)
+            return [Finding(ok, what) for ok, what in found]
     except KvabError as error:
         return [Finding(False, f"cluster: {error}")]
     return [_try("cluster: ", lambda: _cluster(name))]

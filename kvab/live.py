@@ -23,8 +23,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from kvab import aiperf, recipes, stack, tidy
-from kvab.errors import DependencyError, InputError
-from kvab.model_files import write_model
+from kvab.errors import DependencyError, InputError, KvabError
+from kvab.model_files import model_config, write_model
 from kvab.processes import Program, Programs, free_port
 from kvab.recipes import Topology
 from kvab.study import Live
@@ -92,6 +92,20 @@ class LiveStack:
         with contextlib.suppress(OSError):
             return self._holder.read_text(encoding="utf-8")
         return self._lock.lock_file
+
+    def findings(self, model: str) -> list[tuple[bool, str]]:
+        """Return what this machine has and lacks for a live run; starts nothing."""
+        found = []
+        try:
+            versions = self.prepare()
+            found.append((True, ", ".join(f"{name} {versions[name]}" for name in versions)))
+            model_config(model, 1)
+            found.append((True, f"{model}: sizes known; its tokenizer is made, nothing downloaded"))
+        except KvabError as error:
+            found.append((False, str(error)))
+        finally:
+            self.teardown()
+        return [*found, *stack.machine()]
 
     def deploy(self, topology: Topology) -> None:
         """Start frontend and workers and wait until each of them serves.

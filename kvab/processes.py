@@ -21,6 +21,7 @@ from kvab.errors import DependencyError
 
 TAIL_LINES = 8
 GRACE_S = 10.0
+LONGEST_PLACE = 30  # characters: below it lie sockets of AIPerf, whose paths end at 107
 
 
 def free_port() -> int:
@@ -50,7 +51,9 @@ class Programs:
     """Programs that share a folder, gone when this object is closed or its process ends."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="kvab-live-"))
+        place = tempfile.gettempdir()
+        place = place if len(place) <= LONGEST_PLACE else "/tmp"
+        self.folder = Path(tempfile.mkdtemp(prefix="kvab-live-", dir=place))
         self.started: list[Program] = []
         self._guard = subprocess.Popen(
             [sys.executable, "-m", "kvab.guard"], stdin=subprocess.PIPE, text=True,

@@ -7,12 +7,15 @@ environment for `kvab.processes`, and what is still missing before every worker 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
 
 import httpx
+import psutil
 
+from kvab.processes import free_port
 from kvab.recipes import Topology, WorkerGroup
 from kvab.study import Live
 
@@ -21,6 +24,7 @@ PLANES = "--discovery-backend file --request-plane tcp --event-plane zmq".split(
 COMPONENTS = {"aggregated": "backend", "prefill": "prefill", "decode": "backend"}
 ROUTERS = {"round_robin": "round-robin", "kv": "kv"}
 ENDPOINT = "generate"
+CORES, MEMORY_GB = 2, 6
 METRICS = "server_metrics_export.json"
 LAST_TTFT = "dynamo_frontend_worker_last_time_to_first_token_seconds"
 LAST_ITL = "dynamo_frontend_worker_last_inter_token_latency_seconds"
@@ -43,6 +47,21 @@ def environment(folder: Path) -> dict[str, str]:
         # By default AIPerf takes prompts that another tokenizer of the same name made.
         "AIPERF_DATASET_MMAP_CACHE_DIR": str(folder / "prompts"),
     }
+
+
+def machine() -> list[tuple[bool, str]]:
+    """Return whether this machine can carry a live run, and what it has of each thing needed."""
+    cores, free_gb = os.cpu_count() or 1, psutil.virtual_memory().available / 1e9
+    idle = max(cores - os.getloadavg()[0], 0.0)
+    return [
+        (cores >= CORES, f"{cores} cores; a live run needs {CORES}"),
+        (
+            idle > CORES / 2,
+            f"{idle:.1f} cores idle in the last minute; other work makes requests late",
+        ),
+        (free_gb > MEMORY_GB, f"{free_gb:.0f} GB of memory free; a live run needs {MEMORY_GB}"),
+        (True, f"port {free_port()} is free for the frontend"),
+    ]
 
 
 def commands(topology: Topology, profile: Live, port: int) -> dict[str, list[str]]:

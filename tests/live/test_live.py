@@ -17,6 +17,7 @@ import pytest
 
 from kvab import runs
 from kvab.errors import DependencyError
+from kvab.processes import Programs
 from kvab.replay import check_topology, open_cluster, plan_job
 from kvab.study import load_study
 from kvab.trace import find_trace, read_trace
@@ -129,6 +130,29 @@ def test_a_second_run_is_refused_and_names_the_first(place, small_trace):
         first.teardown()
     second.prepare()
     second.teardown()
+
+
+def test_state_lies_where_names_of_sockets_fit(place, monkeypatch):
+    deep = place / "a-temporary-folder-of-a-batch-system"
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    programs = Programs()
+    try:
+        assert programs.folder.parent == Path("/tmp")
+    finally:
+        programs.close()
+    assert not programs.folder.exists()
+
+
+def test_doctor_says_who_holds_the_machine(place, small_trace):
+    planned = job(read_trace(small_trace), place)
+    running, looking = open_cluster(planned.cluster, planned), open_cluster(planned.cluster)
+    assert looking.findings("Qwen/Qwen3-32B")[0][0]
+    running.prepare()
+    ok, said = looking.findings("Qwen/Qwen3-32B")[0]
+    assert not ok and f"process {os.getpid()}, disagg-kv-router" in said
+    running.teardown()
+    assert not looking.findings("a/model-that-nobody-knows")[1][0]
 
 
 def test_a_missing_extra_is_a_dependency(place, small_trace, monkeypatch):
