@@ -1,5 +1,6 @@
 """What tests share: the checkout, a small trace, a small simulated run."""
 
+import gzip
 import json
 import os
 import shutil
@@ -52,6 +53,31 @@ def trace_rows(bursts=8, size=5, block_tokens=512):
                 }
             )
     return rows
+
+
+@pytest.fixture(scope="session")
+def recorded_trace(tmp_path_factory):
+    """The trace of the recorded AIPerf runs, told from their records; its blocks are made up."""
+    packed = ROOT / "tests" / "data" / "aiperf" / "0.13.0" / "profile_export.jsonl.gz"
+    records = [json.loads(line) for line in gzip.decompress(packed.read_bytes()).splitlines()]
+    first_ns = min(record["metadata"]["request_start_ns"] for record in records)
+    rows = {}
+    for record in records:
+        told, measured = record["metadata"], record["metrics"]
+        prompt, answer = (
+            measured[f"usage_{name}_tokens"]["value"] for name in ("prompt", "completion")
+        )
+        row = int(told["conversation_id"].removeprefix("session_"))
+        burst = round((told["request_start_ns"] - first_ns) / 3e9)
+        rows[row] = {
+            "timestamp": 3000 * burst - (burst == 2),  # as the trace's clock has it
+            "input_length": prompt,
+            "output_length": answer,
+            "hash_ids": [1000 * row + block for block in range(-(-prompt // 512))],
+        }
+    path = tmp_path_factory.mktemp("recorded") / "trace.jsonl"
+    path.write_text("".join(json.dumps(rows[row]) + "\n" for row in sorted(rows)))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ SLO = Slo(ttft_ms=2000, itl_ms=25)
 
 
 @pytest.fixture(scope="module")
-def trace():
-    return read_trace(DATA / "trace.jsonl")
+def trace(recorded_trace):
+    return read_trace(recorded_trace)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from kvab.trace import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"
 STUDY = Path("recipes/qwen3-32b/study.yaml")
-TRACE = DATA / "trace.jsonl"
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +63,9 @@ def packed(folder, to):
 
 
 @pytest.mark.parametrize("name", ["run.zip", "run.tar.gz"])
-def test_an_archive_reads_as_its_folder(study, tmp_path, name):
-    plain = read_source(DATA / "0.13.0", study, TRACE)
-    source = read_source(packed(DATA / "0.13.0", tmp_path / name), study, TRACE)
+def test_an_archive_reads_as_its_folder(study, tmp_path, name, recorded_trace):
+    plain = read_source(DATA / "0.13.0", study, recorded_trace)
+    source = read_source(packed(DATA / "0.13.0", tmp_path / name), study, recorded_trace)
     assert source.requests.equals(plain.requests)
     assert "test_an_archive" not in told(source, study).replace(str(tmp_path), "")
 
@@ -102,10 +101,10 @@ def test_an_archive_bomb_is_refused(study, tmp_path, monkeypatch):
         read_source(bomb, study)
 
 
-def test_what_is_no_archive_and_a_cut_off_one_are_refused(study, tmp_path):
+def test_what_is_no_archive_and_a_cut_off_one_are_refused(study, tmp_path, recorded_trace):
     whole = packed(DATA / "0.13.0", tmp_path / "run.tgz").read_bytes()
     (tmp_path / "cut.tgz").write_bytes(whole[: len(whole) // 2])
-    for path in (tmp_path / "cut.tgz", TRACE):
+    for path in (tmp_path / "cut.tgz", recorded_trace):
         with pytest.raises(InputError, match=f"{path.name}: expected a tar or zip archive"):
             read_source(path, study)
 
@@ -159,9 +158,9 @@ def test_runs_of_other_schedules_are_not_compared(study, copy):
         comparable(arms)
 
 
-def test_an_import_is_a_run_as_any_other(study, checkout):
+def test_an_import_is_a_run_as_any_other(study, checkout, recorded_trace):
     for name, version in (("agg-round-robin", "0.9.0"), ("disagg-kv-router", "0.13.0")):
-        path, said = import_run(DATA / version, STUDY, "mine", name, trace=TRACE)
+        path, said = import_run(DATA / version, STUDY, "mine", name, trace=recorded_trace)
     run = runs.read_run(path)
     assert run.manifest.status == "complete"
     assert (run.manifest.trace.rows, run.manifest.versions["aiperf"]) == (60, "0.13.0")
@@ -174,16 +173,20 @@ def test_an_import_is_a_run_as_any_other(study, checkout):
     assert is_imported(study, "mine", checkout / "runs")
 
 
-def test_an_import_to_a_declared_cluster_is_not_replayed_again(study, checkout):
-    trace = read_trace(TRACE)
-    path, _ = import_run(DATA / "0.13.0", STUDY, "example-h200", "agg-round-robin", trace=TRACE)
+def test_an_import_to_a_declared_cluster_is_not_replayed_again(study, checkout, recorded_trace):
+    trace = read_trace(recorded_trace)
+    path, _ = import_run(
+        DATA / "0.13.0", STUDY, "example-h200", "agg-round-robin", trace=recorded_trace
+    )
     job = plan_job(study, "example-h200", "agg-round-robin", 1, None, trace, checkout / "runs")
     assert job.path == path
     assert runs.state(path, job.depends_on())[0] == "complete"
 
 
-def test_a_partial_import_says_so(checkout, copy):
-    path, _ = import_run(cancelled(copy("b")), STUDY, "mine", "agg-round-robin", trace=TRACE)
+def test_a_partial_import_says_so(checkout, copy, recorded_trace):
+    path, _ = import_run(
+        cancelled(copy("b")), STUDY, "mine", "agg-round-robin", trace=recorded_trace
+    )
     manifest = runs.read_manifest(path)
     assert (manifest.status, manifest.reason) == ("partial", "the run was cancelled")
 
@@ -200,8 +203,13 @@ def test_a_partial_import_says_so(checkout, copy):
         ({"rows": 70}, "trace has 60 rows"),
     ],
 )
-def test_what_cannot_be_imported_leaves_nothing(checkout, given, said):
-    arguments = {"cluster": "mine", "configuration": "agg-round-robin", "trace": TRACE, **given}
+def test_what_cannot_be_imported_leaves_nothing(checkout, given, said, recorded_trace):
+    arguments = {
+        "cluster": "mine",
+        "configuration": "agg-round-robin",
+        "trace": recorded_trace,
+        **given,
+    }
     with pytest.raises(InputError, match=said):
         import_run(DATA / "0.13.0", STUDY, **arguments)
     assert not (checkout / "runs").exists()
