@@ -14,8 +14,10 @@ from kvab.model_check import Check
 STATISTICS = ("mean", "p50", "p90", "p99")
 
 
-def errors(check: Check) -> Table:
-    """Return live value and error of each statistic, with what the order inside bursts does."""
+def errors(check: Check | None) -> Table | None:
+    """Return live value and error of each statistic, with what the order inside bursts does; None without a check."""
+    if check is None:
+        return None
     found = check.errors.set_index(["configuration", "metric", "statistic"])
     lines = []
     for name, arm in check.live.arms.items():
@@ -35,8 +37,10 @@ def errors(check: Check) -> Table:
     return Table(pd.DataFrame(lines), caption, ("configuration", "metric"))
 
 
-def reuse(check: Check) -> Table:
-    """Return good share and prefix reuse, live and simulated."""
+def reuse(check: Check | None) -> Table | None:
+    """Return good share and prefix reuse, live and simulated; None without a check."""
+    if check is None:
+        return None
     found = check.errors[check.errors["metric"] == "good_share"]
     good = found.set_index("configuration")
     lines = [

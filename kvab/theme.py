@@ -96,13 +96,15 @@ def drawn(
 
     ``runs`` is False for a figure of the workload alone, in which nothing is simulated; ``source``
     says where the data come from, if not from the evidence.
-    The decorated function returns the figure, its caption and its alternative text, or one text:
+    Of nothing (None) nothing is drawn. The decorated function returns the figure, its caption and its alternative text, or one text:
     why there is nothing to draw.
     """
 
     def decorate(draw: Callable[[Any], Drawing]) -> Callable[[Any], Panel]:
         @functools.wraps(draw)
-        def panel(evidence: Any) -> Panel:
+        def panel(evidence: Any) -> Panel | None:
+            if evidence is None:
+                return None
             with mpl.rc_context(THEME):
                 drawing = draw(evidence)
                 if isinstance(drawing, str):
