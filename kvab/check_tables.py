@@ -15,7 +15,7 @@ STATISTICS = ("mean", "p50", "p90", "p99")
 
 
 def errors(check: Check | None) -> Table | None:
-    """Return live value and error of each statistic, with what the order inside bursts does; None without a check."""
+    """Return live value and error of each statistic, with what the order inside bursts does."""
     if check is None:
         return None
     found = check.errors.set_index(["configuration", "metric", "statistic"])

@@ -96,8 +96,8 @@ def drawn(
 
     ``runs`` is False for a figure of the workload alone, in which nothing is simulated; ``source``
     says where the data come from, if not from the evidence.
-    Of nothing (None) nothing is drawn. The decorated function returns the figure, its caption and its alternative text, or one text:
-    why there is nothing to draw.
+    Of nothing (None) nothing is drawn. The decorated function returns the figure, its caption and
+    its alternative text, or one text: why there is nothing to draw.
     """
 
     def decorate(draw: Callable[[Any], Drawing]) -> Callable[[Any], Panel]:
