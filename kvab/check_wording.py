@@ -47,7 +47,7 @@ def _worst(check: Check, metric: str, statistic: str) -> pd.Series:
 def closeness(check: Check | None) -> str:
     """Return in one sentence how close the simulation came."""
     if check is None:
-        return ""
+        return "How far the simulation can be trusted is not known yet: no live run is there."
     said = [
         f"{statistic if statistic != 'mean' else 'mean'} {METRICS[key].short} by at most "
         f"{percent(abs(_worst(check, key, statistic)['centre']))}"
@@ -66,7 +66,7 @@ def closeness(check: Check | None) -> str:
 def orders(check: Check | None) -> str:
     """Return what the order inside bursts explains of the errors, and what remains."""
     if check is None:
-        return ""
+        return "Nothing to compare yet."
     found = check.errors[check.errors["metric"].isin(LATENCIES)]
     found = found[found["statistic"].isin(["mean", "p50", "p90"])]
     inside = (found["least"] <= 0) & (found["most"] >= 0)
@@ -99,7 +99,7 @@ def orders(check: Check | None) -> str:
 def tokens(check: Check | None) -> str:
     """Return that every count agrees, which makes the two definitions of ITL one."""
     if check is None:
-        return ""
+        return "Nothing to compare yet."
     tables = [check.live.tables(name)[0] for name in check.live.runs]
     rows = sum(len(table) for table in tables)
     off = sum(int((t["output_tokens"] != t["requested_output_tokens"]).sum()) for t in tables)
