@@ -28,7 +28,7 @@ from kvab.study import Simulated, load_study, root
 from kvab.trace import Trace, burst_order
 
 TABLE, ORDERS = Path("model-check") / "twins.parquet", Path("model-check") / "orders.parquet"
-FILE, SENT = "file", "sent"
+FILE, SENT, SHORT = "file", "sent", "shortest first"
 SHUFFLES = 8
 KEPT = ["row", "arrival_ms", "input_tokens", "output_tokens", "requested_output_tokens",
         *LATENCIES, "cached_tokens", "error"]  # fmt: skip
@@ -39,8 +39,9 @@ def make_twins(evidence: Evidence, trace: Trace, folder: Path) -> Path:
     """Simulate the rows of each live configuration's first run, and keep the twins beside it.
 
     The twin proper has the rows of a burst in the order of the run's file. The same rows are also
-    simulated in the order in which AIPerf sent them, and in seeded shuffles inside the bursts: of
-    these only the statistics are kept, to tell what the order alone does.
+    simulated in the order in which AIPerf sent them, with the shortest prompts of a burst first
+    (a frontend that reads prompts side by side has those first), and in seeded shuffles: of these
+    only the statistics are kept, to tell what the order alone does.
 
     Raises
     ------
@@ -84,7 +85,8 @@ def _orders(run: runs.Run, trace: Trace) -> dict[str, np.ndarray]:
     at_ms = trace.timestamp_ms[: len(run.requests)]
     sent = run.requests.sort_values(["arrival_ms", "send_lag_ms"])["row"].to_numpy()
     shuffled = {f"shuffle {n}": burst_order(at_ms, n) for n in range(1, SHUFFLES + 1)}
-    return {FILE: burst_order(at_ms, run.manifest.seed), SENT: sent} | shuffled
+    short = np.lexsort((trace.input_tokens[: len(at_ms)], at_ms))
+    return {FILE: burst_order(at_ms, run.manifest.seed), SENT: sent, SHORT: short} | shuffled
 
 
 def _simulate(job: tuple[runs.Run, Trace, str, np.ndarray]) -> pd.DataFrame:
@@ -167,7 +169,7 @@ def errors(check: Check) -> pd.DataFrame:
         ``configuration``, ``metric``, ``statistic``, ``live``, ``simulated`` (ms; shares of 1),
         ``error`` (simulated over live minus 1; for the good share the difference) and its workload
         interval ``ci_low``, ``ci_high``; ``sent`` (the error in the order sent), ``centre``,
-        ``least`` and ``most`` (mean and ends of the error over all orders inside bursts).
+        ``least`` and ``most`` (mean over file order and shuffles; ends over all orders).
     """
     from kvab.compare import compare
 
@@ -183,7 +185,7 @@ def errors(check: Check) -> pd.DataFrame:
             live = row["baseline"]
             off = _values(check, name, key, statistic)
             off = off - live if share else off / live - 1
-            shuffled = off.drop(SENT)
+            shuffled = off.drop([SENT, SHORT], errors="ignore")
             lines.append(
                 {"configuration": name, "metric": key, "statistic": statistic, "live": live,
                  "simulated": row["comparison"], "error": off[FILE], "ci_low": low,
