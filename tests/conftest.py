@@ -4,12 +4,15 @@ import gzip
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("KVAB_ROOT", str(ROOT))
+# Started in the background, tests ignore Ctrl-C, and so would every command that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def needed(program):

@@ -65,9 +65,9 @@ def test_compare_prints_the_contract(small_runs):
     assert set(document["verdict"]) == {"ttft_ms", "itl_ms", "latency_ms", "good_share"}
 
 
-def test_artifacts_of_aiperf_are_summarized_with_what_was_inferred_beside(tmp_path):
+def test_artifacts_of_aiperf_are_summarized_with_what_was_inferred_beside(recorded_trace):
     data = ROOT / "tests" / "data" / "aiperf"
-    process = kvab("summarize", data / "0.6.0", "--trace", data / "trace.jsonl", "--json")
+    process = kvab("summarize", data / "0.6.0", "--trace", recorded_trace, "--json")
     document = json.loads(process.stdout)
     assert process.returncode == 0
     assert document["requests"] == {"expected": 60, "received": 60, "errors": 0, "one_token": 1}
