@@ -1,0 +1,38 @@
+"""The gate's look at caches: a burst may reuse its own tokens, and no others."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from kvab.validity import _cache_checks
+
+
+def cold(cached_tokens):
+    """Whether caches count as cold where the first two of three rows came in one burst."""
+    workload = pd.DataFrame(
+        {"row": [0, 1, 2], "input_tokens": [1000] * 3, "reusable_tokens": [0, 512, 512]}
+    )
+    requests = pd.DataFrame(
+        {
+            "row": [0, 1, 2],
+            "arrival_ms": [0.0, 0.0, 3000.0],
+            "input_tokens": [1000] * 3,
+            "cached_tokens": pd.array(cached_tokens, dtype="Int32"),
+            "error": pd.array([None] * 3, dtype="string"),
+        }
+    )
+    run = SimpleNamespace(
+        requests=requests, manifest=SimpleNamespace(trace=SimpleNamespace(rows=3), host={})
+    )
+    evidence = SimpleNamespace(workload=SimpleNamespace(table=workload))
+    checks = {name: passed for name, _, _, passed in _cache_checks(run, evidence)}
+    return checks["caches cold at the start"]
+
+
+@pytest.mark.parametrize(
+    ("cached_tokens", "expected"),
+    [([0, 512, 512], True), ([512, 0, 512], True), ([512, 512, 512], False)],
+)
+def test_the_first_burst_may_reuse_its_own_tokens_only(cached_tokens, expected):
+    assert cold(cached_tokens) is expected
