@@ -6,6 +6,7 @@ Input: a folder of runs. Output: one object that a notebook loads and passes on.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -256,7 +257,7 @@ def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Eviden
 
 
 def load_published(study: str | Path, folder: str | Path) -> Evidence:
-    """Return the published runs of a study: those of the first cluster that has any.
+    """Return the published runs of a study: of the cluster with the most, in runs and rows.
 
     Raises
     ------
@@ -265,7 +266,9 @@ def load_published(study: str | Path, folder: str | Path) -> Evidence:
     """
     declared = load_study(study)
     place = root() / folder / declared.name
-    clusters = sorted(path.parent.parent.parent.name for path in place.glob("*/*/r1/run.json"))
-    if not clusters:
+    sizes: Counter[str] = Counter()
+    for path in place.glob("*/*/r*/run.json"):
+        sizes[path.parents[2].name] += runs.read_manifest(path.parent).trace.rows
+    if not sizes:
         raise InputError(f"{place}: no published runs; make them with `make publish`")
-    return load_evidence(study, clusters[0], folder)
+    return load_evidence(study, sizes.most_common(1)[0][0], folder)
