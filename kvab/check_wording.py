@@ -79,7 +79,8 @@ def orders(check: Check | None) -> str:
         f"{check.orders['order'].nunique()} orders (the file's, that of sending, shortest prompts "
         "first, shuffles): over them its mean, p50 and p90 of the three "
         f"latencies move by {percent(width)} on average. {inside.sum()} of {len(found)} live "
-        "values lie within that range: for them the order inside bursts is enough to explain the difference. "
+        "values lie within that range: for them the order inside bursts is enough to explain the "
+        "difference. "
         f"In the very order in which AIPerf sent them the error is "
         f"{percent(found['sent'].abs().mean())} on average, in file order "
         f"{percent(found['error'].abs().mean())}, averaged over orders "
@@ -91,8 +92,8 @@ def orders(check: Check | None) -> str:
     label = check.live.arms[worst["configuration"]].label
     return said + (
         f" Of the {len(outside)} others the largest error is that of the {worst['statistic']} "
-        f"{METRICS[worst['metric']].short} of {label} ({signed(100 * worst['centre'], 1)} %), which "
-        "no order that was tried explains. What else differs: live, frontend, engines and load "
+        f"{METRICS[worst['metric']].short} of {label} ({signed(100 * worst['centre'], 1)} %), "
+        "which no order that was tried explains. What else differs: live, frontend, engines and load "
         "generator share the cores of one machine, and the first requests of a burst start while "
         "the others are still being read."
     )
