@@ -93,9 +93,9 @@ def orders(check: Check | None) -> str:
     return said + (
         f" Of the {len(outside)} others the largest error is that of the {worst['statistic']} "
         f"{METRICS[worst['metric']].short} of {label} ({signed(100 * worst['centre'], 1)} %), "
-        "which no order that was tried explains. What else differs: live, frontend, engines and load "
-        "generator share the cores of one machine, and the first requests of a burst start while "
-        "the others are still being read."
+        "which no order that was tried explains. What else differs: live, frontend, engines and "
+        "load generator share the cores of one machine, and the first requests of a burst start "
+        "while the others are still being read."
     )
 
 
