@@ -28,9 +28,9 @@ def errors(check: Check) -> Drawing:
             rows = rows.set_index("statistic").loc[[*STATISTICS]]
             at = [n + 0.17 * (nth - (len(styles) - 1) / 2) for n in range(len(STATISTICS))]
             look = {"color": style["color"], "linewidth": 1.3, "alpha": 0.6}
-            place.hlines(at, 100 * rows["ci_low"], 100 * rows["ci_high"], **look)
+            place.hlines(at, 100 * rows["least"], 100 * rows["most"], **look)
             place.plot(
-                100 * rows["error"],
+                100 * rows["centre"],
                 at,
                 linestyle="",
                 marker=style["marker"],

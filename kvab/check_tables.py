@@ -51,10 +51,14 @@ def reuse(check: Check | None) -> Table | None:
             "least to most": " to ".join(
                 percent(good.loc[name, "live"] + good.loc[name, end]) for end in ("least", "most")
             ),
-            "prompt from cache, live": percent(check.reuse.loc[name, "live"]),
+            "prompt from cache, live": _known(check.reuse.loc[name, "live"]),
             "simulated": percent(check.reuse.loc[name, "simulated"]),
         }
         for name, arm in check.live.arms.items()
     ]
     caption = "AIPerf does not record which worker served a request, so no balance is shown."
     return Table(pd.DataFrame(lines), caption, ("configuration",))
+
+
+def _known(share: float) -> str:
+    return "not known" if pd.isna(share) else percent(share)

@@ -135,4 +135,5 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if axes.get_legend():
         axes.get_legend().remove()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    columns = 4 if sum(map(len, labels)) < 90 else 2  # what fits the width of a figure
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
