@@ -285,7 +285,7 @@ def test_a_description_is_plain_json(trace):
 
 @needs_real
 def test_the_real_trace_has_the_figures_of_the_page():
-    """Origin: the setup table of "Qwen3-32B KV Routing A/B", and issue 2."""
+    """Origin: the setup table of "Qwen3-32B KV Routing A/B"."""
     d = describe(read_trace(REAL))
     assert round(d["input_tokens"]["mean"]) == 12035
     assert round(d["output_tokens"]["mean"]) == 343
