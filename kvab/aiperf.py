@@ -7,13 +7,13 @@ run, and why it is only part of a run, where it is.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kvab.errors import InputError
 from kvab.records import Records, read_records
+from kvab.secrecy import hide
 
 RECORDS = "profile_export.jsonl"
 SUMMARY = "profile_export_aiperf.json"
@@ -32,7 +32,6 @@ OTHERS = (
     "inputs",
     "outputs",
 )
-SECRET = re.compile(r"""(--api-key|--header|-H)(?:\s+|=)('[^']*'|"[^"]*"|\S+)""")
 MEND = "name a folder that `aiperf profile` wrote"
 
 
@@ -103,7 +102,7 @@ def read_artifacts(folder: Path) -> Artifacts:
         records,
         summary,
         version=summary.get("aiperf_version"),
-        command=SECRET.sub(r"\1 <redacted>", command) if isinstance(command, str) else None,
+        command=hide(command) if isinstance(command, str) else None,
         expected=_expected(config),
         partial=_why_partial(folder, summary, records),
         notes=_notes(records),

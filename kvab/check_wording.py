@@ -34,7 +34,10 @@ def provenance(check: Check | None, cluster: str) -> str:
 def source(check: Check, _: bool = True) -> str:
     """Return where a figure's data come from, for the end of its caption."""
     rows = check.live.manifest.trace.rows
-    return f"Source: {check.live.cluster}, {rows:,} requests, and a simulation of the same rows."
+    return (
+        f"Source: {check.live.cluster}, {rows:,} requests on mock engines without a GPU, and a "
+        "simulation of the same rows."
+    )
 
 
 def _worst(check: Check, metric: str, statistic: str) -> pd.Series:

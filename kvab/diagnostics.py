@@ -6,7 +6,6 @@ Input: a cluster. Output: provenance as plain values, and files by name. No secr
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -16,10 +15,10 @@ from kvab.errors import KvabError
 from kvab.kube import Kube
 from kvab.podexec import Pod
 from kvab.preflight import ORIGIN
+from kvab.secrecy import hide
 
 Object = dict[str, Any]
 GPU_QUERY = ("nvidia-smi", "--query-gpu=index,name,uuid", "--format=csv,noheader")
-SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?i:bearer)\s+\S+")
 
 
 def provenance(kube: Kube, expected: readiness.Expected) -> tuple[dict[str, str], dict[str, Any]]:
@@ -73,7 +72,7 @@ def files(kube: Kube, selectors: list[str], names: list[tuple[str, str]]) -> dic
             value = {"error": str(error)}
         text = value if isinstance(value, str) else json.dumps(value, indent=1)
         if value not in (None, ""):
-            kept[name] = SECRETS.sub("***", text).encode()
+            kept[name] = hide(text).encode()
         return value if isinstance(value, list) else []
 
     for kind, name in names:

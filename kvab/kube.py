@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay
 
 from kvab.apierrors import Existing, Missing, failures, message, passes, pause_s, told
 from kvab.errors import DependencyError, InputError
+from kvab.secrecy import hide
 from kvab.study import Kubernetes
 
 Object = dict[str, Any]
@@ -193,11 +194,11 @@ class Kube:
             return
 
     def log(self, pod: str, container: str, *, previous: bool = False, lines: int = 2000) -> str:
-        """Return the end of a container's log, empty if there is none."""
+        """Return the end of a container's log without its secrets, empty if there is none."""
         query = {"container": container, "tailLines": lines, "previous": str(previous).lower()}
         try:
             path = self.path("Pod", pod) + "/log"
-            return self._send("GET", path, query, None, text=True)
+            return hide(self._send("GET", path, query, None, text=True))
         except Exception as error:
             if isinstance(error, failures()):
                 return ""

@@ -128,9 +128,9 @@ class Check:
         return digest([self.live.key, self.twins.to_json(), self.orders.to_json(), self.own])
 
     def twin(self, configuration: str) -> pd.DataFrame:
-        """Return the simulated requests table of a configuration."""
-        own = self.twins["configuration"] == configuration
-        return self.twins[own].sort_values("row", ignore_index=True)
+        """Return the simulated requests table of a configuration; it sends without a lag."""
+        own = self.twins[self.twins["configuration"] == configuration]
+        return own.sort_values("row", ignore_index=True).assign(send_lag_ms=0.0)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:

@@ -36,6 +36,9 @@ NOT_EXECUTED = (
     "runs, without a cluster. `kvab run` executes it.\n```"
 )
 
+# A kernel that ends while it still answers logs a traceback of its own sockets.
+QUIET = "import logging; logging.getLogger('tornado.general').setLevel('CRITICAL')"
+
 
 def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     """Execute a notebook with papermill and write the executed copy.
@@ -73,7 +76,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
                 kernel_name="python3",
                 cwd=str(root()),
                 progress_bar=False,
-                extra_arguments=["--log-level=CRITICAL"],
+                extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={QUIET}"],
                 stderr_file=sys.stderr,  # progress of long steps; not part of the page
             )
         except papermill.PapermillExecutionError as error:

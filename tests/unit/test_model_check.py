@@ -54,7 +54,8 @@ def test_errors_are_simulated_over_live(check):
 
 def test_a_simulation_that_is_right_has_no_error(check):
     live = pd.concat(
-        [check.live.tables(name)[0].assign(configuration=name) for name in check.live.runs]
+        [check.live.tables(name)[0].assign(configuration=name) for name in check.live.runs],
+        ignore_index=True,
     )
     orders = []
     for name in check.live.runs:
