@@ -58,7 +58,7 @@ class Node:
         container = pod["spec"]["containers"][0]
         name = pod["metadata"]["name"]
         if name.startswith("model-download"):
-            self.logs[name] = "Qwen/Qwen3-32B: 17 files\n"
+            self.logs[name] = f"Qwen/Qwen3-32B: 17 files, HF_TOKEN={SECRET_TEXT}\n"
             return 0
         self.scripts.mkdir(exist_ok=True)
         for volume in pod["spec"].get("volumes", []):
