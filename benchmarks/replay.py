@@ -18,8 +18,9 @@ from pathlib import Path
 import typer
 import yaml
 
-from kvab import campaign, recipes
-from kvab.replay import Job, plan_job
+from kvab import recipes
+from kvab.runs import campaign
+from kvab.runs.replay import Job, plan_job
 from kvab.simulate import prediction
 from kvab.study import load_study, root
 from kvab.trace import find_trace

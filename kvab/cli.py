@@ -72,8 +72,8 @@ def run(
     study: StudyOption = STUDY,
 ) -> None:
     """Replay one configuration on one cluster by executing notebooks/03_replay.ipynb."""
-    from kvab.pages import run_replay_notebook
-    from kvab.replay import open_cluster, plan_job
+    from kvab.report.pages import run_replay_notebook
+    from kvab.runs.replay import open_cluster, plan_job
     from kvab.study import load_study, root
     from kvab.trace import find_trace
 
@@ -108,7 +108,7 @@ def summarize(
     study: StudyOption = STUDY,
 ) -> None:
     """Print the metrics of one run: TTFT, ITL, latency, goodput."""
-    from kvab.sources import read_source
+    from kvab.runs.sources import read_source
     from kvab.study import load_study
     from kvab.terminal import summary_lines
 
@@ -132,7 +132,7 @@ def compare(
 ) -> None:
     """Compare two configurations request by request; differences are comparison minus baseline."""
     from kvab.compare import compare as compare_tables
-    from kvab.sources import comparable, read_source
+    from kvab.runs.sources import comparable, read_source
     from kvab.study import load_study
     from kvab.terminal import comparison_lines
 
@@ -167,7 +167,7 @@ def import_(
     study: StudyOption = STUDY,
 ) -> None:
     """Make a run folder of AIPerf's artifacts, so that `kvab report` takes it as its own."""
-    from kvab.imports import import_run
+    from kvab.runs.imports import import_run
 
     written, told = import_run(path, study, cluster, configuration, repeat, rows, trace, runs)
     _tell(told)
@@ -190,7 +190,7 @@ def report(
     study: StudyOption = STUDY,
 ) -> None:
     """Replay what is missing, analyze it and build the book; ends with the headline."""
-    from kvab.report import report as build_report
+    from kvab.report.building import report as build_report
 
     headline, index = build_report(study, cluster, rows, repeats, trace, out, runs, from_)
     print(f"\n{headline}\n{index}")
@@ -205,7 +205,7 @@ def capacity(
     study: StudyOption = STUDY,
 ) -> None:
     """Sweep arrival speed and split on a simulated cluster; complete cells are kept."""
-    from kvab.capacity import sweep
+    from kvab.capacity.cells import sweep
 
     print(sweep(study, cluster, rows, trace, runs))
 
@@ -220,7 +220,7 @@ def publish(
     study: StudyOption = STUDY,
 ) -> None:
     """Copy the complete runs of a cluster, made small, to book/published."""
-    from kvab.published import publish as publish_runs
+    from kvab.report.published import publish as publish_runs
 
     for path in publish_runs(study, cluster, runs, to):
         print(path)
@@ -256,9 +256,9 @@ def describe(
     as_json: JsonOption = False,
 ) -> None:
     """Print the figures of the page's setup table, and what it does not say."""
-    from kvab.describe import describe as description_of
-    from kvab.describe import describe_rows
     from kvab.trace import read_trace
+    from kvab.trace.describe import describe as description_of
+    from kvab.trace.describe import describe_rows
 
     description = description_of(read_trace(trace))
     if as_json:
@@ -291,7 +291,7 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal traces.")] = 1,
 ) -> None:
     """Make a SYNTHETIC WORKLOAD with the published marginals, where the trace cannot be had."""
-    from kvab.synthesize import write_synthetic
+    from kvab.trace.synthesize import write_synthetic
 
     if out.exists():
         raise InputError(f"{out}: exists already; choose another name")

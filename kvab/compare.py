@@ -3,7 +3,7 @@
 Input: the requests tables of two arms, a list of repeats each. Output: the numbers of
 ``kvab compare`` and of the pages on the outcome. Differences are comparison minus baseline.
 Two sources of variation stay apart: the workload (intervals ``ci_*``: block bootstrap over arrival
-time, `kvab.bootstrap`) and run to run (``run_to_run``: Student's t over repeats).
+time, `kvab.statistics.bootstrap`) and run to run (``run_to_run``: Student's t over repeats).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from kvab.bootstrap import Design, mean, percentiles, replicate
-from kvab.contrasts import (
+from kvab.metrics import LATENCIES, METRICS, SCHEMA, Slo
+from kvab.statistics.bootstrap import Design, mean, percentiles, replicate
+from kvab.statistics.contrasts import (
     POWER,
     contrasts,
     difference,
@@ -28,10 +29,9 @@ from kvab.contrasts import (
     two_arms,
     verdicts,
 )
-from kvab.effects import effect_by_group, noise_floor, quantile_differences, terciles
-from kvab.metrics import LATENCIES, METRICS, SCHEMA, Slo
-from kvab.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
-from kvab.ranks import hodges_lehmann, hodges_lehmann_interval, mcnemar_p
+from kvab.statistics.effects import effect_by_group, noise_floor, quantile_differences, terciles
+from kvab.statistics.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
+from kvab.statistics.ranks import hodges_lehmann, hodges_lehmann_interval, mcnemar_p
 
 __all__ = [
     "Comparison",
@@ -65,7 +65,7 @@ class Comparison:
         Latency metric -> Hodges-Lehmann ``value``, ``ci_low``, ``ci_high``, and the plain
         ``median`` of the paired differences with ``median_ci_low``, ``median_ci_high``.
     verdict, verdict_basis : dict
-        Metric -> verdict; the numbers it rests on, see `kvab.contrasts.verdicts`.
+        Metric -> verdict; the numbers it rests on, see `kvab.statistics.contrasts.verdicts`.
     method, good_table, run_to_run, smallest_detectable : dict
         Settings; good and not good by pairs; differences by repeat; see `compare`.
     notes : list of str
@@ -115,7 +115,7 @@ def compare(
     level, resamples, seed
         Of the intervals.
     margins : mapping, optional
-        Metric -> practical margin, see `kvab.contrasts.verdicts`; 0 where missing.
+        Metric -> practical margin, see `kvab.statistics.contrasts.verdicts`; 0 where missing.
     statistic : {'mean', 'p50', 'p90', 'p95', 'p99'}
         Which difference of a latency the verdict is about. The mean is what users wait in total;
         the shares of faster requests and the paired median stand beside it, for it hides them.
@@ -134,7 +134,7 @@ def compare(
     Raises
     ------
     InputError
-        If the arms cannot be paired, see `kvab.pairing.join`.
+        If the arms cannot be paired, see `kvab.statistics.pairing.join`.
     """
     pairs = pair(baseline_tables, comparison_tables)
     both = [values(pairs, arm, slo, one_token) for arm in (BASELINE, COMPARISON)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kvab.errors import KvabError
 from kvab.recipes import read_configuration, topology
-from kvab.replay import open_cluster
+from kvab.runs.replay import open_cluster
 from kvab.study import Study, load_cluster, load_study, root
 from kvab.trace import find_trace
 
@@ -57,11 +57,11 @@ def _of_cluster(declared: Study, name: str) -> list[Finding]:
     try:
         profile = load_cluster(name)
         if profile.kind == "kubernetes":
-            from kvab.assembly import study_findings
+            from kvab.cluster.assembly import study_findings
 
             return [Finding(ok, what) for ok, what in study_findings(declared, profile)]
         if profile.kind == "live":
-            from kvab.live import LiveStack
+            from kvab.live.serving import LiveStack
 
             found = LiveStack(profile).findings(declared.model.name)
             return [Finding(ok, what) for ok, what in found]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvab.formats import interval, number, percent, signed
 from kvab.metrics import LATENCIES, METRICS
-from kvab.sources import Source
+from kvab.runs.sources import Source
 from kvab.study import Slo
 
 if TYPE_CHECKING:

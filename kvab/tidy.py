@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from kvab.aiperf.rows import by_row
 from kvab.errors import DependencyError, InputError
-from kvab.rows import by_row
 from kvab.trace import Trace
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kvab import metrics, recipes, summaries
+from kvab import metrics, recipes
 from kvab.evidence import Evidence
-from kvab.runs import Run
+from kvab.runs import Run, summaries
 
 ERROR_LIMIT_SHARE = 0.01
 SEND_LAG_LIMIT_MS = 50.0

@@ -1,6 +1,6 @@
-"""What a person sees while a cluster works: a live table in a terminal, else a line a change.
+"""What a person sees while long work goes on: a live table in a terminal, else a line a change.
 
-Input: the state of components and pods. Output: standard error; nothing is kept.
+Input: how things stand. Output: standard error; nothing is kept.
 """
 
 from __future__ import annotations
@@ -9,16 +9,12 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-
-from kvab import causes, readiness
 
 QUIET_S = 60.0
 TERMINAL = "KVAB_TERMINAL"
@@ -76,27 +72,3 @@ def tell_kernels() -> None:
 def _in_terminal() -> bool:
     told = os.environ.get(TERMINAL)
     return told == "1" if told else sys.stderr.isatty()
-
-
-def component_table(
-    expected: readiness.Expected, pods: list[dict[str, Any]], events: list[dict[str, Any]]
-) -> Table:
-    """Return components, how many of their pods are ready, what the others do, and the news."""
-    table = Table("component", "ready", "pods", "latest event", expand=True)
-    ready = readiness.ready_pods(expected, pods)
-    for name, wanted in expected.replicas.items():
-        own = [pod for pod in pods if readiness.component_of(pod) == name]
-        states = Counter(_state(pod) for pod in own)
-        told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-        news = causes.latest_event(events, {pod["metadata"]["name"] for pod in own})
-        table.add_row(name, f"{ready[name]}/{wanted}", told or "none", Text(news[:160]))
-    return table
-
-
-def _state(pod: dict[str, Any]) -> str:
-    if pod["metadata"].get("deletionTimestamp"):
-        return "Terminating"
-    if readiness.is_ready(pod):
-        return "Ready"
-    first = next(causes.of_pod(pod), None)
-    return first.reason if first else (pod.get("status") or {}).get("phase", "Unknown")

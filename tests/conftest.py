@@ -95,9 +95,9 @@ def small_trace(tmp_path_factory):
 def small_runs(tmp_path_factory, small_trace):
     """Two simulated repeats of both main configurations on the small trace."""
     pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
-    from kvab.replay import start
+    from kvab.runs.replay import start
+    from kvab.runs.workload import save_workload
     from kvab.trace import read_trace
-    from kvab.workload import save_workload
 
     folder = tmp_path_factory.mktemp("runs")
     save_workload(read_trace(small_trace), folder / "qwen3-32b")

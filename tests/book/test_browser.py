@@ -21,7 +21,7 @@ ARGUMENTS = [
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     """The book built from the published runs, as `make book` does."""
-    from kvab.report import report
+    from kvab.report.building import report
 
     out = tmp_path_factory.mktemp("book")
     return report(

@@ -15,7 +15,7 @@ from controllers import NAMESPACE, Controllers
 from node import Node
 from schemas import definition
 
-from kvab.replay import start
+from kvab.runs.replay import start
 
 PROFILE = {
     "kind": "kubernetes",
@@ -40,11 +40,11 @@ PROFILE = {
 class Emulated:
     """The cluster, and what a test may do to it."""
 
-    def __init__(self, folder, checkout, operator="1.5"):
+    def __init__(self, folder, checkout, operator="1.5", node=Node):
         definition(operator)  # skips where there are no schemas
         self.folder, self.checkout, self.runs = folder, checkout, folder / "runs"
         self.server = ApiServer(operator)
-        self.node = Node(self.server, folder)
+        self.node = node(self.server, folder)
         self.server.node = self.node
         self.server.start()
         self.store = self.server.store

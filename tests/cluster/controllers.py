@@ -22,6 +22,7 @@ class Script:
     """What departs from the usual course."""
 
     start_s: float = 0.05
+    tick_s: float = 0.02
     operator_up: bool = True
     on_deploy: Any = None
     pods: dict = field(default_factory=dict)
@@ -62,7 +63,7 @@ class Controllers:
                     self.node.kill(name)
             except Conflict:
                 pass
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(self.script.tick_s)
 
     def admit(self, plural, manifest):
         """The operator's webhooks: a version stamped, a tag that is no version refused."""

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from kvab.applied import check_profile
-from kvab.assembly import Assembly
+from kvab.cluster.applied import check_profile
+from kvab.cluster.assembly import Assembly
 from kvab.errors import InputError
-from kvab.replay import plan_job
+from kvab.runs.replay import plan_job
 from kvab.study import Kubernetes, load_cluster, load_study
 
 PROFILE = Kubernetes.model_validate(

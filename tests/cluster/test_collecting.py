@@ -11,7 +11,8 @@ from controllers import NAMESPACE
 from node import SECRET_TEXT
 from store import Conflict
 
-from kvab import podexec, podfiles, runs
+from kvab import runs
+from kvab.cluster import podexec, podfiles
 from kvab.errors import DependencyError
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from controllers import NAMESPACE, pending
 
-from kvab import campaign, runs
+from kvab import runs
 from kvab.errors import DependencyError
+from kvab.runs import campaign
 
 COMMAND = [sys.executable, "-m", "kvab", "run", "--cluster", "emulated"]
 

@@ -8,10 +8,10 @@ from scipy.stats import wilcoxon
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from kvab.bootstrap import Design, Replicates, Sample, mean, percentiles, replicate
-from kvab.contrasts import verdicts
 from kvab.metrics import percentile, statistics
-from kvab.ranks import hodges_lehmann, mcnemar_p
+from kvab.statistics.bootstrap import Design, Replicates, Sample, mean, percentiles, replicate
+from kvab.statistics.contrasts import verdicts
+from kvab.statistics.ranks import hodges_lehmann, mcnemar_p
 
 Q = [0, 1, 25, 50, 75, 90, 95, 99, 100]
 

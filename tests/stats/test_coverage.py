@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from scipy.signal import lfilter
 
-from kvab.bootstrap import block_bursts
 from kvab.compare import paired_statistics
-from kvab.contrasts import difference, two_arms, verdicts
 from kvab.metrics import METRICS
-from kvab.pairing import plan, sample
-from kvab.ranks import hodges_lehmann
+from kvab.statistics.bootstrap import block_bursts
+from kvab.statistics.contrasts import difference, two_arms, verdicts
+from kvab.statistics.pairing import plan, sample
+from kvab.statistics.ranks import hodges_lehmann
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvab.aiperf import read_artifacts
+from kvab.aiperf.records import read_records
 from kvab.errors import InputError
 from kvab.metrics import good, summarize
-from kvab.records import read_records
 from kvab.study import Slo
 from kvab.tidy import SCHEMA, from_aiperf
 from kvab.trace import read_trace

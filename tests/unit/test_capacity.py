@@ -12,17 +12,18 @@ import pandas as pd
 import pytest
 import yaml
 
-from kvab import capacity_wording as wording
-from kvab import crossings, runs
-from kvab.bootstrap import Design
-from kvab.capacity import sweep
+from kvab import runs
+from kvab.capacity.cells import sweep
+from kvab.capacity.curves import load_sweep
 from kvab.errors import InputError
-from kvab.load_curves import load_sweep
 from kvab.recipes import topology
-from kvab.replay import plan_job
+from kvab.runs.replay import plan_job
+from kvab.statistics import crossings
+from kvab.statistics.bootstrap import Design
 from kvab.study import load_study
-from kvab.sweep import Split, Variant
+from kvab.study.sweep import Split, Variant
 from kvab.trace import read_trace
+from kvab.wording import capacity as wording
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 PUBLISHED = "book/published"

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.bootstrap import Design, Replicates, Sample, block_bursts, replicate
 from kvab.compare import (
     compare,
     effect_by_group,
@@ -16,8 +15,9 @@ from kvab.compare import (
     quantile_differences,
     terciles,
 )
-from kvab.contrasts import verdicts
 from kvab.errors import InputError
+from kvab.statistics.bootstrap import Design, Replicates, Sample, block_bursts, replicate
+from kvab.statistics.contrasts import verdicts
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
 FEW = {"resamples": 100, "seed": 3}

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from kvab import check_wording as wording
 from kvab import metrics
-from kvab.model_check import FILE, SENT, Check, load_check
+from kvab.evidence.model_check import FILE, SENT, Check, load_check
+from kvab.wording import check as wording
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 

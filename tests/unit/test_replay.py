@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
-from kvab import campaign, runs
+from kvab import runs
 from kvab.errors import InputError
 from kvab.recipes import topology
-from kvab.replay import plan_job, start
+from kvab.runs import campaign
+from kvab.runs.replay import plan_job, start
 from kvab.simulate import prediction
 from kvab.study import load_study
 from kvab.trace import read_trace

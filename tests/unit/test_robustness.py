@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kvab.metrics import good
-from kvab.robustness import choices, slo_surface
+from kvab.statistics.robustness import choices, slo_surface
 
 
 @dataclass

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from kvab import archives, metrics, runs
+from kvab import metrics, runs
+from kvab.aiperf import archives
 from kvab.errors import InputError
 from kvab.evidence import load_evidence
-from kvab.imports import import_run, is_imported
-from kvab.replay import plan_job
-from kvab.sources import comparable, read_source
+from kvab.runs.imports import import_run, is_imported
+from kvab.runs.replay import plan_job
+from kvab.runs.sources import comparable, read_source
 from kvab.study import load_study
 from kvab.trace import read_trace
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.spread import CHOICE, _totals, verdicts
+from kvab.capacity.spread import CHOICE, _totals, verdicts
 from kvab.study import Slo, load_study
-from kvab.sweep import Variant, tick_ms
+from kvab.study.sweep import Variant, tick_ms
 from kvab.trace import Trace
 
 STUDY = load_study()

@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from kvab.describe import describe, reusable_tokens
 from kvab.errors import InputError
-from kvab.synthesize import made_up, synthesize, write_synthetic
 from kvab.trace import read_trace
+from kvab.trace.describe import describe, reusable_tokens
+from kvab.trace.synthesize import made_up, synthesize, write_synthetic
 
 REAL = os.environ.get("KVAB_TRACE")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvab.describe import describe, describe_rows, reusable_tokens
 from kvab.errors import DependencyError, InputError
 from kvab.trace import (
     burst_order,
@@ -22,6 +21,7 @@ from kvab.trace import (
     slice_trace,
     write_rows,
 )
+from kvab.trace.describe import describe, describe_rows, reusable_tokens
 
 REAL = os.environ.get("KVAB_TRACE")
 needs_real = pytest.mark.skipif(not REAL, reason="KVAB_TRACE does not name the real trace")

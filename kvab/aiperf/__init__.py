@@ -1,0 +1,21 @@
+"""What AIPerf writes: summaries, records and archives of them."""
+
+from kvab.aiperf.artifacts import (
+    PACKED,
+    READY,
+    RECORDS,
+    SUMMARY,
+    Artifacts,
+    read_artifacts,
+    router_counters,
+)
+
+__all__ = [
+    "PACKED",
+    "READY",
+    "RECORDS",
+    "SUMMARY",
+    "Artifacts",
+    "read_artifacts",
+    "router_counters",
+]

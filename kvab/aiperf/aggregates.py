@@ -1,0 +1,105 @@
+"""AIPerf's summary where the single requests were not kept: what aggregates still say.
+
+Input: artifacts without records. Output: the document of ``kvab summarize``, with None for what
+aggregates do not tell.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvab.aiperf import Artifacts
+from kvab.aiperf.records import TO_MS
+from kvab.metrics import SCHEMA, STATISTICS, Slo
+
+NAMES = {
+    "ttft_ms": "time_to_first_token",
+    "itl_ms": "inter_token_latency",
+    "latency_ms": "request_latency",
+}
+
+
+def document(artifacts: Artifacts, slo: Slo) -> dict[str, Any]:
+    """Return what a summary says, in the shape of `kvab.metrics.summarize`."""
+    served, failed = _count(artifacts, "request_count"), _count(artifacts, "error_request_count")
+    failed = failed or 0
+    expected = artifacts.expected or (None if served is None else served + failed)
+    seconds, tokens = _value(artifacts, "benchmark_duration"), _value(artifacts, "total_osl")
+    same = _slos(artifacts) == {
+        "time_to_first_token": slo.ttft_ms,
+        "inter_token_latency": slo.itl_ms,
+    }
+    good = _count(artifacts, "good_request_count") if same else None
+    known = good is not None
+    cached = _value(artifacts, "total_usage_prompt_cache_read_tokens")
+    prompt = _value(artifacts, "total_usage_prompt_tokens")
+    return {
+        "schema": SCHEMA,
+        "requests": {
+            "expected": expected,
+            "received": served,
+            "errors": failed,
+            "one_token": None,
+        },
+        **{key: _statistics(artifacts, name) for key, name in NAMES.items()},
+        "good": {
+            "count": good,
+            "share": good / expected if known and expected else None,
+            "rps": good / seconds if known and seconds else None,
+            "ttft_ms": float(slo.ttft_ms),
+            "itl_ms": float(slo.itl_ms),
+        },
+        "output_tokens_per_s": tokens / seconds if tokens is not None and seconds else None,
+        "duration_s": seconds,
+        "cached_share": cached / prompt if cached is not None and prompt else None,
+    }
+
+
+def missing(artifacts: Artifacts, slo: Slo) -> list[str]:
+    """Return what a summary without records does not tell, a sentence each."""
+    told = ["single requests: the folder holds AIPerf's summary only, so no pairs and no intervals"]
+    told.append("one-token answers: a summary does not count them")
+    told.append("inter-token latency: on AIPerf's own token counts")
+    if document(artifacts, slo)["good"]["count"] is None:
+        found = _slos(artifacts)
+        bounds = ", ".join(f"{name} {value:g}" for name, value in found.items()) or "none"
+        told.append(
+            f"good requests: the study's bounds are {slo.ttft_ms:g} and {slo.itl_ms:g} ms, the "
+            f"run's --goodput was {bounds}"
+        )
+    return told
+
+
+def _entry(artifacts: Artifacts, name: str) -> dict[str, Any]:
+    found = artifacts.summary.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _value(artifacts: Artifacts, name: str) -> float | None:
+    value = _entry(artifacts, name).get("avg")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _count(artifacts: Artifacts, name: str) -> int | None:
+    value = _value(artifacts, name)
+    return None if value is None else round(value)
+
+
+def _statistics(artifacts: Artifacts, name: str) -> dict[str, float | None]:
+    entry = _entry(artifacts, name)
+    factor = TO_MS.get(entry.get("unit", "ms"))
+    if factor is None:
+        return dict.fromkeys(STATISTICS)
+    values = {each: entry.get("avg" if each == "mean" else each) for each in STATISTICS}
+    numbers = {each: isinstance(value, int | float) for each, value in values.items()}
+    return {each: factor * values[each] if numbers[each] else None for each in STATISTICS}
+
+
+def _slos(artifacts: Artifacts) -> dict[str, float]:
+    """Return the bounds of a good request in a summary: since 0.9 under slos, before in input."""
+    config = artifacts.summary.get("input_config")
+    config = config if isinstance(config, dict) else {}
+    older = config.get("input")
+    found = config.get("slos") or (older.get("goodput") if isinstance(older, dict) else None)
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}

@@ -1,0 +1,1 @@
+"""What each configuration sustains: sweeps of load and of the workers' split."""

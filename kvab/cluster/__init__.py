@@ -1,0 +1,1 @@
+"""A Kubernetes cluster: checked, prepared, deployed to, replayed on, collected from, cleaned."""

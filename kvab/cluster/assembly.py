@@ -1,0 +1,159 @@
+"""Everything that one run applies to a cluster, assembled from recipe, profile and workload.
+
+Input: a profile and a job. Output: marked manifests, names, and what must be there when it serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvab.cluster import applied, marks, preflight, readiness
+from kvab.cluster.kube import Kube
+from kvab.recipes import Topology
+from kvab.recipes.manifests import Configuration, read_configuration
+from kvab.runs import write_beside
+from kvab.study import Kubernetes, Study
+from kvab.trace import write_rows
+
+if TYPE_CHECKING:
+    from kvab.runs.replay import Job
+
+Object = dict[str, Any]
+
+
+class Assembly:
+    """One run as a cluster gets it."""
+
+    def __init__(self, profile: Kubernetes, job: Job) -> None:
+        self.profile, self.job = profile, job
+
+    @cached_property
+    def recipe(self) -> Configuration:
+        """The manifests of the job's configuration."""
+        return self.job.recipe
+
+    @cached_property
+    def workload(self) -> tuple[applied.Sending, bytes]:
+        """What is sent, and its file unless the benchmark fetches the published one."""
+        trace, order = self.job.trace, self.job.order()
+        published = trace.sha256 == self.job.study.trace.sha256
+        whole = np.array_equal(order, np.arange(len(trace)))
+        span_s = float(trace.arrival_ms[order].max()) / 1000
+        if published and whole:
+            return applied.Sending(trace.sha256, len(order), span_s, False), b""
+        with tempfile.TemporaryDirectory(prefix="kvab-") as folder:
+            path = write_rows(trace, order, Path(folder) / "trace.jsonl")
+            content = path.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        return applied.Sending(sha256, len(order), span_s, True), content
+
+    def manifests(self, run_id: str = "") -> list[Object]:
+        """Return deployment, ConfigMap and Job of the run, marked as its own."""
+        recipe, (sending, _) = self.recipe, self.workload
+        deployment = applied.deployment(recipe, self.profile)
+        plain = [deployment, *applied.benchmark(recipe, self.profile, sending, "")]
+        mark = self.mark(applied.content_digest(plain, sending), run_id)
+        made = [deployment, *applied.benchmark(recipe, self.profile, sending, run_id)]
+        return [mark.put(manifest, self.profile.namespace) for manifest in made]
+
+    def mark(self, digest: str, run_id: str) -> marks.Mark:
+        """Return the marks of the run."""
+        study = self.job.study
+        return marks.Mark(study.name, marks.run_name(study, self.job.path), run_id, digest)
+
+    def digest_mark(self) -> marks.Mark:
+        """Return the marks by which an earlier start of the same run is known."""
+        plain = self.manifests()[0]
+        return self.mark(plain["metadata"]["annotations"][marks.DIGEST], "")
+
+    def files_pod(self, run_id: str) -> Object:
+        """Return the pod through which files go in and out."""
+        job = self.manifests(run_id)[2]
+        mark = self.mark(job["metadata"]["annotations"][marks.DIGEST], run_id)
+        return mark.put(applied.files_pod(job, self.helper), self.profile.namespace)
+
+    def deployments(self) -> set[str]:
+        """Return the names of all deployments of the study."""
+        study = self.job.study
+        folders = [study.configuration_folder(name) for name in study.configurations]
+        return {read_configuration(folder).deployment for folder in folders}
+
+    def findings(self, kube: Kube) -> Iterator[preflight.Finding]:
+        """Yield what the cluster lacks for the run."""
+        arms = [(self.recipe, self.manifests("preflight"))]
+        return _findings(self.job.study, self.profile, kube, arms)
+
+    def new_id(self) -> str:
+        """Return a name for this try of the run; its artifacts lie under it."""
+        return f"{self.job.configuration}-r{self.job.repeat}-{datetime.now(UTC):%Y%m%dt%H%M%S}"
+
+    @cached_property
+    def job_name(self) -> str:
+        """Name of the benchmark's Job."""
+        return next(m["metadata"]["name"] for m in self.recipe.perf if m["kind"] == "Job")
+
+    @cached_property
+    def scripts_name(self) -> str:
+        """Name of the ConfigMap with the benchmark's scripts."""
+        return next(m["metadata"]["name"] for m in self.recipe.perf if m["kind"] == "ConfigMap")
+
+    @property
+    def helper(self) -> str:
+        """Name of the pod through which files go in and out."""
+        return f"{self.recipe.deployment}-files"
+
+    def expected(self, topology: Topology, found: Object) -> readiness.Expected:
+        """Return what must be there when the deployment serves."""
+        recipe, groups = self.recipe, topology.groups
+        prefill = groups["prefill"].replicas if "prefill" in groups else 0
+        return readiness.Expected(
+            deployment=recipe.deployment,
+            uid=found["metadata"]["uid"],
+            replicas=applied.replicas(recipe.deploy),
+            frontend=applied.component(recipe),
+            service=applied.service_name(recipe),
+            model=self.job.study.model.name,
+            prefill=prefill,
+            others=sum(group.replicas for group in groups.values()) - prefill,
+        )
+
+    @cached_property
+    def state_file(self) -> Path:
+        """Where it is noted, beside the run, that the cluster holds something of it."""
+        return self.job.path.with_name(f".{self.job.path.name}.state.json")
+
+    def note(self, run_id: str, step: str) -> None:
+        """Note beside the run how far it is."""
+        self.state_file.parent.mkdir(parents=True, exist_ok=True)
+        note = {"run_id": run_id, "step": step, "at": datetime.now(UTC).isoformat()}
+        write_beside(self.state_file, json.dumps(note, indent=1).encode())
+
+
+def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Finding]:
+    """Yield what a cluster lacks for the configurations of a study; nothing is created."""
+    applied.check_profile(profile)
+    arms = []
+    for name in study.configurations:
+        recipe = read_configuration(study.configuration_folder(name), name)
+        sending = applied.Sending(study.trace.sha256, study.trace.rows, 0.0, False)
+        mark = marks.Mark(study.name, f"{study.name}/{name}/doctor", "doctor", "")
+        plain = [applied.deployment(recipe, profile)]
+        plain += applied.benchmark(recipe, profile, sending, "doctor")
+        arms.append((recipe, [mark.put(each, profile.namespace) for each in plain]))
+    yield from _findings(study, profile, Kube(profile), arms)
+
+
+def _findings(
+    study: Study, profile: Kubernetes, kube: Kube, arms: list[tuple[Configuration, list[Object]]]
+) -> Iterator[preflight.Finding]:
+    shared = [*applied.storage(study, profile), applied.download(study, profile)]
+    yield from preflight.findings(kube, profile, study.gpus, arms, shared)

@@ -1,0 +1,243 @@
+"""The Kubernetes API with patience: one client, retried calls, errors that a user can act on.
+
+Input: a cluster profile. Output: objects as plain dictionaries.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tenacity import Retrying, retry_if_exception, stop_after_delay
+
+from kvab.cluster.apierrors import Existing, Missing, failures, message, passes, pause_s, told
+from kvab.errors import DependencyError, InputError
+from kvab.secrecy import hide
+from kvab.study import Kubernetes
+
+Object = dict[str, Any]
+NVIDIA = "/apis/nvidia.com/v1alpha1"
+CALL_S = 60.0
+
+
+class Kind(NamedTuple):
+    """Where the objects of a kind are served."""
+
+    prefix: str
+    plural: str
+    namespaced: bool = True
+
+
+KINDS = {
+    "DynamoGraphDeployment": Kind(NVIDIA, "dynamographdeployments"),
+    "DynamoComponentDeployment": Kind(NVIDIA, "dynamocomponentdeployments"),
+    "Job": Kind("/apis/batch/v1", "jobs"),
+    "Pod": Kind("/api/v1", "pods"),
+    "Event": Kind("/api/v1", "events"),
+    "ConfigMap": Kind("/api/v1", "configmaps"),
+    "Secret": Kind("/api/v1", "secrets"),
+    "PersistentVolumeClaim": Kind("/api/v1", "persistentvolumeclaims"),
+    "Namespace": Kind("/api/v1", "namespaces", False),
+    "Node": Kind("/api/v1", "nodes", False),
+    "StorageClass": Kind("/apis/storage.k8s.io/v1", "storageclasses", False),
+    "CustomResourceDefinition": Kind(
+        "/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", False
+    ),
+}
+
+
+def api_client(profile: Kubernetes) -> Any:
+    """Return the client for the profile's context.
+
+    Raises
+    ------
+    DependencyError
+        If the client library is not installed.
+    InputError
+        If there is no kubeconfig, or it has no such context.
+    """
+    try:
+        from kubernetes import client, config
+    except ImportError:
+        raise DependencyError(
+            "the Kubernetes client is not installed; run `make env`, or install kvab with its "
+            "extra `cluster`"
+        ) from None
+    settings = client.Configuration()
+    settings.retries = False  # ours wait longer, and know what passes
+    try:
+        return config.new_client_from_config(
+            os.environ.get("KUBECONFIG"), profile.context, client_configuration=settings
+        )
+    except (config.ConfigException, OSError) as error:
+        raise InputError(
+            f"recipes/clusters/{profile.name}.yaml: context: expected a context of your "
+            f"kubeconfig, got {profile.context or 'none'} ({error}); see "
+            "`kubectl config get-contexts`"
+        ) from None
+
+
+class Kube:
+    """Calls in one namespace; each is retried for ``limits.retry_s`` seconds."""
+
+    def __init__(self, profile: Kubernetes) -> None:
+        self.namespace, self.limits = profile.namespace, profile.limits
+        self.api = api_client(profile)
+
+    def hasty(self) -> Kube:
+        """Return the same client with little patience, for what may be left out."""
+        other = copy.copy(self)
+        other.limits = self.limits.model_copy(update={"retry_s": min(5, self.limits.retry_s)})
+        return other
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any] | None = None,
+        body: Any = None,
+        *,
+        text: bool = False,
+        what: str = "",
+    ) -> Any:
+        """Return the answer of one call, as text or as parsed JSON.
+
+        Raises
+        ------
+        InputError
+            If the API server finds the manifest wrong.
+        DependencyError
+            If it refuses, does not answer in time or has no such object.
+        """
+
+        def once() -> Any:
+            return self._send(method, path, query, body, text=text)
+
+        with told(what or f"{method} {path}"):
+            return self.patiently(once)
+
+    def patiently(self, once: Callable[[], Any]) -> Any:
+        """Return what a call returns, repeated while its failure may pass."""
+        retrying = Retrying(
+            retry=retry_if_exception(passes),
+            stop=stop_after_delay(self.limits.retry_s),
+            wait=pause_s,
+            reraise=True,
+        )
+        return retrying(once)
+
+    def _send(self, method: str, path: str, query: Any, body: Any, *, text: bool = False) -> Any:
+        (answer, _, _) = self.api.call_api(
+            path,
+            method,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "*/*", "Content-Type": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _request_timeout=CALL_S,
+        )
+        return answer.data.decode("utf-8", "replace") if text else json.loads(answer.data)
+
+    def path(self, kind: str, name: str = "") -> str:
+        """Return the path of a kind, or of one object of it."""
+        prefix, plural, namespaced = KINDS[kind]
+        inside = f"/namespaces/{self.namespace}" if namespaced else ""
+        return f"{prefix}{inside}/{plural}" + (f"/{name}" if name else "")
+
+    def get(self, kind: str, name: str) -> Object | None:
+        """Return an object, None if there is none."""
+        try:
+            return self.call("GET", self.path(kind, name), what=f"{kind} {name}")
+        except Missing:
+            return None
+
+    def list(self, kind: str, selector: str = "", fields: str = "") -> list[Object]:
+        """Return the objects of a kind that a label or field selector chooses."""
+        query = {"labelSelector": selector, "fieldSelector": fields}
+        chosen = {key: value for key, value in query.items() if value}
+        return self.call("GET", self.path(kind), chosen, what=f"list of {kind}")["items"]
+
+    def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
+        """Create an object under strict validation and return it.
+
+        An object that is there already and carries the same run's marks is the one that an
+        earlier try of this call made, whose answer was lost.
+        """
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        query = {"fieldValidation": "Strict", "fieldManager": "kvab"}
+        if dry_run:
+            query["dryRun"] = "All"
+        try:
+            return self.call("POST", self.path(kind), query, manifest, what=f"{kind} {name}")
+        except Existing:
+            found = self.get(kind, name)
+            ours = manifest["metadata"].get("annotations") or {}
+            theirs = (found or {}).get("metadata", {}).get("annotations") or {}
+            if dry_run or (ours and ours.items() <= theirs.items()):
+                return found or manifest
+            raise
+
+    def delete(self, kind: str, name: str, uid: str) -> None:
+        """Ask for the deletion of exactly this object; its children follow in the background.
+
+        Another object of the same name, or none, is no error.
+        """
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            self.call("DELETE", self.path(kind, name), None, body, what=f"{kind} {name}")
+        except (Missing, Existing):
+            return
+
+    def log(self, pod: str, container: str, *, previous: bool = False, lines: int = 2000) -> str:
+        """Return the end of a container's log without its secrets, empty if there is none."""
+        query = {"container": container, "tailLines": lines, "previous": str(previous).lower()}
+        try:
+            path = self.path("Pod", pod) + "/log"
+            return hide(self._send("GET", path, query, None, text=True))
+        except Exception as error:
+            if isinstance(error, failures()):
+                return ""
+            raise
+
+    def changed(self, selector: str, timeout_s: float) -> None:
+        """Return as soon as a pod changes, at the latest after a time.
+
+        The watch only wakes: what holds is read anew afterwards, so that a dropped or expired
+        (410 Gone) watch loses nothing.
+        """
+        from kubernetes import client, watch
+
+        start = time.monotonic()
+        watching = watch.Watch("object")
+        try:
+            query = {"labelSelector": selector, "limit": 1}
+            listed = self._send("GET", self.path("Pod"), query, None)
+            for _ in watching.stream(
+                client.CoreV1Api(self.api).list_namespaced_pod,
+                self.namespace,
+                label_selector=selector,
+                resource_version=listed["metadata"]["resourceVersion"],
+                timeout_seconds=max(1, round(timeout_s)),
+                _request_timeout=timeout_s + 5,
+            ):
+                watching.stop()
+                break
+        except failures():
+            left_s = timeout_s - (time.monotonic() - start)
+            time.sleep(max(0.0, min(left_s, timeout_s / 5)))
+
+    def proxy(self, service: str, path: str, body: Any = None) -> tuple[int, str]:
+        """Return status and text that a Service's port 8000 answers, 0 if it cannot be reached."""
+        where = f"/api/v1/namespaces/{self.namespace}/services/{service}:8000/proxy/{path}"
+        try:
+            method = "GET" if body is None else "POST"
+            return 200, self._send(method, where, None, body, text=True)
+        except Exception as error:
+            if not isinstance(error, failures()):
+                raise
+            return getattr(error, "status", 0) or 0, message(error)

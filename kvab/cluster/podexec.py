@@ -1,0 +1,108 @@
+"""Commands in a pod, over a WebSocket: binary, repeated when the connection is lost.
+
+Input: a pod and a command. Output: what it wrote, or an error with its exit code.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from kvab.cluster.apierrors import passes
+from kvab.cluster.kube import Kube
+from kvab.errors import DependencyError
+
+FRAME_BYTES = 64 * 2**10
+TRIES = 8
+
+
+class Broken(DependencyError):
+    """A stream ended before its command did."""
+
+
+class Pod:
+    """Commands in one container of a pod."""
+
+    def __init__(self, kube: Kube, name: str, container: str) -> None:
+        self.kube, self.name, self.container = kube, name, container
+
+    def run(self, *command: str, stdin: bytes = b"", timeout_s: float = 300) -> bytes:
+        """Return what a command writes to its standard output.
+
+        Raises
+        ------
+        Broken
+            If the connection was lost; the command may be repeated.
+        DependencyError
+            If the command failed.
+        """
+        import websocket
+        from kubernetes.client.rest import ApiException
+
+        out = bytearray()
+        try:
+            stream = self._open(command)
+            try:
+                for place in range(0, len(stdin), FRAME_BYTES):
+                    stream.write_stdin(stdin[place : place + FRAME_BYTES])
+                deadline = time.monotonic() + timeout_s
+                while stream.is_open():
+                    stream.update(timeout=1)
+                    out += stream.read_channel(1) or b""
+                    if time.monotonic() > deadline:
+                        raise Broken(f"pod {self.name}: {command[0]} took over {timeout_s:g} s")
+                out += stream.read_channel(1) or b""
+                error = (stream.read_channel(2) or b"").decode("utf-8", "replace").strip()
+                code = _exit_code(stream)
+            finally:
+                stream.close()
+        except (websocket.WebSocketException, ApiException, OSError) as error:
+            if isinstance(error, ApiException) and not passes(error) and error.status != 0:
+                raise DependencyError(f"exec in pod {self.name}: {error.reason}") from None
+            raise Broken(f"exec in pod {self.name}: {error}") from None
+        if code is None:
+            raise Broken(f"exec in pod {self.name}: the connection was lost")
+        if code:
+            raise DependencyError(f"pod {self.name}: {command[-1]}: exit code {code}: {error}")
+        return bytes(out)
+
+    def _open(self, command: tuple[str, ...]) -> Any:
+        from kubernetes import client
+        from kubernetes.stream import stream
+
+        core = client.CoreV1Api(self.kube.api)
+        return stream(
+            core.connect_get_namespaced_pod_exec,
+            self.name,
+            self.kube.namespace,
+            container=self.container,
+            command=list(command),
+            stdin=True,
+            stdout=True,
+            stderr=True,
+            tty=False,
+            binary=True,  # text would be decoded, and broken archives come of it
+            _preload_content=False,
+        )
+
+    def patiently(self, *command: str, stdin: bytes = b"") -> bytes:
+        """Return a command's output; a lost connection is tried again."""
+        return _retrying()(self.run, *command, stdin=stdin)
+
+
+def _retrying() -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(Broken),
+        stop=stop_after_attempt(TRIES),
+        wait=wait_exponential(multiplier=0.2, max=10),
+        reraise=True,
+    )
+
+
+def _exit_code(stream: Any) -> int | None:
+    try:
+        return stream.returncode
+    except (TypeError, KeyError, ValueError, LookupError):
+        return None  # no status was sent: the stream was cut

@@ -1,0 +1,275 @@
+"""What the pages stand on: every run of one cluster, verified, with its workload.
+
+Input: a folder of runs. Output: one object that a notebook loads and passes on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from kvab import metrics, runs
+from kvab.declare import digest
+from kvab.errors import InputError
+from kvab.metrics import LATENCIES
+from kvab.results import Result, remember, source_digest
+from kvab.runs import summaries
+from kvab.runs.workload import Workload, load_workload
+from kvab.study import Arm, Study, load_study, root
+
+if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
+    from kvab.compare import Comparison
+    from kvab.statistics.attribution import Attribution
+
+
+def kept(compute: Callable[[Evidence], Result]) -> cached_property[Result]:
+    """Make a property that is computed once for the runs, study and code at hand."""
+
+    def found(evidence: Evidence) -> Result:
+        key = digest([evidence.key, source_digest()])
+        return remember(key, compute.__name__, lambda: compute(evidence))
+
+    return cached_property(functools.wraps(compute)(found))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The runs of a study on one cluster.
+
+    Attributes
+    ----------
+    study : Study
+        The declaration.
+    cluster : str
+        Name of the cluster.
+    runs : dict of str to list of Run
+        Verified runs by configuration, in declared order; without runs, no entry.
+    workload : Workload
+        The trace that they replayed.
+    """
+
+    study: Study
+    cluster: str
+    runs: dict[str, list[runs.Run]]
+    workload: Workload
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the numbers come from a simulator."""
+        return self.manifest.kind == "simulated"
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the workload is made up."""
+        return self.manifest.trace.synthetic
+
+    @property
+    def manifest(self) -> runs.RunManifest:
+        """Manifest of the first run."""
+        return next(iter(self.runs.values()))[0].manifest
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """The configurations that were run, in declared order."""
+        return {name: self.study.configurations[name] for name in self.runs}
+
+    @property
+    def missing(self) -> str:
+        """Labels of the declared configurations that have no run; empty if all have."""
+        declared = self.study.configurations
+        return " and ".join(declared[name].label for name in declared if name not in self.runs)
+
+    @property
+    def repeats(self) -> int:
+        """Smallest number of repeats over the configurations."""
+        return min(len(found) for found in self.runs.values())
+
+    def tables(self, configuration: str) -> list[pd.DataFrame]:
+        """Return the requests tables of a configuration, by repeat.
+
+        Raises
+        ------
+        InputError
+            If it has no run.
+        """
+        if configuration not in self.runs:
+            raise InputError(
+                f"no run of {configuration} on {self.cluster}; "
+                f"run `kvab run --cluster {self.cluster} --configuration {configuration}`"
+            )
+        return [run.requests for run in self.runs[configuration]]
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """All requests: schema-1 columns plus configuration, label, repeat and good."""
+        parts = [
+            run.requests.assign(
+                configuration=name,
+                label=self.arms[name].label,
+                repeat=run.manifest.repeat,
+                good=metrics.good(run.requests, self.study.slo),
+            )
+            for name, found in self.runs.items()
+            for run in found
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    @kept
+    def comparison(self) -> Comparison:
+        """The comparison against the baseline, with intervals and verdicts."""
+        from kvab.compare import compare
+
+        margins = self.study.margins
+        return compare(*self._both(), self.study.slo, margins=margins, **self._settings())
+
+    @kept
+    def attribution(self) -> Attribution:
+        """Main effects of routing and of the split, and their interaction."""
+        from kvab.statistics.attribution import attribute
+
+        cells = {
+            (arm.factors.split, arm.factors.routing): self.tables(name)
+            for name, arm in self.study.configurations.items()
+        }
+        return attribute(cells, self.study.slo, **self._settings())
+
+    @kept
+    def good_shares(self) -> pd.DataFrame:
+        """Good share of each configuration, see `kvab.statistics.intervals.good_shares`."""
+        from kvab.statistics.intervals import good_shares
+
+        return good_shares(self._all(), self.study.slo, **self._settings())
+
+    @kept
+    def quantile_differences(self) -> dict[str, pd.DataFrame]:
+        """Difference at every quantile of each latency, see `kvab.statistics.effects`."""
+        from kvab.statistics.effects import quantile_differences
+        from kvab.statistics.pairing import pair
+
+        pairs, settings = pair(*self._both()), self._settings() | self._block()
+        return {key: quantile_differences(pairs, key, **settings) for key in LATENCIES}
+
+    @kept
+    def groups(self) -> pd.DataFrame:
+        """Effect within groups of the requests, see `kvab.statistics.intervals.groups`."""
+        from kvab.statistics.intervals import groups
+
+        both, workload = self._both(), self.workload.table
+        return groups(*both, workload, self.study.slo, **self._settings())
+
+    @kept
+    def noise_floor(self) -> pd.DataFrame:
+        """What differs between runs of the baseline alone (`effects.noise_floor`)."""
+        from kvab.statistics.effects import noise_floor
+
+        tables = self.tables(self.study.baseline)
+        return noise_floor(tables, self.study.slo, **self._settings())
+
+    @kept
+    def robustness(self) -> pd.DataFrame:
+        """The verdicts under other choices, see `kvab.statistics.robustness.choices`."""
+        from kvab.statistics.robustness import choices
+
+        study = self.study
+        declared = {"margins": study.margins, "other_slos": study.other_slos}
+        settings = self._settings() | self._block() | declared
+        return choices(*self._both(), study.slo, **settings)
+
+    @kept
+    def slo_surface(self) -> pd.DataFrame:
+        """Difference of the good share by bounds, see `kvab.statistics.robustness.slo_surface`."""
+        from kvab.statistics.robustness import slo_surface
+
+        settings = self._settings() | self._block()
+        return slo_surface(*self._both(), self.study.slo, **settings)
+
+    @cached_property
+    def minutes(self) -> pd.DataFrame:
+        """Good share and median TTFT by minute, see `kvab.runs.summaries.minutes`."""
+        return summaries.minutes(self.requests)
+
+    @cached_property
+    def worker_balance(self) -> pd.DataFrame:
+        """Work of each worker, see `kvab.runs.summaries.worker_balance`."""
+        return summaries.worker_balance(self.requests)
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The four cells of the 2x2, see `kvab.runs.summaries.cells`."""
+        return summaries.cells(self._all(), self.arms, self.study.slo)
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the study and of every file of every run."""
+        found = [run.manifest.files for each in self.runs.values() for run in each]
+        return digest([self.study.digest, self.manifest.trace.sha256, found])
+
+    def _both(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+        return self.tables(self.study.baseline), self.tables(self.study.comparison)
+
+    def _all(self) -> dict[str, list[pd.DataFrame]]:
+        return {name: self.tables(name) for name in self.runs}
+
+    def _block(self) -> dict[str, int]:
+        return {"block_bursts": self.comparison.method["block_bursts"]}
+
+    def _settings(self) -> dict[str, float | int]:
+        return self.study.statistics.model_dump()
+
+
+def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Evidence:
+    """Return the runs of a study on a cluster, each verified against its manifest.
+
+    Parameters
+    ----------
+    study : path
+        The study file.
+    cluster : str
+        Name of the cluster.
+    folder : path
+        The folder of runs; a relative one counts from the checkout.
+
+    Raises
+    ------
+    InputError
+        If there are no runs, one is damaged, or they replayed different workloads.
+    """
+    declared = load_study(study)
+    folder = root() / folder
+    found: dict[str, list[runs.Run]] = {}
+    for path in runs.find_runs(folder, declared, cluster):
+        run = runs.read_run(path)
+        found.setdefault(run.manifest.configuration, []).append(run)
+    if not found:
+        raise InputError(
+            f"{folder / declared.name / cluster}: no runs; run `kvab report --cluster {cluster}`"
+        )
+    runs.check_comparable([run for each in found.values() for run in each])
+    first = next(iter(found.values()))[0].manifest.trace
+    workload = load_workload(folder / declared.name, first.sha256)
+    return Evidence(declared, cluster, found, workload)
+
+
+def load_published(study: str | Path, folder: str | Path) -> Evidence:
+    """Return the published runs of a study: of the cluster with the most, in runs and rows.
+
+    Raises
+    ------
+    InputError
+        If nothing is published.
+    """
+    declared = load_study(study)
+    place = root() / folder / declared.name
+    sizes: Counter[str] = Counter()
+    for path in place.glob("*/*/r*/run.json"):
+        sizes[path.parents[2].name] += runs.read_manifest(path.parent).trace.rows
+    if not sizes:
+        raise InputError(f"{place}: no published runs; make them with `make publish`")
+    return load_evidence(study, sizes.most_common(1)[0][0], folder)

@@ -1,0 +1,23 @@
+"""What is drawn."""
+
+from kvab.figures.outcomes import (
+    distributions,
+    effects_by_group,
+    good_shares,
+    interaction,
+    over_time,
+    quantile_differences,
+    slo_surface,
+    worker_balance,
+)
+
+__all__ = [
+    "distributions",
+    "effects_by_group",
+    "good_shares",
+    "interaction",
+    "over_time",
+    "quantile_differences",
+    "slo_surface",
+    "worker_balance",
+]

@@ -1,0 +1,1 @@
+"""Dynamo's own processes and AIPerf on this machine."""

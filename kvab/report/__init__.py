@@ -1,0 +1,1 @@
+"""From runs to the book: pages and the published copy."""

@@ -1,0 +1,109 @@
+"""The whole study in one call: plan, replay what is missing, judge, build the book.
+
+Input: a study and a cluster. Output: the headline and the path of the built HTML.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from kvab.capacity.curves import load_sweep
+from kvab.declare import digest
+from kvab.errors import GateError
+from kvab.evidence import load_evidence
+from kvab.evidence.model_check import load_check, make_twins
+from kvab.report import pages
+from kvab.runs import campaign
+from kvab.runs.imports import is_imported
+from kvab.runs.replay import plan_job
+from kvab.runs.workload import save_workload
+from kvab.study import load_study, root
+from kvab.trace import find_trace
+from kvab.validity import gate
+from kvab.wording import headline
+
+
+def report(
+    study: Path,
+    cluster: str,
+    rows: int | None = None,
+    repeats: int | None = None,
+    trace: Path | None = None,
+    out: Path = Path("book/_build"),
+    runs: Path = Path("runs"),
+    published: Path | None = None,
+) -> tuple[str, Path]:
+    """Make the book of one cluster and return its headline and index.html.
+
+    Parameters
+    ----------
+    study : Path
+        The study file.
+    cluster : str
+        Name of the cluster profile.
+    rows : int, optional
+        Only the first rows of the trace.
+    repeats : int, optional
+        Only the first repeats of each configuration.
+    trace : Path, optional
+        Another trace, on purpose.
+    out : Path
+        Where the book is built; relative paths count from the checkout.
+    runs : Path
+        The folder of runs.
+    published : Path, optional
+        Build from these runs instead, without cluster, simulator or trace.
+
+    Raises
+    ------
+    GateError
+        If the runs do not support a verdict; the book is built all the same and says why.
+    """
+    checkout = root()
+    folder = checkout / (published or runs)
+    imported = is_imported(load_study(checkout / study), cluster, folder)
+    replays = published is None and not imported
+    if replays:
+        replay_missing(checkout / study, cluster, rows, repeats, trace, folder)
+    evidence = load_evidence(checkout / study, cluster, folder)
+    if published is None and evidence.manifest.kind == "live":
+        make_twins(evidence, find_trace(evidence.study.trace, trace), folder)
+    judged = gate(evidence)
+    parameters = {
+        "study": str(checkout / study),
+        "cluster": cluster,
+        "runs": str(folder),
+        "rows": evidence.manifest.trace.rows,
+        "trace": str(trace.resolve()) if trace else "",
+    }
+    check = load_check(checkout / study, cluster, folder)
+    sweep = load_sweep(checkout / study, cluster, folder)
+    key = digest([evidence.key, sweep.key, check.key if check else None])
+    index = pages.build(checkout / out, parameters, key, replays=replays)
+    if not judged.green:
+        raise GateError(
+            f"the validity gate is red, {len(judged.reasons)} checks failed; first: "
+            f"{judged.reasons[0]}; the book says the rest: {index}"
+        )
+    return headline(evidence), index
+
+
+def replay_missing(
+    study: Path, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
+    folder: Path,
+) -> None:  # fmt: skip
+    """Replay every run of the study that does not serve as it is, side by side."""
+    declared = load_study(study)
+    workload = find_trace(declared.trace, trace)
+    save_workload(workload, folder / declared.name)
+    jobs = [
+        plan_job(declared, cluster, name, repeat, rows, workload, folder)
+        for name in declared.configurations
+        for repeat in range(1, (repeats or declared.repeats) + 1)
+    ]
+    planned = campaign.plan(jobs)
+    for run in planned:
+        print(f"{run.configuration} r{run.repeat}: {run.state} ({run.why})", file=sys.stderr)
+    missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
+    campaign.replay_all(missing)

@@ -1,0 +1,147 @@
+"""All runs of a study: which are missing, and those replayed side by side.
+
+Input: jobs. Output: run folders; a run that serves as it is, is never replayed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kvab import runs
+from kvab.errors import DependencyError
+from kvab.runs.replay import Job, Replay
+
+OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
+
+
+def plan(jobs: Iterable[Job]) -> list[runs.Planned]:
+    """Return which of the runs can serve as they are; a run set aside that serves comes back."""
+    planned = []
+    for job in jobs:
+        depends_on = job.depends_on()
+        state, why = runs.state(job.path, depends_on)
+        if state != "complete" and runs.restore(job.path, depends_on):
+            state, why = runs.state(job.path, depends_on)
+        planned.append(runs.Planned(job.configuration, job.repeat, job.path, state, why))
+    return planned
+
+
+def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
+    """Replay jobs side by side, one a core, under one progress bar in requests.
+
+    Only the simulator runs side by side: for other kinds see `replay_in_turn`.
+
+    Raises
+    ------
+    DependencyError
+        If a replay's process died; the runs that ended before are kept.
+    """
+    if not jobs:
+        return
+    if jobs[0].cluster.kind != "simulated":
+        replay_in_turn(jobs)
+        return
+    # Forked, so that no replay waits for imports; before the progress bar starts its thread.
+    context = multiprocessing.get_context("fork")
+    told = context.Queue()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("requests, left"),
+        TimeRemainingColumn(),
+    )
+    pool = ProcessPoolExecutor(
+        min(len(jobs), os.cpu_count() or 1), context, initializer=_tell_through, initargs=(told,)
+    )
+    try:
+        pending = [pool.submit(_replay_job, n, job) for n, job in enumerate(jobs)]
+        with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+            total = bar.add_task(f"{len(jobs)} replays", total=sum(job.rows for job in jobs))
+            done = dict.fromkeys(range(len(jobs)), 0)
+            while not all(future.done() for future in pending):
+                try:
+                    n, count = told.get(timeout=0.2)
+                except queue.Empty:
+                    continue
+                done[n] = max(done[n], count)
+                bar.update(total, completed=sum(done.values()))
+            for future in as_completed(pending):
+                future.result()
+            bar.update(total, completed=sum(job.rows for job in jobs))
+    except BrokenProcessPool:
+        raise DependencyError(
+            "a replay's process died (out of memory?); run the same command again: "
+            "complete runs are kept"
+        ) from None
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def replay_in_turn(jobs: list[Job]) -> None:
+    """Replay jobs one after the other, a repeat of every configuration before the next repeat.
+
+    Each is deployed anew, so that its caches are cold; neighbours in time share what drifts on
+    the cluster. One that fails does not keep the others from running.
+
+    Raises
+    ------
+    DependencyError
+        At the end, if any failed: how many, and why the first did.
+    """
+    failed: list[str] = []
+    minutes = sum(job.span_s + OVERHEAD_S for job in jobs) / 60
+    print(
+        f"{len(jobs)} replays one after the other, in the trace's own time: about {minutes:.0f} "
+        "minutes, and what the cluster takes to deploy; complete runs are kept when stopped",
+        file=sys.stderr,
+    )
+    for job in sorted(jobs, key=lambda job: job.repeat):
+        name = f"{job.configuration} r{job.repeat}"
+        print(f"{name}:", file=sys.stderr)
+        replay = Replay(job)
+        try:
+            replay.prepare()
+            replay.deploy()
+            replay.replay()
+            replay.collect()
+            replay.teardown()
+        except DependencyError as error:
+            failed.append(f"{name}: {error}")
+            print(failed[-1], file=sys.stderr)
+    if failed:
+        raise DependencyError(f"{len(failed)} of {len(jobs)} replays failed; first: {failed[0]}")
+
+
+_told: Any = None
+
+
+def _tell_through(told: Any) -> None:
+    global _told
+    _told = told
+
+
+def _replay_job(n: int, job: Job) -> Path:
+    replay = Replay(job)
+    replay.prepare()
+    replay.deploy()
+    replay.replay(lambda done: _told.put((n, done)))
+    path = replay.collect()
+    replay.teardown()
+    _told.put((n, job.rows))
+    return path

@@ -1,0 +1,205 @@
+"""AIPerf's artifacts from anywhere -> a run folder, whole or not at all.
+
+Input: a folder or archive of artifacts and what the user says of them. Output: a run folder that
+the rest of the path reads as any other.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import kvab
+from kvab import runs
+from kvab.aiperf import Artifacts, router_counters
+from kvab.aiperf.archives import folder_of
+from kvab.declare import digest
+from kvab.errors import InputError
+from kvab.recipes import Configuration, read_configuration, topology
+from kvab.runs.replay import plan_job
+from kvab.runs.sources import Source, of_artifacts
+from kvab.runs.workload import save_workload
+from kvab.study import Study, load_cluster, load_study, root
+
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+KIND = "imported"
+KEPT = ("profile_export*", "*.jsonl*", "server_metrics_export.json", ".aiperf_results_*.json")
+LEFT = ("_raw", "_console")
+
+
+def import_run(
+    path: Path,
+    study: Path,
+    cluster: str,
+    configuration: str,
+    repeat: int = 1,
+    rows: int | None = None,
+    trace: Path | None = None,
+    folder: Path = Path("runs"),
+) -> tuple[Path, list[str]]:
+    """Write the artifacts of a run as a run folder; return it and what a reader must know of it.
+
+    Parameters
+    ----------
+    path : Path
+        A folder of AIPerf artifacts, or an archive of one.
+    study : Path
+        The study file.
+    cluster : str
+        What the runs are filed under: a profile, or a new name for runs made elsewhere.
+    configuration, repeat : str, int
+        What was replayed.
+    rows : int, optional
+        Requests that AIPerf was to send, if its summary does not say.
+    trace : Path, optional
+        The trace that was replayed, if it is not the study's.
+    folder : Path
+        The folder of runs; a relative one counts from the checkout.
+
+    Raises
+    ------
+    InputError
+        If the artifacts are not one run with single requests of a known trace, or the names are
+        not right; nothing is written then.
+    """
+    declared, folder = load_study(study), root() / folder
+    if not NAME.fullmatch(cluster) or cluster == "workloads":
+        raise InputError(f"--cluster: expected a name such as my-h200, got {cluster!r}")
+    recipe = read_configuration(declared.configuration_folder(configuration), configuration)
+    declared.seed(repeat)
+    profile = _profile(cluster)
+    if (path / "run.json").exists():
+        raise InputError(f"{path}: a run folder already; put it under {folder} as it is")
+    with folder_of(path) as opened:
+        source = of_artifacts(path, opened, declared, trace, rows)
+        _check(source, declared)
+        assumed = _assumed(source, configuration)
+        inferred = [*source.inferred, *assumed]
+        manifest = _manifest(source, declared, profile, configuration, repeat, inferred)
+        if profile["kind"] != KIND:
+            job = plan_job(
+                declared, cluster, configuration, repeat, source.expected, source.trace, folder
+            )
+            manifest["depends_on"] = job.depends_on()
+        target = runs.run_path(folder, declared, cluster, configuration, repeat)
+        files = _files(source, recipe)
+        save_workload(source.trace, folder / declared.name)
+        runs.write_run(target, manifest, files)
+    return target, source.told(declared.slo) + [f"{path}: inferred: {line}" for line in assumed]
+
+
+def is_imported(study: Study, cluster: str, folder: Path) -> bool:
+    """Return whether a cluster's runs were all made elsewhere, so that none can be replayed."""
+    found = runs.find_runs(folder, study, cluster)
+    return bool(found) and all(runs.read_manifest(path).kind == KIND for path in found)
+
+
+def _profile(cluster: str) -> dict[str, Any]:
+    """Return the cluster as run.json names it: a profile, or a place we know nothing of."""
+    if not (root() / "recipes" / "clusters" / f"{cluster}.yaml").exists():
+        description = f"{cluster}, runs made elsewhere and imported"
+        return {"kind": KIND, "name": cluster, "description": description}
+    profile = load_cluster(cluster)
+    if profile.kind == "simulated":
+        raise InputError(
+            f"cluster {cluster}: simulated, so AIPerf cannot have run on it; choose a new name"
+        )
+    return profile.model_dump(mode="json")
+
+
+def _check(source: Source, study: Study) -> None:
+    if source.requests is None:
+        raise InputError(
+            f"{source.path}: only AIPerf's summary was kept: a run needs its single requests "
+            "(profile_export.jsonl); `kvab summarize` shows what the summary says"
+        )
+    if source.trace is None:
+        raise InputError(
+            f"{source.path}: the trace that was replayed is not known: it is not the study's, or "
+            f"that is not on this machine; name it with --trace, or run `kvab trace fetch` for "
+            f"{study.trace.name}"
+        )
+
+
+def _assumed(source: Source, configuration: str) -> list[str]:
+    assumed = [
+        f"configuration: {configuration}, as named; its manifests are the study's of now, not "
+        "what was applied",
+        "order inside bursts: that of the trace's file",
+    ]
+    if source.artifacts.version is None:
+        assumed.append("AIPerf's version: unknown")
+    return assumed
+
+
+def _manifest(
+    source: Source,
+    study: Study,
+    profile: dict[str, Any],
+    configuration: str,
+    repeat: int,
+    inferred: list[str],
+) -> dict[str, Any]:
+    requests, trace, artifacts = source.requests, source.trace, source.artifacts
+    errors = int(requests["error"].notna().sum())
+    start, end = _times(artifacts)
+    return {
+        "study": study.name,
+        "study_version": study.version,
+        "study_digest": study.digest,
+        "slo": study.slo.model_dump(),
+        "cluster": profile,
+        "kind": profile["kind"],
+        "configuration": configuration,
+        "repeat": repeat,
+        "order": "file",
+        "seed": 0,
+        "trace": {
+            "name": trace.name,
+            "sha256": trace.sha256,
+            "synthetic": trace.synthetic,
+            "rows": len(requests),
+            "total_rows": len(trace),
+        },
+        "start": start,
+        "end": end,
+        "versions": {"kvab": kvab.__version__, "aiperf": artifacts.version or "unknown"},
+        "host": {"command": artifacts.command, "router": router_counters(artifacts.folder)},
+        "counts": {
+            "expected": len(requests),
+            "received": len(requests) - errors,
+            "errors": errors,
+        },
+        "status": source.status,
+        "reason": source.reason,
+        "depends_on": {"imported": digest(artifacts.summary), "trace": trace.sha256},
+        "inferred": inferred,
+    }
+
+
+def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:
+    """Return when the first request was sent and the last answer ended, in UTC."""
+    table = artifacts.records.table
+    start_ns = table["start_ns"].where(table["start_ns"] > 0)
+    end_ns = start_ns + 1e6 * table["latency_ms"].fillna(0)
+    first, last = float(start_ns.min()) / 1e9, float(end_ns.max()) / 1e9
+    return datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC)
+
+
+def _files(source: Source, recipe: Configuration) -> dict[str, bytes | Path]:
+    requests = source.requests
+    if topology(recipe).mode == "disaggregated":  # the frontend reports the decode worker's only
+        unknown = pd.Series(pd.NA, requests.index, dtype="Int32")
+        requests = requests.assign(cached_tokens=unknown)
+    files: dict[str, bytes | Path] = {"requests.parquet": runs.requests_bytes(requests)}
+    for name in ("deploy.yaml", "perf.yaml"):
+        files[f"manifests/{name}"] = (recipe.folder / name).read_bytes()
+    for pattern in KEPT:
+        for file in source.artifacts.folder.glob(pattern):
+            if file.is_file() and not file.name.split(".json")[0].endswith(LEFT):
+                files[f"artifacts/{file.name}"] = file
+    return files

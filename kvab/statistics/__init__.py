@@ -1,0 +1,1 @@
+"""Paired statistics: resampling, intervals, effects and what they hang on."""

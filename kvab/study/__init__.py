@@ -1,0 +1,27 @@
+"""What is declared, and where everything lies."""
+
+from kvab.study.declaration import (
+    Arm,
+    Gpus,
+    Kubernetes,
+    Live,
+    Simulated,
+    Slo,
+    Study,
+    load_cluster,
+    load_study,
+    root,
+)
+
+__all__ = [
+    "Arm",
+    "Gpus",
+    "Kubernetes",
+    "Live",
+    "Simulated",
+    "Slo",
+    "Study",
+    "load_cluster",
+    "load_study",
+    "root",
+]

@@ -1,0 +1,257 @@
+"""The declarations: study.yaml and the cluster profiles, checked, and every path of the study.
+
+Input: YAML files under ``recipes/``. Output: frozen models that the other modules read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kvab.declare import Declared, digest, read_declaration
+from kvab.errors import InputError
+from kvab.study.sweep import Capacity
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Model(Declared):
+    """The served model and the revision of its files."""
+
+    name: str
+    revision: str
+
+
+class Gpus(Declared):
+    """The hardware that every configuration fills."""
+
+    product: str
+    count: Count
+    nodes: Count
+
+
+class TraceSource(Declared):
+    """Where the workload comes from and how it is recognised."""
+
+    name: str
+    url: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    rows: Count
+    block_tokens: Count
+
+
+class Slo(Declared):
+    """The service level that a good request meets, both bounds in milliseconds."""
+
+    ttft_ms: Positive
+    itl_ms: Positive
+
+
+class Factors(Declared):
+    """Place of a configuration in the 2x2 of split and routing."""
+
+    split: Literal["aggregated", "disaggregated"]
+    routing: Literal["round-robin", "kv"]
+
+
+class Arm(Declared):
+    """A configuration as the study presents it; its topology is written in its manifests."""
+
+    path: str
+    label: str
+    phrase: str
+    short: str
+    role: Literal["baseline", "comparison", "ablation"]
+    factors: Factors
+
+
+class Statistics(Declared):
+    """Settings of the interval methods."""
+
+    level: Annotated[float, Field(gt=0.5, lt=1)]
+    resamples: Annotated[int, Field(ge=100)]
+    seed: int
+
+
+class Study(Declared):
+    """The whole declaration of a study, with the folder it was read from."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.-]*$")]
+    version: Count
+    title: str
+    model: Model
+    gpus: Gpus
+    trace: TraceSource
+    slo: Slo
+    other_slos: list[Slo] = Field(default_factory=list)
+    configurations: dict[str, Arm]
+    repeats: Count
+    seeds: list[int]
+    margins: dict[Literal["ttft_ms", "itl_ms", "latency_ms", "good_share"], Positive]
+    statistics: Statistics
+    capacity: Capacity | None = None
+    folder: Path = Field(exclude=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        roles = [arm.role for arm in self.configurations.values()]
+        for role in ("baseline", "comparison"):
+            if roles.count(role) != 1:
+                raise ValueError(f"exactly one configuration has the role {role}")
+        if len(self.seeds) < self.repeats or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds lists a different seed for each of the {self.repeats} repeats")
+        if len(self.margins) != 4:
+            raise ValueError("margins names ttft_ms, itl_ms, latency_ms and good_share")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the declaration's content; comments and order do not count."""
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def baseline(self) -> str:
+        """Name of the baseline configuration."""
+        return next(name for name, arm in self.configurations.items() if arm.role == "baseline")
+
+    @property
+    def comparison(self) -> str:
+        """Name of the comparison configuration."""
+        return next(name for name, arm in self.configurations.items() if arm.role == "comparison")
+
+    def configuration_folder(self, name: str) -> Path:
+        """Return the recipe folder of a configuration.
+
+        Raises
+        ------
+        InputError
+            If the study has no configuration of that name.
+        """
+        if name not in self.configurations:
+            known = ", ".join(self.configurations)
+            raise InputError(
+                f"{self.folder / 'study.yaml'}: no configuration '{name}'; choose one of {known}"
+            )
+        return self.folder / self.configurations[name].path
+
+    def seed(self, repeat: int) -> int:
+        """Return the seed of a repeat, counted from 1."""
+        if not 1 <= repeat <= len(self.seeds):
+            raise InputError(
+                f"{self.folder / 'study.yaml'}: expected a repeat from 1 to {len(self.seeds)} "
+                f"(one a seed), got {repeat}; add a seed or choose another repeat"
+            )
+        return self.seeds[repeat - 1]
+
+
+class Simulated(Declared):
+    """NVIDIA's simulator on this machine: hardware and backend are names of its measured data."""
+
+    kind: Literal["simulated"]
+    name: str
+    description: str
+    hardware: str
+    backend: str
+
+
+class Live(Declared):
+    """Dynamo's frontend, router and mocker engines on this machine, under real AIPerf."""
+
+    kind: Literal["live"]
+    name: str
+    description: str
+    hardware: str
+    backend: str
+
+
+class Limits(Declared):
+    """Longest waits on a cluster, in seconds.
+
+    ``retry_s`` bounds the patience with an API server that does not answer, ``grace_s`` how long
+    a cause of failure that may pass is watched, ``poll_s`` the time between two looks.
+    """
+
+    prepare_s: Positive = 600
+    deploy_s: Positive = 7200
+    replay_s: Positive = 10800
+    teardown_s: Positive = 900
+    retry_s: Positive = 300
+    grace_s: Annotated[float, Field(ge=0)] = 60
+    poll_s: Positive = 5
+
+
+class Kubernetes(Declared):
+    """A cluster with GPUs, Dynamo's operator and the manifests applied as they are rendered."""
+
+    kind: Literal["kubernetes"]
+    name: str
+    description: str
+    context: str | None = None
+    namespace: str
+    storage_class: str
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+    image: str | None = None
+    runtime_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+")] | None = None
+    image_pull_secret: str | None = None
+    hf_token_secret: str = "hf-token-secret"
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[dict[str, str]] = Field(default_factory=list)
+    rdma_resource: str | None = None
+    limits: Limits = Limits()
+
+
+Cluster = Annotated[Simulated | Live | Kubernetes, Field(discriminator="kind")]
+
+
+def root() -> Path:
+    """Return the checkout: ``KVAB_ROOT``, else above the working folder, else above the package.
+
+    Raises
+    ------
+    InputError
+        If none of them holds ``recipes/`` and ``notebooks/``.
+    """
+    here = Path.cwd()
+    package = Path(__file__).resolve().parents[2]
+    named = os.environ.get("KVAB_ROOT")
+    places = [Path(named)] if named else [here, *here.parents, package]
+    for place in places:
+        if (place / "recipes").is_dir() and (place / "notebooks").is_dir():
+            return place
+    raise InputError(
+        f"{named or here}: expected a checkout of the study (recipes/ and notebooks/); "
+        "go there or name it in KVAB_ROOT"
+    )
+
+
+def load_study(path: str | Path = "recipes/qwen3-32b/study.yaml") -> Study:
+    """Return the study declared in a file; a relative path counts from the checkout."""
+    path = root() / path
+    return read_declaration(path, Study, folder=path.parent)
+
+
+def load_cluster(name: str) -> Simulated | Live | Kubernetes:
+    """Return the cluster profile ``recipes/clusters/<name>.yaml``.
+
+    Raises
+    ------
+    InputError
+        If there is no such profile, or its name is not its file's.
+    """
+    folder = root() / "recipes" / "clusters"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise InputError(
+            f"{folder}: no cluster '{name}'; choose one of {', '.join(known)}, "
+            "or copy example-h200.yaml"
+        )
+    path = folder / f"{name}.yaml"
+    profile = read_declaration(path, Cluster)
+    if profile.name != name:
+        raise InputError(f"{path}: expected name: {name} as the file is called, got {profile.name}")
+    return profile

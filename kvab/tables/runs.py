@@ -1,0 +1,111 @@
+"""The tables of the workload, of the runs and of their checks.
+
+Input: the evidence. Output: tables that a notebook shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kvab import metrics, runs
+from kvab.evidence import Evidence
+from kvab.formats import Table, interval, signed
+from kvab.runs.sources import of_run
+from kvab.study import Slo
+from kvab.terminal import summary_lines
+from kvab.trace.describe import describe_rows
+from kvab.validity import Gate
+
+
+def workload(evidence: Evidence) -> Table:
+    """Return the description of the trace."""
+    description = evidence.workload.description
+    lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
+    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), "", ("quantity",))
+
+
+def run(path: Path, slo: Slo) -> Table:
+    """Return the metrics of one run folder."""
+    rows = summary_lines(of_run(runs.read_run(path)), slo)
+    return Table(pd.DataFrame(rows, columns=["quantity", "value"]), str(path.name), ("quantity",))
+
+
+def runs_table(evidence: Evidence) -> Table:
+    """Return the runs that the book stands on."""
+    lines = [
+        {
+            "configuration": evidence.arms[name].label,
+            "repeat": run.manifest.repeat,
+            "order of rows": run.manifest.order,
+            "expected": f"{run.manifest.counts.expected:,}",
+            "received": f"{run.manifest.counts.received:,}",
+            "errors": run.manifest.counts.errors,
+            "status": run.manifest.status,
+            "ended (UTC)": f"{run.manifest.end:%Y-%m-%d %H:%M}",
+            "requests.parquet": run.manifest.files["requests.parquet"][:8],
+        }
+        for name, found in evidence.runs.items()
+        for run in found
+    ]
+    versions = ", ".join(f"{name} {v}" for name, v in evidence.manifest.versions.items())
+    return Table(pd.DataFrame(lines), f"Cluster {evidence.cluster}; {versions}.",
+                 ("configuration", "order of rows", "status"))  # fmt: skip
+
+
+def gate(judged: Gate) -> Table:
+    """Return the checks: those that failed one by one, those that passed summed up."""
+    checks = judged.checks
+    failed = checks[~checks["passed"]].assign(outcome="FAILED")
+    passed = checks[checks["passed"]].groupby("check", sort=False, as_index=False).agg(
+        where=("where", lambda v: v.iloc[0] if len(v) == 1 else f"all {len(v)}"),
+        expected=("expected", "first"),
+        found=("found", lambda v: v.iloc[0] if v.nunique() == 1 else f"{v.iloc[0]} … {v.iloc[-1]}"),
+    )  # fmt: skip
+    shown = pd.concat([failed, passed.assign(outcome="passed")], ignore_index=True)
+    columns = ["check", "where", "expected", "found", "outcome"]
+    return Table(shown[columns], "", tuple(columns))
+
+
+def reproduction(evidence: Evidence, reference: Evidence) -> Table:
+    """Return, per metric, the published difference beside the reader's."""
+    ours, theirs = (each.comparison.to_json() for each in (reference, evidence))
+    lines = []
+    for key, metric in metrics.METRICS.items():
+        statistics = metrics.COMPARED if key in metrics.LATENCIES else (None,)
+        for statistic in statistics:
+            a, b = (
+                doc["metrics"][key][statistic] if statistic else doc["good_share"]
+                for doc in (ours, theirs)
+            )
+            factor, decimals = metric.factor, None if statistic else 1
+            lines.append(
+                {
+                    "difference of": f"{metric.short} {statistic or '[points]'}",
+                    "published": signed(factor * a["difference"], decimals),
+                    "its 95 % interval": interval(a["ci_low"], a["ci_high"], factor),
+                    "yours": signed(factor * b["difference"], decimals),
+                    "your 95 % interval": interval(b["ci_low"], b["ci_high"], factor),
+                }
+            )
+    return Table(pd.DataFrame(lines), "Comparison minus baseline.", ("difference of",))
+
+
+def setups(evidence: Evidence, reference: Evidence) -> Table:
+    """Return what is known to differ between the published setup and the reader's."""
+    fields = {}
+    for label, each in (("published", reference), ("yours", evidence)):
+        manifest = each.manifest
+        fields[label] = {
+            "cluster": each.cluster,
+            "kind": manifest.kind,
+            "workload": f"{manifest.trace.name}, {manifest.trace.rows:,} rows",
+            "repeats": str(each.repeats),
+            "study version": str(manifest.study_version),
+            **manifest.versions,
+        }
+    frame = pd.DataFrame(fields).rename_axis("setup").reset_index().fillna("–")
+    frame["equal"] = np.where(frame["published"] == frame["yours"], "yes", "no")
+    return Table(frame, "", tuple(frame.columns))

@@ -1,0 +1,27 @@
+"""Numbers as sentences."""
+
+from kvab.wording.outcomes import (
+    answer,
+    attribution,
+    banner,
+    headline,
+    known_limits,
+    lesson,
+    outcome,
+    requests,
+    robustness,
+    variation,
+)
+
+__all__ = [
+    "answer",
+    "attribution",
+    "banner",
+    "headline",
+    "known_limits",
+    "lesson",
+    "outcome",
+    "requests",
+    "robustness",
+    "variation",
+]

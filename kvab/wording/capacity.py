@@ -1,0 +1,260 @@
+"""A capacity sweep in words: its sentences, and the captions of its figures.
+
+Input: the sweep. Output: Markdown, and plain text for captions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from kvab.capacity.curves import Sweep
+from kvab.formats import interval as interval_text
+from kvab.formats import number, percent, signed
+
+LEVEL = "95 % workload interval"
+
+
+def load_text(low: float, high: float) -> str:
+    """Return what is known of a load: a number, or beyond which replayed load it lies.
+
+    Examples
+    --------
+    >>> load_text(1.3, 1.3), load_text(2.0, float("inf")), load_text(0.0, 0.125)
+    ('1.30x', 'above 2x', 'below 0.125x')
+    """
+    if np.isinf(high):
+        return f"above {low:g}x"
+    return f"{number(high, 2)}x" if low > 0 else f"below {high:g}x"
+
+
+def ends_text(row: pd.Series, loads: list[float] | None = None) -> str:
+    """Return an interval in words; an end beyond the replayed loads says so."""
+    low, high = row["ci_low"], row["ci_high"]
+    if np.isnan(low):
+        return "no interval: too few blocks"
+    if not _found(row):
+        return "–"
+    first = number(low, 2) if low > 0 else f"below {loads[0]:g}" if loads else "open"
+    last = f"above {loads[-1]:g}" if np.isinf(high) and loads else "open"
+    return f"{first} to {last if np.isinf(high) else number(high, 2)}"
+
+
+def ratio_text(row: pd.Series) -> str:
+    """Return a ratio of loads, a bound of it, or that it is not known."""
+    if _found(row):
+        return f"{number(row['low'], 2)} times"
+    if row["low"] > 0:
+        return f"more than {number(row['low'], 2)} times"
+    return "not known" if np.isinf(row["high"]) else f"less than {number(row['high'], 2)} times"
+
+
+def _found(row: pd.Series) -> bool:
+    return bool(row["low"] == row["high"])
+
+
+def _loads(swept: Sweep) -> list[float]:
+    return sorted({cell.load for cell in swept.load_cells})
+
+
+def _kept(swept: Sweep, name: str, target: float) -> pd.Series:
+    return swept.curves.loads.set_index(["configuration", "target"]).loc[(name, target)]
+
+
+def _carries(swept: Sweep, name: str) -> str:
+    row = _kept(swept, name, swept.headline)
+    known = load_text(row["low"], row["high"])
+    text = known.replace("x", " times the trace's arrival speed")
+    return f"{'up to ' if _found(row) else ''}{text} ({LEVEL} {ends_text(row, _loads(swept))})"
+
+
+def headline(swept: Sweep) -> str:
+    """Return the second headline: the load that each of the two main configurations carries."""
+    study = swept.study
+    both = [study.configurations[name] for name in (study.comparison, study.baseline)]
+    row = swept.curves.ratios.loc[swept.headline]
+    where = "In simulation" if swept.simulated else f"On {swept.cluster}"
+    where += ", on a SYNTHETIC WORKLOAD" if swept.synthetic else ""
+    first, second = (_carries(swept, name) for name in (study.comparison, study.baseline))
+    return (
+        f"{where}, {both[0].phrase} keep {percent(swept.headline, 0)} of requests good {first}, "
+        f"{both[1].phrase} {second}: {ratio_text(row)} the load on the same "
+        f"{study.gpus.count} GPUs ({ends_text(row)})."
+    )
+
+
+def second_headline(swept: Sweep) -> str:
+    """Return the headline in short, as the book's first page shows it."""
+    study = swept.study
+    rows = [_kept(swept, name, swept.headline) for name in (study.comparison, study.baseline)]
+    first, second = (load_text(row["low"], row["high"]) for row in rows)
+    row = swept.curves.ratios.loc[swept.headline]
+    kind = "simulated" if swept.simulated else f"on {swept.cluster}"
+    kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
+    stale = f" {_stale(swept)}" if swept.changes else ""
+    return (
+        f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good, "
+        f"the comparison carries arrivals at {first} the trace's speed, the baseline at {second}: "
+        f"**{ratio_text(row)} the load** ({LEVEL} {ends_text(row)}; *{kind}*).{stale}"
+    )
+
+
+def _stale(swept: Sweep) -> str:
+    return f"**This sweep does not fit what is declared now:** {'; '.join(swept.changes)}."
+
+
+def provenance(swept: Sweep) -> str:
+    """Return the notice on top of the page: what was replayed, where, and whose sweep it is."""
+    summary = swept.summary
+    whose = "Made on this machine" if swept.own else "The published sweep"
+    versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
+    trace = summary.trace
+    part = f"the first {trace.rows:,} of {trace.total_rows:,}"
+    rows = f"all {trace.rows:,}" if trace.rows == trace.total_rows else part
+    made_up = " **SYNTHETIC WORKLOAD: the requests are made up.**" if swept.synthetic else ""
+    text = (
+        f"{summary.cluster['description']}. {whose}: {len(swept.load_cells)} cells of load and "
+        f"{len(swept.split_cells)} of the split, each one replay of {rows} requests of "
+        f"{trace.name}, made from "
+        f"{summary.first:%Y-%m-%d %H:%M} to {summary.last:%Y-%m-%d %H:%M} UTC with {versions}."
+        f"{made_up}"
+    )
+    title = "Simulated, not measured" if swept.simulated else f"Measured on {swept.cluster}"
+    notice = f":::{{admonition}} {title}\n:class: important\n{text}\n:::"
+    return notice + (f"\n\n:::{{warning}}\n{_stale(swept)}\n:::" if swept.changes else "")
+
+
+def source(swept: Sweep, runs: bool = True) -> str:
+    """Return where a figure's data come from, for the end of its caption."""
+    trace = swept.summary.trace
+    kind = "simulated, not measured" if swept.simulated else swept.summary.cluster["kind"]
+    whose = "" if swept.own else ", published sweep"
+    synthetic = " SYNTHETIC WORKLOAD." if swept.synthetic else ""
+    return (
+        f"Source: {swept.cluster}{whose}, one replay of {trace.rows:,} requests a cell; "
+        f"{kind}.{synthetic}"
+    )
+
+
+def _ratios(swept: Sweep) -> str:
+    """Return the ratio at every good share but the headline's."""
+    said = [
+        f"at {percent(target, 0)} good it is {ratio_text(row)}"
+        + (f" ({ends_text(row)})" if _found(row) else "")
+        for target, row in swept.curves.ratios.iterrows()
+        if target != swept.headline
+    ]
+    return "; ".join(said)
+
+
+def load_caption(swept: Sweep) -> str:
+    """Return the caption of the load figure."""
+    row = swept.curves.ratios.loc[swept.headline]
+    return (
+        f"At {percent(swept.headline, 0)} good requests the comparison carries {ratio_text(row)} "
+        f"the baseline's load ({LEVEL} {ends_text(row)}). Above: good share against the speed of "
+        "arrivals, each point one replay of the whole trace, bands its workload interval. Below: "
+        f"where each curve falls through {percent(swept.headline, 0)}, with the workload interval."
+    )
+
+
+def _best_split(swept: Sweep) -> str:
+    return swept.curves.splits["share"].idxmax()
+
+
+def _beside(swept: Sweep, which: str) -> list[str]:
+    """Return every split on one side of the best: fewer or more prefill workers."""
+    names = [*swept.split_cells]
+    at = names.index(_best_split(swept))
+    return names[:at][::-1] if which == "fewer" else names[at + 1 :]
+
+
+def split_caption(swept: Sweep) -> str:
+    """Return the caption of the split figure."""
+    splits, best = swept.curves.splits, _best_split(swept)
+    others = splits.drop(best)["share"]
+    return (
+        f"{best} keeps most requests good, {percent(splits.loc[best, 'share'])}; the next best, "
+        f"{others.idxmax()}, {percent(others.max())}. Good share with its {LEVEL}, mean TTFT and "
+        f"p99 ITL by split at the trace's own speed, behind the KV router; the filled point is "
+        f"the split of deploy.yaml."
+    )
+
+
+def ceiling(swept: Sweep) -> str:
+    """Return what stays late on an almost idle cluster, and so which good share is out of reach."""
+    lowest = _loads(swept)[0]
+    cell = next(
+        cell for cell in swept.load_cells
+        if (cell.configuration, cell.load) == (swept.study.comparison, lowest)
+    )  # fmt: skip
+    shares = swept.curves.shares
+    top = shares.loc[shares["share"].idxmax()]
+    missed = [
+        percent(target, 0)
+        for target in swept.curves.ratios.index
+        if top["share"] < target
+    ]  # fmt: skip
+    out = f" So no configuration keeps {' or '.join(missed)} at any load." if missed else ""
+    late, one = (percent(n / cell.requests) for n in (cell.late_first_token, cell.one_token))
+    return (
+        f"Even at {lowest:g} times the trace's speed {late} of requests get their first token late "
+        f"under the comparison, and {one} have one-token answers, which are never good. "
+        "Slower arrivals do not mend that: a long prompt takes as long to prefill, and the "
+        "requests of one burst still arrive at one instant. The highest share anywhere is "
+        f"{percent(top['share'])} ({swept.arms[top['configuration']].label} at {top['load']:g}x)."
+        f"{out}"
+    )
+
+
+def loads(swept: Sweep) -> str:
+    """Return how the ratio depends on the share asked for, and what limits each configuration."""
+    others = _ratios(swept)
+    return (
+        f"The ratio depends on the share asked for{': ' + others if others else ''}. Near the "
+        f"highest share that a configuration can reach its curve is flat, so a small difference in "
+        f"share is a large one in load.\n\n{ceiling(swept)}"
+    )
+
+
+def cost(swept: Sweep) -> str:
+    """Return the least GPU-hours for a thousand good requests, and at which load."""
+    said = []
+    for name in (swept.study.comparison, swept.study.baseline):
+        cell = min((c for c in swept.load_cells if c.configuration == name),
+                   key=lambda c: c.gpu_hours)  # fmt: skip
+        said.append(
+            f"{swept.arms[name].label} {number(cell.gpu_hours)} at {cell.load:g}x, where "
+            f"{percent(cell.share)} are good"
+        )
+    return f"The least GPU-hours for each thousand good requests: {'; '.join(said)}."
+
+
+def splits(swept: Sweep) -> str:
+    """Return which split serves best, and what fails on either side of it."""
+    table, best, cells = swept.curves.splits, _best_split(swept), swept.split_cells
+    said = [f"**{best}** keeps {percent(table.loc[best, 'share'])} of requests good."]
+    if swept.deployed and swept.deployed != best:
+        row = table.loc[best]
+        said.append(
+            f"The deployed {swept.deployed} keeps {percent(table.loc[swept.deployed, 'share'])}: "
+            f"{signed(100 * row['difference'], 1)} points for {best} ({LEVEL} "
+            f"{interval_text(row['difference_low'], row['difference_high'], 100)})."
+        )
+    elif swept.deployed:
+        said.append("It is the split that deploy.yaml deploys.")
+    for side in ("fewer", "more"):
+        for name in _beside(swept, side)[:1]:
+            cell = cells[name]
+            late, slow = (n / cell.requests for n in (cell.late_first_token, cell.slow_pace))
+            said.append(
+                f"One step to {side} prefill workers, {name}, keeps "
+                f"{percent(table.loc[name, 'share'])} good (first tokens beyond the bound "
+                f"{percent(late)}, answers slower than the bound {percent(slow)})."
+            )
+    return " ".join(said)
+
+
+def lesson(swept: Sweep) -> str:
+    """Return what the page teaches."""
+    return f"{headline(swept)} {cost(swept)}\n\n{splits(swept)}"

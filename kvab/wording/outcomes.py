@@ -1,0 +1,265 @@
+"""Numbers -> sentences: every finding that a page states is made here, from the data.
+
+Input: the evidence. Output: Markdown.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from kvab.capacity.curves import Sweep
+from kvab.evidence import Evidence
+from kvab.formats import interval, number, percent, signed
+from kvab.metrics import LATENCIES, METRICS
+from kvab.validity import Gate
+
+VERDICTS = {
+    "better": "Yes",
+    "worse": "No",
+    "no difference": "It makes no practical difference",
+    "inconclusive": "These runs cannot tell",
+}
+
+
+def banner(evidence: Evidence) -> str:
+    """Return the notice on top of a page: what kind of numbers follow."""
+    trace, cluster = evidence.manifest.trace, evidence.manifest.cluster
+    rows = "" if trace.rows == trace.total_rows else f" (the first {trace.rows:,} requests)"
+    what = f"{cluster['description']}, replaying {trace.name}{rows}."
+    if trace.sha256 != evidence.study.trace.sha256:
+        what += " **This is not the study's own trace.**"
+    if evidence.synthetic:
+        what += " **SYNTHETIC WORKLOAD: the requests are made up.**"
+    if evidence.simulated:
+        return f":::{{admonition}} Simulated, not measured\n:class: important\n{what}\n:::"
+    return f":::{{note}}\n{what}\n:::"
+
+
+def headline(evidence: Evidence) -> str:
+    """Return the answer in one sentence: verdict, good shares, difference and interval."""
+    result = evidence.comparison.to_json()
+    row, names = result["good_share"], evidence.study.configurations
+    baseline, comparison = names[evidence.study.baseline], names[evidence.study.comparison]
+    slo = evidence.study.slo
+    where = "in simulation" if evidence.simulated else f"on {evidence.cluster}"
+    if evidence.synthetic:
+        where += " on a SYNTHETIC WORKLOAD"
+    return (
+        f"{VERDICTS[result['verdict']['good_share']]}, {where}: {comparison.phrase} kept "
+        f"{percent(row['comparison'])} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
+        f"{slo.itl_ms:g} ms, {baseline.phrase} {percent(row['baseline'])}: a difference of "
+        f"{signed(100 * row['difference'], 1)} points (95 % workload interval "
+        f"{interval(row['ci_low'], row['ci_high'], 100)})."
+    )
+
+
+def answer(evidence: Evidence, judged: Gate) -> str:
+    """Return the top of the book: the answer, or why it is withheld, and what kind it is."""
+    if not judged.green:
+        reasons = "".join(f"\n- {reason}" for reason in judged.reasons[:5])
+        return (
+            ":::{danger}\n**No verdict: the validity gate is red.** The runs did not test what "
+            f"they claim:\n{reasons}\n\nSee [the runs](04_runs).\n:::"
+        )
+    return f"**{headline(evidence)}**\n\n{counterpoint(evidence)} {_kind(evidence)}"
+
+
+def counterpoint(evidence: Evidence) -> str:
+    """Return what the good share hides: the mean, the tail and the typical request."""
+    result = evidence.comparison.to_json()
+    ttft, faster = result["metrics"]["ttft_ms"], result["faster_share"]["ttft_ms"]
+    mean, p99, itl = ttft["mean"], ttft["p99"], result["metrics"]["itl_ms"]["p99"]
+    most = "Most requests" if faster > 0.5 else "Yet not most requests"
+    return (
+        f"The mean TTFT goes from {number(mean['baseline'])} to {number(mean['comparison'])} ms, "
+        f"its p99 from {number(p99['baseline'])} to {number(p99['comparison'])} ms and the p99 ITL "
+        f"from {number(itl['baseline'])} to {number(itl['comparison'])} ms. {most}: "
+        f"{percent(faster, 0)} get their first token sooner."
+    )
+
+
+def _kind(evidence: Evidence) -> str:
+    if not evidence.simulated:
+        return ""
+    return (
+        f"*These numbers are **simulated**: {evidence.manifest.cluster['description']}; "
+        "no GPU was measured.*"
+    )
+
+
+def known_limits(evidence: Evidence) -> str:
+    """Return what a sceptical reader must know about this cluster's numbers."""
+    if not evidence.simulated:
+        return ""
+    versions = evidence.manifest.versions
+    return (
+        ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
+        f"(ai-dynamo {versions['ai-dynamo']}), the workload is a recorded trace, the engines are "
+        f"NVIDIA's simulator (aisimulate {versions['aisimulate']}, kernel data "
+        f"{versions['kernel data']} measured on H200). Network, frontend, KV transfer and "
+        "scheduling jitter of a real cluster are not in these numbers. A repeat shuffles the order "
+        "inside each burst; behind the KV router, ties broken at random add to that. Nothing else "
+        "varies from run to run.\n:::"
+    )
+
+
+def outcome(evidence: Evidence) -> str:
+    """Return the verdict on each metric, with the rule."""
+    result, study = evidence.comparison.to_json(), evidence.study
+    lines = []
+    for key, verdict in result["verdict"].items():
+        margin = study.margins[key]
+        allowed = (
+            f"{number(100 * margin, 1)} points"
+            if key == "good_share"
+            else f"{number(100 * margin, 0)} % of the baseline"
+        )
+        row = result["good_share"] if key == "good_share" else result["metrics"][key]["mean"]
+        factor = METRICS[key].factor
+        lines.append(
+            f"| {METRICS[key].label} | **{verdict}** | {signed(factor * row['difference'])} "
+            f"{'points' if key == 'good_share' else 'ms'} | {allowed} |"
+        )
+    notes = "".join(f"\n\n{note}" for note in result["notes"])
+    return (
+        "| metric | verdict | difference of the mean | margin declared beforehand |\n"
+        "|---|---|---|---|\n" + "\n".join(lines) + notes + "\n\nThe rule stands in [](methods)."
+    )
+
+
+def requests(evidence: Evidence) -> str:
+    """Return what happens to single requests: who is faster, and the four kinds of pairs."""
+    result = evidence.comparison.to_json()
+    pairs, faster = result["good_table"], result["faster_share"]
+    median = result["paired_median_difference"]["ttft_ms"]
+    return (
+        f"Pair by pair, {percent(faster['ttft_ms'])} of requests have a lower TTFT, "
+        f"{percent(faster['itl_ms'])} a lower ITL and {percent(faster['latency_ms'])} a lower "
+        f"latency under the comparison; the median paired TTFT difference (Hodges-Lehmann) is "
+        f"{signed(_value(median))} ms. {pairs['only_comparison']:,} requests are good under the "
+        f"comparison alone, {pairs['only_baseline']:,} under the baseline alone, "
+        f"{pairs['both']:,} under both and {pairs['neither']:,} under neither (repeats pooled)."
+    )
+
+
+def _value(entry: float | dict | None) -> float | None:
+    return entry.get("value", entry.get("difference")) if isinstance(entry, dict) else entry
+
+
+def losses(evidence: Evidence) -> str:
+    """Return where the comparison is worse, as plainly as where it is better."""
+    groups, result = evidence.groups, evidence.comparison.to_json()
+    slower = groups[groups["ttft_ms_faster_share"] < 0.5]
+    said = [
+        f"of requests with {row.by} of {row.group} only {percent(row.ttft_ms_faster_share, 0)} get "
+        f"their first token sooner (median paired difference "
+        f"{signed(row.ttft_ms_median_difference)} ms)"
+        for row in slower.itertuples()
+    ]
+    for key in LATENCIES:
+        for statistic, row in result["metrics"][key].items():
+            if row["ci_low"] is not None and row["ci_low"] > 0:
+                said.append(
+                    f"the {statistic} {METRICS[key].short} is {signed(row['difference'])} ms"
+                )
+    only = result["good_table"]["only_baseline"]
+    if only:
+        said.append(f"{only:,} requests that the baseline serves in time are late")
+    return "Where the comparison loses: " + ("; ".join(said) if said else "nowhere measured") + "."
+
+
+def lesson(evidence: Evidence) -> str:
+    """Return what the outcome page teaches."""
+    return f"{headline(evidence)} {counterpoint(evidence)}\n\n{losses(evidence)}"
+
+
+def attribution(evidence: Evidence) -> str:
+    """Return in one paragraph which factor brings what."""
+    if evidence.missing:
+        return (
+            f"What routing brings and what the split brings cannot be told apart on "
+            f"{evidence.cluster}: there is no run of {evidence.missing}."
+        )
+    table = evidence.attribution.table.set_index(["metric", "statistic", "effect"])
+
+    def said(metric: str, statistic: str, effect: str) -> str:
+        row, factor = table.loc[(metric, statistic, effect)], METRICS[metric].factor
+        unit = " points" if metric == "good_share" else " ms"
+        text = signed(factor * row["value"], 1 if factor != 1 else None) + unit
+        return f"{text} ({interval(row['ci_low'], row['ci_high'], factor)})"
+
+    def larger(metric: str, statistic: str) -> str:
+        sizes = {e: abs(table.loc[(metric, statistic, e), "value"]) for e in ("routing", "split")}
+        return max(sizes, key=sizes.get)
+
+    shares = evidence.good_shares["share"]
+    base = shares[evidence.study.baseline]
+    steps = ", ".join(
+        f"{arm.label} {signed(100 * (shares[name] - base), 1)}"
+        for name, arm in evidence.arms.items()
+        if name != evidence.study.baseline
+    )
+    return (
+        f"Mean TTFT moves mostly with the **{larger('ttft_ms', 'mean')}**: routing "
+        f"{said('ttft_ms', 'mean', 'routing')}, split {said('ttft_ms', 'mean', 'split')}. The tail "
+        f"of ITL (p99) moves mostly with the **{larger('itl_ms', 'p99')}**: routing "
+        f"{said('itl_ms', 'p99', 'routing')}, split {said('itl_ms', 'p99', 'split')}. Against the "
+        f"baseline the good share changes by these points: {steps}. The interaction is "
+        f"{said('good_share', 'share', 'interaction')}: what one factor brings depends on the "
+        "other, because a good request needs both a first token and a pace within bounds."
+    )
+
+
+def variation(evidence: Evidence) -> str:
+    """Return whether the difference stands clear of the noise of a run."""
+    result, floor = evidence.comparison.to_json(), evidence.noise_floor.set_index("metric")
+    apart, noise = result["good_share"]["difference"], floor.loc["good_share", "largest_difference"]
+    if np.isnan(noise):
+        return "With one repeat there is no comparison of the baseline with itself."
+    return (
+        f"The baseline replayed again differs from itself by at most {number(100 * noise, 1)} "
+        f"points of good share; the comparison differs from it by {signed(100 * apart, 1)}. The "
+        "two intervals answer different questions: other minutes of this workload, and another "
+        "run of the same minutes."
+    )
+
+
+def robustness(evidence: Evidence, sweep: Sweep) -> str:
+    """Return which verdicts survive the other choices, and which do not."""
+    found = pd.concat([evidence.robustness, sweep.spread_verdicts])
+    declared = found[found["choice"] == found["choice"].iloc[0]].set_index("metric")["verdict"]
+    changed = found[found["verdict"] != found["metric"].map(declared)]
+    total = found["choice"].nunique() - 1
+    same = total - changed["choice"].nunique()
+    said = (
+        f"All {total} other choices leave every verdict as declared."
+        if same == total
+        else f"Of {total} other choices {same} leave every verdict as declared."
+    )
+    for choice, rows in changed.groupby("choice", sort=False):
+        turned = ", ".join(
+            f"{METRICS[row.metric].label} from {declared[row.metric]} to {row.verdict}"
+            for row in rows.itertuples()
+        )
+        said += f" With {choice}: {turned}."
+    return f"{said} {_surface(evidence)}"
+
+
+def _surface(evidence: Evidence) -> str:
+    surface = evidence.slo_surface
+    wins, loses = surface[surface["band_low"] > 0], surface[surface["band_high"] < 0]
+    if loses.empty or wins.empty:
+        return "No pair of bounds on the grid turns the difference of the good share around."
+    said = (
+        f"The bounds matter more: under {len(loses)} of {len(surface)} pairs of bounds the "
+        f"comparison keeps **fewer** requests good, under {len(wins)} more."
+    )
+    slowest_ms, fastest_ms = loses["itl_ms"].max(), wins["itl_ms"].min()
+    if slowest_ms < fastest_ms:
+        said += (
+            f" It loses only where the ITL bound is {slowest_ms:g} ms or less and wins only where "
+            f"it is {fastest_ms:g} ms or more: the ITL bound decides who wins, the TTFT bound by "
+            "how much."
+        )
+    return said

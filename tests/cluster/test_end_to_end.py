@@ -1,0 +1,58 @@
+"""The whole way: emulated control plane, Dynamo's own processes, real AIPerf, and the book."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("dynamo.mocker", reason="the live stack (extra `live`) is not installed")
+pytest.importorskip("aiperf", reason="AIPerf (extra `live`) is not installed")
+
+from conftest import Emulated
+from live_node import LiveNode
+
+from kvab import runs
+from kvab.study import load_study
+from kvab.trace import find_trace
+
+ROOT = Path(__file__).parents[2]
+LIMITS = {"prepare_s": 60, "deploy_s": 240, "teardown_s": 60, "poll_s": 2}
+ARMS = ("agg-round-robin", "agg-kv-router", "disagg-round-robin", "disagg-kv-router")
+ROWS = 60
+
+
+@pytest.mark.slow
+def test_one_command_brings_all_configurations_into_the_book(tmp_path, checkout, monkeypatch):
+    shutil.copytree(ROOT / "book", checkout / "book", ignore=shutil.ignore_patterns("_build"))
+    emulated = Emulated(tmp_path, checkout, node=LiveNode)
+    try:
+        emulated.profile(limits=LIMITS)
+        emulated.script.tick_s = 0.3  # the processes need this machine's two cores
+        recipes = checkout / "recipes" / "qwen3-32b" / "vllm"
+        emulated.script.on_deploy = lambda it: emulated.node.bring_up(it, recipes)
+        trace = find_trace(load_study().trace)
+        command = [sys.executable, "-m", "kvab", "report", "--cluster", "emulated"]
+        command += ["--rows", str(ROWS), "--repeats", "1", "--trace", str(trace.path)]
+        command += ["--runs", str(emulated.runs), "--out", str(tmp_path / "built")]
+        told = {**os.environ, "KUBECONFIG": str(emulated.kubeconfig)}
+        ended = subprocess.run(command, env=told, capture_output=True, text=True, timeout=900)
+        assert emulated.node.failure is None
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert emulated.left() == []
+    finally:
+        emulated.stop()
+    assert len(emulated.node.started) == len(ARMS)
+    for arm in ARMS:
+        run = runs.read_run(emulated.runs / "qwen3-32b" / "emulated" / arm / "r1")
+        assert run.manifest.status == "complete"
+        assert run.requests["error"].isna().all()
+        assert (run.requests["input_tokens"] == trace.input_tokens[:ROWS]).all()
+        assert (run.requests["output_tokens"] == trace.output_tokens[:ROWS]).all()
+        router = run.manifest.host["router"]
+        assert (router["after"]["events"] > router["before"]["events"]) == ("kv" in arm)
+    page = (tmp_path / "built" / "html" / "index.html").read_text()
+    assert "emulated nodes" in page
+    assert ended.stdout.splitlines()[-1].endswith("index.html")
