@@ -195,6 +195,15 @@ def from_aiperf(
     return table
 
 
+def without_cached(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a requests table whose cached tokens are not known.
+
+    A disaggregated frontend reports those of the decode worker, which reuses nothing; what the
+    prefill worker reused is counted by the router alone.
+    """
+    return table.assign(cached_tokens=pd.Series(pd.NA, table.index, dtype="Int32"))
+
+
 def not_replayed(trace: Trace, rows: int, reason: str) -> pd.DataFrame:
     """Return the requests table of a replay that failed: every row is lost, for that reason."""
     return typed(

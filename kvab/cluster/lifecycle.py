@@ -191,8 +191,7 @@ class Cluster:
         DependencyError
             If the artifacts are not whole, or do not arrive as they are.
         """
-        from kvab.aiperf import read_artifacts
-        from kvab.tidy import from_aiperf
+        from kvab import aiperf, tidy
 
         self.run.note(self.run_id, "collecting")
         local = self.job.path.with_name(f".{self.job.path.name}.collecting") / self.run_id
@@ -207,7 +206,12 @@ class Cluster:
                 pod, self.folder, marker, local,
                 lambda done, total: display.show(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
             )  # fmt: skip
-        requests = from_aiperf(read_artifacts(local), self.job.trace, self.job.order())
+        read = aiperf.read_artifacts(local)
+        requests = tidy.from_aiperf(read, self.job.trace, self.job.order())
+        if self.topology.mode == "disaggregated":
+            requests = tidy.without_cached(requests)
+        self.versions["aiperf"] = read.version or "unknown"
+        self.provenance["router"] |= aiperf.router_counters(local)
         files = {name: (local / name).read_bytes() for name in names}
         shutil.rmtree(local.parent)
         return requests, files

@@ -210,9 +210,8 @@ class LiveStack:
 
     def _requests(self, read: aiperf.Artifacts) -> pd.DataFrame:
         requests = tidy.from_aiperf(read, self.trace, self.order)
-        if self.topology.mode == "disaggregated":  # the frontend reports the decode worker's only
-            requests["cached_tokens"] = pd.Series(pd.NA, requests.index, dtype="Int32")
-        return requests
+        split = self.topology.mode == "disaggregated"
+        return tidy.without_cached(requests) if split else requests
 
     def answered(self) -> pd.DataFrame | None:
         """Return the requests table of a replay that was cut off, None if nothing was answered."""

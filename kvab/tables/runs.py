@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from kvab import metrics, runs
+from kvab import runs
 from kvab.evidence import Evidence
-from kvab.formats import Table, interval, signed
+from kvab.formats import Table
 from kvab.runs.sources import of_run
 from kvab.study import Slo
 from kvab.terminal import summary_lines
@@ -67,45 +66,3 @@ def gate(judged: Gate) -> Table:
     shown = pd.concat([failed, passed.assign(outcome="passed")], ignore_index=True)
     columns = ["check", "where", "expected", "found", "outcome"]
     return Table(shown[columns], "", tuple(columns))
-
-
-def reproduction(evidence: Evidence, reference: Evidence) -> Table:
-    """Return, per metric, the published difference beside the reader's."""
-    ours, theirs = (each.comparison.to_json() for each in (reference, evidence))
-    lines = []
-    for key, metric in metrics.METRICS.items():
-        statistics = metrics.COMPARED if key in metrics.LATENCIES else (None,)
-        for statistic in statistics:
-            a, b = (
-                doc["metrics"][key][statistic] if statistic else doc["good_share"]
-                for doc in (ours, theirs)
-            )
-            factor, decimals = metric.factor, None if statistic else 1
-            lines.append(
-                {
-                    "difference of": f"{metric.short} {statistic or '[points]'}",
-                    "published": signed(factor * a["difference"], decimals),
-                    "its 95 % interval": interval(a["ci_low"], a["ci_high"], factor),
-                    "yours": signed(factor * b["difference"], decimals),
-                    "your 95 % interval": interval(b["ci_low"], b["ci_high"], factor),
-                }
-            )
-    return Table(pd.DataFrame(lines), "Comparison minus baseline.", ("difference of",))
-
-
-def setups(evidence: Evidence, reference: Evidence) -> Table:
-    """Return what is known to differ between the published setup and the reader's."""
-    fields = {}
-    for label, each in (("published", reference), ("yours", evidence)):
-        manifest = each.manifest
-        fields[label] = {
-            "cluster": each.cluster,
-            "kind": manifest.kind,
-            "workload": f"{manifest.trace.name}, {manifest.trace.rows:,} rows",
-            "repeats": str(each.repeats),
-            "study version": str(manifest.study_version),
-            **manifest.versions,
-        }
-    frame = pd.DataFrame(fields).rename_axis("setup").reset_index().fillna("–")
-    frame["equal"] = np.where(frame["published"] == frame["yours"], "yes", "no")
-    return Table(frame, "", tuple(frame.columns))

@@ -6,7 +6,6 @@ Input: the evidence. Output: Markdown.
 from __future__ import annotations
 
 from kvab.evidence import Evidence
-from kvab.formats import interval, signed
 from kvab.validity import Gate
 
 
@@ -40,39 +39,3 @@ def gate(judged: Gate) -> str:
         return f":::{{tip}}\nThe gate is **green**: all {len(judged.checks)} checks passed.\n:::"
     reasons = "".join(f"\n- {reason}" for reason in judged.reasons)
     return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"
-
-
-def whose(evidence: Evidence, reference: Evidence) -> str:
-    """Return whether the page compares anything."""
-    same = [
-        run.manifest.files["requests.parquet"] for run in evidence.runs[evidence.study.baseline]
-    ]
-    published = [
-        run.manifest.files["requests.parquet"] for run in reference.runs[reference.study.baseline]
-    ]
-    if same == published:
-        return "This book was built from the published runs, so both columns are the same runs."
-    return (
-        f"Published: {reference.cluster}, {reference.repeats} repeats. Yours: {evidence.cluster}, "
-        f"{evidence.repeats} repeats. Clusters are compared, never pooled."
-    )
-
-
-def reproduction(evidence: Evidence, reference: Evidence) -> str:
-    """Return whether the reader's headline agrees with the published one.
-
-    Two differences agree if their intervals overlap, and cannot be told apart otherwise said.
-    """
-    ours, theirs = (each.comparison.to_json()["good_share"] for each in (reference, evidence))
-    if ours["ci_low"] is None or theirs["ci_low"] is None:
-        verdict = "cannot be compared: one of them has no interval"
-    elif ours["ci_low"] <= theirs["ci_high"] and theirs["ci_low"] <= ours["ci_high"]:
-        verdict = "**agree**: their intervals overlap"
-    else:
-        verdict = "**differ**: their intervals do not overlap"
-    return (
-        f"The published difference of the good share is {signed(100 * ours['difference'], 1)} "
-        f"points ({interval(ours['ci_low'], ours['ci_high'], 100)}), yours "
-        f"{signed(100 * theirs['difference'], 1)} "
-        f"({interval(theirs['ci_low'], theirs['ci_high'], 100)}). They {verdict}."
-    )

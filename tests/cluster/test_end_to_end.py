@@ -15,18 +15,21 @@ from conftest import Emulated
 from live_node import LiveNode
 
 from kvab import runs
+from kvab.evidence import load_evidence
 from kvab.study import load_study
 from kvab.trace import find_trace
+from kvab.validity import gate
 
 ROOT = Path(__file__).parents[2]
 LIMITS = {"prepare_s": 60, "deploy_s": 240, "teardown_s": 60, "poll_s": 2}
 ARMS = ("agg-round-robin", "agg-kv-router", "disagg-round-robin", "disagg-kv-router")
-ROWS = 60
+ROWS, GATE_RED = 60, 4
 
 
 @pytest.mark.slow
 def test_one_command_brings_all_configurations_into_the_book(tmp_path, checkout, monkeypatch):
     shutil.copytree(ROOT / "book", checkout / "book", ignore=shutil.ignore_patterns("_build"))
+    shutil.copy(ROOT / "requirements.lock", checkout)
     emulated = Emulated(tmp_path, checkout, node=LiveNode)
     try:
         emulated.profile(limits=LIMITS)
@@ -40,7 +43,7 @@ def test_one_command_brings_all_configurations_into_the_book(tmp_path, checkout,
         told = {**os.environ, "KUBECONFIG": str(emulated.kubeconfig)}
         ended = subprocess.run(command, env=told, capture_output=True, text=True, timeout=900)
         assert emulated.node.failure is None
-        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert ended.returncode in (0, GATE_RED), ended.stderr[-3000:]
         assert emulated.left() == []
     finally:
         emulated.stop()
@@ -53,6 +56,10 @@ def test_one_command_brings_all_configurations_into_the_book(tmp_path, checkout,
         assert (run.requests["output_tokens"] == trace.output_tokens[:ROWS]).all()
         router = run.manifest.host["router"]
         assert (router["after"]["events"] > router["before"]["events"]) == ("kv" in arm)
+    # Control plane, client, engines and load share two cores here: requests may be sent late, and
+    # the gate then says so. Nothing else may be wrong.
+    judged = gate(load_evidence("recipes/qwen3-32b/study.yaml", "emulated", emulated.runs))
+    assert judged.green == (ended.returncode == 0)
+    assert [why for why in judged.reasons if "send lag p99" not in why] == []
     page = (tmp_path / "built" / "html" / "index.html").read_text()
-    assert "emulated nodes" in page
-    assert ended.stdout.splitlines()[-1].endswith("index.html")
+    assert "good requests" in page

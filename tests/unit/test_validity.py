@@ -1,11 +1,11 @@
-"""The gate's look at caches: a burst may reuse its own tokens, and no others."""
+"""The gate's look at caches and at images."""
 
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from kvab.validity import _cache_checks
+from kvab.validity import _arm_checks, _cache_checks
 
 
 def cold(cached_tokens):
@@ -36,3 +36,26 @@ def cold(cached_tokens):
 )
 def test_the_first_burst_may_reuse_its_own_tokens_only(cached_tokens, expected):
     assert cold(cached_tokens) is expected
+
+
+def images_pass(*versions):
+    """Whether runs with these versions count as runs of one image."""
+    runs = [
+        SimpleNamespace(
+            manifest=SimpleNamespace(
+                trace=SimpleNamespace(sha256="a"), cluster={}, versions=each, study_version=1
+            )
+        )
+        for each in versions
+    ]
+    evidence = SimpleNamespace(runs={"A": runs[:1], "B": runs[1:]}, arms={})
+    checks = {name: passed for name, *_, passed in _arm_checks(evidence)}
+    assert checks["same versions"]
+    return checks["same images"]
+
+
+def test_arms_of_other_components_may_share_an_image_but_not_differ_in_it():
+    aggregated = {"operator": "1.5.0", "image Frontend": "x@1", "image VllmWorker": "x@1"}
+    split = {"operator": "1.5.0", "image Frontend": "x@1", "image VllmPrefillWorker": "x@1"}
+    assert images_pass(aggregated, split)
+    assert not images_pass(aggregated, split | {"image VllmPrefillWorker": "x@2"})

@@ -1,0 +1,128 @@
+"""All clusters side by side: what the comparison gains on each, and whether that agrees.
+
+Input: a folder of runs and the published ones. Output: one object that a notebook loads. Clusters
+are compared, never pooled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from kvab.declare import digest
+from kvab.errors import InputError
+from kvab.evidence.outcomes import Evidence, load_evidence, load_published
+from kvab.metrics import METRICS
+from kvab.results import remember, source_digest
+from kvab.study import load_study, root
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Every cluster that has runs of both configurations.
+
+    Attributes
+    ----------
+    reference : Evidence
+        The published runs that the others are compared with.
+    places : dict of str to Evidence
+        The clusters by the name that pages give them: the reader's, then the published.
+    """
+
+    reference: Evidence
+    places: dict[str, Evidence]
+
+    @property
+    def simulated(self) -> bool:
+        """Whether every cluster is a simulator."""
+        return all(each.simulated for each in self.places.values())
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a workload is made up."""
+        return any(each.synthetic for each in self.places.values())
+
+    @property
+    def others(self) -> dict[str, Evidence]:
+        """The clusters whose runs are not those of the reference."""
+        return {name: each for name, each in self.places.items() if each.key != self.reference.key}
+
+    @cached_property
+    def effects(self) -> pd.DataFrame:
+        """What the comparison gains over the baseline on each cluster.
+
+        Columns ``place``, ``metric``, ``difference``, ``ratio``, each of the two with ``_low`` and
+        ``_high`` of its workload interval (NaN without one): means of latencies, in ms, and the
+        good share, as a share of 1.
+        """
+        lines = []
+        for place, evidence in self.places.items():
+            told = evidence.comparison.to_json()
+            for key in METRICS:
+                found = told["good_share"] if key == "good_share" else told["metrics"][key]["mean"]
+                lines.append({
+                    "place": place, "metric": key, "difference": found["difference"],
+                    "difference_low": found["ci_low"], "difference_high": found["ci_high"],
+                    "ratio": found["ratio"], "ratio_low": found.get("ratio_ci_low"),
+                    "ratio_high": found.get("ratio_ci_high"),
+                })  # fmt: skip
+        numbers = dict.fromkeys(lines[0].keys() - {"place", "metric"}, float)
+        return pd.DataFrame(lines).astype(numbers)
+
+    @cached_property
+    def agreements(self) -> dict[str, pd.DataFrame | str]:
+        """`kvab.statistics.agreement` of each other cluster, or why there can be none."""
+        return {name: self._agreement(each) for name, each in self.others.items()}
+
+    def _agreement(self, evidence: Evidence) -> pd.DataFrame | str:
+        from kvab.statistics.agreement import agreement
+
+        study = self.reference.study
+
+        def compute() -> pd.DataFrame:
+            both = [
+                tuple(each.tables(arm) for arm in (study.baseline, study.comparison))
+                for each in (self.reference, evidence)
+            ]
+            return agreement(*both, study.slo, study.margins, **study.statistics.model_dump())
+
+        key = digest([self.reference.key, evidence.key, source_digest()])
+        try:
+            return remember(key, "agreement", compute)
+        except InputError as error:
+            return str(error)
+
+
+def load_clusters(
+    study: str | Path, folder: str | Path, published: str | Path = "book/published"
+) -> Clusters:
+    """Return every cluster with runs of both configurations, in a folder and published.
+
+    Raises
+    ------
+    InputError
+        If nothing is published, or a run is damaged.
+    """
+    reference = load_published(study, published)
+    own = _places(study, folder)
+    if (root() / folder).resolve() == (root() / published).resolve():
+        return Clusters(reference, own)
+    known = {each.key for each in own.values()}
+    public = {f"{name} (published)": each for name, each in _places(study, published).items()
+              if each.key not in known}  # fmt: skip
+    return Clusters(reference, own | public)
+
+
+def _places(study: str | Path, folder: str | Path) -> dict[str, Evidence]:
+    declared = load_study(study)
+    both = {declared.baseline, declared.comparison}
+    found = {}
+    for path in sorted((root() / folder / declared.name).glob("*/")):
+        if any(path.glob(f"{declared.baseline}/r*/run.json")):
+            evidence = load_evidence(study, path.name, folder)
+            if both <= evidence.runs.keys():
+                found[path.name] = evidence
+    return found

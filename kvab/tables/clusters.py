@@ -1,0 +1,117 @@
+"""The tables that put clusters side by side: effects, agreement with the published, setups.
+
+Input: the clusters. Output: tables that a notebook shows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from kvab.evidence import Evidence
+from kvab.evidence.clusters import Clusters
+from kvab.formats import Table, interval, number, percent, signed
+from kvab.metrics import METRICS
+from kvab.validity import gate
+
+PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
+WITHHELD = "withheld: the gate is red"
+RULE = (
+    "On the rows that both have. Agree: the whole 95 % workload interval of the gap lies within "
+    "± the margin. Differ: it excludes zero and the gap is beyond the margin. Cannot tell: "
+    "otherwise."
+)
+
+
+def overview(clusters: Clusters) -> Table:
+    """Return what the comparison gains on each cluster."""
+    lines = []
+    for place, evidence in clusters.places.items():
+        told = evidence.comparison.to_json()
+        good, means = (
+            told["good_share"],
+            {key: each["mean"] for key, each in told["metrics"].items()},
+        )
+        green = gate(evidence).green
+        lines.append({
+            "cluster": place,
+            "kind": evidence.manifest.kind,
+            "requests": f"{evidence.manifest.trace.rows:,}",
+            "repeats": evidence.repeats,
+            "baseline good": percent(good["baseline"]),
+            "comparison good": percent(good["comparison"]),
+            "difference [points]": signed(100 * good["difference"], 1),
+            "its 95 % interval": interval(good["ci_low"], good["ci_high"], 100),
+            "TTFT ratio": number(means["ttft_ms"]["ratio"], 2),
+            "latency ratio": number(means["latency_ms"]["ratio"], 2),
+            "verdict on the good share": told["verdict"]["good_share"] if green else WITHHELD,
+        })  # fmt: skip
+    return Table(
+        pd.DataFrame(lines),
+        "Comparison against baseline on each cluster, never pooled; ratios of means.",
+        ("cluster", "kind", "verdict on the good share"),
+    )
+
+
+def cards(clusters: Clusters) -> Table:
+    """Return, for each cluster, whether it agrees with the published difference of each metric."""
+    lines = []
+    for place, found in clusters.agreements.items():
+        if isinstance(found, str):
+            lines.append({"cluster": place, "verdict": f"cannot be compared: {found}"})
+            continue
+        withheld = not gate(clusters.others[place]).green
+        for key, row in found.iterrows():
+            verdict = WITHHELD if withheld else f"{row['verdict']}, {row['rows']:,} rows"
+            lines.append({"cluster": place, **_line(str(key), row), "verdict": verdict})
+    text = ("cluster", "difference of", "verdict")
+    columns = ["cluster", "difference of", "published", "yours", "gap", "margin", "verdict"]
+    return Table(pd.DataFrame(lines, columns=columns).fillna("–"), RULE, text)
+
+
+def _line(key: str, row: pd.Series) -> dict[str, str]:
+    metric = METRICS[key]
+    of = f"mean {metric.short} [ms]" if key != "good_share" else f"{metric.short} [points]"
+    decimals = 1 if key == "good_share" else None
+
+    def shown(name: str) -> str:
+        ends = [metric.factor * row[f"{name}_{end}"] for end in ("low", "high")]
+        return f"{signed(metric.factor * row[name], decimals)} ({_ends(*ends)})"
+
+    told = {name: shown(name) for name in ("published", "yours", "gap")}
+    return {"difference of": of, **told, "margin": f"± {number(metric.factor * row['margin'])}"}
+
+
+def _ends(low: float, high: float) -> str:
+    return "no interval" if pd.isna(low) else f"{signed(low)} to {signed(high)}"
+
+
+def setups(clusters: Clusters) -> Table:
+    """Return what is known to differ between the setups, read from the runs' manifests."""
+    told = {"published": _setup(clusters.reference)}
+    told |= {name: _setup(each) for name, each in clusters.others.items()}
+    frame = pd.DataFrame(told)
+    frame = frame[frame.nunique(axis="columns", dropna=False) > 1].fillna("–")
+    frame = frame.rename_axis("setup").reset_index()
+    return Table(frame, "Only what differs is listed.", tuple(frame.columns))
+
+
+def _setup(evidence: Evidence) -> dict[str, Any]:
+    manifest = evidence.manifest
+    profile = {key: str(value) for key, value in manifest.cluster.items() if key in PROFILE}
+    pods = manifest.host.get("pods", {}).values()
+    gpus = {gpu for pod in pods for gpu in pod.get("gpus", [])}
+    slo = manifest.slo or evidence.study.slo
+    return {
+        "cluster": evidence.cluster,
+        "kind": manifest.kind,
+        **profile,
+        "GPUs seen": f"{len(gpus)}" if gpus else "none",
+        "workload": manifest.trace.name,
+        "requests": f"{manifest.trace.rows:,}",
+        "repeats": str(evidence.repeats),
+        "SLO at the run": f"TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms",
+        "study version": str(manifest.study_version),
+        **manifest.versions,
+    }

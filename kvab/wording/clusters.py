@@ -1,0 +1,75 @@
+"""Clusters side by side, in sentences: what each shows, and whether it agrees with the published.
+
+Input: the clusters. Output: Markdown and captions.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from kvab.evidence.clusters import Clusters
+from kvab.formats import signed
+from kvab.metrics import METRICS
+from kvab.statistics.agreement import AGREE, DIFFER
+
+KINDS = {"simulated": "simulated", "live": "live on CPUs, engines mocked", "kubernetes": "measured",
+         "imported": "imported"}  # fmt: skip
+
+
+def source(clusters: Clusters, runs: bool = True) -> str:
+    """Return where the figure's data come from, for the end of its caption."""
+    told = [
+        f"{name} ({KINDS[each.manifest.kind]}, {each.manifest.trace.rows:,} requests, repeats: "
+        f"{each.repeats})"
+        for name, each in clusters.places.items()
+    ]
+    synthetic = " SYNTHETIC WORKLOAD." if clusters.synthetic and runs else ""
+    return f"Source: {'; '.join(told)}.{synthetic}"
+
+
+def forest_caption(clusters: Clusters) -> str:
+    """Return the caption of the forest plot."""
+    found = clusters.effects
+    good = 100 * found[found["metric"] == "good_share"]["difference"]
+    rises = int((good > 0).sum())
+    span = signed(good.min(), 1) + ("" if len(good) == 1 else f" to {signed(good.max(), 1)}")
+    return (
+        f"The good share changes by {span} points; it rises on {rises} of {len(good)} clusters. "
+        "Difference of the good share and ratio of the mean latencies, comparison over baseline, "
+        "with 95 % workload intervals. Requests differ in number, so a short run shows only its "
+        "part of the trace."
+    )
+
+
+def whose(clusters: Clusters) -> str:
+    """Return what is compared with what."""
+    if not clusters.others:
+        return (
+            f"This book was built from the published runs on {clusters.reference.cluster} alone; "
+            "there is nothing to compare them with yet."
+        )
+    return (
+        f"Published: {clusters.reference.cluster}, {clusters.reference.repeats} repeats. Compared "
+        f"with it: {', '.join(clusters.others)}. Each cluster has its own lines; none are pooled."
+    )
+
+
+def learned(clusters: Clusters) -> str:
+    """Return for each cluster where it agrees with the published runs and where it differs."""
+    lines = []
+    for place, found in clusters.agreements.items():
+        if isinstance(found, str):
+            lines.append(f"- **{place}** cannot be compared: {found}.")
+            continue
+        told = [f"{word} on {_names(found, verdict)}" for verdict, word in
+                ((AGREE, "agrees"), (DIFFER, "differs")) if _names(found, verdict)]  # fmt: skip
+        rest = len(found) - sum(found["verdict"].isin([AGREE, DIFFER]))
+        told += [f"cannot tell on {rest} of {len(found)} metrics"] if rest else []
+        lines.append(f"- **{place}**, {found['rows'].iloc[0]:,} rows: {', '.join(told)}.")
+    return "\n".join(lines) or "Nothing yet: add a cluster of your own."
+
+
+def _names(found: pd.DataFrame, verdict: str) -> str:
+    return " and ".join(
+        METRICS[str(key)].label.lower() for key in found.index[found["verdict"] == verdict]
+    )
