@@ -34,9 +34,12 @@ lint: env ## check style, notebooks and types of the code
 test: env ## run the tests (about five minutes on two cores)
 	$(BIN)/pytest -n auto
 
+# Dynamo's own processes under real AIPerf: nothing else may run beside them.
+REAL_TIME := tests/live tests/cluster/test_end_to_end.py
+
 test-slow: env ## run the long tests: coverage of the intervals, live replays in real time
-	$(BIN)/pytest -n auto -m slow --ignore=tests/live
-	$(BIN)/pytest -m slow tests/live
+	$(BIN)/pytest -n auto -m slow $(REAL_TIME:%=--ignore=%)
+	$(BIN)/pytest -m slow $(REAL_TIME)
 
 report: env ## replay what is missing and build the whole book; ends with the headline
 	$(BIN)/kvab report
