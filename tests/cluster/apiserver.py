@@ -22,6 +22,17 @@ PATH = re.compile(
 TOKEN = "secret-token-of-the-test"
 WATCH_S = 0.15  # a server may end a watch at any time; here it does so soon
 CLUSTER_WIDE = ("namespaces", "nodes", "storageclasses", "customresourcedefinitions")
+RESOURCES = {
+    "v1": {"pods": "Pod", "configmaps": "ConfigMap", "secrets": "Secret", "events": "Event",
+           "persistentvolumeclaims": "PersistentVolumeClaim", "namespaces": "Namespace",
+           "nodes": "Node"},
+    "batch/v1": {"jobs": "Job"},
+    "storage.k8s.io/v1": {"storageclasses": "StorageClass"},
+    "nvidia.com/v1alpha1": {"dynamographdeployments": "DynamoGraphDeployment",
+                            "dynamocomponentdeployments": "DynamoComponentDeployment"},
+}  # fmt: skip
+KINDS = {plural: kind for held in RESOURCES.values() for plural, kind in held.items()}
+EVERYTHING = ("pods", "jobs", "dynamographdeployments", "dynamocomponentdeployments")
 
 
 @dataclass
@@ -54,6 +65,35 @@ def failure(status, message, reason="", headers=None):
     return web.json_response(body, status=status, headers=headers)
 
 
+def discovered(path):
+    """Return what a client that does not know the API reads of it; nothing on other paths."""
+    groups = [version.split("/") for version in RESOURCES if "/" in version]
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        told = [{"groupVersion": f"{group}/{version}", "version": version}
+                for group, version in groups]  # fmt: skip
+        listed = [{"name": each["groupVersion"].split("/")[0], "versions": [each],
+                   "preferredVersion": each} for each in told]  # fmt: skip
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
+    version = path.removeprefix("/apis/").removeprefix("/api/")
+    if version not in RESOURCES:
+        return None
+    made = [
+        {
+            "name": plural,
+            "singularName": kind.lower(),
+            "kind": kind,
+            "namespaced": plural not in CLUSTER_WIDE,
+            "verbs": ["get", "list", "watch", "create", "delete"],
+            "categories": ["all"] if plural in EVERYTHING else [],
+        }
+        for plural, kind in RESOURCES[version].items()
+    ]
+    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version,
+            "resources": made}  # fmt: skip
+
+
 class ApiServer:
     """The server in a thread of its own; ``node`` runs pods, ``rules`` say who may do what."""
 
@@ -61,6 +101,7 @@ class ApiServer:
         self.store, self.operator, self.node = Store(), operator, None
         self.faults, self.rules, self.used, self.seen = [], None, set(), []
         self.admission = []
+        self.open = False  # to who brings no token
         self.ready = threading.Event()
 
     def start(self):
@@ -110,7 +151,7 @@ class ApiServer:
         if path.startswith("/frontends/"):  # what pods reach by the Service's name
             _, _, service, rest = path.split("/", 3)
             return await self.node.serve(request, service, rest)
-        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if not self.open and request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return failure(401, "Unauthorized", "Unauthorized")
         for fault in self.faults:
             if fault.cut is None and fault.hits(method, path):
@@ -120,7 +161,9 @@ class ApiServer:
                 headers = {"Retry-After": "1"} if fault.status == 429 else None
                 return failure(fault.status, fault.message or "fault", headers=headers)
         if path == "/version":
-            return web.json_response({"gitVersion": "v1.33.4"})
+            return web.json_response({"gitVersion": "v1.33.4", "major": "1", "minor": "33"})
+        if found := discovered(path):
+            return web.json_response(found)
         if path.endswith("/selfsubjectaccessreviews"):
             return await self.review(request)
         match = PATH.match(path)
@@ -206,8 +249,10 @@ class ApiServer:
     async def list(self, request, plural, space):
         found = self.chosen(request, plural, space)
         version = str(next(self.store.version))
-        body = {"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}}
-        return web.json_response({**body, "items": found})
+        of = next(key for key, held in RESOURCES.items() if plural in held)
+        body = {"kind": f"{KINDS[plural]}List", "apiVersion": of}
+        items = [{"apiVersion": of, "kind": KINDS[plural], **held} for held in found]
+        return web.json_response({**body, "metadata": {"resourceVersion": version}, "items": items})
 
     async def watch(self, request, plural, space):
         since = int(request.query.get("resourceVersion") or 0)
