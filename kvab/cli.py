@@ -185,14 +185,19 @@ def report(
     out: Annotated[Path, typer.Option(help="Where the book is built.")] = Path("book/_build"),
     runs: RunsOption = Path("runs"),
     from_: Annotated[
-        Path | None, typer.Option("--from", help="Build from these runs; replay nothing.")
+        Path | None,
+        typer.Option("--from", help="Build from these runs, or a bundle of them; replay nothing."),
     ] = None,
     study: StudyOption = STUDY,
 ) -> None:
     """Replay what is missing, analyze it and build the book; ends with the headline."""
-    from kvab.report.building import report as build_report
+    from kvab.report import building
 
-    headline, index = build_report(study, cluster, rows, repeats, trace, out, runs, from_)
+    if from_ and from_.is_file():
+        headline, index = building.report_bundle(from_, cluster, out)
+    else:
+        told = (study, cluster, rows, repeats, trace, out, runs, from_)
+        headline, index = building.report(*told)
     print(f"\n{headline}\n{index}")
 
 
@@ -224,6 +229,26 @@ def publish(
 
     for path in publish_runs(study, cluster, runs, to):
         print(path)
+
+
+@app.command()
+def bundle(
+    paths: Annotated[list[Path], typer.Argument(help="Folders of runs, or single runs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: X.tar.zst.")],
+    hosts: Annotated[
+        bool, typer.Option(help="Keep names of nodes, pods and contexts; left out otherwise.")
+    ] = False,
+    study: StudyOption = STUDY,
+) -> None:
+    """Pack runs with all that a book needs of them; `kvab report --from` builds it elsewhere.
+
+    Records, logs and diagnostics stay behind, and names of machines unless asked for.
+    """
+    from kvab.report.bundle import bundle as pack
+
+    made = pack(study, paths, out, hosts=hosts)
+    size_mb = out.stat().st_size / 1e6
+    print(f"{out}: {', '.join(made.clusters)}; {len(made.files)} files, {size_mb:.1f} MB")
 
 
 @app.command()

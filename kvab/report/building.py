@@ -10,10 +10,11 @@ from pathlib import Path
 
 from kvab.capacity.curves import load_sweep
 from kvab.declare import digest
-from kvab.errors import GateError
+from kvab.errors import GateError, InputError
 from kvab.evidence import load_evidence
 from kvab.evidence.model_check import load_check, make_twins
 from kvab.report import pages
+from kvab.report.bundle import unpacked
 from kvab.runs import campaign
 from kvab.runs.imports import is_imported
 from kvab.runs.replay import plan_job
@@ -87,6 +88,24 @@ def report(
             f"{judged.reasons[0]}; the book says the rest: {index}"
         )
     return headline(evidence), index
+
+
+def report_bundle(path: Path, cluster: str, out: Path) -> tuple[str, Path]:
+    """Make the book of a bundle, of the named cluster or of the only one in it.
+
+    Raises
+    ------
+    InputError
+        If it is no whole bundle, or holds several clusters and not the named one.
+    GateError
+        As `report`.
+    """
+    with unpacked(path) as (folder, contents):
+        held = contents.clusters
+        if cluster not in held and len(held) > 1:
+            raise InputError(f"{path}: holds {', '.join(held)}, not {cluster}; name one of them")
+        chosen = cluster if cluster in held else held[0]
+        return report(folder / contents.study, chosen, out=out, published=folder / "runs")
 
 
 def replay_missing(

@@ -1,6 +1,9 @@
 """Every page of the built book in a real browser: nothing broken, nothing from the network."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
@@ -145,3 +148,38 @@ def test_pages_fit_a_phone(book, browser):
             wide.append(path.name)
     page.close()
     assert wide == []
+
+
+def shown(out):
+    """Return what every page shows: tables, figures and text, by page and cell."""
+    found = {}
+    for path in sorted((out / "source").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        outputs = [each.get("data", {}) for cell in cells for each in cell.get("outputs", [])]
+        found[path.name] = [
+            data.get("text/html") or data.get("text/markdown") or data for data in outputs
+        ]
+    return found
+
+
+@pytest.mark.slow
+def test_a_bundle_makes_the_same_book_where_nothing_can_be_replayed(book, tmp_path):
+    """Another cache, and neither simulator nor live stack nor cluster client to be imported."""
+    from kvab.report.bundle import bundle
+
+    packed, out = tmp_path / "published.tar.zst", tmp_path / "book"
+    bundle(ROOT / "recipes/qwen3-32b/study.yaml", [ROOT / "book" / "published"], packed)
+    missing = ("aisimulate", "dynamo", "aiperf", "kubernetes")
+    hidden = "".join(f"sys.modules[{name!r}] = None\n" for name in missing)
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\n{hidden}")
+    told = {**os.environ, "KVAB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "kvab", "report", "--from", str(packed), "--out", str(out)]
+    ended = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    headline, index = book
+    assert headline in ended.stdout
+    there, here = shown(index.parents[1]), shown(out)
+    assert sum(map(len, there.values())) > 50
+    assert there.keys() == here.keys()
+    for name, outputs in there.items():
+        assert here[name] == outputs, name
