@@ -11,10 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 import kvab
-from kvab import runs
+from kvab import runs, tidy
 from kvab.aiperf import Artifacts, router_counters
 from kvab.aiperf.archives import folder_of
 from kvab.declare import digest
@@ -192,9 +190,8 @@ def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:
 
 def _files(source: Source, recipe: Configuration) -> dict[str, bytes | Path]:
     requests = source.requests
-    if topology(recipe).mode == "disaggregated":  # the frontend reports the decode worker's only
-        unknown = pd.Series(pd.NA, requests.index, dtype="Int32")
-        requests = requests.assign(cached_tokens=unknown)
+    if topology(recipe).mode == "disaggregated":
+        requests = tidy.without_cached(requests)
     files: dict[str, bytes | Path] = {"requests.parquet": runs.requests_bytes(requests)}
     for name in ("deploy.yaml", "perf.yaml"):
         files[f"manifests/{name}"] = (recipe.folder / name).read_bytes()

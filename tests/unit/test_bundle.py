@@ -112,7 +112,7 @@ def test_a_bundle_of_another_schema_is_refused(whole, tmp_path):
     files = content(whole)
     told = json.loads(files[CONTENTS]) | {"schema": 2}
     path = repacked(files | {CONTENTS: json.dumps(told).encode()}, tmp_path / "next.tar.zst")
-    with pytest.raises(InputError, match="no readable bundle.json"), unpacked(path):
+    with pytest.raises(InputError, match=r"no readable bundle\.json"), unpacked(path):
         pass
 
 
