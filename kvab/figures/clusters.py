@@ -42,7 +42,7 @@ def forest(clusters: Clusters) -> Drawing:
             axis.xaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_major_formatter(PLAIN)
         axis.grid(axis="x")
-    names = [f"{place}\n({wording.KINDS[each.manifest.kind]})" for place, each in places.items()]
+    names = [f"{place}\n({each.manifest.kind})" for place, each in places.items()]
     axes[0].set_yticks(range(len(places)), names, fontsize=7)
     axes[0].set_ylim(len(places) - 0.5, -0.5)
     caption = wording.forest_caption(clusters)

@@ -107,7 +107,7 @@ def _setup(evidence: Evidence) -> dict[str, Any]:
         "cluster": evidence.cluster,
         "kind": manifest.kind,
         **profile,
-        "GPUs seen": f"{len(gpus)}" if gpus else "none",
+        "GPUs seen": str(len(gpus)),
         "workload": manifest.trace.name,
         "requests": f"{manifest.trace.rows:,}",
         "repeats": str(evidence.repeats),

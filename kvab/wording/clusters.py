@@ -12,8 +12,12 @@ from kvab.formats import signed
 from kvab.metrics import METRICS
 from kvab.statistics.agreement import AGREE, DIFFER
 
-KINDS = {"simulated": "simulated", "live": "live on CPUs, engines mocked", "kubernetes": "measured",
-         "imported": "imported"}  # fmt: skip
+KINDS = {
+    "simulated": "simulated, not measured",
+    "live": "live on CPUs, engines mocked",
+    "kubernetes": "measured",
+    "imported": "imported",
+}
 
 
 def source(clusters: Clusters, runs: bool = True) -> str:
@@ -50,7 +54,7 @@ def whose(clusters: Clusters) -> str:
         )
     return (
         f"Published: {clusters.reference.cluster}, {clusters.reference.repeats} repeats. Compared "
-        f"with it: {', '.join(clusters.others)}. Each cluster has its own lines; none are pooled."
+        f"with it: {', '.join(clusters.others)}. Each cluster has lines of its own, never pooled."
     )
 
 
