@@ -29,28 +29,26 @@ def overview(clusters: Clusters) -> Table:
     lines = []
     for place, evidence in clusters.places.items():
         told = evidence.comparison.to_json()
-        good, means = (
-            told["good_share"],
-            {key: each["mean"] for key, each in told["metrics"].items()},
-        )
+        good = told["good_share"]
+        means = {key: each["mean"] for key, each in told["metrics"].items()}
         green = gate(evidence).green
         lines.append({
             "cluster": place,
             "kind": evidence.manifest.kind,
-            "requests": f"{evidence.manifest.trace.rows:,}",
-            "repeats": evidence.repeats,
+            "requests": f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
             "baseline good": percent(good["baseline"]),
             "comparison good": percent(good["comparison"]),
-            "difference [points]": signed(100 * good["difference"], 1),
-            "its 95 % interval": interval(good["ci_low"], good["ci_high"], 100),
+            "difference [points]": f"{signed(100 * good['difference'], 1)}\n"
+            f"({interval(good['ci_low'], good['ci_high'], 100)})",
             "TTFT ratio": number(means["ttft_ms"]["ratio"], 2),
             "latency ratio": number(means["latency_ms"]["ratio"], 2),
-            "verdict on the good share": told["verdict"]["good_share"] if green else WITHHELD,
+            "verdict": told["verdict"]["good_share"] if green else WITHHELD,
         })  # fmt: skip
     return Table(
         pd.DataFrame(lines),
-        "Comparison against baseline on each cluster, never pooled; ratios of means.",
-        ("cluster", "kind", "verdict on the good share"),
+        "Comparison against baseline on each cluster, never pooled: requests × repeats, good share "
+        "(95 % workload interval) and its verdict, ratios of means.",
+        ("cluster", "kind", "verdict"),
     )
 
 
@@ -63,7 +61,7 @@ def cards(clusters: Clusters) -> Table:
             continue
         withheld = not gate(clusters.others[place]).green
         for key, row in found.iterrows():
-            verdict = WITHHELD if withheld else f"{row['verdict']}, {row['rows']:,} rows"
+            verdict = WITHHELD if withheld else f"{row['verdict']}\n({row['rows']:,} rows)"
             lines.append({"cluster": place, **_line(str(key), row), "verdict": verdict})
     text = ("cluster", "difference of", "verdict")
     columns = ["cluster", "difference of", "published", "yours", "gap", "margin", "verdict"]
@@ -77,7 +75,7 @@ def _line(key: str, row: pd.Series) -> dict[str, str]:
 
     def shown(name: str) -> str:
         ends = [metric.factor * row[f"{name}_{end}"] for end in ("low", "high")]
-        return f"{signed(metric.factor * row[name], decimals)} ({_ends(*ends)})"
+        return f"{signed(metric.factor * row[name], decimals)}\n({_ends(*ends)})"
 
     told = {name: shown(name) for name in ("published", "yours", "gap")}
     return {"difference of": of, **told, "margin": f"± {number(metric.factor * row['margin'])}"}
