@@ -18,9 +18,9 @@ from kvab.validity import gate
 PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
 WITHHELD = "withheld: the gate is red"
 RULE = (
-    "On the rows that both have. Agree: the whole 95 % workload interval of the gap lies within "
-    "± the margin. Differ: it excludes zero and the gap is beyond the margin. Cannot tell: "
-    "otherwise."
+    "Means, comparison minus baseline, on the rows that both have; the gap is yours minus "
+    "published. Agree: the whole 95 % workload interval of the gap lies within ± the margin. "
+    "Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
 )
 
 
@@ -33,22 +33,20 @@ def overview(clusters: Clusters) -> Table:
         means = {key: each["mean"] for key, each in told["metrics"].items()}
         green = gate(evidence).green
         lines.append({
-            "cluster": place,
-            "kind": evidence.manifest.kind,
+            "cluster": f"{place}\n({evidence.manifest.kind})",
+            "verdict": told["verdict"]["good_share"] if green else WITHHELD,
             "requests": f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
-            "baseline good": percent(good["baseline"]),
-            "comparison good": percent(good["comparison"]),
+            "good": f"{percent(good['baseline'])} → {percent(good['comparison'])}",
             "difference [points]": f"{signed(100 * good['difference'], 1)}\n"
             f"({interval(good['ci_low'], good['ci_high'], 100)})",
             "TTFT ratio": number(means["ttft_ms"]["ratio"], 2),
             "latency ratio": number(means["latency_ms"]["ratio"], 2),
-            "verdict": told["verdict"]["good_share"] if green else WITHHELD,
         })  # fmt: skip
     return Table(
         pd.DataFrame(lines),
         "Comparison against baseline on each cluster, never pooled: requests × repeats, good share "
         "(95 % workload interval) and its verdict, ratios of means.",
-        ("cluster", "kind", "verdict"),
+        ("cluster", "verdict"),
     )
 
 
@@ -63,22 +61,23 @@ def cards(clusters: Clusters) -> Table:
         for key, row in found.iterrows():
             verdict = WITHHELD if withheld else f"{row['verdict']}\n({row['rows']:,} rows)"
             lines.append({"cluster": place, **_line(str(key), row), "verdict": verdict})
-    text = ("cluster", "difference of", "verdict")
-    columns = ["cluster", "difference of", "published", "yours", "gap", "margin", "verdict"]
+    text = ("cluster", "metric", "verdict")
+    columns = ["cluster", "metric", "verdict", "published", "yours", "gap"]
     return Table(pd.DataFrame(lines, columns=columns).fillna("–"), RULE, text)
 
 
 def _line(key: str, row: pd.Series) -> dict[str, str]:
     metric = METRICS[key]
-    of = f"mean {metric.short} [ms]" if key != "good_share" else f"{metric.short} [points]"
+    of = f"{metric.short} [{'points' if key == 'good_share' else 'ms'}]"
     decimals = 1 if key == "good_share" else None
 
     def shown(name: str) -> str:
         ends = [metric.factor * row[f"{name}_{end}"] for end in ("low", "high")]
-        return f"{signed(metric.factor * row[name], decimals)}\n({_ends(*ends)})"
+        margin = f"\nmargin ± {number(metric.factor * row['margin'])}" if name == "gap" else ""
+        return f"{signed(metric.factor * row[name], decimals)}\n({_ends(*ends)}){margin}"
 
     told = {name: shown(name) for name in ("published", "yours", "gap")}
-    return {"difference of": of, **told, "margin": f"± {number(metric.factor * row['margin'])}"}
+    return {"metric": of, **told}
 
 
 def _ends(low: float, high: float) -> str:
