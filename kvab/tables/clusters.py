@@ -60,13 +60,13 @@ def cards(clusters: Clusters) -> Table:
         withheld = not gate(clusters.others[place]).green
         for key, row in found.iterrows():
             verdict = WITHHELD if withheld else f"{row['verdict']}\n({row['rows']:,} rows)"
-            lines.append({"cluster": place, **_line(str(key), row), "verdict": verdict})
-    text = ("cluster", "metric", "verdict")
-    columns = ["cluster", "metric", "verdict", "published", "yours", "gap"]
+            lines.append({**_line(place, str(key), row), "verdict": verdict})
+    text = ("cluster", "verdict")
+    columns = ["cluster", "verdict", "published", "yours", "gap"]
     return Table(pd.DataFrame(lines, columns=columns).fillna("–"), RULE, text)
 
 
-def _line(key: str, row: pd.Series) -> dict[str, str]:
+def _line(place: str, key: str, row: pd.Series) -> dict[str, str]:
     metric = METRICS[key]
     of = f"{metric.short} [{'points' if key == 'good_share' else 'ms'}]"
     decimals = 1 if key == "good_share" else None
@@ -77,7 +77,7 @@ def _line(key: str, row: pd.Series) -> dict[str, str]:
         return f"{signed(metric.factor * row[name], decimals)}\n({_ends(*ends)}){margin}"
 
     told = {name: shown(name) for name in ("published", "yours", "gap")}
-    return {"metric": of, **told}
+    return {"cluster": f"{place}\n{of}", **told}
 
 
 def _ends(low: float, high: float) -> str:
