@@ -188,7 +188,8 @@ def load_sweep(
             f"{found.parent / TABLE}: expected sha256 {summary.table_sha256[:12]} of {SUMMARY}, "
             "got another; restore it or run `kvab capacity`"
         )
-    is_own = not found.resolve().is_relative_to(public.resolve())
+    known = [Summary.model_validate_json(path.read_bytes()) for path in places[1:]]
+    is_own = summary.table_sha256 not in [each.table_sha256 for each in known]
     place = found.parent / SPREAD
     spread = pd.read_parquet(place) if place.is_file() else None
     return Sweep(read, summary, pd.read_parquet(io.BytesIO(content)), spread, is_own)

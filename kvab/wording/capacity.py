@@ -106,7 +106,7 @@ def _stale(swept: Sweep) -> str:
 def provenance(swept: Sweep) -> str:
     """Return the notice on top of the page: what was replayed, where, and whose sweep it is."""
     summary = swept.summary
-    whose = "Made on this machine" if swept.own else "The published sweep"
+    whose = "Made with these runs" if swept.own else "The published sweep"
     versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
     trace = summary.trace
     part = f"the first {trace.rows:,} of {trace.total_rows:,}"
