@@ -5,8 +5,11 @@ Input: numbers and tables. Output: text, and HTML that fits a phone.
 
 from __future__ import annotations
 
+import functools
 import html
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +48,19 @@ def interval(
         return f"no interval: {none}"
     bounds = f"{signed(factor * low, 1 if factor != 1 else None)} to "
     return bounds + signed(factor * high, 1 if factor != 1 else None)
+
+
+def unless_missing(instead: Any = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function say ``instead`` of nothing (None), such as a sweep that nobody replayed."""
+
+    def decorate(say: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(say)
+        def said(of: Any, *more: Any) -> Any:
+            return instead if of is None else say(of, *more)
+
+        return said
+
+    return decorate
 
 
 @dataclass(frozen=True)

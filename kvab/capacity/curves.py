@@ -160,21 +160,23 @@ class Sweep:
 
 def load_sweep(
     study: str | Path, cluster: str, folder: str | Path, published: str | Path = "book/published"
-) -> Sweep:
+) -> Sweep | None:
     """Return the sweep of a cluster in a folder of runs, else the published one of any cluster.
+
+    Without either, or where the study declares none, there is None.
 
     Raises
     ------
     InputError
-        If there is neither, or its files do not belong together.
+        If its files do not belong together.
     """
     read = load_study(study)
     own = runs.capacity_path(root() / folder, read, cluster) / SUMMARY
     public = root() / published / read.name
     places = [own, *sorted(public.glob(f"*/capacity/{SUMMARY}"))]
     found = next((path for path in places if path.is_file()), None)
-    if found is None:
-        raise InputError(f"{own}: no capacity sweep, nor a published one; run `kvab capacity`")
+    if found is None or read.capacity is None:
+        return None
     try:
         summary = Summary.model_validate_json(found.read_bytes())
         content = (found.parent / TABLE).read_bytes()

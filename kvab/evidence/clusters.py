@@ -27,12 +27,16 @@ class Clusters:
     Attributes
     ----------
     reference : Evidence
-        The published runs that the others are compared with.
+        The published runs that the others are compared with; where a study has none, those of its
+        first cluster.
+    known : str
+        What pages call the reference: ``published``, or the cluster's name.
     places : dict of str to Evidence
         The clusters by the name that pages give them: the reader's, then the published.
     """
 
     reference: Evidence
+    known: str
     places: dict[str, Evidence]
 
     @property
@@ -104,16 +108,20 @@ def load_clusters(
     Raises
     ------
     InputError
-        If nothing is published, or a run is damaged.
+        If there is none, or a run is damaged.
     """
-    reference = load_published(study, published)
     own = _places(study, folder)
-    if (root() / folder).resolve() == (root() / published).resolve():
-        return Clusters(reference, own)
-    known = {each.key for each in own.values()}
-    public = {f"{name} (published)": each for name, each in _places(study, published).items()
-              if each.key not in known}  # fmt: skip
-    return Clusters(reference, own | public)
+    if (root() / folder).resolve() != (root() / published).resolve():
+        known = {each.key for each in own.values()}
+        own |= {f"{name} (published)": each for name, each in _places(study, published).items()
+                if each.key not in known}  # fmt: skip
+    try:
+        return Clusters(load_published(study, published), "published", own)
+    except InputError:  # a study of one's own has nothing published yet
+        if not own:
+            raise
+        first = next(iter(own))
+        return Clusters(own[first], first, own)
 
 
 def _places(study: str | Path, folder: str | Path) -> dict[str, Evidence]:

@@ -82,9 +82,14 @@ class Evidence:
 
     @property
     def missing(self) -> str:
-        """Labels of the declared configurations that have no run; empty if all have."""
+        """What the 2x2 lacks: configurations without a run, cells without one; empty if whole."""
+        from kvab.statistics.attribution import CELLS
+
         declared = self.study.configurations
-        return " and ".join(declared[name].label for name in declared if name not in self.runs)
+        lacking = [arm.label for name, arm in declared.items() if name not in self.runs]
+        placed = {(arm.factors.split, arm.factors.routing) for arm in declared.values()}
+        lacking += [" + ".join(cell) for cell in CELLS if cell not in placed]
+        return " and ".join(lacking)
 
     @property
     def repeats(self) -> int:

@@ -80,7 +80,7 @@ def report(
     }
     check = load_check(checkout / study, cluster, folder)
     sweep = load_sweep(checkout / study, cluster, folder)
-    key = digest([evidence.key, sweep.key, check.key if check else None])
+    key = digest([each and each.key for each in (evidence, sweep, check)])
     index = pages.build(checkout / out, parameters, key, replays=replays)
     if not judged.green:
         raise GateError(

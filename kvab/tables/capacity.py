@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from kvab.capacity.curves import Sweep
-from kvab.formats import interval, number, percent
+from kvab.formats import interval, number, percent, unless_missing
 from kvab.tables import Table
 from kvab.wording.capacity import ends_text, load_text, ratio_text
 
 
+@unless_missing()
 def loads(swept: Sweep) -> Table:
     """Return the load that each configuration carries at each good share, and the ratio."""
     replayed = sorted({cell.load for cell in swept.load_cells})
@@ -46,6 +47,7 @@ def _at(target: float) -> str:
     return f"{percent(target, 0)} good"
 
 
+@unless_missing()
 def cells(swept: Sweep) -> Table:
     """Return good share and GPU-hours for a thousand good requests of every cell of load."""
     lines: dict[float, dict[str, str]] = {}
@@ -60,6 +62,7 @@ def cells(swept: Sweep) -> Table:
     )
 
 
+@unless_missing()
 def splits(swept: Sweep) -> Table:
     """Return the metrics of each split of the comparison's workers."""
     table = swept.curves.splits

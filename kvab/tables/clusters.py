@@ -19,7 +19,7 @@ PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
 WITHHELD = "withheld: the gate is red"
 RULE = (
     "Means, comparison minus baseline, on the rows that both have; the gap is yours minus "
-    "published. Agree: the whole 95 % workload interval of the gap lies within ± the margin. "
+    "{known}. Agree: the whole 95 % workload interval of the gap lies within ± the margin. "
     "Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
 )
 
@@ -63,7 +63,9 @@ def cards(clusters: Clusters) -> Table:
             lines.append({**_line(place, str(key), row), "verdict": verdict})
     text = ("cluster", "verdict")
     columns = ["cluster", "verdict", "published", "yours", "gap"]
-    return Table(pd.DataFrame(lines, columns=columns).fillna("–"), RULE, text)
+    frame = pd.DataFrame(lines, columns=columns).fillna("–")
+    frame = frame.rename(columns={"published": clusters.known})
+    return Table(frame, RULE.format(known=clusters.known), text)
 
 
 def _line(place: str, key: str, row: pd.Series) -> dict[str, str]:
@@ -86,7 +88,7 @@ def _ends(low: float, high: float) -> str:
 
 def setups(clusters: Clusters) -> Table:
     """Return what is known to differ between the setups, read from the runs' manifests."""
-    told = {"published": _setup(clusters.reference)}
+    told = {clusters.known: _setup(clusters.reference)}
     told |= {name: _setup(each) for name, each in clusters.others.items()}
     frame = pd.DataFrame(told)
     frame = frame[frame.nunique(axis="columns", dropna=False) > 1].fillna("–")

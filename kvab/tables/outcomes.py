@@ -106,9 +106,11 @@ def _half(row: dict, factor: float, decimals: int | None) -> str:
     return number(None if low is None else factor * (high - low) / 2, decimals)
 
 
-def robustness(evidence: Evidence, sweep: Sweep) -> Table:
+def robustness(evidence: Evidence, sweep: Sweep | None) -> Table:
     """Return the verdict on each metric under each choice; what differs is marked."""
-    found = pd.concat([evidence.robustness, sweep.spread_verdicts])
+    found = evidence.robustness
+    if sweep:
+        found = pd.concat([found, sweep.spread_verdicts])
     declared = found[found["choice"] == found["choice"].iloc[0]].set_index("metric")["verdict"]
     lines = {}
     for row in found.itertuples():

@@ -10,9 +10,14 @@ import pandas as pd
 
 from kvab.capacity.curves import Sweep
 from kvab.formats import interval as interval_text
-from kvab.formats import number, percent, signed
+from kvab.formats import number, percent, signed, unless_missing
 
 LEVEL = "95 % workload interval"
+
+NO_SWEEP = (
+    ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
+    "study.yaml and run `kvab capacity`.\n:::"
+)
 
 
 def load_text(low: float, high: float) -> str:
@@ -83,6 +88,7 @@ def headline(swept: Sweep) -> str:
     )
 
 
+@unless_missing("")
 def second_headline(swept: Sweep) -> str:
     """Return the headline in short, as the book's first page shows it."""
     study = swept.study
@@ -103,6 +109,7 @@ def _stale(swept: Sweep) -> str:
     return f"**This sweep does not fit what is declared now:** {'; '.join(swept.changes)}."
 
 
+@unless_missing(NO_SWEEP)
 def provenance(swept: Sweep) -> str:
     """Return the notice on top of the page: what was replayed, where, and whose sweep it is."""
     summary = swept.summary
@@ -207,6 +214,7 @@ def ceiling(swept: Sweep) -> str:
     )
 
 
+@unless_missing("")
 def loads(swept: Sweep) -> str:
     """Return how the ratio depends on the share asked for, and what limits each configuration."""
     others = _ratios(swept)
@@ -217,6 +225,7 @@ def loads(swept: Sweep) -> str:
     )
 
 
+@unless_missing("")
 def cost(swept: Sweep) -> str:
     """Return the least GPU-hours for a thousand good requests, and at which load."""
     said = []
@@ -255,6 +264,7 @@ def splits(swept: Sweep) -> str:
     return " ".join(said)
 
 
+@unless_missing("Nothing yet: sweep the load to learn it.")
 def lesson(swept: Sweep) -> str:
     """Return what the page teaches."""
     return f"{headline(swept)} {cost(swept)}\n\n{splits(swept)}"

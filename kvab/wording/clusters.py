@@ -47,13 +47,14 @@ def forest_caption(clusters: Clusters) -> str:
 
 def whose(clusters: Clusters) -> str:
     """Return what is compared with what."""
+    reference = clusters.reference
     if not clusters.others:
         return (
-            f"This book was built from the published runs on {clusters.reference.cluster} alone; "
-            "there is nothing to compare them with yet."
+            f"There are only the runs on {reference.cluster} ({reference.repeats} repeats); "
+            "nothing to compare them with yet."
         )
     return (
-        f"Published: {clusters.reference.cluster}, {clusters.reference.repeats} repeats. Compared "
+        f"Reference: {clusters.known}, {reference.cluster}, {reference.repeats} repeats. Compared "
         f"with it: {', '.join(clusters.others)}. Each cluster has lines of its own, never pooled."
     )
 

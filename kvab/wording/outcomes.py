@@ -225,9 +225,11 @@ def variation(evidence: Evidence) -> str:
     )
 
 
-def robustness(evidence: Evidence, sweep: Sweep) -> str:
+def robustness(evidence: Evidence, sweep: Sweep | None) -> str:
     """Return which verdicts survive the other choices, and which do not."""
-    found = pd.concat([evidence.robustness, sweep.spread_verdicts])
+    found = evidence.robustness
+    if sweep:
+        found = pd.concat([found, sweep.spread_verdicts])
     declared = found[found["choice"] == found["choice"].iloc[0]].set_index("metric")["verdict"]
     changed = found[found["verdict"] != found["metric"].map(declared)]
     total = found["choice"].nunique() - 1
