@@ -193,11 +193,10 @@ def report(
     """Replay what is missing, analyze it and build the book; ends with the headline."""
     from kvab.report import building
 
-    if from_ and from_.is_file():
+    if from_ and from_.suffix == ".zst":
         headline, index = building.report_bundle(from_, cluster, out)
     else:
-        told = (study, cluster, rows, repeats, trace, out, runs, from_)
-        headline, index = building.report(*told)
+        headline, index = building.report(study, cluster, rows, repeats, trace, out, runs, from_)
     print(f"\n{headline}\n{index}")
 
 

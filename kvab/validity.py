@@ -125,10 +125,11 @@ def _arm_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]
         "same workload": {m.trace.sha256[:12] for m in manifests},
         "same cluster": {str(sorted(m.cluster.items())) for m in manifests},
         "same versions": {str(_versions(m)[0]) for m in manifests},
-        "same images": {str(_versions(m)[1]) for m in manifests},
+        "same images": {str(found) for m in manifests if (found := _versions(m)[1])},
         "same study version": {m.study_version for m in manifests},
     }.items():
-        yield label, "all runs", "one", str(len(values)), len(values) == 1
+        if values:  # simulated and live runs name no image
+            yield label, "all runs", "one", str(len(values)), len(values) == 1
     cells = {(arm.factors.split, arm.factors.routing): n for n, arm in evidence.arms.items()}
     for (split, routing), name in cells.items():
         control = cells.get((split, "round-robin"))

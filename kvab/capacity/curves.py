@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from kvab import recipes, runs
 from kvab.capacity.cells import SUMMARY, TABLE, Cell, Summary, declared
@@ -177,31 +176,33 @@ def load_sweep(
     found = next((path for path in places if path.is_file()), None)
     if found is None or read.capacity is None:
         return None
-    try:
-        summary = Summary.model_validate_json(found.read_bytes())
-        content = (found.parent / TABLE).read_bytes()
-    except (OSError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{found.parent}: expected {SUMMARY} and {TABLE}, got {reason}; run `kvab capacity`"
-        ) from None
+    summary = _summary(found)
+    content = (found.parent / TABLE).read_bytes()
     if hashlib.sha256(content).hexdigest() != summary.table_sha256:
         raise InputError(
             f"{found.parent / TABLE}: expected sha256 {summary.table_sha256[:12]} of {SUMMARY}, "
             "got another; restore it or run `kvab capacity`"
         )
-    known = [Summary.model_validate_json(path.read_bytes()) for path in places[1:]]
-    is_own = summary.table_sha256 not in [each.table_sha256 for each in known]
+    is_own = summary.table_sha256 not in [_summary(path).table_sha256 for path in places[1:]]
     place = found.parent / SPREAD
     spread = pd.read_parquet(place) if place.is_file() else None
     return Sweep(read, summary, pd.read_parquet(io.BytesIO(content)), spread, is_own)
 
 
+def _summary(path: Path) -> Summary:
+    try:
+        if not path.with_name(TABLE).is_file():
+            raise ValueError(f"no {TABLE} beside it")
+        return Summary.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:  # pydantic's own is a ValueError
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: expected a sweep, got {reason}; run `kvab capacity`") from None
+
+
 def curves(swept: Sweep) -> Curves:
     """Return the statistics of a sweep; the same bursts are drawn in all of its cells."""
-    from kvab.statistics import (
-        crossings,  # the statistics import slowly and are needed where none is cached
-    )
+    # Imported here: slow to import, and needed only where no result is kept.
+    from kvab.statistics import crossings
 
     settings = swept.study.statistics.model_dump()
     names, targets = [*swept.arms], np.array(declared(swept.study).good_shares)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from kvab.evidence.clusters import Clusters
+from kvab.clusters import Clusters
 from kvab.figures.theme import COMPARISON, PLAIN, WIDTH_IN, Drawing, drawn
 from kvab.metrics import LATENCIES, METRICS
 from kvab.wording import clusters as wording

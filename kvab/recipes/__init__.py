@@ -1,17 +1,15 @@
 """What is deployed: manifests read, changed, rendered, compared."""
 
-from kvab.recipes.reading import (
-    VLLM_DEFAULTS,
+from kvab.recipes.flags import VLLM_DEFAULTS
+from kvab.recipes.manifests import (
     Configuration,
-    Topology,
-    WorkerGroup,
     aiperf_command,
     difference,
     flatten,
     goodput_slo,
     read_configuration,
-    topology,
 )
+from kvab.recipes.reading import Topology, WorkerGroup, topology
 
 __all__ = [
     "VLLM_DEFAULTS",

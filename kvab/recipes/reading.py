@@ -22,24 +22,8 @@ from kvab.recipes.manifests import (
     VLLM,
     Component,
     Configuration,
-    aiperf_command,
-    difference,
     flatten,
-    goodput_slo,
-    read_configuration,
 )
-
-__all__ = [
-    "Configuration",
-    "Topology",
-    "WorkerGroup",
-    "aiperf_command",
-    "difference",
-    "flatten",
-    "goodput_slo",
-    "read_configuration",
-    "topology",
-]
 
 ROLES = {"agg": "aggregated", "prefill": "prefill", "decode": "decode"}
 ROUTERS = {"round-robin": "round_robin", "kv": "kv"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,13 +22,13 @@ from kvab import runs
 from kvab.aiperf import archives
 from kvab.declare import Declared
 from kvab.errors import InputError
+from kvab.recipes.manifests import DEPLOY, PERF
 from kvab.report.published import TABLES
 from kvab.runs.workload import workload_path
 from kvab.study import Study, load_study, root
 
 CONTENTS = "bundle.json"
 SUFFIX = ".tar.zst"
-KEPT_MANIFESTS = ("deploy.yaml", "perf.yaml")
 LEVEL = 10
 NAMELESS = ("kind", "name", "description", "hardware", "backend", "image", "rdma_resource")
 
@@ -76,8 +75,8 @@ def bundle(study: Path, paths: list[Path], out: Path, *, hosts: bool = False) ->
         for name, content in _run_files(path, hosts).items():
             files[f"runs/{path.relative_to(place)}/{name}"] = content
     for place, cluster in sorted({(place, path.parents[1]) for place, path in chosen}):
-        names = [name for key, each in TABLES.items() if (cluster / key).is_file() for name in each]
-        _add(files, "runs", place, [cluster / name for name in names])
+        tables = [cluster / name for names in TABLES.values() for name in names]
+        _add(files, "runs", place, [path for path in tables if path.is_file()])
     for place, sha256 in sorted({(p, runs.read_manifest(q).trace.sha256) for p, q in chosen}):
         table = workload_path(place / declared.name, sha256)
         _add(files, "runs", place, [table, table.with_suffix(".json")])
@@ -117,7 +116,7 @@ def _chosen(study: Study, paths: list[Path]) -> list[tuple[Path, Path]]:
 
 def _run_files(path: Path, hosts: bool) -> dict[str, bytes]:
     run = runs.read_run(path)
-    manifests = [f"manifests/{name}" for name in KEPT_MANIFESTS]
+    manifests = [f"manifests/{name}" for name in (DEPLOY, PERF)]
     if hosts:
         manifests += [name for name in run.manifest.files if name.startswith("manifests/applied/")]
     files = {name: (path / name).read_bytes() for name in ("requests.parquet", *manifests)
@@ -126,7 +125,11 @@ def _run_files(path: Path, hosts: bool) -> dict[str, bytes]:
     told = run.manifest.model_copy(update={"files": sums})
     if not hosts:
         cluster = {key: value for key, value in told.cluster.items() if key in NAMELESS}
-        told = told.model_copy(update={"cluster": cluster, "host": _nameless(told.host)})
+        depends_on = {name: each for name, each in told.depends_on.items() if name != "nodes"}
+        less = {"cluster": cluster, "host": _nameless(told.host), "depends_on": depends_on}
+        if told.kind == "kubernetes" and told.reason:  # it may quote pods, nodes and servers
+            less["reason"] = "failed; the reason is kept where it ran"
+        told = told.model_copy(update=less)
     return {"run.json": told.model_dump_json(indent=2, by_alias=True).encode(), **files}
 
 
@@ -142,7 +145,10 @@ def _nameless(host: dict[str, Any]) -> dict[str, Any]:
 
 def _add(files: dict[str, bytes], under: str, base: Path, paths: list[Path]) -> None:
     for path in paths:
-        files[f"{under}/{path.relative_to(base)}"] = path.read_bytes()
+        try:
+            files[f"{under}/{path.relative_to(base)}"] = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be packed ({error.strerror}); restore it") from None
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
@@ -171,8 +177,8 @@ def unpacked(path: Path) -> Iterator[tuple[Path, Contents]]:
     """
     with archives.folder_of(path) as folder:
         try:
-            contents = Contents(**json.loads((folder / CONTENTS).read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+            contents = Contents.model_validate_json((folder / CONTENTS).read_bytes())
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"{path}: expected a bundle of `kvab bundle`, got no readable {CONTENTS} "
                 f"({type(error).__name__})"

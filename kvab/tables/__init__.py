@@ -1,7 +1,6 @@
 """What is tabled."""
 
 from kvab.tables.outcomes import (
-    Table,
     attribution,
     cells,
     goodput,
@@ -12,7 +11,6 @@ from kvab.tables.outcomes import (
 )
 
 __all__ = [
-    "Table",
     "attribution",
     "cells",
     "goodput",

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.capacity.curves import Sweep
-from kvab.formats import interval, number, percent, unless_missing
-from kvab.tables import Table
+from kvab.formats import Table, interval, number, percent, unless_missing
 from kvab.wording.capacity import ends_text, load_text, ratio_text
 
 

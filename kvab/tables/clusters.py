@@ -9,18 +9,16 @@ from typing import Any
 
 import pandas as pd
 
+from kvab.clusters import Clusters
 from kvab.evidence import Evidence
-from kvab.evidence.clusters import Clusters
 from kvab.formats import Table, interval, number, percent, signed
 from kvab.metrics import METRICS
-from kvab.validity import gate
 
 PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
-WITHHELD = "withheld: the gate is red"
 RULE = (
-    "Means, comparison minus baseline, on the rows that both have; the gap is yours minus "
-    "{known}. Agree: the whole 95 % workload interval of the gap lies within ± the margin. "
-    "Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
+    "Means, comparison minus baseline, on the rows and repeats that both have; the gap is "
+    "yours minus {known}. Agree: the whole 95 % workload interval of the gap lies within ± the "
+    "margin. Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
 )
 
 
@@ -31,10 +29,9 @@ def overview(clusters: Clusters) -> Table:
         told = evidence.comparison.to_json()
         good = told["good_share"]
         means = {key: each["mean"] for key, each in told["metrics"].items()}
-        green = gate(evidence).green
         lines.append({
             "cluster": f"{place}\n({evidence.manifest.kind})",
-            "verdict": told["verdict"]["good_share"] if green else WITHHELD,
+            "verdict": clusters.verdicts[place],
             "requests": f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
             "good": f"{percent(good['baseline'])} → {percent(good['comparison'])}",
             "difference [points]": f"{signed(100 * good['difference'], 1)}\n"
@@ -57,9 +54,8 @@ def cards(clusters: Clusters) -> Table:
         if isinstance(found, str):
             lines.append({"cluster": place, "verdict": f"cannot be compared: {found}"})
             continue
-        withheld = not gate(clusters.others[place]).green
         for key, row in found.iterrows():
-            verdict = WITHHELD if withheld else f"{row['verdict']}\n({row['rows']:,} rows)"
+            verdict = f"{row['verdict']}\n({row['rows']:,} rows)"
             lines.append({**_line(place, str(key), row), "verdict": verdict})
     text = ("cluster", "verdict")
     columns = ["cluster", "verdict", "published", "yours", "gap"]

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kvab.evidence.clusters import Clusters
-from kvab.formats import signed
+from kvab.clusters import WITHHELD, Clusters
 from kvab.metrics import METRICS
 from kvab.statistics.agreement import AGREE, DIFFER
 
@@ -33,15 +32,14 @@ def source(clusters: Clusters, runs: bool = True) -> str:
 
 def forest_caption(clusters: Clusters) -> str:
     """Return the caption of the forest plot."""
-    found = clusters.effects
-    good = 100 * found[found["metric"] == "good_share"]["difference"]
-    rises = int((good > 0).sum())
-    span = signed(good.min(), 1) + ("" if len(good) == 1 else f" to {signed(good.max(), 1)}")
+    verdicts = list(clusters.verdicts.values())
+    withheld = verdicts.count(WITHHELD)
+    red = f" (withheld on {withheld}, whose gate is red)" if withheld else ""
     return (
-        f"The good share changes by {span} points; it rises on {rises} of {len(good)} clusters. "
-        "Difference of the good share and ratio of the mean latencies, comparison over baseline, "
-        "with 95 % workload intervals. Requests differ in number, so a short run shows only its "
-        "part of the trace."
+        f"The comparison's good share is better on {verdicts.count('better')} of {len(verdicts)} "
+        f"clusters{red}. Difference of the good share and ratio of the mean latencies, comparison "
+        "over baseline, with 95 % workload intervals. Requests differ in number, so a short run "
+        "shows only its part of the trace."
     )
 
 
@@ -65,6 +63,9 @@ def learned(clusters: Clusters) -> str:
     for place, found in clusters.agreements.items():
         if isinstance(found, str):
             lines.append(f"- **{place}** cannot be compared: {found}.")
+            continue
+        if (found["verdict"] == WITHHELD).all():
+            lines.append(f"- **{place}**: {WITHHELD}, so nothing is said of agreement.")
             continue
         told = [f"{word} on {_names(found, verdict)}" for verdict, word in
                 ((AGREE, "agrees"), (DIFFER, "differs")) if _names(found, verdict)]  # fmt: skip

@@ -75,6 +75,8 @@ def test_names_of_machines_stay_behind_unless_asked_for(small_runs, tmp_path):
     told = run.manifest.model_dump(by_alias=True, exclude={"files"})
     told |= {"host": {"pods": pods, "restarts": {"agg-frontend-7f": 0}}}
     told["cluster"] = told["cluster"] | {"context": "corp-prod"}
+    told["depends_on"] = told["depends_on"] | {"nodes": "pool=corp"}
+    told |= {"kind": "kubernetes", "reason": "agg-frontend-7f restarted on gpu-a.corp.example"}
     place = tmp_path / "runs"
     copy = place / "qwen3-32b" / "simulated-h200" / "agg-round-robin" / "r1"
     files = {name: source / name for name in run.manifest.files}

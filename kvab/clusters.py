@@ -18,6 +18,9 @@ from kvab.evidence.outcomes import Evidence, load_evidence, load_published
 from kvab.metrics import METRICS
 from kvab.results import remember, source_digest
 from kvab.study import load_study, root
+from kvab.validity import Gate, gate
+
+WITHHELD = "withheld: the gate is red"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,19 @@ class Clusters:
         return {name: each for name, each in self.places.items() if each.key != self.reference.key}
 
     @cached_property
+    def gates(self) -> dict[str, Gate]:
+        """The validity gate of each cluster, by its name."""
+        return {name: gate(each) for name, each in self.places.items()}
+
+    @cached_property
+    def verdicts(self) -> dict[str, str]:
+        """The verdict on each cluster's good share, by its name; withheld where its gate is red."""
+        return {
+            name: each.comparison.verdict["good_share"] if self.gates[name].green else WITHHELD
+            for name, each in self.places.items()
+        }
+
+    @cached_property
     def effects(self) -> pd.DataFrame:
         """What the comparison gains over the baseline on each cluster.
 
@@ -78,8 +94,16 @@ class Clusters:
 
     @cached_property
     def agreements(self) -> dict[str, pd.DataFrame | str]:
-        """`kvab.statistics.agreement` of each other cluster, or why there can be none."""
-        return {name: self._agreement(each) for name, each in self.others.items()}
+        """`kvab.statistics.agreement` of each other cluster, or why there can be none.
+
+        Where a gate is red, the cluster's or the reference's, every verdict is withheld.
+        """
+        found = {name: self._agreement(each) for name, each in self.others.items()}
+        sound = gate(self.reference).green
+        for name, each in found.items():
+            if isinstance(each, pd.DataFrame) and not (sound and self.gates[name].green):
+                found[name] = each.assign(verdict=WITHHELD)
+        return found
 
     def _agreement(self, evidence: Evidence) -> pd.DataFrame | str:
         from kvab.statistics.agreement import agreement

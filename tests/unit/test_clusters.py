@@ -1,0 +1,75 @@
+"""Clusters side by side: never pooled, and silent where a gate is red."""
+
+import shutil
+
+import pytest
+
+from kvab import runs
+from kvab.clusters import WITHHELD, load_clusters
+from kvab.errors import InputError
+from kvab.statistics.agreement import AGREE, DIFFER, UNKNOWN
+from kvab.study import root
+from kvab.tables import clusters as tables
+from kvab.wording import clusters as told
+
+STUDY = "recipes/qwen3-32b/study.yaml"
+PLACE = ("qwen3-32b", "live-cpu", "disagg-kv-router", "r1")
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """The published live runs alone: 600 rows that pass the gate."""
+    for name in ("live-cpu", "workloads"):
+        from_ = root() / "book" / "published" / "qwen3-32b" / name
+        shutil.copytree(from_, tmp_path / "sound" / "qwen3-32b" / name)
+    return tmp_path / "sound"
+
+
+@pytest.fixture
+def doctored(sound, tmp_path):
+    """The same runs, with one answer shorter than what was asked for."""
+    folder = shutil.copytree(sound, tmp_path / "doctored")
+    path = folder.joinpath(*PLACE)
+    run = runs.read_run(path)
+    files = {name: (path / name).read_bytes() for name in run.manifest.files}
+    table = run.requests.copy()
+    table.loc[3, "output_tokens"] -= 1
+    files["requests.parquet"] = runs.requests_bytes(table)
+    shutil.rmtree(path)
+    runs.write_run(path, run.manifest.model_dump(by_alias=True, exclude={"files"}), files)
+    return folder
+
+
+def test_a_cluster_with_a_red_gate_agrees_with_nothing(doctored, sound):
+    found = load_clusters(STUDY, doctored, sound)
+    assert list(found.places) == ["live-cpu", "live-cpu (published)"]
+    assert found.verdicts["live-cpu"] == WITHHELD
+    assert found.verdicts["live-cpu (published)"] != WITHHELD
+    assert set(found.agreements["live-cpu"]["verdict"]) == {WITHHELD}
+    said = told.learned(found) + told.forest_caption(found)
+    assert "withheld" in said and "withheld on 1" in said
+    assert not [word for word in ("agrees", "differs", UNKNOWN) if word in said]
+    shown = tables.cards(found).frame["verdict"].tolist()
+    assert all(WITHHELD in each for each in shown)
+
+
+def test_where_the_reference_is_red_nothing_agrees_with_it(doctored, sound):
+    found = load_clusters(STUDY, sound, doctored)
+    assert set(found.agreements["live-cpu"]["verdict"]) == {WITHHELD}
+
+
+def test_equal_runs_are_one_cluster_and_have_nothing_to_agree_with(sound):
+    found = load_clusters(STUDY, sound, sound)
+    assert list(found.places) == ["live-cpu"] and not found.others
+    assert "nothing to compare them with" in told.whose(found)
+
+
+def test_a_study_with_nothing_published_compares_with_its_own_first(sound, tmp_path):
+    found = load_clusters(STUDY, sound, tmp_path)
+    assert found.known == "live-cpu" and not found.others
+    with pytest.raises(InputError, match="no published runs"):
+        load_clusters(STUDY, tmp_path, tmp_path)
+
+
+def test_the_card_explains_its_words():
+    assert all(word in tables.RULE.lower() for word in (AGREE, DIFFER, UNKNOWN))
