@@ -28,8 +28,21 @@ app = typer.Typer(
 trace_app = typer.Typer(help="Fetch, describe, cut or make up the workload.", no_args_is_help=True)
 app.add_typer(trace_app, name="trace")
 
-STUDY = Path("recipes/qwen3-32b/study.yaml")
-StudyOption = Annotated[Path, typer.Option(help="The study file, from the checkout.")]
+
+def _default_study() -> Path:
+    from kvab.study import default_study
+
+    return default_study()
+
+
+StudyOption = Annotated[
+    Path,
+    typer.Option(
+        default_factory=_default_study,
+        show_default="the only one, or the only published one",
+        help="The study file, from the checkout.",
+    ),
+]
 ClusterOption = Annotated[str, typer.Option(help="A profile of recipes/clusters/.")]
 RowsOption = Annotated[int | None, typer.Option(help="Replay only the first N trace rows.")]
 TraceOption = Annotated[
@@ -63,13 +76,13 @@ def _table(rows: list[tuple[str, str]]) -> None:
 @app.command()
 def run(
     configuration: Annotated[str, typer.Option(help="A configuration of the study.")],
+    study: StudyOption,
     cluster: ClusterOption = "simulated-h200",
     repeat: Annotated[int, typer.Option(help="Which repeat, from 1.")] = 1,
     rows: RowsOption = None,
     trace: TraceOption = None,
     runs: RunsOption = Path("runs"),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment up.")] = False,
-    study: StudyOption = STUDY,
 ) -> None:
     """Replay one configuration on one cluster by executing notebooks/03_replay.ipynb."""
     from kvab.report.pages import run_replay_notebook
@@ -102,10 +115,10 @@ def run(
 @app.command()
 def summarize(
     path: Annotated[Path, typer.Argument(help="A run folder, AIPerf artifacts or an archive.")],
+    study: StudyOption,
     as_json: JsonOption = False,
     rows: SentOption = None,
     trace: ReplayedOption = None,
-    study: StudyOption = STUDY,
 ) -> None:
     """Print the metrics of one run: TTFT, ITL, latency, goodput."""
     from kvab.runs.sources import read_source
@@ -125,10 +138,10 @@ def summarize(
 def compare(
     baseline: Annotated[str, typer.Argument(help="As for summarize; several comma-separated.")],
     comparison: Annotated[str, typer.Argument(help="As many of the other arm.")],
+    study: StudyOption,
     as_json: JsonOption = False,
     rows: SentOption = None,
     trace: ReplayedOption = None,
-    study: StudyOption = STUDY,
 ) -> None:
     """Compare two configurations request by request; differences are comparison minus baseline."""
     from kvab.compare import compare as compare_tables
@@ -160,11 +173,11 @@ def import_(
     path: Annotated[Path, typer.Argument(help="AIPerf artifacts: a folder or an archive.")],
     cluster: Annotated[str, typer.Option(help="A profile, or a name for where they ran.")],
     configuration: Annotated[str, typer.Option(help="The configuration that was replayed.")],
+    study: StudyOption,
     repeat: Annotated[int, typer.Option(help="Which repeat, from 1.")] = 1,
     rows: SentOption = None,
     trace: ReplayedOption = None,
     runs: RunsOption = Path("runs"),
-    study: StudyOption = STUDY,
 ) -> None:
     """Make a run folder of AIPerf's artifacts, so that `kvab report` takes it as its own."""
     from kvab.runs.imports import import_run
@@ -176,6 +189,7 @@ def import_(
 
 @app.command()
 def report(
+    study: StudyOption,
     cluster: ClusterOption = "simulated-h200",
     rows: RowsOption = None,
     repeats: Annotated[
@@ -188,7 +202,6 @@ def report(
         Path | None,
         typer.Option("--from", help="Build from these runs, or a bundle of them; replay nothing."),
     ] = None,
-    study: StudyOption = STUDY,
 ) -> None:
     """Replay what is missing, analyze it and build the book; ends with the headline."""
     from kvab.report import building
@@ -202,11 +215,11 @@ def report(
 
 @app.command()
 def capacity(
+    study: StudyOption,
     cluster: ClusterOption = "simulated-h200",
     rows: RowsOption = None,
     trace: TraceOption = None,
     runs: RunsOption = Path("runs"),
-    study: StudyOption = STUDY,
 ) -> None:
     """Sweep arrival speed and split on a simulated cluster; complete cells are kept."""
     from kvab.capacity.cells import sweep
@@ -216,12 +229,12 @@ def capacity(
 
 @app.command()
 def publish(
+    study: StudyOption,
     cluster: ClusterOption = "simulated-h200",
     runs: RunsOption = Path("runs"),
     to: Annotated[Path, typer.Option(help="Folder of the published runs.")] = Path(
         "book/published"
     ),
-    study: StudyOption = STUDY,
 ) -> None:
     """Copy the complete runs of a cluster, made small, to book/published."""
     from kvab.report.published import publish as publish_runs
@@ -234,10 +247,10 @@ def publish(
 def bundle(
     paths: Annotated[list[Path], typer.Argument(help="Folders of runs, or single runs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: X.tar.zst.")],
+    study: StudyOption,
     hosts: Annotated[
         bool, typer.Option(help="Keep names of nodes, pods and contexts; left out otherwise.")
     ] = False,
-    study: StudyOption = STUDY,
 ) -> None:
     """Pack runs with all that a book needs of them; `kvab report --from` builds it elsewhere.
 
@@ -251,7 +264,7 @@ def bundle(
 
 
 @app.command()
-def doctor(cluster: ClusterOption = "simulated-h200", study: StudyOption = STUDY) -> None:
+def doctor(study: StudyOption, cluster: ClusterOption = "simulated-h200") -> None:
     """Say what is missing for a cluster and how to mend it; changes nothing."""
     from kvab.doctor import findings
 
@@ -264,7 +277,7 @@ def doctor(cluster: ClusterOption = "simulated-h200", study: StudyOption = STUDY
 
 @trace_app.command()
 def fetch(
-    study: StudyOption = STUDY,
+    study: StudyOption,
     to: Annotated[Path | None, typer.Option(help="Where to put it; default: the cache.")] = None,
 ) -> None:
     """Download the study's trace, checked against its sha256."""

@@ -76,6 +76,11 @@ class Evidence:
         return next(iter(self.runs.values()))[0].manifest
 
     @property
+    def folder(self) -> Path:
+        """The folder of runs that they were read from."""
+        return next(iter(self.runs.values()))[0].path.parents[3]
+
+    @property
     def arms(self) -> dict[str, Arm]:
         """The configurations that were run, in declared order."""
         return {name: self.study.configurations[name] for name in self.runs}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from kvab.capacity.curves import load_sweep
+from kvab.clusters import load_clusters
 from kvab.declare import digest
 from kvab.errors import GateError, InputError
 from kvab.evidence import load_evidence
@@ -80,8 +81,15 @@ def report(
     }
     check = load_check(checkout / study, cluster, folder)
     sweep = load_sweep(checkout / study, cluster, folder)
-    key = digest([each and each.key for each in (evidence, sweep, check)])
-    index = pages.build(checkout / out, parameters, key, replays=replays)
+    places = load_clusters(checkout / study, folder).places
+    key = digest([each and each.key for each in (evidence, sweep, check, *places.values())])
+    others = {
+        name: parameters | {"cluster": each.cluster, "runs": str(each.folder)}
+        for name, each in places.items()
+        if (each.cluster, each.folder) != (cluster, folder)
+    }
+    title = evidence.study.title
+    index = pages.build(checkout / out, parameters, key, title, others, replays=replays)
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {len(judged.reasons)} checks failed; first: "

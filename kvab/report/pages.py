@@ -6,6 +6,7 @@ Input: notebooks and run folders. Output: HTML that opens from disk.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
+from jinja2 import Template
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,6 +34,7 @@ from kvab.results import remember, source_digest
 from kvab.study import root
 from kvab.watching import tell_kernels
 
+OUTCOME, CLUSTERS = "05_outcome", "10_clusters"
 NOT_EXECUTED = (
     "```{note}\nThis page was not executed for this build: the book was made from published "
     "runs, without a cluster. `kvab run` executes it.\n```"
@@ -119,7 +123,15 @@ def run_replay_notebook(parameters: Mapping[str, Any], target: Path) -> Path:
     return execute(root() / "notebooks" / "03_replay.ipynb", target, given)
 
 
-def build(out: Path, parameters: Mapping[str, Any], key: str, *, replays: bool = True) -> Path:
+def build(
+    out: Path,
+    parameters: Mapping[str, Any],
+    key: str,
+    title: str,
+    others: Mapping[str, Mapping[str, Any]],
+    *,
+    replays: bool = True,
+) -> Path:
     """Execute the pages' notebooks side by side, build the book and return its index.html.
 
     Parameters
@@ -131,6 +143,10 @@ def build(out: Path, parameters: Mapping[str, Any], key: str, *, replays: bool =
     key : str
         Digest of the runs; a page whose notebook, parameters, runs and code did not change is
         taken from the user's cache.
+    title : str
+        Stands where a page's heading says ``{{ title }}``.
+    others : mapping of str to mapping
+        Parameters of the further clusters, by name; each gets an outcome page of its own.
     replays : bool
         False leaves the replay page unexecuted, where there is no cluster to show.
 
@@ -142,7 +158,12 @@ def build(out: Path, parameters: Mapping[str, Any], key: str, *, replays: bool =
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
-    notebooks = sorted((root() / "notebooks").glob("*.ipynb"))
+    sources = sorted((root() / "notebooks").glob("*.ipynb"))
+    jobs = [(path, source / path.name, parameters) for path in sources]
+    names = {f"{OUTCOME}-{re.sub('[^a-z0-9]+', '-', name).strip('-')}": name for name in others}
+    outcome = next(path for path in sources if path.stem == OUTCOME)
+    jobs += [(outcome, source / f"{file}.ipynb", others[name]) for file, name in names.items()]
+    _add_pages(source / "_toc.yml", list(names))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -154,19 +175,30 @@ def build(out: Path, parameters: Mapping[str, Any], key: str, *, replays: bool =
         Progress(*columns, console=Console(stderr=True)) as bar,
         ThreadPoolExecutor(min(4, 2 * (os.cpu_count() or 1))) as pool,
     ):
-        task = bar.add_task("executing", total=len(notebooks))
-        pending = [
-            pool.submit(_page, path, source / path.name, parameters, key, replays)
-            for path in notebooks
-        ]
+        task = bar.add_task("executing", total=len(jobs))
+        pending = [pool.submit(_page, *job, key, title, replays) for job in jobs]
         for future in as_completed(pending):
             future.result()
             bar.advance(task)
     return _sphinx(source, out)
 
 
-def _page(path: Path, target: Path, parameters: Mapping[str, Any], key: str, replays: bool) -> None:
+def _add_pages(toc: Path, names: list[str]) -> None:
+    """Put pages below the one that shows all clusters."""
+    document = yaml.safe_load(toc.read_text(encoding="utf-8"))
+    chapters = [chapter for part in document["parts"] for chapter in part["chapters"]]
+    overview = next(chapter for chapter in chapters if chapter["file"] == CLUSTERS)
+    if names:
+        overview["sections"] = [{"file": name} for name in names]
+    toc.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+
+
+def _page(
+    path: Path, target: Path, parameters: Mapping[str, Any], key: str, title: str, replays: bool
+) -> None:
     notebook = nbformat.read(path, as_version=4)
+    heading = notebook.cells[0]
+    heading.source = Template(heading.source).render({**parameters, "title": title})
     if path.name == "03_replay.ipynb" and not replays:
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED))
         nbformat.write(notebook, target)
@@ -181,7 +213,8 @@ def _page(path: Path, target: Path, parameters: Mapping[str, Any], key: str, rep
     inputs = [nbformat.writes(notebook), given, key, source_digest(), lock]
 
     def executed() -> bytes:
-        return execute(path, target, given).read_bytes()
+        nbformat.write(notebook, target)
+        return execute(target, target, given).read_bytes()
 
     target.write_bytes(remember(digest(inputs), path.stem, executed))
 

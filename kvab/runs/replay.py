@@ -138,13 +138,15 @@ def start(
 ) -> Replay:
     """Return a replay ready for its five steps, from the parameters of a notebook.
 
-    Zero rows mean all, an empty trace the study's own; relative paths count from the checkout.
+    Zero rows mean all, an empty trace the study's own, an empty configuration its baseline;
+    relative paths count from the checkout.
     ``keep`` leaves the deployment up afterwards, to look at it.
     """
     declared = load_study(study)
     workload = find_trace(declared.trace, Path(trace) if trace else None)
     folder = root() / runs
-    job = plan_job(declared, cluster, configuration, repeat, rows or None, workload, folder)
+    name = configuration or declared.baseline
+    job = plan_job(declared, cluster, name, repeat, rows or None, workload, folder)
     return Replay(job, keep=keep)
 
 

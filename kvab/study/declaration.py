@@ -84,6 +84,7 @@ class Study(Declared):
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.-]*$")]
     version: Count
     title: str
+    about: str = ""
     model: Model
     gpus: Gpus
     trace: TraceSource
@@ -205,6 +206,7 @@ class Kubernetes(Declared):
     limits: Limits = Limits()
 
 
+PUBLISHED = Path("book/published")
 Cluster = Annotated[Simulated | Live | Kubernetes, Field(discriminator="kind")]
 
 
@@ -229,9 +231,30 @@ def root() -> Path:
     )
 
 
-def load_study(path: str | Path = "recipes/qwen3-32b/study.yaml") -> Study:
-    """Return the study declared in a file; a relative path counts from the checkout."""
-    path = root() / path
+def default_study() -> Path:
+    """Return the study meant where none is named: the only one, or the only published one.
+
+    Raises
+    ------
+    InputError
+        If several could be meant, or there is none.
+    """
+    checkout = root()
+    known = sorted((checkout / "recipes").glob("*/study.yaml"))
+    published = [path for path in known if (checkout / PUBLISHED / path.parent.name).is_dir()]
+    for meant in (known, published):
+        if len(meant) == 1:
+            return meant[0].relative_to(checkout)
+    names = ", ".join(str(path.relative_to(checkout)) for path in known) or "none"
+    raise InputError(f"{checkout / 'recipes'}: which study? there are: {names}; name one (--study)")
+
+
+def load_study(path: str | Path = "") -> Study:
+    """Return the study declared in a file; without a name, that of `default_study`.
+
+    A relative path counts from the checkout.
+    """
+    path = root() / (path or default_study())
     return read_declaration(path, Study, folder=path.parent)
 
 

@@ -43,6 +43,20 @@ def forest_caption(clusters: Clusters) -> str:
     )
 
 
+def commands(clusters: Clusters) -> str:
+    """Return the commands that make runs and compare them, for this study."""
+    study = clusters.reference.study
+    both = f"{{{study.baseline},{study.comparison}}}"
+    return (
+        "```bash\n"
+        "make report    # simulated, no GPU, minutes\n"
+        "make book      # this book from the published runs alone\n"
+        f"kvab run --configuration {study.comparison}\n"
+        f"kvab compare runs/{study.name}/{clusters.reference.cluster}/{both}/r1\n"
+        "```"
+    )
+
+
 def whose(clusters: Clusters) -> str:
     """Return what is compared with what."""
     reference = clusters.reference

@@ -92,15 +92,29 @@ def known_limits(evidence: Evidence) -> str:
     """Return what a sceptical reader must know about this cluster's numbers."""
     if not evidence.simulated:
         return ""
-    versions = evidence.manifest.versions
+    versions, hardware = evidence.manifest.versions, evidence.manifest.cluster["hardware"]
     return (
         ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
         f"(ai-dynamo {versions['ai-dynamo']}), the workload is a recorded trace, the engines are "
         f"NVIDIA's simulator (aisimulate {versions['aisimulate']}, kernel data "
-        f"{versions['kernel data']} measured on H200). Network, frontend, KV transfer and "
+        f"{versions['kernel data']} measured on {hardware}). Network, frontend, KV transfer and "
         "scheduling jitter of a real cluster are not in these numbers. A repeat shuffles the order "
         "inside each burst; behind the KV router, ties broken at random add to that. Nothing else "
         "varies from run to run.\n:::"
+    )
+
+
+def how_known(evidence: Evidence) -> str:
+    """Return how the answer was found, in a paragraph."""
+    study, minutes = evidence.study, evidence.workload.description["duration_s"] / 60
+    count = len(evidence.arms)
+    return (
+        f"Each of the {count} configurations fills the same {study.gpus.count} GPUs and replays "
+        f"the same {minutes:.0f} minutes of {evidence.manifest.trace.name}, request by request on "
+        "its schedule. Requests are paired on the trace row, the interval beside each difference "
+        "respects that bursts of requests depend on each other, and a gate checks that every run "
+        f"tested what it claims. {study.about} The numbers here are computed when this book is "
+        "built, from the runs listed in [](04_runs)."
     )
 
 
