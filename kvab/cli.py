@@ -264,6 +264,17 @@ def bundle(
 
 
 @app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the new study: recipes/NAME/.")],
+    like: StudyOption,
+) -> None:
+    """Begin a study of your own: copy one that works, and say what to change."""
+    from kvab.study.copying import new_study
+
+    print(new_study(name, like))
+
+
+@app.command()
 def doctor(study: StudyOption, cluster: ClusterOption = "simulated-h200") -> None:
     """Say what is missing for a cluster and how to mend it; changes nothing."""
     from kvab.doctor import findings

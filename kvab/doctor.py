@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvab.errors import KvabError
-from kvab.recipes import read_configuration, topology
+from kvab.recipes import declared_topology
 from kvab.runs.replay import open_cluster
 from kvab.study import Study, load_cluster, load_study, root
 from kvab.trace import find_trace
@@ -31,7 +31,7 @@ def findings(study: Path, cluster: str) -> list[Finding]:
     declared = load_study(study)
     found = [Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")]
     for name in declared.configurations:
-        found.append(_try(f"{name}: ", lambda n=name: _topology(declared.configuration_folder(n))))
+        found.append(_try(f"{name}: ", lambda n=name: declared_topology(declared, n).describe()))
     found += _of_cluster(declared, cluster)
     found.append(_trace(declared))
     free = shutil.disk_usage(root()).free
@@ -46,10 +46,6 @@ def _try(prefix: str, look: object) -> Finding:
         return Finding(True, prefix + look())
     except KvabError as error:
         return Finding(False, prefix + str(error))
-
-
-def _topology(folder: Path) -> str:
-    return topology(read_configuration(folder)).describe()
 
 
 def _of_cluster(declared: Study, name: str) -> list[Finding]:
@@ -77,9 +73,9 @@ def _cluster(name: str) -> str:
     return f"{name} ({profile.kind}): {versions}"
 
 
-def _trace(declared: object) -> Finding:
+def _trace(declared: Study) -> Finding:
     trace = find_trace(declared.trace)
-    if trace.synthetic:
+    if trace.synthetic and trace.sha256 != declared.trace.sha256:
         return Finding(
             False,
             "trace: not found, a made-up workload would be replayed; run `kvab trace fetch` or "

@@ -206,6 +206,11 @@ class Evidence:
         return summaries.minutes(self.requests)
 
     @cached_property
+    def percentiles(self) -> pd.DataFrame:
+        """Percentiles of each latency, see `kvab.runs.summaries.percentiles`."""
+        return summaries.percentiles(self._all())
+
+    @cached_property
     def worker_balance(self) -> pd.DataFrame:
         """Work of each worker, see `kvab.runs.summaries.worker_balance`."""
         return summaries.worker_balance(self.requests)

@@ -18,7 +18,7 @@ from kvab.wording import capacity as wording
 DARK = "#333333"
 
 
-@drawn("capacity-load", source=wording.source)
+@drawn("capacity-load", lambda s: s.curves.shares, source=wording.source)
 def load(swept: Sweep) -> Drawing:
     """Good share against load, and below it where each curve falls through the target."""
     figure, (above, below) = plt.subplots(
@@ -74,7 +74,7 @@ def _crossings(axes: Axes, swept: Sweep) -> None:
     axes.grid(axis="x")
 
 
-@drawn("capacity-split", source=wording.source)
+@drawn("capacity-split", lambda s: s.curves.splits, source=wording.source)
 def split(swept: Sweep) -> Drawing:
     """Good share, mean TTFT and p99 ITL by how the workers are split."""
     figure, (good, ttft, itl) = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.7))

@@ -15,7 +15,7 @@ from kvab.wording import check as wording
 STATISTICS = ("mean", "p50", "p90", "p99")
 
 
-@drawn("check-errors", source=wording.source)
+@drawn("check-errors", lambda c: c.errors, source=wording.source)
 def errors(check: Check) -> Drawing:
     """Error of each statistic of each latency, over orders inside bursts, by configuration."""
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 3.1), sharey=True)
@@ -47,7 +47,7 @@ def errors(check: Check) -> Drawing:
     return figure, wording.errors_caption(check), alt
 
 
-@drawn("check-requests", source=wording.source)
+@drawn("check-requests", lambda c: c.pairs, source=wording.source)
 def requests(check: Check) -> Drawing:
     """TTFT of every request, live and simulated, a panel for each configuration."""
     arms = check.live.arms

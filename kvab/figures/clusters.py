@@ -16,7 +16,7 @@ from kvab.wording import clusters as wording
 MARKERS = {"simulated": "o", "live": "^", "kubernetes": "s", "imported": "D"}
 
 
-@drawn("clusters-forest", source=wording.source)
+@drawn("clusters-forest", lambda c: c.effects, source=wording.source)
 def forest(clusters: Clusters) -> Drawing:
     """Effect on the good share and on each mean latency, a line for each cluster."""
     places = clusters.places

@@ -27,7 +27,7 @@ from kvab.study import Arm
 from kvab.wording import captions
 
 
-@drawn("index-good-shares")
+@drawn("index-good-shares", lambda e: e.good_shares)
 def good_shares(evidence: Evidence) -> Drawing:
     """Share of good requests of each configuration: every repeat a point, with its interval."""
     figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 1.75))
@@ -66,7 +66,7 @@ def _both(evidence: Evidence) -> dict[str, Arm]:
     return {name: evidence.study.configurations[name] for name in names}
 
 
-@drawn("outcome-distributions")
+@drawn("outcome-distributions", lambda e: e.percentiles)
 def distributions(evidence: Evidence) -> Drawing:
     """Cumulative distributions of TTFT, ITL and latency of the two main configurations."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
@@ -77,8 +77,7 @@ def distributions(evidence: Evidence) -> Drawing:
     for place, key in zip(axes, metrics.LATENCIES, strict=True):
         metric = metrics.METRICS[key]
         for name, arm in arms.items():
-            values = pd.concat(evidence.tables(name))[key]
-            drawn_ms = metrics.percentile(values, np.linspace(0, 100, 801))
+            drawn_ms = evidence.percentiles[key].loc[name]
             look = {"color": styles[name]["color"], "linestyle": styles[name]["linestyle"]}
             sns.ecdfplot(x=drawn_ms, stat="percent", ax=place, label=arm.label, **look)
         if key in bounds:
@@ -96,7 +95,7 @@ def distributions(evidence: Evidence) -> Drawing:
     return figure, captions.distributions(evidence), alt
 
 
-@drawn("outcome-quantiles")
+@drawn("outcome-quantiles", lambda e: pd.concat(e.quantile_differences, names=["metric"]))
 def quantile_differences(evidence: Evidence) -> Drawing:
     """Difference between the arms at every quantile, with a simultaneous band."""
     curves = evidence.quantile_differences
@@ -124,7 +123,7 @@ def _linear_until_ms(difference: pd.Series) -> float:
     return 10.0 ** np.floor(np.log10(max(small, 1e-3)))
 
 
-@drawn("outcome-over-time")
+@drawn("outcome-over-time", lambda e: e.minutes)
 def over_time(evidence: Evidence) -> Drawing:
     """Good share and median TTFT minute by minute for the two main configurations."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
@@ -149,7 +148,7 @@ def over_time(evidence: Evidence) -> Drawing:
     return figure, captions.over_time(evidence), alt
 
 
-@drawn("outcome-workers")
+@drawn("outcome-workers", lambda e: e.worker_balance)
 def worker_balance(evidence: Evidence) -> Drawing:
     """Prompt tokens computed and answer tokens made by each worker, relative to an even share."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
@@ -176,7 +175,7 @@ def worker_balance(evidence: Evidence) -> Drawing:
     return figure, captions.worker_balance(evidence), alt
 
 
-@drawn("outcome-groups")
+@drawn("outcome-groups", lambda e: e.groups)
 def effects_by_group(evidence: Evidence) -> Drawing:
     """Difference of mean TTFT and of good share within groups, and the share that is faster."""
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.7), sharey=True)
@@ -204,7 +203,7 @@ def effects_by_group(evidence: Evidence) -> Drawing:
     return figure, captions.effects_by_group(evidence.groups), alt
 
 
-@drawn("attribution-interaction")
+@drawn("attribution-interaction", lambda e: e.cells)
 def interaction(evidence: Evidence) -> Drawing:
     """Draw the 2x2: good share, mean TTFT and p99 ITL by routing, a line for each split."""
     if evidence.missing:
@@ -230,7 +229,7 @@ def interaction(evidence: Evidence) -> Drawing:
     return figure, captions.interaction(evidence), alt
 
 
-@drawn("robustness-slo-surface")
+@drawn("robustness-slo-surface", lambda e: e.slo_surface)
 def slo_surface(evidence: Evidence) -> Drawing:
     """Difference of the good share for every pair of bounds, the named pairs outlined."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for

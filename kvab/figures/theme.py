@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -50,15 +51,18 @@ class Panel:
     svg: bytes
     caption: str
     alt: str
+    csv: bytes
 
     def _repr_html_(self) -> str:
         if not self.svg:
             return f"<p>{html.escape(self.caption)}</p>"
-        data = base64.b64encode(self.svg).decode()
+        image, table = (base64.b64encode(each).decode() for each in (self.svg, self.csv))
         return (
             f'<figure class="kvab-figure" id="fig-{self.key}">'
-            f'<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(self.alt, True)}">'
-            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
+            f'<img src="data:image/svg+xml;base64,{image}" alt="{html.escape(self.alt, True)}">'
+            f"<figcaption>{html.escape(self.caption)} "
+            f'<a class="kvab-data" download="{self.key}.csv" href="data:text/csv;base64,{table}">'
+            "Data (CSV)</a></figcaption></figure>"
         )
 
 
@@ -90,10 +94,15 @@ THEME = {
 
 
 def drawn(
-    key: str, *, runs: bool = True, source: Callable[..., str] = captions.source
+    key: str,
+    data: Callable[[Any], pd.DataFrame],
+    *,
+    runs: bool = True,
+    source: Callable[..., str] = captions.source,
 ) -> Callable[[Callable[[Any], Drawing]], Callable[[Any], Panel]]:
     """Draw a figure under the theme, mark what is simulated, and return its panel.
 
+    ``data`` returns the table that the figure shows, which readers can download.
     ``runs`` is False for a figure of the workload alone, in which nothing is simulated; ``source``
     says where the data come from, if not from the evidence.
     Of nothing (None) nothing is drawn. The decorated function returns the figure, its caption and
@@ -108,7 +117,7 @@ def drawn(
             with mpl.rc_context(THEME):
                 drawing = draw(evidence)
                 if isinstance(drawing, str):
-                    return Panel(key, b"", drawing, "")
+                    return Panel(key, b"", drawing, "", b"")
                 figure, caption, alt = drawing
                 mark = captions.origin(evidence, runs)
                 figure.text(0.995, 0.995, mark, ha="right", va="top", fontsize=7, color=GREY)
@@ -116,7 +125,10 @@ def drawn(
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format="svg", metadata={"Date": None})
                 plt.close(figure)
-            return Panel(key, buffer.getvalue(), f"{caption} {source(evidence, runs)}", alt)
+            table, said = data(evidence), f"{caption} {source(evidence, runs)}"
+            named = any(table.index.names)
+            csv = table.to_csv(index=named, float_format="%.7g").encode()
+            return Panel(key, buffer.getvalue(), said, alt, csv)
 
         return panel
 

@@ -6,13 +6,19 @@ Input: the evidence. Output: panels that a notebook shows.
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from kvab.evidence import Evidence
 from kvab.figures.theme import WIDTH_IN, Drawing, drawn
 from kvab.wording import captions
 
 
-@drawn("workload-arrivals", runs=False)
+def _per_tick(evidence: Evidence) -> pd.DataFrame:
+    counts = evidence.workload.table["arrival_ms"].value_counts().sort_index()
+    return counts.rename("requests").reset_index()
+
+
+@drawn("workload-arrivals", _per_tick, runs=False)
 def arrivals(evidence: Evidence) -> Drawing:
     """Draw requests a minute along the trace, and how many arrive at one tick of its clock."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), width_ratios=[2, 1])
@@ -31,7 +37,7 @@ def arrivals(evidence: Evidence) -> Drawing:
     return figure, captions.arrivals(evidence), alt
 
 
-@drawn("workload-lengths", runs=False)
+@drawn("workload-lengths", lambda e: e.workload.table, runs=False)
 def lengths(evidence: Evidence) -> Drawing:
     """Distributions of prompt and answer lengths, and of the reusable part of prompts."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for

@@ -1,5 +1,6 @@
 """What is deployed: manifests read, changed, rendered, compared."""
 
+from kvab.recipes.declared import declared_topology
 from kvab.recipes.flags import VLLM_DEFAULTS
 from kvab.recipes.manifests import (
     Configuration,
@@ -17,6 +18,7 @@ __all__ = [
     "Topology",
     "WorkerGroup",
     "aiperf_command",
+    "declared_topology",
     "difference",
     "flatten",
     "goodput_slo",

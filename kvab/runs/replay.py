@@ -151,25 +151,8 @@ def start(
 
 
 def check_topology(job: Job) -> recipes.Topology:
-    """Return the topology of a job's manifests, checked against the study's declaration."""
-    topology = recipes.topology(job.recipe)
-    factors, study = job.study.configurations[job.configuration].factors, job.study
-    source = job.recipe.folder / "deploy.yaml"
-    declared = (factors.split, factors.routing.replace("-", "_"))
-    if (topology.mode, topology.router) != declared:
-        raise InputError(
-            f"{source}: study.yaml declares {job.configuration} as {' and '.join(declared)}, "
-            f"got {topology.mode} and {topology.router}; mend the one that is wrong"
-        )
-    models = {group.model for group in topology.groups.values()}
-    if models != {study.model.name}:
-        raise InputError(f"{source}: expected model {study.model.name}, got {', '.join(models)}")
-    if recipes.goodput_slo(job.recipe) != study.slo.model_dump():
-        raise InputError(
-            f"{job.recipe.folder / 'perf.yaml'}: expected the goodput of study.yaml "
-            f"({study.slo.ttft_ms:g} ms, {study.slo.itl_ms:g} ms); mend --goodput"
-        )
-    return job.variant.topology(topology)
+    """Return the topology of a job, checked against the study's declaration."""
+    return job.variant.topology(recipes.declared_topology(job.study, job.configuration))
 
 
 class Replay:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kvab import metrics
+from kvab.metrics import LATENCIES
 from kvab.runs import Run
 from kvab.study import Arm, Slo
 
@@ -37,6 +38,24 @@ def minutes(requests: pd.DataFrame) -> pd.DataFrame:
     minute = (requests["arrival_ms"] // 60_000).astype(int).rename("minute")
     grouped = requests.groupby(["configuration", minute])
     return grouped.agg(good=("good", "mean"), ttft_ms=("ttft_ms", "median"))
+
+
+def percentiles(tables: Tables) -> pd.DataFrame:
+    """Return the percentiles of each latency by configuration, repeats pooled.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``configuration`` and ``percentile`` (0 to 100 in steps of 1/8): ``ttft_ms``,
+        ``itl_ms``, ``latency_ms``.
+    """
+    places = pd.Index(np.linspace(0, 100, 801), name="percentile")
+    parts = {}
+    for name, repeats in tables.items():
+        pooled = pd.concat(repeats)
+        columns = {key: metrics.percentile(pooled[key], places.to_numpy()) for key in LATENCIES}
+        parts[name] = pd.DataFrame(columns, places)
+    return pd.concat(parts, names=["configuration"])
 
 
 def worker_balance(requests: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,60 @@
+"""A new study begun from one that works.
+
+Input: a study and a name. Output: a folder under ``recipes/`` that is a study of that name.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from kvab.errors import InputError
+from kvab.study.declaration import load_study, root
+
+NAME = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"  # it becomes part of Kubernetes labels
+NEXT = """\
+{study}
+  title, model, gpus, trace, slo, configurations, seeds, margins: say what you ask, and of what
+{folder}/*/*/deploy.yaml
+  the topology of each configuration: model, replicas, GPUs, router
+{folder}/*/*/perf.yaml
+  the AIPerf command: the same model, and --goodput as in slo
+{folder}/model-cache/
+  which model files a Kubernetes cluster fetches once
+kvab doctor --study {study}
+  says what does not fit together yet
+kvab report --study {study}
+  replays everything and builds its book"""
+
+
+def new_study(name: str, like: Path) -> str:
+    """Copy a study's declaration and manifests under another name; return what to change next.
+
+    Raises
+    ------
+    InputError
+        If the name cannot be a study's, or ``recipes/`` has something of that name.
+    """
+    if not re.match(NAME, name):
+        raise InputError(
+            f"{name}: expected a name of lower-case letters, digits and dashes, 40 at most, such "
+            "as my-study"
+        )
+    source = load_study(like)
+    target = root() / "recipes" / name
+    if target.exists():
+        raise InputError(f"{target}: exists already; choose another name")
+    own = re.compile(rf"(?<![\w/-]){re.escape(source.name)}(?![\w-])|(?<=/){source.name}(?=/)")
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as beside:
+        copy = shutil.copytree(source.folder, Path(beside) / name)
+        for path in copy.rglob("*.yaml"):
+            text = own.sub(name, path.read_text(encoding="utf-8"))
+            if path.name == "study.yaml":
+                text = re.sub(r"(?m)^version: \d+$", "version: 1", text)
+            path.write_text(text, encoding="utf-8")
+        load_study(copy / "study.yaml")
+        copy.rename(target)
+    folder = target.relative_to(root())
+    return NEXT.format(folder=folder, study=folder / "study.yaml")
