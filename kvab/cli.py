@@ -85,7 +85,7 @@ def run(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment up.")] = False,
 ) -> None:
     """Replay one configuration on one cluster by executing notebooks/03_replay.ipynb."""
-    from kvab.report.pages import run_replay_notebook
+    from kvab.report.notebooks import run_replay_notebook
     from kvab.runs.replay import open_cluster, plan_job
     from kvab.study import load_study, root
     from kvab.trace import find_trace

@@ -126,8 +126,8 @@ def drawn(
                 figure.savefig(buffer, format="svg", metadata={"Date": None})
                 plt.close(figure)
             table, said = data(evidence), f"{caption} {source(evidence, runs)}"
-            named = any(table.index.names)
-            csv = table.to_csv(index=named, float_format="%.7g").encode()
+            table = table.reset_index([name for name in table.index.names if name])
+            csv = table.to_csv(index=False, float_format="%.7g").encode()
             return Panel(key, buffer.getvalue(), said, alt, csv)
 
         return panel

@@ -14,8 +14,9 @@ from kvab.declare import digest
 from kvab.errors import GateError, InputError
 from kvab.evidence import load_evidence
 from kvab.evidence.model_check import load_check, make_twins
-from kvab.report import pages
+from kvab.report import pages, publication
 from kvab.report.bundle import unpacked
+from kvab.results import source_digest
 from kvab.runs import campaign
 from kvab.runs.imports import is_imported
 from kvab.runs.replay import plan_job
@@ -88,8 +89,17 @@ def report(
         for name, each in places.items()
         if (each.cluster, each.folder) != (cluster, folder)
     }
-    title = evidence.study.title
-    index = pages.build(checkout / out, parameters, key, title, others, replays=replays)
+    extra = publication.files(evidence, judged, digest([key, source_digest()]))
+    book = pages.Book(
+        parameters=parameters,
+        others=others,
+        title=evidence.study.title,
+        key=key,
+        replays=replays,
+        files=extra,
+        configuration=publication.configuration(evidence, judged),
+    )
+    index = pages.build(checkout / out, book)
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {len(judged.reasons)} checks failed; first: "

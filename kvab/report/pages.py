@@ -1,4 +1,4 @@
-"""Notebooks executed by papermill, and the book built from them.
+"""The book: its pages executed side by side, and built as HTML.
 
 Input: notebooks and run folders. Output: HTML that opens from disk.
 """
@@ -10,9 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ from rich.progress import (
 )
 
 from kvab.declare import digest
-from kvab.errors import DependencyError, InputError, KvabError
+from kvab.errors import DependencyError
+from kvab.report.notebooks import execute, tidy
 from kvab.results import remember, source_digest
 from kvab.study import root
-from kvab.watching import tell_kernels
 
 OUTCOME, CLUSTERS = "05_outcome", "10_clusters"
 NOT_EXECUTED = (
@@ -40,115 +40,43 @@ NOT_EXECUTED = (
     "runs, without a cluster. `kvab run` executes it.\n```"
 )
 
-# A kernel that ends while it still answers logs a traceback of its own sockets.
-QUIET = "import logging; logging.getLogger('tornado.general').setLevel('CRITICAL')"
 
+@dataclass(frozen=True)
+class Book:
+    """What a book is built from.
 
-def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
-    """Execute a notebook with papermill and write the executed copy.
-
-    Parameters
+    Attributes
     ----------
-    source, target : Path
-        The source notebook, which is not changed, and the executed one.
-    parameters : mapping
-        Values for names of its parameters cell.
-
-    Raises
-    ------
-    InputError
-        If the notebook has no parameter of a given name.
-    DependencyError
-        If a cell failed; the partly executed notebook is kept and named.
-    """
-    import papermill
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # papermill's own pydantic and datetime deprecations
-        known = papermill.inspect_notebook(str(source))
-        unknown = [name for name in parameters if name not in known]
-        if unknown:
-            raise InputError(
-                f"{source}: no parameter named {', '.join(unknown)}; it has {', '.join(known)}"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            papermill.execute_notebook(
-                str(source),
-                str(target),
-                parameters=dict(parameters),
-                kernel_name="python3",
-                cwd=str(root()),
-                progress_bar=False,
-                extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={QUIET}"],
-                stderr_file=sys.stderr,  # progress of long steps; not part of the page
-            )
-        except papermill.PapermillExecutionError as error:
-            _raise_cause(error, target)
-    _tidy_notebook(target)
-    return target
-
-
-def _raise_cause(error: Any, target: Path) -> None:
-    """Raise a cell's expected failure under its own exit code, any other as a dependency's."""
-    import kvab.errors
-
-    kind = getattr(kvab.errors, error.ename.rsplit(".", 1)[-1], DependencyError)
-    where = "" if issubclass(kind, KvabError) and kind is not DependencyError else f" (in {target})"
-    raise kind(f"{error.evalue}{where}") from None
-
-
-def _tidy_notebook(path: Path) -> None:
-    """Collapse the injected parameters, or remove them where the source removes its own."""
-    notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.pop("papermill", None)
-    removed = False
-    for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        if cell.cell_type == "code":
-            cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
-        tags = cell.metadata.get("tags", [])
-        if "injected-parameters" in tags:
-            cell.metadata.tags = [*tags, "remove-cell" if removed else "hide-input"]
-        elif "parameters" in tags:
-            removed = "remove-cell" in tags
-            cell.metadata.tags = sorted({*tags, "remove-cell"})
-    nbformat.write(notebook, path)
-
-
-def run_replay_notebook(parameters: Mapping[str, Any], target: Path) -> Path:
-    """Execute notebooks/03_replay.ipynb for one run and return the executed notebook."""
-    tell_kernels()
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return execute(root() / "notebooks" / "03_replay.ipynb", target, given)
-
-
-def build(
-    out: Path,
-    parameters: Mapping[str, Any],
-    key: str,
-    title: str,
-    others: Mapping[str, Mapping[str, Any]],
-    *,
-    replays: bool = True,
-) -> Path:
-    """Execute the pages' notebooks side by side, build the book and return its index.html.
-
-    Parameters
-    ----------
-    out : Path
-        Gets ``source/`` (what was built) and ``html/``.
     parameters : mapping
         For all notebooks; each takes those that it has.
+    others : mapping of str to mapping
+        Parameters of the further clusters, by name; each gets an outcome page of its own.
+    title : str
+        Stands where a page's heading says ``{{ title }}``.
     key : str
         Digest of the runs; a page whose notebook, parameters, runs and code did not change is
         taken from the user's cache.
-    title : str
-        Stands where a page's heading says ``{{ title }}``.
-    others : mapping of str to mapping
-        Parameters of the further clusters, by name; each gets an outcome page of its own.
     replays : bool
         False leaves the replay page unexecuted, where there is no cluster to show.
+    files : mapping of str to bytes
+        Further files, by path in the book.
+    configuration : str
+        Lines for Sphinx's ``conf.py``.
+    """
+
+    parameters: Mapping[str, Any]
+    others: Mapping[str, Mapping[str, Any]]
+    title: str
+    key: str
+    replays: bool
+    files: Mapping[str, bytes]
+    configuration: str
+
+
+def build(out: Path, book: Book) -> Path:
+    """Execute the pages' notebooks side by side, build the book and return its index.html.
+
+    ``out`` gets ``source/`` (what was built) and ``html/``.
 
     Raises
     ------
@@ -158,12 +86,16 @@ def build(
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
+    for name, content in book.files.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
     sources = sorted((root() / "notebooks").glob("*.ipynb"))
-    jobs = [(path, source / path.name, parameters) for path in sources]
-    names = {f"{OUTCOME}-{re.sub('[^a-z0-9]+', '-', name).strip('-')}": name for name in others}
+    jobs = [(path, source / path.name, book.parameters) for path in sources]
     outcome = next(path for path in sources if path.stem == OUTCOME)
-    jobs += [(outcome, source / f"{file}.ipynb", others[name]) for file, name in names.items()]
-    _add_pages(source / "_toc.yml", list(names))
+    further = {f"{OUTCOME}-{re.sub('[^a-z0-9]+', '-', name).strip('-')}": given
+               for name, given in book.others.items()}  # fmt: skip
+    jobs += [(outcome, source / f"{name}.ipynb", given) for name, given in further.items()]
+    _add_pages(source / "_toc.yml", list(further))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -176,11 +108,16 @@ def build(
         ThreadPoolExecutor(min(4, 2 * (os.cpu_count() or 1))) as pool,
     ):
         task = bar.add_task("executing", total=len(jobs))
-        pending = [pool.submit(_page, *job, key, title, replays) for job in jobs]
+        pending = [pool.submit(_page, *job, book) for job in jobs]
         for future in as_completed(pending):
             future.result()
             bar.advance(task)
-    return _sphinx(source, out)
+    index = _sphinx(source, out, book.configuration)
+    for name in further:  # what can be launched is the notebook that they were made from
+        page = index.with_name(f"{name}.html")
+        text = page.read_text(encoding="utf-8").replace(f"/{name}.ipynb", f"/{OUTCOME}.ipynb", 1)
+        page.write_text(text, encoding="utf-8")
+    return index
 
 
 def _add_pages(toc: Path, names: list[str]) -> None:
@@ -193,16 +130,14 @@ def _add_pages(toc: Path, names: list[str]) -> None:
     toc.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
-def _page(
-    path: Path, target: Path, parameters: Mapping[str, Any], key: str, title: str, replays: bool
-) -> None:
+def _page(path: Path, target: Path, parameters: Mapping[str, Any], book: Book) -> None:
     notebook = nbformat.read(path, as_version=4)
     heading = notebook.cells[0]
-    heading.source = Template(heading.source).render({**parameters, "title": title})
-    if path.name == "03_replay.ipynb" and not replays:
+    heading.source = Template(heading.source).render({**parameters, "title": book.title})
+    if path.name == "03_replay.ipynb" and not book.replays:
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED))
         nbformat.write(notebook, target)
-        _tidy_notebook(target)
+        tidy(target)
         return
     declared = next(
         cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
@@ -210,7 +145,7 @@ def _page(
     names = {line.split(":")[0].strip() for line in declared.splitlines()}
     given = {name: value for name, value in parameters.items() if name in names}
     lock = (root() / "requirements.lock").read_text(encoding="utf-8")
-    inputs = [nbformat.writes(notebook), given, key, source_digest(), lock]
+    inputs = [nbformat.writes(notebook), given, book.key, source_digest(), lock]
 
     def executed() -> bytes:
         nbformat.write(notebook, target)
@@ -219,11 +154,11 @@ def _page(
     target.write_bytes(remember(digest(inputs), path.stem, executed))
 
 
-def _sphinx(source: Path, out: Path) -> Path:
+def _sphinx(source: Path, out: Path, configuration: str) -> Path:
     book = Path(sys.executable).with_name("jupyter-book")
     _call([str(book), "config", "sphinx", str(source)], source)
     with (source / "conf.py").open("a", encoding="utf-8") as file:
-        file.write('extensions.remove("sphinx_thebe")  # it would load scripts from the network\n')
+        file.write(configuration)
     options = "-b html -W --keep-going -q".split()
     folders = ["-d", str(out / "doctrees"), str(source), str(out / "html")]
     _call([sys.executable, "-m", "sphinx", *options, *folders], source)

@@ -11,6 +11,7 @@ from kvab.wording.outcomes import (
     outcome,
     requests,
     robustness,
+    short_answer,
     variation,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "outcome",
     "requests",
     "robustness",
+    "short_answer",
     "variation",
 ]

@@ -11,6 +11,13 @@ from kvab.evidence import Evidence
 from kvab.formats import interval, number, percent, signed
 from kvab.metrics import LATENCIES, METRICS
 
+KINDS = {
+    "simulated": "simulated, not measured",
+    "live": "live on CPUs, engines mocked",
+    "kubernetes": "measured",
+    "imported": "imported",
+}
+
 
 def origin(evidence: Evidence, runs: bool = True) -> str:
     """Return the mark that a figure carries: simulated, made-up workload, or nothing."""
@@ -21,7 +28,7 @@ def origin(evidence: Evidence, runs: bool = True) -> str:
 def source(evidence: Evidence, runs: bool = True) -> str:
     """Return where a figure's data come from, for the end of its caption."""
     trace = evidence.manifest.trace
-    kind = "simulated, not measured" if evidence.simulated else evidence.manifest.kind
+    kind = KINDS[evidence.manifest.kind]
     if not runs:
         kind = "made up: SYNTHETIC WORKLOAD" if evidence.synthetic else "a recorded trace"
         return f"Source: {trace.name}, {trace.total_rows:,} requests; {kind}."

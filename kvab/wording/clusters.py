@@ -10,13 +10,7 @@ import pandas as pd
 from kvab.clusters import WITHHELD, Clusters
 from kvab.metrics import METRICS
 from kvab.statistics.agreement import AGREE, DIFFER
-
-KINDS = {
-    "simulated": "simulated, not measured",
-    "live": "live on CPUs, engines mocked",
-    "kubernetes": "measured",
-    "imported": "imported",
-}
+from kvab.wording.captions import KINDS
 
 
 def source(clusters: Clusters, runs: bool = True) -> str:

@@ -54,6 +54,20 @@ def headline(evidence: Evidence) -> str:
     )
 
 
+def short_answer(evidence: Evidence, judged: Gate) -> str:
+    """Return the answer in a line, for where there is room for no more."""
+    if not judged.green:
+        return "No verdict: the validity gate is red."
+    result, slo = evidence.comparison.to_json(), evidence.study.slo
+    row, where = result["good_share"], "in simulation" if evidence.simulated else "measured"
+    return (
+        f"{VERDICTS[result['verdict']['good_share']]}, {where}: {percent(row['comparison'])} of "
+        f"requests within TTFT {slo.ttft_ms / 1000:g} s and ITL {slo.itl_ms:g} ms against "
+        f"{percent(row['baseline'])} ({signed(100 * row['difference'], 1)} points, 95 % interval "
+        f"{interval(row['ci_low'], row['ci_high'], 100)})."
+    )
+
+
 def answer(evidence: Evidence, judged: Gate) -> str:
     """Return the top of the book: the answer, or why it is withheld, and what kind it is."""
     if not judged.green:

@@ -1,12 +1,16 @@
 """Every page of the built book in a real browser: nothing broken, nothing from the network."""
 
+import base64
+import io
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
+import pandas as pd
 import pytest
 from playwright.sync_api import sync_playwright
 
@@ -94,7 +98,8 @@ def test_no_image_is_broken_and_every_figure_has_alternative_text(visits):
 
 def test_every_figure_says_whether_it_is_simulated(visits):
     captions = [caption for v in visits.values() for caption in v["captions"]]
-    said = ("simulated, not measured", "a recorded trace", "a simulation of the same rows")
+    said = ("simulated, not measured", "a recorded trace", "a simulation of the same rows",
+            "engines mocked")  # fmt: skip
     assert captions
     assert [caption for caption in captions if not any(words in caption for words in said)] == []
 
@@ -103,7 +108,7 @@ def test_internal_links_lead_somewhere(visits):
     ids = {v["uri"]: set(v["ids"]) for v in visits.values()}
     broken = []
     for name, visit in visits.items():
-        for link in visit["links"]:
+        for link in (each for each in visit["links"] if not each.startswith("data:")):
             page, fragment = urldefrag(link)
             lost = page not in ids and not Path(unquote(urlparse(page).path)).is_file()
             if page.startswith("file:") and (
@@ -136,6 +141,63 @@ def test_first_screen_holds_the_answer_and_says_simulated(book, browser):
     assert "simulated" in seen.lower()
     assert "FIGURE" in seen
     assert "TABLE" in seen
+
+
+def test_every_figure_and_all_requests_can_be_downloaded(book, browser, tmp_path):
+    _, index = book
+    page = browser.new_page()
+    figures = 0
+    for path in sorted(index.parent.glob("*.html")):
+        page.goto(path.as_uri())
+        for link in page.query_selector_all("figure:has(img) a.kvab-data"):
+            text = base64.b64decode(link.get_attribute("href").split(",", 1)[1])
+            table = pd.read_csv(io.BytesIO(text))
+            assert len(table) > 1 and len(table.columns) > 1, link.get_attribute("download")
+            assert not any(name.startswith("Unnamed") for name in table.columns)
+            figures += 1
+        figures -= len(page.query_selector_all("figure:has(img)"))
+    assert figures == 0  # one table a figure
+    page.goto((index.parent / "04_runs.html").as_uri())
+    (href,) = page.evaluate(
+        "[...document.querySelectorAll('a')].map(a => a.href).filter(h => h.endsWith('parquet'))"
+    )
+    page.close()
+    table = pd.read_parquet(unquote(urlparse(href).path))
+    counts = table.groupby(["configuration", "repeat"]).size()
+    assert set(counts) == {12031} and len(counts) == 12
+
+
+def test_on_paper_a_page_is_its_title_text_and_figures(book, browser):
+    _, index = book
+    page = browser.new_page(viewport={"width": 800, "height": 1100})
+    page.emulate_media(media="print")
+    page.goto(index.as_uri())
+    seen = page.evaluate(
+        """() => Object.fromEntries(['h1', '.bd-sidebar-primary', '.bd-header-article',
+            'figure img', '.kvab-data', '.prev-next-footer'].map(
+            s => [s, [...document.querySelectorAll(s)].some(
+                e => e.getBoundingClientRect().height > 0)]))"""
+    )
+    pdf = page.pdf(prefer_css_page_size=True)
+    page.close()
+    assert [name for name, there in seen.items() if there] == ["h1", "figure img"]
+    assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") < 4
+
+
+def test_a_shared_address_shows_the_answer(book, browser):
+    headline, index = book
+    page = browser.new_page()
+    page.goto(index.as_uri())
+    told = dict(page.evaluate(
+        "[...document.querySelectorAll('meta[property]')].map(m => [m.getAttribute('property'),"
+        " m.content])"
+    ))  # fmt: skip
+    page.close()
+    assert "simulation" in told["og:description"]
+    assert headline.split("kept ")[1].split(" %")[0] in told["og:description"]
+    card = (index.parent / told["og:image"]).read_bytes()
+    assert card.startswith(b"\x89PNG")
+    assert struct.unpack(">II", card[16:24]) == (1200, 630)
 
 
 def test_pages_fit_a_phone(book, browser):
