@@ -23,6 +23,7 @@ app = typer.Typer(
     "cluster, compare them, and build the report. `kvab report` does all of it.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # the frames of rich cost a second of start-up
     pretty_exceptions_enable=False,
 )
 trace_app = typer.Typer(help="Fetch, describe, cut or make up the workload.", no_args_is_help=True)
