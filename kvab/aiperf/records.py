@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -23,6 +23,10 @@ import pyarrow as pa
 from kvab.errors import InputError
 
 LONGEST_LINE = 256 << 20  # bytes; the longest answers make lines of a few MB
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+CHUNKS = b'"inter_chunk_latency":{"value":['
+LARGE_BYTES = 64 << 20  # from this size on, reading takes long enough to be watched
+BUFFER_BYTES = 1 << 18
 ERROR_CHARACTERS = 300
 TO_MS = {"ms": 1.0, "s": 1e3, "sec": 1e3, "us": 1e-3, "ns": 1e-6}
 SESSION = "session_"  # AIPerf numbers the conversations of a seeded run by their row
@@ -123,7 +127,7 @@ def read_records(path: Path) -> Records:
     decode, warmup, cut_off, kept = msgspec.json.Decoder(_Record).decode, 0, False, 0
     for number, line in enumerate(_lines(path), start=1):
         try:
-            record = decode(line)
+            record = decode(_without_chunks(line))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             if not line.strip():
                 continue
@@ -149,11 +153,11 @@ def read_records(path: Path) -> Records:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, decompressed as its name says."""
+    """Yield the lines of a file, decompressed as its name says; of a large one, show how far."""
     try:
-        with pa.input_stream(str(path), compression="detect") as stream:
-            file = io.BufferedReader(stream, buffer_size=1 << 20)
-            while line := file.readline(LONGEST_LINE):
+        with _open(path) as file, pa.input_stream(file, CODECS.get(path.suffix)) as stream:
+            lines = io.BufferedReader(stream, buffer_size=BUFFER_BYTES)
+            while line := lines.readline(LONGEST_LINE):
                 if len(line) == LONGEST_LINE:
                     raise InputError(f"{path}: a line is longer than {LONGEST_LINE >> 20} MiB")
                 yield line
@@ -162,6 +166,25 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise InputError(
             f"{path}: expected a file that can be read, got {reason}; copy it again"
         ) from None
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.stat().st_size < LARGE_BYTES:
+        return path.open("rb")
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    return rich.progress.open(
+        path, "rb", description=f"reading {path.name}", console=console, transient=True
+    )
+
+
+def _without_chunks(line: bytes) -> bytes:
+    """Return a record as AIPerf writes it without its chunk times, most of its length."""
+    start = line.find(CHUNKS)
+    end = line.find(b"]", start)
+    return line[: start + len(CHUNKS)] + line[end:] if 0 <= start < end else line
 
 
 def _odd_record(where: str, line: bytes) -> _Record:
