@@ -11,7 +11,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test test-slow report book capacity publish check bench lock clean live
+.PHONY: help env lint test test-slow report book capacity publish check bench audit licences lock clean live
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,12 @@ check: lint ## everything that must hold before a change is handed over, but the
 bench: env ## measure speed as ratios within one run
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/comparison.py
+
+audit: env ## look for known vulnerabilities in requirements.lock
+	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip
+
+licences: env ## list the licences of all dependencies in docs/licences.md
+	$(BIN)/python .ci/licences.py
 
 lock: ## resolve requirements.lock anew
 	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV); }

@@ -52,3 +52,24 @@ def test_the_environment_file_installs_the_lock_file(tmp_path):
                "--no-index", "-r", str(tmp_path / "requirements.txt")]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_locked_package_is_listed_with_its_licence():
+    lock = (ROOT / "requirements.lock").read_text()
+    everywhere = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==(\S+) \\$", lock, re.M)
+    rows = (ROOT / "docs" / "licences.md").read_text().splitlines()
+    listed = [line.strip("| ").split(" | ") for line in rows if line.startswith("| ")][1:]
+    versions = {re.sub("[-_.]+", "-", name).lower(): version for name, version, *_ in listed}
+    wrong = {
+        name: version
+        for name, version in everywhere
+        if versions.get(re.sub("[-_.]+", "-", name).lower()) != version
+    }
+    assert len(everywhere) > 200 and wrong == {}
+    assert [row for row in listed if len(row) != 3 or row[2] in ("", "UNKNOWN")] == []
+
+
+def test_every_package_is_locked_with_its_hashes():
+    blocks = re.split(r"\n(?=\S)", (ROOT / "requirements.lock").read_text().strip())
+    assert [block.split()[0] for block in blocks if "--hash=sha256:" not in block] == []
+    assert "--require-hashes" in (ROOT / "Makefile").read_text()
