@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
+import re
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,8 +27,8 @@ from kvab.evidence import load_published
 from kvab.metrics import COMPARED, LATENCIES, PERCENTILES, good
 from kvab.study import load_study, root
 
-STUDY, PUBLISHED = "recipes/qwen3-32b/study.yaml", "book/published"
-FACTORS = (1, 4, 16)
+STUDY, PUBLISHED = "", "book/published"  # the published study
+FACTORS = (1, 4, 16, 250)
 
 
 def repeated(table: pd.DataFrame, factor: int) -> pd.DataFrame:
@@ -83,12 +85,13 @@ def arch_s(tables: list[pd.DataFrame], resamples: int, block_rows: int) -> tuple
     return time.perf_counter() - start, len(wanted)
 
 
-def _measure(factor: int, resamples: int, told) -> None:
+def _measure(factor: int, resamples: int) -> dict:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     tables = arms(factor)
     seconds = ours_s(tables, resamples)
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    told.put({"rows": len(tables[0]), "seconds": seconds, "peak_gb": peak_gb})
+    told = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage's may be a parent's
+    peak_gb = float(re.search(r"VmHWM:\s+(\d+) kB", told)[1]) / 1e6
+    return {"rows": len(tables[0]), "seconds": seconds, "peak_gb": peak_gb}
 
 
 def growth(resamples: int) -> list[dict]:
@@ -96,11 +99,8 @@ def growth(resamples: int) -> list[dict]:
     context = multiprocessing.get_context("spawn")
     measured = []
     for factor in FACTORS:
-        told = context.Queue()
-        process = context.Process(target=_measure, args=(factor, resamples, told))
-        process.start()
-        measured.append(told.get())
-        process.join()
+        with ProcessPoolExecutor(1, context) as alone:
+            measured.append(alone.submit(_measure, factor, resamples).result())
         last = measured[-1]
         print(f"{last['rows']:,} pairs, {resamples:,} resamples, one core: "
               f"{last['seconds']:.1f} s, {last['peak_gb']:.2f} GB", flush=True)  # fmt: skip

@@ -13,11 +13,12 @@ import gzip
 import json
 import logging
 import multiprocessing
-import resource
+import re
 import shutil
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,15 @@ def aiperf_s(path: Path) -> float:
     return time.perf_counter() - start
 
 
-def _alone(path: Path, told) -> None:
-    before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    seconds = ours_s(path)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    told.put({"seconds": seconds, "peak_mb": peak_mb, "imports_mb": before_mb})
+def _peak_mb() -> float:
+    """Return this process's own peak; that of getrusage may be its parent's."""
+    told = Path("/proc/self/status").read_text(encoding="utf-8")
+    return float(re.search(r"VmHWM:\s+(\d+) kB", told)[1]) / 1e3
+
+
+def _alone(path: Path) -> dict[str, float]:
+    imports_mb, seconds = _peak_mb(), ours_s(path)
+    return {"seconds": seconds, "peak_mb": _peak_mb(), "imports_mb": imports_mb}
 
 
 def million(requests: int, folder: Path) -> dict:
@@ -90,12 +95,9 @@ def million(requests: int, folder: Path) -> dict:
     room = shutil.disk_usage(folder).free - DISK_SPARE_BYTES
     requests = int(min(requests, room / line_bytes))
     write_export(path, requests)
-    context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    process = context.Process(target=_alone, args=(path, told))
-    process.start()
-    found = {"requests": requests, "bytes": path.stat().st_size, **told.get()}
-    process.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        measured = alone.submit(_alone, path).result()
+    found = {"requests": requests, "bytes": path.stat().st_size, **measured}
     path.unlink()
     print(f"{requests:,} requests, {found['bytes'] / 1e9:.1f} GB: {found['seconds']:.1f} s, "
           f"{found['peak_mb']:.0f} MB at most", flush=True)  # fmt: skip

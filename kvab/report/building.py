@@ -83,7 +83,10 @@ def report(
     check = load_check(checkout / study, cluster, folder)
     sweep = load_sweep(checkout / study, cluster, folder)
     places = load_clusters(checkout / study, folder).places
-    key = digest([each and each.key for each in (evidence, sweep, check, *places.values())])
+    shown = [each and each.key for each in (evidence, sweep, check, *places.values())]
+    others_shown = [checkout / "book" / "published", checkout / "benchmarks" / "results"]
+    files = [path.read_text() for each in others_shown for path in sorted(each.glob("*.json"))]
+    key = digest([shown, files])
     others = {
         name: parameters | {"cluster": each.cluster, "runs": str(each.folder)}
         for name, each in places.items()

@@ -63,7 +63,10 @@ def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
         TimeRemainingColumn(),
     )
     pool = ProcessPoolExecutor(
-        min(len(jobs), os.cpu_count() or 1), context, initializer=_tell_through, initargs=(told,)
+        min(len(jobs), len(os.sched_getaffinity(0))),
+        context,
+        initializer=_tell_through,
+        initargs=(told,),
     )
     try:
         pending = [pool.submit(_replay_job, n, job) for n, job in enumerate(jobs)]

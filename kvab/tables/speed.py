@@ -1,0 +1,42 @@
+"""The tables of what the study's own steps take.
+
+Input: what the benchmarks measured. Output: tables that a notebook shows.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from kvab.formats import Table, number, unless_missing
+
+
+@unless_missing()
+def ratios(measured: pd.DataFrame) -> Table:
+    """Return how many times as fast each step is as what one would use instead."""
+    lines = [
+        {
+            "step": row.step,
+            "seconds": number(row.typical_s),
+            "against": row.against,
+            "times as fast": number(row.ratio),
+            "range over pairs": f"{number(row.least)} to {number(row.most)} ({row.pairs})",
+        }
+        for row in measured.itertuples()
+    ]
+    caption = (
+        "Seconds are medians on the machine that ran the benchmarks; only the ratios, measured in "
+        "interleaved pairs of one run, travel to another machine."
+    )
+    return Table(pd.DataFrame(lines), caption, ("step", "against"))
+
+
+@unless_missing()
+def growth(measured: pd.DataFrame) -> Table:
+    """Return time and memory of large inputs, each in a process of its own."""
+    frame = pd.DataFrame({
+        "step": measured["step"],
+        "size": measured["size"],
+        "seconds": measured["seconds"].map(number),
+        "memory at most [GB]": measured["peak_gb"].map(number),
+    })  # fmt: skip
+    return Table(frame, "One process each, the comparison on one core.", ("step", "size"))

@@ -1,0 +1,24 @@
+"""What the benchmarks say, in sentences.
+
+Input: what the benchmarks measured. Output: Markdown.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from kvab.formats import number, unless_missing
+
+NOTHING = "Nothing was measured in this checkout: run `make bench`."
+
+
+@unless_missing(NOTHING)
+def lesson(measured: pd.DataFrame) -> str:
+    """Return where most is gained, and where nothing is."""
+    ordered = measured.sort_values("ratio", ascending=False)
+    best, worst = ordered.iloc[0], ordered.iloc[-1]
+    return (
+        f"Most is gained in {best['step']}: {number(best['ratio'])} times as fast as "
+        f"{best['against']}. Least in {worst['step']}: {number(worst['ratio'])} times as fast as "
+        f"{worst['against']}."
+    )
