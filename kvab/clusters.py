@@ -18,9 +18,7 @@ from kvab.evidence.outcomes import Evidence, load_evidence, load_published
 from kvab.metrics import METRICS
 from kvab.results import remember, source_digest
 from kvab.study import load_study, root
-from kvab.validity import Gate, gate
-
-WITHHELD = "withheld: the gate is red"
+from kvab.validity import WITHHELD, Gate, gate
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,13 @@
 """The validity gate: whether each run tested what it claims and the arms may be compared.
 
 Input: the evidence. Output: a table of checks; one that fails withholds every verdict.
+
+A run is judged by what it left, so what leaves no mark is not seen: a disaggregated frontend behind
+round-robin reports no reuse, and no check can tell whether its caches were cold.
+
+Another trace than the study's is no failure: replayed on purpose (``--trace``) by every arm, it is
+a fair comparison on another workload, and every page says so. Arms that replayed different traces
+are not compared at all: `kvab.evidence.load_evidence` refuses them before any check.
 """
 
 from __future__ import annotations
@@ -13,12 +20,15 @@ import pandas as pd
 
 from kvab import metrics, recipes
 from kvab.evidence import Evidence
+from kvab.recipes import Topology
 from kvab.runs import Run, RunManifest, summaries
 
 ERROR_LIMIT_SHARE = 0.01
 SEND_LAG_LIMIT_MS = 50.0
+ARRIVAL_LIMIT_MS = 0.01  # published times are rounded to it
 REUSE_WORTH_SHARE = 0.01  # of the prompt tokens, which caches could save beyond round-robin
 IMAGE = "image "
+WITHHELD = "withheld: the gate is red"
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ def gate(evidence: Evidence) -> Gate:
         for run in found
         for check, *rest in _run_checks(run, evidence)
     ]
+    for name, found in evidence.runs.items():
+        rows += [(check, name, *rest) for check, *rest in _repeat_checks(found)]
     rows += list(_arm_checks(evidence))
     columns = ["check", "where", "expected", "found", "passed"]
     return Gate(pd.DataFrame(rows, columns=columns).astype({"passed": bool}))
@@ -64,9 +76,13 @@ def gate(evidence: Evidence) -> Gate:
 def _run_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, bool]]:
     table, manifest = run.requests, run.manifest
     yield "the replay ended", "complete", manifest.status, manifest.status == "complete"
+    deployed = recipes.topology(recipes.read_configuration(run.path / "manifests"))
+    yield _deployed_check(deployed, manifest.configuration, evidence)
     expected = np.arange(manifest.trace.rows)
-    whole = np.array_equal(np.sort(table["row"]), expected)
-    yield "one row a request", f"{len(expected):,}", f"{len(table):,}", whole
+    right = np.intersect1d(table["row"], expected)
+    whole = len(right) == len(table) == len(expected)
+    found = f"{len(table):,}, of which {len(right):,} are rows of the replay"
+    yield "one row a request", f"{len(expected):,}", f"{len(table):,}" if whole else found, whole
     errors = float((~metrics.served(table)).mean())
     yield (
         "failed requests",
@@ -74,48 +90,94 @@ def _run_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, b
         f"{errors:.2%}",
         (errors <= ERROR_LIMIT_SHARE),
     )
-    served = table[metrics.served(table)]
-    prompts = evidence.workload.table.set_index("row")["input_tokens"].reindex(served["row"])
-    wrong = int((served["input_tokens"].to_numpy() != prompts.to_numpy()).sum())
-    yield "prompt tokens as in the trace", "all rows", f"{wrong} differ", wrong == 0
-    wrong = int((served["output_tokens"] != served["requested_output_tokens"]).sum())
-    yield "answer tokens as asked", "all rows", f"{wrong} differ", wrong == 0
+    yield from _row_checks(table[metrics.served(table)], evidence.workload.table)
+    yield from _worker_checks(run, deployed)
+    yield from _cache_checks(run, evidence)
+    if deployed.router == "kv":
+        yield from _event_checks(manifest)
+
+
+def _deployed_check(
+    deployed: Topology, configuration: str, evidence: Evidence
+) -> tuple[str, str, str, bool]:
+    factors, study = evidence.arms[configuration].factors, evidence.study
+    models = " and ".join(sorted({group.model for group in deployed.groups.values()}))
+    router = deployed.router.replace("_", "-")
+    found = f"{deployed.mode}, {router}, {deployed.gpus} GPUs, {models}"
+    expected = f"{factors.split}, {factors.routing}, {study.gpus.count} GPUs, {study.model.name}"
+    return "deployed as declared", expected, found, found == expected
+
+
+def _row_checks(
+    served: pd.DataFrame, workload: pd.DataFrame
+) -> Iterator[tuple[str, str, str, bool]]:
+    asked = workload.set_index("row").reindex(served["row"])
+    early_ms = np.abs(served["arrival_ms"].to_numpy() - asked["arrival_ms"].to_numpy())
+    for check, same in {
+        "arrivals as in the trace": early_ms <= ARRIVAL_LIMIT_MS + 1e-6,
+        "prompt tokens as in the trace": served["input_tokens"].to_numpy() == asked["input_tokens"],
+        "answer tokens as asked": served["output_tokens"].to_numpy() == asked["output_tokens"],
+    }.items():
+        yield check, "all rows", f"{(~same).sum()} differ", bool(same.all())
     lag_ms, limit_ms = metrics.percentile(served["send_lag_ms"], 99), SEND_LAG_LIMIT_MS
     yield "send lag p99", f"<= {limit_ms:g} ms", f"{lag_ms:.2f} ms", lag_ms <= limit_ms
-    yield from _worker_checks(run)
-    yield from _cache_checks(run, evidence)
 
 
-def _worker_checks(run: Run) -> Iterator[tuple[str, str, str, bool]]:
-    topology = recipes.topology(recipes.read_configuration(run.path / "manifests"))
-    for role, group in topology.groups.items():
+def _worker_checks(run: Run, deployed: Topology) -> Iterator[tuple[str, str, str, bool]]:
+    host = run.manifest.host
+    components = [pod["component"] for pod in host.get("pods", {}).values()]
+    for role, group in deployed.groups.items():
         column = "prefill_worker" if role == "prefill" else "decode_worker"
-        seen = run.requests[column].nunique()
-        if run.manifest.kind != "simulated" and seen == 0:  # AIPerf's records name no worker
-            counted = run.manifest.host.get("workers_served")
-            if counted is None:
-                continue
-            seen = counted[role]
+        check, seen = f"{role} workers that served", run.requests[column].nunique()
         needed = min(group.replicas, len(run.requests))
-        yield f"{role} workers that served", str(group.replicas), str(seen), seen == needed
+        if run.manifest.kind == "live":  # AIPerf's records name no worker
+            seen = host.get("workers_served", {}).get(role, 0)
+        elif run.manifest.kind == "kubernetes":
+            check, seen = f"{role} workers that ran", components.count(group.component)
+            needed = group.replicas
+        elif run.manifest.kind == "imported":
+            continue
+        yield check, str(group.replicas), str(seen), seen == needed
+    if run.manifest.kind == "kubernetes":
+        restarted = sum(host.get("restarts", {"unknown": 1}).values())
+        yield "restarts of serving pods", "0", str(restarted), restarted == 0
+
+
+def _event_checks(manifest: RunManifest) -> Iterator[tuple[str, str, str, bool]]:
+    counted = manifest.host.get("router") or {}
+    if manifest.kind == "simulated" or (manifest.kind == "imported" and not counted):
+        return  # the simulator has no events to lose; not all artifacts tell of them
+    if "after" in counted:
+        seen = counted["after"]["events"] - counted["before"]["events"]
+    else:
+        seen = counted.get("kv_events", 0)
+    yield "KV events that the router applied", "> 0", f"{seen:,.0f}", seen > 0
+
+
+def _repeat_checks(found: list[Run]) -> Iterator[tuple[str, str, str, bool]]:
+    repeats = [run.manifest.repeat for run in found]
+    told = ", ".join(map(str, repeats))
+    yield "each repeat once", "no number twice", told, len(set(repeats)) == len(repeats)
+    manifests = {recipes.read_configuration(run.path / "manifests").digest for run in found}
+    yield "same manifests in all repeats", "one", str(len(manifests)), len(manifests) == 1
 
 
 def _cache_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, bool]]:
-    if run.requests["cached_tokens"].isna().all():
-        return  # a disaggregated frontend does not report it
-    workload = evidence.workload.table
-    # Which request of the first burst comes first is not known: one may reuse another's tokens.
-    burst = run.requests[run.requests["arrival_ms"] == run.requests["arrival_ms"].min()]
-    reused = int(burst["cached_tokens"].sum())
-    own = int(workload.set_index("row")["reusable_tokens"].reindex(burst["row"]).sum())
-    yield (
-        "caches cold at the start",
-        f"<= {own:,} tokens reused in the first burst",
-        f"{reused:,}",
-        reused <= own,
-    )
+    share, workload = summaries.reuse(run), evidence.workload.table
+    if share is None:
+        return  # a disaggregated frontend does not report it, only a KV router counts it
+    if run.requests["cached_tokens"].notna().any():
+        # Which request of the first burst comes first is not known: one may reuse another's tokens.
+        burst = run.requests[run.requests["arrival_ms"] == run.requests["arrival_ms"].min()]
+        reused = int(burst["cached_tokens"].sum())
+        own = int(workload.set_index("row")["reusable_tokens"].reindex(burst["row"]).sum())
+        yield (
+            "caches cold at the start",
+            f"<= {own:,} tokens reused in the first burst",
+            f"{reused:,}",
+            reused <= own,
+        )
     bound = _reusable(evidence, run.manifest)
-    share = metrics.cached_share(run.requests)
     yield "reuse within an unlimited cache's", f"<= {bound:.1%}", f"{share:.1%}", share <= bound
 
 

@@ -178,7 +178,9 @@ class Cluster:
             progress,
         )
         after = benchmarking.router_counters(self.kube, self.expected.service)
-        self.provenance |= {"restarts": before["restarts"],
+        restarts = benchmarking.serving(self.kube, self.expected)
+        during = {pod: count - before["restarts"].get(pod, 0) for pod, count in restarts.items()}
+        self.provenance |= {"restarts": during,
                             "router": {"before": before["router"], "after": after}}  # fmt: skip
         if self.topology.router == "kv":
             benchmarking.check_router(before["router"], after)

@@ -137,10 +137,12 @@ def _nameless(host: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of the hosts with nodes and pods numbered instead of named."""
     pods = host.get("pods", {})
     nodes = {node: f"node-{n}" for n, node in enumerate(sorted({p["node"] for p in pods.values()}))}
-    numbered = {f"pod-{n}": {**pod, "node": nodes[pod["node"]]}
-                for n, (_, pod) in enumerate(sorted(pods.items()))}  # fmt: skip
-    kept = {key: value for key, value in host.items() if key not in ("pods", "restarts")}
-    return kept | ({"pods": numbered} if pods else {})
+    names = {pod: f"pod-{n}" for n, pod in enumerate(sorted({*pods, *host.get("restarts", {})}))}
+    numbered = {
+        "pods": {names[pod]: {**told, "node": nodes[told["node"]]} for pod, told in pods.items()},
+        "restarts": {names[pod]: count for pod, count in host.get("restarts", {}).items()},
+    }
+    return host | {key: value for key, value in numbered.items() if key in host}
 
 
 def _add(files: dict[str, bytes], under: str, base: Path, paths: list[Path]) -> None:
