@@ -139,8 +139,9 @@ def _worker_checks(run: Run, deployed: Topology) -> Iterator[tuple[str, str, str
             continue
         yield check, str(group.replicas), str(seen), seen == needed
     if run.manifest.kind == "kubernetes":
-        restarted = sum(host.get("restarts", {"unknown": 1}).values())
-        yield "restarts of serving pods", "0", str(restarted), restarted == 0
+        restarts = host.get("restarts")
+        found = "not counted" if restarts is None else str(sum(restarts.values()))
+        yield "restarts of serving pods", "0", found, found == "0"
 
 
 def _event_checks(manifest: RunManifest) -> Iterator[tuple[str, str, str, bool]]:
