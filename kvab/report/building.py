@@ -108,7 +108,7 @@ def report(
             f"the validity gate is red, {len(judged.reasons)} checks failed; first: "
             f"{judged.reasons[0]}; the book says the rest: {index}"
         )
-    return headline(evidence), index
+    return headline(evidence, judged), index
 
 
 def report_bundle(path: Path, cluster: str, out: Path) -> tuple[str, Path]:

@@ -13,6 +13,7 @@ from kvab.capacity.curves import Sweep
 from kvab.evidence import Evidence
 from kvab.formats import Table, interval, number, percent, signed
 from kvab.runs import summaries
+from kvab.validity import WITHHELD, Gate
 
 
 def _arm_labels(evidence: Evidence) -> tuple[str, str]:
@@ -106,7 +107,7 @@ def _half(row: dict, factor: float, decimals: int | None) -> str:
     return number(None if low is None else factor * (high - low) / 2, decimals)
 
 
-def robustness(evidence: Evidence, sweep: Sweep | None) -> Table:
+def robustness(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Table:
     """Return the verdict on each metric under each choice; what differs is marked."""
     found = evidence.robustness
     if sweep:
@@ -120,8 +121,9 @@ def robustness(evidence: Evidence, sweep: Sweep | None) -> Table:
         value = signed(metric.factor * row.difference, decimals)
         half = _half(row._asdict(), metric.factor, decimals)
         changed = "CHANGED: " if row.verdict != declared[row.metric] else ""
+        verdict = f"{changed}{row.verdict}" if judged.green else WITHHELD
         line = lines.setdefault(row.choice, {"choice": row.choice})
-        line[name] = f"{changed}{row.verdict}\n{value} ± {half}"
+        line[name] = f"{verdict}\n{value} ± {half}"
     frame = pd.DataFrame([*lines.values()])
     caption = "Verdict, and the difference that it is about with its 95 % workload interval."
     return Table(frame, caption, tuple(frame.columns))

@@ -11,6 +11,7 @@ import pandas as pd
 from kvab.capacity.curves import Sweep
 from kvab.formats import interval as interval_text
 from kvab.formats import number, percent, signed, unless_missing
+from kvab.validity import Gate
 
 LEVEL = "95 % workload interval"
 
@@ -89,8 +90,10 @@ def headline(swept: Sweep) -> str:
 
 
 @unless_missing("")
-def second_headline(swept: Sweep) -> str:
-    """Return the headline in short, as the book's first page shows it."""
+def second_headline(swept: Sweep, judged: Gate) -> str:
+    """Return the headline in short, as the book's first page shows it beside a verdict."""
+    if not judged.green:
+        return ""
     study = swept.study
     rows = [_kept(swept, name, swept.headline) for name in (study.comparison, study.baseline)]
     first, second = (load_text(row["low"], row["high"]) for row in rows)

@@ -10,6 +10,7 @@ import pandas as pd
 from kvab.evidence.model_check import Check
 from kvab.formats import number, percent, signed
 from kvab.metrics import LATENCIES, METRICS
+from kvab.validity import WITHHELD, gate
 
 WATCHED = (("ttft_ms", "mean"), ("itl_ms", "p50"), ("latency_ms", "mean"))
 
@@ -51,6 +52,8 @@ def closeness(check: Check | None) -> str:
     """Return in one sentence how close the simulation came."""
     if check is None:
         return "How far the simulation can be trusted is not known yet: no live run is there."
+    if not gate(check.live).green:
+        return f"How far the simulation can be trusted is {WITHHELD} on {check.live.cluster}."
     said = [
         f"{statistic if statistic != 'mean' else 'mean'} {METRICS[key].short} by at most "
         f"{percent(abs(_worst(check, key, statistic)['centre']))}"

@@ -20,6 +20,8 @@ VERDICTS = {
     "no difference": "It makes no practical difference",
     "inconclusive": "These runs cannot tell",
 }
+RED = "No verdict: the validity gate is red."
+NO_VERDICT = f"**{RED}** Why is written with [the runs](04_runs)."
 
 
 def banner(evidence: Evidence) -> str:
@@ -36,8 +38,10 @@ def banner(evidence: Evidence) -> str:
     return f":::{{note}}\n{what}\n:::"
 
 
-def headline(evidence: Evidence) -> str:
+def headline(evidence: Evidence, judged: Gate) -> str:
     """Return the answer in one sentence: verdict, good shares, difference and interval."""
+    if not judged.green:
+        return NO_VERDICT
     result = evidence.comparison.to_json()
     row, names = result["good_share"], evidence.study.configurations
     baseline, comparison = names[evidence.study.baseline], names[evidence.study.comparison]
@@ -57,7 +61,7 @@ def headline(evidence: Evidence) -> str:
 def short_answer(evidence: Evidence, judged: Gate) -> str:
     """Return the answer in a line, for where there is room for no more."""
     if not judged.green:
-        return "No verdict: the validity gate is red."
+        return RED
     result, slo = evidence.comparison.to_json(), evidence.study.slo
     row, where = result["good_share"], "in simulation" if evidence.simulated else "measured"
     return (
@@ -73,10 +77,10 @@ def answer(evidence: Evidence, judged: Gate) -> str:
     if not judged.green:
         reasons = "".join(f"\n- {reason}" for reason in judged.reasons[:5])
         return (
-            ":::{danger}\n**No verdict: the validity gate is red.** The runs did not test what "
+            f":::{{danger}}\n**{RED}** The runs did not test what "
             f"they claim:\n{reasons}\n\nSee [the runs](04_runs).\n:::"
         )
-    return f"**{headline(evidence)}**\n\n{counterpoint(evidence)} {_kind(evidence)}"
+    return f"**{headline(evidence, judged)}**\n\n{counterpoint(evidence)} {_kind(evidence)}"
 
 
 def counterpoint(evidence: Evidence) -> str:
@@ -132,8 +136,10 @@ def how_known(evidence: Evidence) -> str:
     )
 
 
-def outcome(evidence: Evidence) -> str:
+def outcome(evidence: Evidence, judged: Gate) -> str:
     """Return the verdict on each metric, with the rule."""
+    if not judged.green:
+        return NO_VERDICT
     result, study = evidence.comparison.to_json(), evidence.study
     lines = []
     for key, verdict in result["verdict"].items():
@@ -197,13 +203,17 @@ def losses(evidence: Evidence) -> str:
     return "Where the comparison loses: " + ("; ".join(said) if said else "nowhere measured") + "."
 
 
-def lesson(evidence: Evidence) -> str:
+def lesson(evidence: Evidence, judged: Gate) -> str:
     """Return what the outcome page teaches."""
-    return f"{headline(evidence)} {counterpoint(evidence)}\n\n{losses(evidence)}"
+    if not judged.green:
+        return NO_VERDICT
+    return f"{headline(evidence, judged)} {counterpoint(evidence)}\n\n{losses(evidence)}"
 
 
-def attribution(evidence: Evidence) -> str:
+def attribution(evidence: Evidence, judged: Gate) -> str:
     """Return in one paragraph which factor brings what."""
+    if not judged.green:
+        return NO_VERDICT
     if evidence.missing:
         return (
             f"What routing brings and what the split brings cannot be told apart on "
@@ -253,8 +263,10 @@ def variation(evidence: Evidence) -> str:
     )
 
 
-def robustness(evidence: Evidence, sweep: Sweep | None) -> str:
+def robustness(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> str:
     """Return which verdicts survive the other choices, and which do not."""
+    if not judged.green:
+        return NO_VERDICT
     found = evidence.robustness
     if sweep:
         found = pd.concat([found, sweep.spread_verdicts])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -199,7 +200,8 @@ def test_the_published_sweep_brackets_its_headline_and_says_so(published):
     row = found.ratios.loc[published.headline]
     assert row["low"] == row["high"]
     assert row["ci_low"] < row["low"] < row["ci_high"]
-    assert "simulated" in wording.second_headline(published)
+    assert "simulated" in wording.second_headline(published, SimpleNamespace(green=True))
+    assert wording.second_headline(published, SimpleNamespace(green=False)) == ""
     said = wording.headline(published)
     assert said.startswith("In simulation")
     assert f"{row['low']:.2f} times the load" in said
