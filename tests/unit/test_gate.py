@@ -1,0 +1,362 @@
+"""The gate as one who distrusts it would try it: runs that did not test what they claim.
+
+Published runs are doctored in one way each, with checksums that hold.
+"""
+
+import ast
+import json
+import re
+import shutil
+
+import pytest
+import yaml
+from IPython.display import Markdown
+
+from kvab import runs, wording
+from kvab.clusters import WITHHELD, load_clusters
+from kvab.errors import InputError
+from kvab.evidence import load_evidence
+from kvab.report import publication
+from kvab.study import root
+from kvab.validity import gate
+from kvab.wording.outcomes import NO_VERDICT, RED, VERDICTS
+
+STUDY = "recipes/qwen3-32b/study.yaml"
+ARMS = ("agg-round-robin", "agg-kv-router", "disagg-round-robin", "disagg-kv-router")
+BASELINE, AGG_KV, DISAGG, KV = ARMS
+PUBLISHED = root() / "book" / "published" / "qwen3-32b"
+
+
+class Runs:
+    """A copy of a cluster's published runs, and what a test may do to them."""
+
+    def __init__(self, folder, cluster):
+        self.folder, self.cluster = folder, cluster
+        shutil.copytree(PUBLISHED / "workloads", folder / "qwen3-32b" / "workloads")
+        for arm in ARMS:
+            shutil.copytree(PUBLISHED / cluster / arm / "r1", self.path(arm))
+
+    def path(self, arm, repeat=1):
+        return self.folder / "qwen3-32b" / self.cluster / arm / f"r{repeat}"
+
+    def doctor(self, arm, change, repeat=1):
+        """Write an arm's run anew after ``change(table, manifest, files)``, as ``repeat``."""
+        run = runs.read_run(self.path(arm))
+        manifest = run.manifest.model_dump(by_alias=True, exclude={"files"})
+        files = {name: (run.path / name).read_bytes() for name in run.manifest.files}
+        table = run.requests.copy()
+        changed = change(table, manifest, files)
+        files["requests.parquet"] = runs.requests_bytes(table if changed is None else changed)
+        path = self.path(arm, repeat)
+        shutil.rmtree(path, ignore_errors=True)
+        runs.write_run(path, manifest, files)
+
+    def evidence(self):
+        return load_evidence(STUDY, self.cluster, self.folder)
+
+
+@pytest.fixture
+def live(tmp_path):
+    return Runs(tmp_path / "runs", "live-cpu")
+
+
+@pytest.fixture
+def simulated(tmp_path):
+    return Runs(tmp_path / "runs", "simulated-h200")
+
+
+def test_sound_runs_are_green(live, tmp_path):
+    assert gate(live.evidence()).reasons == []
+    assert gate(Runs(tmp_path / "simulated", "simulated-h200").evidence()).reasons == []
+
+
+# --- one way each ------------------------------------------------------------------------------
+
+
+def told(**fields):
+    """Change fields of run.json; those of a mapping are merged into it."""
+
+    def change(table, manifest, files):
+        for name, value in fields.items():
+            merged = isinstance(value, dict) and value
+            manifest[name] = {**manifest[name], **value} if merged else value
+
+    return change
+
+
+def column(name, value, rows=slice(None)):
+    """Set a column of the requests in some rows, or change it there."""
+
+    def change(table, manifest, files):
+        new = value(table.loc[rows, name]) if callable(value) else value
+        table.loc[rows, name] = new
+
+    return change
+
+
+def shorter(table, manifest, files):
+    """Lose ten rows and say nothing of it."""
+    manifest["counts"] = {"expected": 590, "received": 590, "errors": 0}
+    return table.iloc[:590]
+
+
+def short_and_unasked(table, manifest, files):
+    table.loc[3, ["output_tokens", "requested_output_tokens"]] -= 1
+
+
+def like_round_robin(table, manifest, files):
+    table["cached_tokens"] = runs.read_run(PUBLISHED / "live-cpu" / BASELINE / "r1").requests[
+        "cached_tokens"
+    ]
+
+
+def warm_at_the_start(table, manifest, files):
+    first = table["arrival_ms"] == table["arrival_ms"].min()
+    table.loc[first, "cached_tokens"] = table.loc[first, "input_tokens"] - 1
+
+
+def warm_behind_the_router(table, manifest, files):
+    reused = int(0.6 * table["input_tokens"].sum())
+    manifest["host"] = {**manifest["host"], "router": {"cached_prefix_tokens": reused,
+                                                       "kv_events": 1310}}  # fmt: skip
+
+
+def deployed_as(arm):
+    def change(table, manifest, files):
+        path = PUBLISHED / "live-cpu" / arm / "r1" / "manifests"
+        files |= {f"manifests/{each.name}": each.read_bytes() for each in path.iterdir()}
+
+    return change
+
+
+def with_image(digest):
+    def change(table, manifest, files):
+        manifest["versions"] = {**manifest["versions"], "image Frontend": f"vllm@{digest}"}
+
+    return change
+
+
+WAYS = {
+    "partial": (KV, told(status="partial", reason="cut off"), "the replay ended.*found partial"),
+    "failed": (KV, told(status="failed", reason="crashed"), "the replay ended.*found failed"),
+    "rows missing": (DISAGG, shorter, "one row a request: expected 600, found 590"),
+    "a row of another place": (
+        DISAGG, column("row", 700, 599),
+        "one row a request.*599 are rows of|as (asked|in the trace): expected all rows, found 1 ",
+    ),
+    "errors": (KV, column("error", "HTTP 500", slice(0, 6)), "failed requests.*found 1.17%"),
+    "short answers": (BASELINE, column("output_tokens", lambda n: n - 1, [3]), "answer tokens as"),
+    "other answers asked for": (BASELINE, short_and_unasked, "answer tokens as asked"),
+    "other prompts": (BASELINE, column("input_tokens", lambda n: n + 1, [3]), "prompt tokens as"),
+    "a slower clock": (
+        AGG_KV, column("arrival_ms", lambda ms: 1.1 * ms), "arrivals as in the trace",
+    ),
+    "sent late": (AGG_KV, column("send_lag_ms", 60.0, slice(0, 7)), "send lag p99"),
+    "not known when sent": (AGG_KV, column("send_lag_ms", float("nan")), "send lag p99"),
+    "a worker that never served": (
+        KV, told(host={"workers_served": {"prefill": 5, "decode": 2}}),
+        "prefill workers that served: expected 6, found 5",
+    ),
+    "workers not counted": (
+        BASELINE, told(host={"workers_served": {}}), "aggregated workers that served.*found 0",
+    ),
+    "no KV events": (
+        AGG_KV, told(host={"router": {"cached_prefix_tokens": 980800}}),
+        "KV events that the router applied: expected > 0, found 0",
+    ),
+    "a router that finds nothing": (
+        KV, told(host={"router": {"cached_prefix_tokens": 0, "kv_events": 1310}}),
+        "KV routing finds more of the cache",
+    ),
+    "no more reuse than round-robin": (
+        AGG_KV, like_round_robin, "KV routing finds more of the cache.*expected > 6.1%, found 6.1%",
+    ),
+    "warm caches": (BASELINE, warm_at_the_start, "caches cold at the start"),
+    "warm caches behind a router": (KV, warm_behind_the_router, "reuse within an unlimited"),
+    "another topology": (
+        KV, deployed_as(DISAGG),
+        "deployed as declared: expected disaggregated, kv.*found disaggregated, round-robin",
+    ),
+    "another version": (KV, told(versions={"ai-dynamo": "1.5.0"}), "same versions"),
+    "another cluster": (KV, told(cluster={"hardware": "b200_sxm"}), "same cluster"),
+    "another study": (KV, told(study_version=2), "same study version"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arm", "change", "reason"), WAYS.values(), ids=WAYS)
+def test_a_run_doctored_in_one_way_turns_the_gate_red_and_is_named(live, arm, change, reason):
+    live.doctor(arm, change)
+    judged = gate(live.evidence())
+    assert not judged.green
+    assert [why for why in judged.reasons if re.search(reason, why)] == judged.reasons
+    assert judged.reasons and all(arm in why or "all runs" in why for why in judged.reasons)
+    withheld_in_sentences(live.evidence(), judged)
+
+
+def withheld_in_sentences(evidence, judged):
+    """Everything that states a verdict or rests on one, said without computing any."""
+    for say in (wording.headline, wording.outcome, wording.lesson, wording.attribution):
+        assert say(evidence, judged) == NO_VERDICT
+    assert wording.robustness(evidence, judged, None) == NO_VERDICT
+    assert wording.short_answer(evidence, judged) == RED
+    answer = wording.answer(evidence, judged)
+    assert RED in answer and judged.reasons[0] in answer
+    assert RED in publication.configuration(evidence, judged)
+
+
+def test_errors_up_to_the_limit_are_no_failure(live):
+    live.doctor(KV, column("error", "HTTP 500", slice(0, 5)))
+    assert gate(live.evidence()).green
+
+
+def test_images_may_not_differ_between_arms(live):
+    for arm in ARMS:
+        live.doctor(arm, with_image("sha256:aa"))
+    assert gate(live.evidence()).green
+    live.doctor(KV, with_image("sha256:bb"))
+    (why,) = gate(live.evidence()).reasons
+    assert "same images" in why
+
+
+def test_a_run_copied_as_a_further_repeat_is_seen(live):
+    live.doctor(KV, told(), repeat=2)
+    (why,) = gate(live.evidence()).reasons
+    assert why == f"{KV}: each repeat once: expected no number twice, found 1, 1"
+
+
+def test_repeats_of_one_configuration_have_the_same_manifests(live):
+    def change(table, manifest, files):
+        manifest["repeat"] = 2
+        text = files["manifests/deploy.yaml"].decode()
+        files["manifests/deploy.yaml"] = text.replace(
+            "metadata:", "metadata:\n  labels: {tried: other-flags}", 1
+        ).encode()
+
+    live.doctor(KV, change, repeat=2)
+    (why,) = gate(live.evidence()).reasons
+    assert why.startswith(f"{KV}: same manifests in all repeats")
+
+
+# --- refused before any check ------------------------------------------------------------------
+
+
+def test_a_row_that_stands_twice_is_refused(live):
+    live.doctor(KV, column("row", 3, 4))
+    with pytest.raises(InputError, match="row 3 stands twice"):
+        live.evidence()
+
+
+@pytest.mark.parametrize("field", [{"sha256": 64 * "0"}, {"rows": 599}])
+def test_arms_that_replayed_different_traces_are_refused(live, field):
+    live.doctor(KV, told(trace=field))
+    with pytest.raises(InputError, match="compare runs of one workload"):
+        live.evidence()
+
+
+def test_another_trace_on_purpose_is_judged_like_any_and_named(live):
+    for arm in ARMS:
+        live.doctor(arm, told(trace={"sha256": 64 * "0", "name": "mine"}))
+    for old in (live.folder / "qwen3-32b" / "workloads").iterdir():
+        old.rename(old.with_stem(12 * "0"))
+    evidence = live.evidence()
+    assert gate(evidence).green
+    assert "mine" in wording.banner(evidence)
+    assert "This is not the study's own trace" in wording.banner(evidence)
+
+
+# --- other kinds -------------------------------------------------------------------------------
+
+
+def test_a_simulated_worker_that_never_served_is_seen(simulated):
+    simulated.doctor(KV, column("prefill_worker", lambda worker: worker.replace(5, 4)))
+    (why,) = gate(simulated.evidence()).reasons
+    assert "prefill workers that served: expected 6, found 5" in why
+
+
+def on_kubernetes(restarts=0, lost=0, events=100):
+    """Turn a live run into one on GPUs: pods, restarts, and counters of the router."""
+
+    def change(table, manifest, files):
+        services = yaml.safe_load(files["manifests/deploy.yaml"])["spec"]["services"]
+        names = [(name, n) for name in sorted(services) for n in range(services[name]["replicas"])]
+        pods = {f"{name}-{n}": {"component": name, "node": "gpu-1"} for name, n in names}
+        for n in range(lost):
+            del pods[f"VllmPrefillWorker-{n}"]
+        grown = {"before": {"events": 5.0, "hits": 0.0}, "after": {"events": 5.0 + events}}
+        router = manifest["host"]["router"] | grown
+        manifest["host"] = {"pods": pods, "router": router,
+                            "restarts": dict.fromkeys(pods, 0)}  # fmt: skip
+        manifest["host"]["restarts"][next(iter(pods))] = restarts
+        manifest["kind"] = "kubernetes"
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("doctored", "reason"),
+    [
+        ({}, None),
+        ({"restarts": 1}, "restarts of serving pods: expected 0, found 1"),
+        ({"lost": 1}, "prefill workers that ran: expected 6, found 5"),
+        ({"events": 0}, "KV events that the router applied: expected > 0, found 0"),
+    ],
+    ids=["sound", "restarted", "a worker missing", "no KV events"],
+)
+def test_pods_of_a_cluster_are_looked_at(live, doctored, reason):
+    for arm in ARMS:
+        live.doctor(arm, on_kubernetes(**(doctored if arm == KV else {})))
+    reasons = gate(live.evidence()).reasons
+    assert reasons == [f"{KV} r1: {reason}"] * bool(reason)
+
+
+def test_restarts_that_nobody_counted_are_not_taken_for_none(live):
+    def change(table, manifest, files):
+        on_kubernetes()(table, manifest, files)
+        del manifest["host"]["restarts"]
+
+    for arm in ARMS:
+        live.doctor(arm, change if arm == KV else on_kubernetes())
+    (why,) = gate(live.evidence()).reasons
+    assert "restarts of serving pods: expected 0, found not counted" in why
+
+
+# --- pages -------------------------------------------------------------------------------------
+
+PAGES = ["index", "05_outcome", "06_attribution", "07_robustness", "09_model_check"]
+STATED = re.compile(
+    rf"\b(better|worse|no difference|inconclusive)\b|({'|'.join(VERDICTS.values())}), "
+)
+
+
+def shown(page, **parameters):
+    """Return the text of everything that a page's cells show, executed with these parameters."""
+    names, texts = {}, []
+    for cell in json.loads((root() / "notebooks" / f"{page}.ipynb").read_text())["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        *before, last = ast.parse("".join(cell["source"])).body
+        exec(compile(ast.Module(before, []), page, "exec"), names)
+        if not isinstance(last, ast.Expr):
+            exec(compile(ast.Module([last], []), page, "exec"), names)
+            names |= parameters
+            continue
+        value = eval(compile(ast.Expression(last.value), page, "eval"), names)
+        texts.append(value.data if isinstance(value, Markdown) else value._repr_html_())
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_states_a_verdict_while_the_gate_is_red(live, page):
+    shutil.copytree(PUBLISHED / "live-cpu" / "model-check",
+                    live.folder / "qwen3-32b" / "live-cpu" / "model-check")  # fmt: skip
+    sound = shown(page, study=STUDY, cluster="live-cpu", runs=str(live.folder))
+    live.doctor(KV, column("send_lag_ms", 60.0))
+    red = shown(page, study=STUDY, cluster="live-cpu", runs=str(live.folder))
+    said = RED if page != "09_model_check" else WITHHELD
+    assert said in red and said not in sound
+    assert STATED.findall(red) == []
+
+
+def test_clusters_say_nothing_of_a_red_one(live):
+    live.doctor(KV, column("send_lag_ms", 60.0))
+    assert load_clusters(STUDY, live.folder).verdicts["live-cpu"] == WITHHELD
