@@ -12,7 +12,7 @@ from kvab.capacity.curves import load_sweep
 from kvab.clusters import load_clusters
 from kvab.declare import digest
 from kvab.errors import GateError, InputError
-from kvab.evidence import load_evidence
+from kvab.evidence import Evidence, load_evidence
 from kvab.evidence.model_check import load_check, make_twins
 from kvab.report import pages, publication
 from kvab.report.bundle import unpacked
@@ -23,8 +23,10 @@ from kvab.runs.replay import plan_job
 from kvab.runs.workload import save_workload
 from kvab.study import load_study, root
 from kvab.trace import find_trace
-from kvab.validity import gate
+from kvab.validity import Gate, gate
 from kvab.wording import headline
+
+MEASURED = ("book/published", "benchmarks/results")  # what pages show beside the runs
 
 
 def report(
@@ -73,42 +75,48 @@ def report(
     if published is None and evidence.manifest.kind == "live":
         make_twins(evidence, find_trace(evidence.study.trace, trace), folder)
     judged = gate(evidence)
-    parameters = {
-        "study": str(checkout / study),
-        "cluster": cluster,
-        "runs": str(folder),
-        "rows": evidence.manifest.trace.rows,
-        "trace": str(trace.resolve()) if trace else "",
-    }
-    check = load_check(checkout / study, cluster, folder)
-    sweep = load_sweep(checkout / study, cluster, folder)
-    places = load_clusters(checkout / study, folder).places
-    shown = [each and each.key for each in (evidence, sweep, check, *places.values())]
-    others_shown = [checkout / "book" / "published", checkout / "benchmarks" / "results"]
-    files = [path.read_text() for each in others_shown for path in sorted(each.glob("*.json"))]
-    key = digest([shown, files])
-    others = {
-        name: parameters | {"cluster": each.cluster, "runs": str(each.folder)}
-        for name, each in places.items()
-        if (each.cluster, each.folder) != (cluster, folder)
-    }
-    extra = publication.files(evidence, judged, digest([key, source_digest()]))
-    book = pages.Book(
-        parameters=parameters,
-        others=others,
-        title=evidence.study.title,
-        key=key,
-        replays=replays,
-        files=extra,
-        configuration=publication.configuration(evidence, judged),
-    )
-    index = pages.build(checkout / out, book)
+    index = pages.build(checkout / out, _book(checkout / study, evidence, judged, trace, replays))
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {len(judged.reasons)} checks failed; first: "
             f"{judged.reasons[0]}; the book says the rest: {index}"
         )
     return headline(evidence, judged), index
+
+
+def _book(
+    study: Path, evidence: Evidence, judged: Gate, trace: Path | None, replays: bool
+) -> pages.Book:
+    """Return what the book of these runs is built from, with the other clusters beside them."""
+    folder = evidence.folder
+    parameters = {
+        "study": str(study),
+        "cluster": evidence.cluster,
+        "runs": str(folder),
+        "rows": evidence.manifest.trace.rows,
+        "trace": str(trace.resolve()) if trace else "",
+    }
+    check = load_check(study, evidence.cluster, folder)
+    sweep = load_sweep(study, evidence.cluster, folder)
+    places = load_clusters(study, folder).places
+    shown = [each and each.key for each in (evidence, sweep, check, *places.values())]
+    measured = [path.read_text(encoding="utf-8") for place in MEASURED
+                for path in sorted((root() / place).glob("*.json"))]  # fmt: skip
+    key = digest([shown, measured])
+    others = {
+        name: parameters | {"cluster": each.cluster, "runs": str(each.folder)}
+        for name, each in places.items()
+        if (each.cluster, each.folder) != (evidence.cluster, folder)
+    }
+    return pages.Book(
+        parameters=parameters,
+        others=others,
+        title=evidence.study.title,
+        key=key,
+        replays=replays,
+        files=publication.files(evidence, judged, digest([key, source_digest()])),
+        configuration=publication.configuration(evidence, judged),
+    )
 
 
 def report_bundle(path: Path, cluster: str, out: Path) -> tuple[str, Path]:
