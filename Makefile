@@ -26,10 +26,13 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-lint: env ## check style, notebooks and types of the code
+lint: env ## check style, spelling, notebooks and declarations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify $(wildcard notebooks/*.ipynb)
+	git ls-files '*.py' '*.md' '*.y*ml' '*.ipynb' Makefile | xargs $(BIN)/codespell
+	$(BIN)/kvab check >/dev/null
+	.ci/large-files
 
 test: env ## run the tests (about five minutes on two cores)
 	$(BIN)/pytest -n auto

@@ -276,6 +276,15 @@ def new(
 
 
 @app.command()
+def check() -> None:
+    """Check every study, configuration and cluster profile of recipes/; asks no cluster."""
+    from kvab.doctor import check_declarations
+
+    for line in check_declarations():
+        print(line)
+
+
+@app.command()
 def doctor(study: StudyOption, cluster: ClusterOption = "simulated-h200") -> None:
     """Say what is missing for a cluster and how to mend it; changes nothing."""
     from kvab.doctor import findings

@@ -26,6 +26,23 @@ class Finding:
     what: str
 
 
+def check_declarations() -> list[str]:
+    """Read every study, configuration and cluster profile; return what was read. Asks nobody.
+
+    Raises
+    ------
+    InputError
+        If one is wrong, or a study and its recipes do not say the same.
+    """
+    read = []
+    for path in sorted((root() / "recipes").glob("*/study.yaml")):
+        study = load_study(path)
+        read += [f"{study.name}: {declared_topology(study, name).describe()}"
+                 for name in study.configurations]  # fmt: skip
+    profiles = sorted((root() / "recipes" / "clusters").glob("*.yaml"))
+    return read + [f"{path.stem}: {load_cluster(path.stem).description}" for path in profiles]
+
+
 def findings(study: Path, cluster: str) -> list[Finding]:
     """Return what was found, in the order in which a run needs it."""
     declared = load_study(study)
