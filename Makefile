@@ -11,7 +11,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test test-slow report book capacity publish check bench audit licences lock clean live
+.PHONY: help env lint test test-slow report book capacity publish check bench audit licences readme lock clean live
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ bench: env ## measure speed as ratios within one run
 
 audit: env ## look for known vulnerabilities in requirements.lock
 	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip
+
+readme: env ## write the published answer and its picture into README.md
+	$(BIN)/python .ci/readme.py
 
 licences: env ## list the licences of all dependencies in docs/licences.md
 	$(BIN)/python .ci/licences.py

@@ -1,0 +1,31 @@
+"""Write the answer of the published runs into README.md, and its picture into docs/answer.svg."""
+
+import re
+from pathlib import Path
+
+from kvab import figures, wording
+from kvab.evidence import load_published
+from kvab.validity import gate
+
+ROOT = Path(__file__).parents[1]
+PLACE = re.compile(r"(?<=<!-- answer -->\n).*?(?=\n<!-- end -->)", re.S)
+
+
+def answer() -> tuple[str, bytes]:
+    """Return the sentence and the picture."""
+    evidence = load_published("", "book/published")
+    said = wording.headline(evidence, gate(evidence))
+    return f"**The answer so far, from simulated runs.** {said}", figures.good_shares(evidence).svg
+
+
+def main() -> None:
+    """Put both in their places."""
+    said, picture = answer()
+    readme = ROOT / "README.md"
+    readme.write_text(PLACE.sub(lambda _: said, readme.read_text(encoding="utf-8")), "utf-8")
+    (ROOT / "docs" / "answer.svg").write_bytes(picture)
+    print(said)
+
+
+if __name__ == "__main__":
+    main()
