@@ -120,6 +120,7 @@ class Node:
             while part := await stream.read(16_384):
                 sent += len(part)
                 if cut is not None and sent > cut:
+                    await socket.send_bytes(bytes([channel]) + part[: cut - sent])
                     process.kill()
                     await socket.close(code=1006)
                     return

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("dynamo.mocker", reason="the live stack (extra `live`) is not installed")
 pytest.importorskip("aiperf", reason="AIPerf (extra `live`) is not installed")
 
-from conftest import Emulated
+from emulated import Emulated
 from live_node import LiveNode
 
 from kvab import runs

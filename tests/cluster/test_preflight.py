@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import yaml
-from conftest import Emulated
 from controllers import NAMESPACE
+from emulated import Emulated
 from schemas import OPERATORS
 
 from kvab.errors import KvabError
