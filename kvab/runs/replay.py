@@ -17,6 +17,7 @@ import numpy as np
 import kvab
 from kvab import recipes, runs, tidy
 from kvab.errors import DependencyError, InputError, KvabError
+from kvab.runs.claims import Claim
 from kvab.study import Kubernetes, Live, Simulated, Study, load_cluster, load_study, root
 from kvab.study.sweep import AS_DECLARED, Variant
 from kvab.trace import Trace, burst_order, find_trace
@@ -160,16 +161,34 @@ class Replay:
 
     def __init__(self, job: Job, *, keep: bool = False) -> None:
         self.job, self.keep = job, keep
-        depends_on = job.depends_on()
-        if runs.state(job.path, depends_on)[0] != "complete":
-            runs.restore(job.path, depends_on)
-        state, self.why = runs.state(job.path, depends_on)
-        self.complete = state == "complete"
+        self.claim = Claim(job.path)
+        self._look()
         self.cluster = open_cluster(job.cluster, job)
 
+    def _look(self) -> None:
+        """Find out whether the run is complete; one set aside that serves comes back."""
+        path, depends_on = self.job.path, self.job.depends_on()
+        if runs.state(path, depends_on)[0] != "complete":
+            runs.restore(path, depends_on)
+        state, self.why = runs.state(path, depends_on)
+        self.complete = state == "complete"
+
     def prepare(self) -> str:
-        """Make sure that the cluster has what a replay needs; say what was found."""
+        """Make sure that the cluster has what a replay needs; say what was found.
+
+        Raises
+        ------
+        DependencyError
+            If another start of the run is going on, or the cluster lacks something.
+        InputError
+            If the run cannot be written.
+        """
+        if not self.complete:
+            self.claim.take()
+            self._look()  # another start may have ended in between
         if self.complete:
+            self.claim.leave()
+            self.claim.forget()
             return f"{self.job.path} is complete ({self.why}): nothing is repeated."
         self.start = datetime.now(UTC)
         self.versions: dict[str, str] = {}
@@ -195,6 +214,7 @@ class Replay:
         if not self.complete:
             requests, artifacts = self._step("collect")
             self._write(requests, {f"artifacts/{name}": artifacts[name] for name in artifacts})
+            self.claim.leave()
         return self.job.path
 
     def _write(self, requests: Any, files: dict[str, bytes], reason: str = "") -> None:
@@ -224,12 +244,13 @@ class Replay:
             if requests is None:
                 requests = tidy.not_replayed(self.job.trace, self.job.rows, reason)
             self._write(requests, found, reason)
-        if self.keep:
-            return
         try:
-            self.cluster.teardown()
+            if not self.keep:
+                self.cluster.teardown()
         except KvabError as error:
             raise DependencyError(f"{reason}; then, tearing down: {error}") from None
+        finally:
+            self.claim.leave()
 
     def teardown(self) -> str:
         """Stop what the deployment started, unless it is to be kept."""

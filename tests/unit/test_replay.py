@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from kvab import runs
-from kvab.errors import InputError
+from kvab.errors import DependencyError, InputError
 from kvab.recipes import topology
 from kvab.runs import campaign
-from kvab.runs.replay import plan_job, start
+from kvab.runs.replay import Replay, plan_job, start
 from kvab.simulate import prediction
 from kvab.study import load_study
 from kvab.trace import read_trace
@@ -132,3 +132,15 @@ def test_a_shorter_run_moves_the_longer_aside_and_it_comes_back(small_trace, tmp
     assert len(runs.read_run(part.path).requests) == 10
     assert [run.state for run in campaign.plan([whole])] == ["complete"]
     assert len(runs.read_run(whole.path).requests) == 40
+
+
+def test_a_second_start_waits_its_turn_and_repeats_nothing(small_trace, tmp_path):
+    first, second = (Replay(job(small_trace, tmp_path, "agg-round-robin")) for _ in range(2))
+    first.prepare()
+    with pytest.raises(DependencyError, match="another start of this run is going on"):
+        second.prepare()
+    first.deploy()
+    first.replay()
+    path = first.collect()
+    assert "nothing is repeated" in second.prepare()
+    assert [each.name for each in path.parent.iterdir()] == ["r1"]
