@@ -5,6 +5,7 @@ Input: a study, a cluster, a configuration and a repeat. Output: a run folder.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from kvab.runs.claims import Claim
 from kvab.study import Kubernetes, Live, Simulated, Study, load_cluster, load_study, root
 from kvab.study.sweep import AS_DECLARED, Variant
 from kvab.trace import Trace, burst_order, find_trace
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def open_cluster(profile: Simulated | Live | Kubernetes, job: Job | None = None) -> Any:
@@ -234,23 +237,34 @@ class Replay:
             return getattr(self.cluster, name)(*given)
         except BaseException as error:
             self.abandon(str(error) or type(error).__name__)
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise InputError(f"{name}: cannot write ({error}); free space") from None
             raise
 
     def abandon(self, reason: str) -> None:
         """Keep what tells why a run failed, as a failed run, and stop what it started."""
+        troubles = []
+        try:
+            self._keep_diagnostics(reason)
+        except (KvabError, OSError) as error:  # a full disk must not keep anything running
+            troubles.append(f"keeping diagnostics: {error}")
+        try:
+            if not self.keep:
+                self.cluster.teardown()
+        except KvabError as error:
+            troubles.append(f"tearing down: {error}")
+        finally:
+            self.claim.leave()
+        if troubles:
+            raise DependencyError(f"{reason}; then, {'; then, '.join(troubles)}") from None
+
+    def _keep_diagnostics(self, reason: str) -> None:
         look = getattr(self.cluster, "diagnostics", dict)
         if found := {f"diagnostics/{name}": content for name, content in look().items()}:
             requests = getattr(self.cluster, "answered", lambda: None)()
             if requests is None:
                 requests = tidy.not_replayed(self.job.trace, self.job.rows, reason)
             self._write(requests, found, reason)
-        try:
-            if not self.keep:
-                self.cluster.teardown()
-        except KvabError as error:
-            raise DependencyError(f"{reason}; then, tearing down: {error}") from None
-        finally:
-            self.claim.leave()
 
     def teardown(self) -> str:
         """Stop what the deployment started, unless it is to be kept."""

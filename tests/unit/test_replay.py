@@ -1,5 +1,7 @@
 """One run on the simulated cluster: what changes it, what keeps it, what it leaves behind."""
 
+import errno
+
 import pytest
 import yaml
 
@@ -144,3 +146,48 @@ def test_a_second_start_waits_its_turn_and_repeats_nothing(small_trace, tmp_path
     path = first.collect()
     assert "nothing is repeated" in second.prepare()
     assert [each.name for each in path.parent.iterdir()] == ["r1"]
+
+
+class Failing:
+    """A cluster whose replay ends with an error, and that has something to tell and to stop."""
+
+    def __init__(self, error):
+        self.error, self.torn_down = error, False
+
+    def prepare(self):
+        return {}
+
+    def replay(self, *_):
+        raise self.error
+
+    def diagnostics(self):
+        return {"log": b"why"}
+
+    def teardown(self):
+        self.torn_down = True
+
+
+def failing(small_trace, folder, error):
+    replay = Replay(job(small_trace, folder))
+    replay.cluster = Failing(error)
+    replay.prepare()
+    return replay
+
+
+def test_a_full_disk_is_told_in_one_line(small_trace, tmp_path):
+    replay = failing(small_trace, tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(InputError, match=r"replay: cannot write \(.*No space left.*free space"):
+        replay.replay()
+    assert replay.cluster.torn_down
+
+
+def test_diagnostics_that_cannot_be_kept_keep_nothing_running(small_trace, tmp_path, monkeypatch):
+    def full(*_):
+        raise InputError("cannot write the run (No space left on device); free space")
+
+    replay = failing(small_trace, tmp_path, DependencyError("a worker ended"))
+    monkeypatch.setattr(runs, "write_run", full)
+    with pytest.raises(DependencyError, match="a worker ended; then, keeping diagnostics: cannot"):
+        replay.replay()
+    assert replay.cluster.torn_down
+    replay.claim.take()  # it is free for the next start
