@@ -171,8 +171,9 @@ class Simulator:
     ) -> None:
         """Replay the rows of ``order``; ``progress`` gets the number of requests done so far."""
         at_ms = sent_ms(trace, order)
-        with tempfile.TemporaryDirectory(prefix="kvab-") as folder:
-            path = Path(folder) / "trace.jsonl"
+        # A file without a name: nothing is left of it, however this process ends.
+        with tempfile.TemporaryFile(prefix="kvab-") as file:
+            path = Path(f"/proc/self/fd/{file.fileno()}")
             _write_trace(path, trace, order, at_ms)
             config = prediction(self.topology, self.profile, path, trace.block_tokens)
             report = _run(config, progress)

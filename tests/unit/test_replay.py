@@ -1,11 +1,13 @@
 """One run on the simulated cluster: what changes it, what keeps it, what it leaves behind."""
 
 import errno
+import tempfile
+from pathlib import Path
 
 import pytest
 import yaml
 
-from kvab import runs
+from kvab import runs, simulate
 from kvab.errors import DependencyError, InputError
 from kvab.recipes import topology
 from kvab.runs import campaign
@@ -191,3 +193,21 @@ def test_diagnostics_that_cannot_be_kept_keep_nothing_running(small_trace, tmp_p
         replay.replay()
     assert replay.cluster.torn_down
     replay.claim.take()  # it is free for the next start
+
+
+def test_a_simulation_leaves_no_name_in_the_temporary_folder(small_trace, tmp_path, monkeypatch):
+    seen = []
+
+    def look(config, progress):
+        (path,) = config["traffic"]["source"]["paths"]
+        seen.extend([*tmp_path.iterdir(), len(Path(path).read_text().splitlines())])
+        raise DependencyError("seen")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(simulate, "_run", look)
+    planned = job(small_trace, tmp_path / "runs")
+    simulator = simulate.Simulator(planned.cluster)
+    simulator.deploy(topology(planned.recipe))
+    with pytest.raises(DependencyError, match="seen"):
+        simulator.replay(planned.trace, planned.order())
+    assert seen == [planned.rows]
