@@ -6,11 +6,14 @@ simulator's summary. Nothing here is measured on hardware.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +205,22 @@ def _write_trace(path: Path, trace: Trace, order: np.ndarray, at_ms: np.ndarray)
             file.write(json.dumps(record) + "\n")
 
 
+@contextlib.contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Hold Ctrl-C back for a while: the simulator would take it for missing timing data."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread alone
+        return
+    came: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda signum, _: came.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if came:
+        raise KeyboardInterrupt
+
+
 def _run(config: dict, progress: Callable[[int], None] | None) -> Any:
     """Run one prediction on Dynamo's replay; what ``aisimulate predict --stack dynamo`` runs."""
     from aisimulate.compiler import prediction_to_replay_spec
@@ -223,15 +242,16 @@ def _run(config: dict, progress: Callable[[int], None] | None) -> Any:
     deployment = spec.backend_deployment
 
     def engine(role: str, payload: Any) -> Any:
-        return normalize_mocker_config(
-            materialize_engine_launch_config(
-                deployment.backend,
-                deployment.backend_version,
-                deployment.parallel_config,
-                payload,
-                role,
+        with _interrupted_later():
+            return normalize_mocker_config(
+                materialize_engine_launch_config(
+                    deployment.backend,
+                    deployment.backend_version,
+                    deployment.parallel_config,
+                    payload,
+                    role,
+                )
             )
-        )
 
     if deployment.deployment_mode == "agg":
         workers = {

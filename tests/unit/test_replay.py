@@ -1,6 +1,8 @@
 """One run on the simulated cluster: what changes it, what keeps it, what it leaves behind."""
 
 import errno
+import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -193,6 +195,15 @@ def test_diagnostics_that_cannot_be_kept_keep_nothing_running(small_trace, tmp_p
         replay.replay()
     assert replay.cluster.torn_down
     replay.claim.take()  # it is free for the next start
+
+
+def test_ctrl_c_while_the_simulator_loads_is_kept_for_afterwards():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), simulate._interrupted_later():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append(True)
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_simulation_leaves_no_name_in_the_temporary_folder(small_trace, tmp_path, monkeypatch):
