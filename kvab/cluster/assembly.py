@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -93,8 +94,9 @@ class Assembly:
         return _findings(self.job.study, self.profile, kube, arms)
 
     def new_id(self) -> str:
-        """Return a name for this try of the run; its artifacts lie under it."""
-        return f"{self.job.configuration}-r{self.job.repeat}-{datetime.now(UTC):%Y%m%dt%H%M%S}"
+        """Return a name for this try of the run, of which no other has the artifacts' folder."""
+        at = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"
+        return f"{self.job.configuration}-r{self.job.repeat}-{at}"
 
     @cached_property
     def job_name(self) -> str:
