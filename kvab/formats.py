@@ -78,7 +78,9 @@ class Table:
         if isinstance(self.frame.index, pd.RangeIndex):
             styled = styled.hide(axis="index")
         styled = styled.set_td_classes(classes).apply_index(self._header, axis="columns")
-        return f'<div class="kvab-table">{styled.to_html(table_uuid="kvab")}</div>'
+        name = html.escape(self.caption.split(". ")[0] or "Table", quote=True)
+        region = f'class="kvab-table" role="region" tabindex="0" aria-label="{name}"'
+        return f"<div {region}>{styled.to_html(table_uuid='kvab')}</div>"
 
     def _header(self, names: pd.Index) -> list[str]:
         return ["text-align: left" if name in self.text_columns else "" for name in names]

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pandas as pd
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
@@ -198,6 +199,25 @@ def test_a_shared_address_shows_the_answer(book, browser):
     card = (index.parent / told["og:image"]).read_bytes()
     assert card.startswith(b"\x89PNG")
     assert struct.unpack(">II", card[16:24]) == (1200, 630)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_page_is_accessible(book, browser, theme):
+    """No violation that axe calls serious or critical."""
+    _, index = book
+    page, axe, found = browser.new_page(viewport={"width": 1280, "height": 900}), Axe(), []
+    for path in sorted(index.parent.glob("*.html")):
+        page.goto(path.as_uri())
+        page.evaluate(
+            "t => {document.documentElement.dataset.theme = t;"
+            " document.documentElement.dataset.mode = t}",
+            theme,
+        )
+        for broken in axe.run(page).response["violations"]:
+            if broken["impact"] in ("serious", "critical"):
+                found.append((path.name, broken["id"], broken["nodes"][0]["html"][:80]))
+    page.close()
+    assert found == []
 
 
 def test_pages_fit_a_phone(book, browser):
