@@ -1,18 +1,7 @@
 """What is declared, and where everything lies."""
 
-from kvab.study.declaration import (
-    Arm,
-    Gpus,
-    Kubernetes,
-    Live,
-    Simulated,
-    Slo,
-    Study,
-    default_study,
-    load_cluster,
-    load_study,
-    root,
-)
+from kvab.study.declaration import Arm, Gpus, Slo, Study, default_study, load_study, root
+from kvab.study.profiles import Kubernetes, Live, Simulated, load_cluster
 
 __all__ = [
     "Arm",

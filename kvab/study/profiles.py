@@ -1,0 +1,95 @@
+"""The cluster profiles: where configurations are deployed.
+
+Input: ``recipes/clusters/*.yaml``. Output: frozen models that the other modules read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kvab.declare import Declared, read_declaration
+from kvab.errors import InputError
+from kvab.study.declaration import Positive, root
+
+
+class Simulated(Declared):
+    """NVIDIA's simulator on this machine: hardware and backend are names of its measured data."""
+
+    kind: Literal["simulated"]
+    name: str
+    description: str
+    hardware: str
+    backend: str
+
+
+class Live(Declared):
+    """Dynamo's frontend, router and mocker engines on this machine, under real AIPerf."""
+
+    kind: Literal["live"]
+    name: str
+    description: str
+    hardware: str
+    backend: str
+
+
+class Limits(Declared):
+    """Longest waits on a cluster, in seconds.
+
+    ``retry_s`` bounds the patience with an API server that does not answer, ``grace_s`` how long
+    a cause of failure that may pass is watched, ``poll_s`` the time between two looks.
+    """
+
+    prepare_s: Positive = 600
+    deploy_s: Positive = 7200
+    replay_s: Positive = 10800
+    teardown_s: Positive = 900
+    retry_s: Positive = 300
+    grace_s: Annotated[float, Field(ge=0)] = 60
+    poll_s: Positive = 5
+
+
+class Kubernetes(Declared):
+    """A cluster with GPUs, Dynamo's operator and the manifests applied as they are rendered."""
+
+    kind: Literal["kubernetes"]
+    name: str
+    description: str
+    context: str | None = None
+    namespace: str
+    storage_class: str
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+    image: str | None = None
+    runtime_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+")] | None = None
+    image_pull_secret: str | None = None
+    hf_token_secret: str = "hf-token-secret"
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[dict[str, str]] = Field(default_factory=list)
+    rdma_resource: str | None = None
+    limits: Limits = Limits()
+
+
+Cluster = Annotated[Simulated | Live | Kubernetes, Field(discriminator="kind")]
+
+
+def load_cluster(name: str) -> Simulated | Live | Kubernetes:
+    """Return the cluster profile ``recipes/clusters/<name>.yaml``.
+
+    Raises
+    ------
+    InputError
+        If there is no such profile, or its name is not its file's.
+    """
+    folder = root() / "recipes" / "clusters"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise InputError(
+            f"{folder}: no cluster '{name}'; choose one of {', '.join(known)}, "
+            "or copy example-h200.yaml"
+        )
+    path = folder / f"{name}.yaml"
+    profile = read_declaration(path, Cluster)
+    if profile.name != name:
+        raise InputError(f"{path}: expected name: {name} as the file is called, got {profile.name}")
+    return profile
