@@ -55,7 +55,8 @@ def write_model(home: Path, model: str, context_length: int) -> Path:
     points = [*ASCII, *range(IDEOGRAPHS, IDEOGRAPHS + VOCABULARY - len(ASCII))]
     tokenizer = Tokenizer(models.BPE({chr(point): n for n, point in enumerate(points)}, []))
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    # The library's own saving hides what the system said, such as a full disk.
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
