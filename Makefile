@@ -11,7 +11,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test test-slow report book capacity publish check bench audit licences readme lock clean live
+.PHONY: help env lint test test-slow report book capacity publish check bench faults audit licences readme lock clean live
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,7 +64,13 @@ check: lint ## everything that must hold before a change is handed over, but the
 
 bench: env ## measure speed as ratios within one run
 	$(BIN)/python benchmarks/replay.py
+	$(BIN)/python benchmarks/records.py
 	$(BIN)/python benchmarks/comparison.py
+	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/startup.py
+
+faults: env ## kill runs and harm them in other ways, count what went wrong (twenty minutes at most)
+	timeout --foreground 20m $(BIN)/python tests/faults/campaign.py
 
 audit: env ## look for known vulnerabilities in requirements.lock
 	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip
