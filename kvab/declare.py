@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from kvab.errors import InputError
 
+DEEPEST, MOST_VALUES = 100, 100_000  # of a YAML file; the study's own hold some hundred
+
 
 class Declared(BaseModel):
     """A declaration that cannot be changed and refuses keys it does not know."""
@@ -32,12 +34,15 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML's safe loader; a key written twice is an error instead of the last one winning."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str) or key in seen:
+                wrong = "stands twice" if isinstance(key, str) else "is no text: quote it"
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
+                    problem=f"the key '{key!s:.60}' {wrong}", problem_mark=key_node.start_mark
                 )
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -47,18 +52,42 @@ def read_yaml(path: Path) -> list[Any]:
     Raises
     ------
     InputError
-        If the file is missing, unreadable, not YAML (with the line) or repeats a key.
+        If the file is missing, unreadable, not YAML (with the line), repeats a key, or holds what
+        JSON cannot: a date, a value inside itself, aliases that unfold to more than `MOST_VALUES`.
     """
     try:
-        return list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_UniqueKeys))
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_UniqueKeys))
+        _check_plain(path, documents)
+        return documents
+    except RecursionError:
+        raise InputError(f"{path}: expected YAML, got values nested too deeply; mend it") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"{path}:{line}: expected YAML, got {error.problem}; mend it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a wrong date or Unicode too
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: expected YAML in UTF-8, got {reason}; mend it") from None
     except OSError as error:
         raise InputError(f"{path}: expected a file, got {error.strerror}; check the name") from None
+
+
+def _check_plain(path: Path, documents: list[Any]) -> None:
+    """Refuse values that are not those of JSON; an alias counts each time that it stands."""
+    values, count = [(each, 0) for each in documents], 0
+    while values:
+        value, depth = values.pop()
+        count += 1
+        if depth > DEEPEST or count > MOST_VALUES:
+            expected = f"at most {MOST_VALUES:,} values, {DEEPEST} deep"
+            raise InputError(f"{path}: expected {expected}, aliases unfolded, got more; mend it")
+        if isinstance(value, dict | list):
+            below = [*value, *value.values()] if isinstance(value, dict) else value
+            values += [(each, depth + 1) for each in below]
+        elif isinstance(value, str):
+            value.encode()
+        elif not isinstance(value, int | float | None):
+            got = f"{type(value).__name__} {value!s:.60}"
+            raise InputError(f"{path}: expected texts and numbers, got {got}; quote it")
 
 
 def read_declaration(path: Path, declaration: Any, **extra: Any) -> Any:

@@ -208,7 +208,7 @@ def _check_group(configuration: Configuration, part: Component, group: WorkerGro
         configuration.refuse(f"{part.name}.resources.requests.gpu", expected)
     overrides = _json(configuration, part, "--hf-overrides")
     longest = overrides.get("max_position_embeddings", group.context_length)
-    if group.context_length > longest:
+    if type(longest) is not int or group.context_length > longest:
         expected = f"at most {longest} (--hf-overrides), got {group.context_length}"
         configuration.refuse(f"{part.name}.args.--max-model-len", expected)
 
@@ -217,7 +217,7 @@ def _json(configuration: Configuration, part: Component, flag: str) -> dict[str,
     text = part.flags.get(flag, "{}")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         configuration.refuse(f"{part.name}.args.{flag}", f"a JSON object, got {text}")
