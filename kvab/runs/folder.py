@@ -14,13 +14,13 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from kvab import tidy
 from kvab.declare import Declared
@@ -28,12 +28,24 @@ from kvab.errors import InputError
 from kvab.study import Slo, Study
 
 
+def _inside(files: dict[str, str]) -> dict[str, str]:
+    for name in files:
+        place = PurePosixPath(name)
+        if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
+            raise ValueError(f"expected names of files inside the folder, got {name!r:.80}")
+    return files
+
+
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
 class Counts(Declared):
     """Requests expected of the replay, answered, and failed or lost."""
 
-    expected: int
-    received: int
-    errors: int
+    expected: Natural
+    received: Natural
+    errors: Natural
 
 
 class RunTrace(Declared):
@@ -42,8 +54,8 @@ class RunTrace(Declared):
     name: str
     sha256: str
     synthetic: bool
-    rows: int
-    total_rows: int
+    rows: Count
+    total_rows: Count
 
 
 class RunManifest(Declared):
@@ -57,7 +69,7 @@ class RunManifest(Declared):
     cluster: dict[str, Any]
     kind: Literal["simulated", "live", "kubernetes", "imported"]
     configuration: str
-    repeat: int
+    repeat: Count
     order: Literal["file", "shuffled within bursts"]
     seed: int
     trace: RunTrace
@@ -70,7 +82,7 @@ class RunManifest(Declared):
     reason: str | None = None
     depends_on: dict[str, Any]
     inferred: list[str] = Field(default_factory=list)
-    files: dict[str, str]
+    files: Annotated[dict[str, str], AfterValidator(_inside)]
 
 
 @dataclass(frozen=True)
@@ -249,7 +261,13 @@ def read_run(path: str | Path) -> Run:
     file = path / "requests.parquet"
     if file.name not in manifest.files:
         raise InputError(f"{file}: not listed in run.json; rerun the replay")
-    requests = tidy.check(pq.read_table(file).to_pandas(), file)
+    try:
+        requests = tidy.check(pq.read_table(file).to_pandas(), file)
+    except (OSError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{file}: expected a requests table, got {reason}; rerun the replay"
+        ) from None
     if len(requests) != manifest.counts.expected:
         raise InputError(
             f"{file}: run.json says {manifest.counts.expected} rows, got {len(requests)}; rerun"
