@@ -128,7 +128,7 @@ def read_records(path: Path) -> Records:
     for number, line in enumerate(_lines(path), start=1):
         try:
             record = decode(_without_chunks(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if not line.strip():
                 continue
             if not line.endswith(b"\n") and not isinstance(error, msgspec.ValidationError):

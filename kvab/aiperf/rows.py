@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INT32_MAX = 2**31 - 1
 NO_SCHEDULE = "arrivals: when AIPerf issued each request, for want of a trace"
 FITTING = 0.95  # share of the prompts that must have the trace's length
+MOST_REQUESTS = 1_000_000  # of one run; a wrong number of one must not fill the memory
 SLACK_TOKENS, SLACK = 64, 0.1  # a chat template and a second tokenizer change a prompt this much
 
 
@@ -102,6 +103,11 @@ def _expected(
         raise InputError(
             f"{artifacts.folder}: expected rows 0 to {total - 1}, got a record of row {highest}; "
             "name the number of requests that were sent with --rows"
+        )
+    if total > MOST_REQUESTS:
+        raise InputError(
+            f"{artifacts.folder}: expected a run of at most {MOST_REQUESTS:,} requests, got row "
+            f"numbers or a count up to {total:,}; name the number that were sent with --rows"
         )
     if trace is not None and total > len(trace):
         raise InputError(
