@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +29,10 @@ from kvab.report.published import TABLES
 from kvab.runs.workload import workload_path
 from kvab.study import Study, load_study, root
 
-CONTENTS = "bundle.json"
+CONTENTS, RUN = "bundle.json", "run.json"
 SUFFIX = ".tar.zst"
 LEVEL = 10
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 NAMELESS = ("kind", "name", "description", "hardware", "backend", "image", "rdma_resource")
 
 
@@ -189,7 +192,7 @@ def unpacked(path: Path) -> Iterator[tuple[Path, Contents]]:
         odd = sorted((there - {CONTENTS}) ^ contents.files.keys())
         if odd:
             what = "is missing" if odd[0] in contents.files else "is not listed"
-            raise InputError(f"{path}: {odd[0]} {what}; get the bundle again")
+            raise InputError(f"{path}: {odd[0]!r:.80} {what}; get the bundle again")
         for name, expected in contents.files.items():
             found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             if found != expected:
@@ -197,4 +200,17 @@ def unpacked(path: Path) -> Iterator[tuple[Path, Contents]]:
                     f"{path}: {name} has sha256 {found[:12]}…, expected {expected[:12]}…; get the "
                     "bundle again"
                 )
+        held = {Path(name).parts[2] for name in contents.files
+                if fnmatch(name, f"runs/*/*/*/r*/{RUN}")}  # fmt: skip
+        named = all(NAME.fullmatch(name) for name in held)
+        if (
+            contents.study not in contents.files
+            or not held
+            or not named
+            or held != {*contents.clusters}
+        ):
+            raise InputError(
+                f"{path}: expected a study and runs of the clusters that {CONTENTS} names "
+                f"({contents.study!r:.60}, {contents.clusters!r:.60}), got others; get it again"
+            )
         yield folder, contents
