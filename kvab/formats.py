@@ -7,12 +7,26 @@ from __future__ import annotations
 
 import functools
 import html
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+ACTIVE = re.compile(r"[\\`*_\[\]<>{}|~$&]")  # what Markdown, HTML and MyST read as more than text
+
+
+def plain(text: object) -> str:
+    r"""Return a text that others wrote for a place in Markdown where it stands as it is.
+
+    Examples
+    --------
+    >>> print(plain("a [link](x)\n<b>"))
+    a \[link\](x) \<b\>
+    """
+    return ACTIVE.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
@@ -77,6 +91,7 @@ class Table:
         classes[list(self.text_columns)] = "kvab-text"
         if isinstance(self.frame.index, pd.RangeIndex):
             styled = styled.hide(axis="index")
+        styled = styled.format_index(escape="html", axis="columns").format_index(escape="html")
         styled = styled.set_td_classes(classes).apply_index(self._header, axis="columns")
         name = html.escape(self.caption.split(". ")[0] or "Table", quote=True)
         region = f'class="kvab-table" role="region" tabindex="0" aria-label="{name}"'

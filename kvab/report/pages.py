@@ -30,6 +30,7 @@ from rich.progress import (
 
 from kvab.declare import digest
 from kvab.errors import DependencyError
+from kvab.formats import plain
 from kvab.report.notebooks import execute, tidy
 from kvab.results import remember, source_digest
 from kvab.study import root
@@ -133,7 +134,8 @@ def _add_pages(toc: Path, names: list[str]) -> None:
 def _page(path: Path, target: Path, parameters: Mapping[str, Any], book: Book) -> None:
     notebook = nbformat.read(path, as_version=4)
     heading = notebook.cells[0]
-    heading.source = Template(heading.source).render({**parameters, "title": book.title})
+    told = {name: plain(value) for name, value in {**parameters, "title": book.title}.items()}
+    heading.source = Template(heading.source).render(told)
     if path.name == "03_replay.ipynb" and not book.replays:
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED))
         nbformat.write(notebook, target)

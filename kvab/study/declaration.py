@@ -9,12 +9,22 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kvab.declare import Declared, digest, read_declaration
 from kvab.errors import InputError
 from kvab.study.sweep import Capacity
 
+ACTIVE = "<>[]{}`$\\"  # what Markdown and HTML would take for more than text
+
+
+def _plain(text: str) -> str:
+    if found := set(text) & set(ACTIVE):
+        raise ValueError(f"expected a plain text for pages, without {' '.join(sorted(found))}")
+    return text
+
+
+PageText = Annotated[str, AfterValidator(_plain)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -62,9 +72,9 @@ class Arm(Declared):
     """A configuration as the study presents it; its topology is written in its manifests."""
 
     path: str
-    label: str
-    phrase: str
-    short: str
+    label: PageText
+    phrase: PageText
+    short: PageText
     role: Literal["baseline", "comparison", "ablation"]
     factors: Factors
 
@@ -83,8 +93,8 @@ class Study(Declared):
     schema_version: Literal[1] = Field(alias="schema")
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.-]*$")]
     version: Count
-    title: str
-    about: str = ""
+    title: PageText
+    about: PageText = ""
     model: Model
     gpus: Gpus
     trace: TraceSource

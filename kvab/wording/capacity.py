@@ -10,7 +10,7 @@ import pandas as pd
 
 from kvab.capacity.curves import Sweep
 from kvab.formats import interval as interval_text
-from kvab.formats import number, percent, signed, unless_missing
+from kvab.formats import number, percent, plain, signed, unless_missing
 from kvab.validity import Gate
 
 LEVEL = "95 % workload interval"
@@ -79,7 +79,7 @@ def headline(swept: Sweep) -> str:
     study = swept.study
     both = [study.configurations[name] for name in (study.comparison, study.baseline)]
     row = swept.curves.ratios.loc[swept.headline]
-    where = "In simulation" if swept.simulated else f"On {swept.cluster}"
+    where = "In simulation" if swept.simulated else f"On {plain(swept.cluster)}"
     where += ", on a SYNTHETIC WORKLOAD" if swept.synthetic else ""
     first, second = (_carries(swept, name) for name in (study.comparison, study.baseline))
     return (
@@ -98,7 +98,7 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     rows = [_kept(swept, name, swept.headline) for name in (study.comparison, study.baseline)]
     first, second = (load_text(row["low"], row["high"]) for row in rows)
     row = swept.curves.ratios.loc[swept.headline]
-    kind = "simulated" if swept.simulated else f"on {swept.cluster}"
+    kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     stale = f" {_stale(swept)}" if swept.changes else ""
     return (
@@ -109,7 +109,7 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
 
 
 def _stale(swept: Sweep) -> str:
-    return f"**This sweep does not fit what is declared now:** {'; '.join(swept.changes)}."
+    return f"**This sweep does not fit what is declared now:** {plain('; '.join(swept.changes))}."
 
 
 @unless_missing(NO_SWEEP)
@@ -117,15 +117,15 @@ def provenance(swept: Sweep) -> str:
     """Return the notice on top of the page: what was replayed, where, and whose sweep it is."""
     summary = swept.summary
     whose = "Made with these runs" if swept.own else "The published sweep"
-    versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
+    versions = ", ".join(f"{plain(name)} {plain(text)}" for name, text in summary.versions.items())
     trace = summary.trace
     part = f"the first {trace.rows:,} of {trace.total_rows:,}"
     rows = f"all {trace.rows:,}" if trace.rows == trace.total_rows else part
     made_up = " **SYNTHETIC WORKLOAD: the requests are made up.**" if swept.synthetic else ""
     text = (
-        f"{summary.cluster['description']}. {whose}: {len(swept.load_cells)} cells of load and "
-        f"{len(swept.split_cells)} of the split, each one replay of {rows} requests of "
-        f"{trace.name}, made from "
+        f"{plain(summary.cluster['description'])}. {whose}: {len(swept.load_cells)} cells of load "
+        f"and {len(swept.split_cells)} of the split, each one replay of {rows} requests of "
+        f"{plain(trace.name)}, made from "
         f"{summary.first:%Y-%m-%d %H:%M} to {summary.last:%Y-%m-%d %H:%M} UTC with {versions}."
         f"{made_up}"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from kvab.evidence.model_check import Check
-from kvab.formats import number, percent, signed
+from kvab.formats import number, percent, plain, signed
 from kvab.metrics import LATENCIES, METRICS
 from kvab.validity import WITHHELD, gate
 
@@ -24,11 +24,11 @@ def provenance(check: Check | None, cluster: str) -> str:
         )
     manifest = check.live.manifest
     whose = "" if check.own or check.live.cluster == cluster else " These are the published runs."
-    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    versions = ", ".join(f"{plain(name)} {plain(text)}" for name, text in manifest.versions.items())
     return (
-        f":::{{note}}\n**Live:** {manifest.cluster['description']}, the first "
-        f"{manifest.trace.rows:,} requests of {manifest.trace.name} in real time. **Simulated:** "
-        f"the same rows on the simulator. No GPU in either.{whose} {versions}.\n:::"
+        f":::{{note}}\n**Live:** {plain(manifest.cluster['description'])}, the first "
+        f"{manifest.trace.rows:,} requests of {plain(manifest.trace.name)} in real time. "
+        f"**Simulated:** the same rows on the simulator. No GPU in either.{whose} {versions}.\n:::"
     )
 
 
@@ -53,7 +53,9 @@ def closeness(check: Check | None) -> str:
     if check is None:
         return "How far the simulation can be trusted is not known yet: no live run is there."
     if not gate(check.live).green:
-        return f"How far the simulation can be trusted is {WITHHELD} on {check.live.cluster}."
+        return (
+            f"How far the simulation can be trusted is {WITHHELD} on {plain(check.live.cluster)}."
+        )
     said = [
         f"{statistic if statistic != 'mean' else 'mean'} {METRICS[key].short} by at most "
         f"{percent(abs(_worst(check, key, statistic)['centre']))}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from kvab.clusters import WITHHELD, Clusters
+from kvab.formats import plain
 from kvab.metrics import METRICS
 from kvab.statistics.agreement import AGREE, DIFFER
 from kvab.wording.captions import KINDS
@@ -56,21 +57,23 @@ def whose(clusters: Clusters) -> str:
     reference = clusters.reference
     if not clusters.others:
         return (
-            f"There are only the runs on {reference.cluster} ({reference.repeats} repeats); "
+            f"There are only the runs on {plain(reference.cluster)} ({reference.repeats} repeats); "
             "nothing to compare them with yet."
         )
     return (
-        f"Reference: {clusters.known}, {reference.cluster}, {reference.repeats} repeats. Compared "
-        f"with it: {', '.join(clusters.others)}. Each cluster has lines of its own, never pooled."
+        f"Reference: {plain(clusters.known)}, {plain(reference.cluster)}, {reference.repeats} "
+        f"repeats. Compared with it: {plain(', '.join(clusters.others))}. Each cluster has "
+        "lines of its own, never pooled."
     )
 
 
 def learned(clusters: Clusters) -> str:
     """Return for each cluster where it agrees with the published runs and where it differs."""
     lines = []
-    for place, found in clusters.agreements.items():
+    for name, found in clusters.agreements.items():
+        place = plain(name)
         if isinstance(found, str):
-            lines.append(f"- **{place}** cannot be compared: {found}.")
+            lines.append(f"- **{place}** cannot be compared: {plain(found)}.")
             continue
         if (found["verdict"] == WITHHELD).all():
             lines.append(f"- **{place}**: {WITHHELD}, so nothing is said of agreement.")

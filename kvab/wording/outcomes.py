@@ -10,7 +10,7 @@ import pandas as pd
 
 from kvab.capacity.curves import Sweep
 from kvab.evidence import Evidence
-from kvab.formats import interval, number, percent, signed
+from kvab.formats import interval, number, percent, plain, signed
 from kvab.metrics import LATENCIES, METRICS
 from kvab.validity import Gate
 
@@ -28,7 +28,7 @@ def banner(evidence: Evidence) -> str:
     """Return the notice on top of a page: what kind of numbers follow."""
     trace, cluster = evidence.manifest.trace, evidence.manifest.cluster
     rows = "" if trace.rows == trace.total_rows else f" (the first {trace.rows:,} requests)"
-    what = f"{cluster['description']}, replaying {trace.name}{rows}."
+    what = f"{plain(cluster['description'])}, replaying {plain(trace.name)}{rows}."
     if trace.sha256 != evidence.study.trace.sha256:
         what += " **This is not the study's own trace.**"
     if evidence.synthetic:
@@ -46,7 +46,7 @@ def headline(evidence: Evidence, judged: Gate) -> str:
     row, names = result["good_share"], evidence.study.configurations
     baseline, comparison = names[evidence.study.baseline], names[evidence.study.comparison]
     slo = evidence.study.slo
-    where = "in simulation" if evidence.simulated else f"on {evidence.cluster}"
+    where = "in simulation" if evidence.simulated else f"on {plain(evidence.cluster)}"
     if evidence.synthetic:
         where += " on a SYNTHETIC WORKLOAD"
     return (
@@ -75,7 +75,7 @@ def short_answer(evidence: Evidence, judged: Gate) -> str:
 def answer(evidence: Evidence, judged: Gate) -> str:
     """Return the top of the book: the answer, or why it is withheld, and what kind it is."""
     if not judged.green:
-        reasons = "".join(f"\n- {reason}" for reason in judged.reasons[:5])
+        reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons[:5])
         return (
             f":::{{danger}}\n**{RED}** The runs did not test what "
             f"they claim:\n{reasons}\n\nSee [the runs](04_runs).\n:::"
@@ -101,7 +101,7 @@ def _kind(evidence: Evidence) -> str:
     if not evidence.simulated:
         return ""
     return (
-        f"*These numbers are **simulated**: {evidence.manifest.cluster['description']}; "
+        f"*These numbers are **simulated**: {plain(evidence.manifest.cluster['description'])}; "
         "no GPU was measured.*"
     )
 
@@ -110,7 +110,8 @@ def known_limits(evidence: Evidence) -> str:
     """Return what a sceptical reader must know about this cluster's numbers."""
     if not evidence.simulated:
         return ""
-    versions, hardware = evidence.manifest.versions, evidence.manifest.cluster["hardware"]
+    versions = {name: plain(text) for name, text in evidence.manifest.versions.items()}
+    hardware = plain(evidence.manifest.cluster["hardware"])
     return (
         ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
         f"(ai-dynamo {versions['ai-dynamo']}), the workload is a recorded trace, the engines are "
@@ -128,11 +129,11 @@ def how_known(evidence: Evidence) -> str:
     count = len(evidence.arms)
     return (
         f"Each of the {count} configurations fills the same {study.gpus.count} GPUs and replays "
-        f"the same {minutes:.0f} minutes of {evidence.manifest.trace.name}, request by request on "
-        "its schedule. Requests are paired on the trace row, the interval beside each difference "
-        "respects that bursts of requests depend on each other, and a gate checks that every run "
-        f"tested what it claims. {study.about} The numbers here are computed when this book is "
-        "built, from the runs listed in [](04_runs)."
+        f"the same {minutes:.0f} minutes of {plain(evidence.manifest.trace.name)}, request by "
+        "request on its schedule. Requests are paired on the trace row, the interval beside each "
+        "difference respects that bursts of requests depend on each other, and a gate checks that "
+        f"every run tested what it claims. {study.about} The numbers here are computed when this "
+        "book is built, from the runs listed in [](04_runs)."
     )
 
 
@@ -217,7 +218,7 @@ def attribution(evidence: Evidence, judged: Gate) -> str:
     if evidence.missing:
         return (
             f"What routing brings and what the split brings cannot be told apart on "
-            f"{evidence.cluster}: there is no run of {evidence.missing}."
+            f"{plain(evidence.cluster)}: there is no run of {evidence.missing}."
         )
     table = evidence.attribution.table.set_index(["metric", "statistic", "effect"])
 

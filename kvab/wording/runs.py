@@ -6,6 +6,7 @@ Input: the evidence. Output: Markdown.
 from __future__ import annotations
 
 from kvab.evidence import Evidence
+from kvab.formats import plain
 from kvab.validity import Gate
 
 
@@ -13,7 +14,7 @@ def exclusions(evidence: Evidence) -> str:
     """Return which declared configurations and repeats are missing, with the reason."""
     study = evidence.study
     said = [
-        f"{arm.label}: not run on {evidence.cluster}"
+        f"{arm.label}: not run on {plain(evidence.cluster)}"
         for name, arm in study.configurations.items()
         if name not in evidence.runs
     ]
@@ -23,7 +24,7 @@ def exclusions(evidence: Evidence) -> str:
         if len(found) < study.repeats
     ]
     said += [
-        f"{evidence.arms[name].label} r{run.manifest.repeat}: {run.manifest.reason}"
+        f"{evidence.arms[name].label} r{run.manifest.repeat}: {plain(run.manifest.reason)}"
         for name, found in evidence.runs.items()
         for run in found
         if run.manifest.status != "complete"
@@ -37,5 +38,5 @@ def gate(judged: Gate) -> str:
     """Return the outcome of the gate in one sentence."""
     if judged.green:
         return f":::{{tip}}\nThe gate is **green**: all {len(judged.checks)} checks passed.\n:::"
-    reasons = "".join(f"\n- {reason}" for reason in judged.reasons)
+    reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons)
     return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"
