@@ -12,6 +12,7 @@ from kvab.aiperf import Artifacts
 from kvab.aiperf.records import TO_MS
 from kvab.metrics import SCHEMA, STATISTICS, Slo
 
+LARGEST = 1e300  # beyond it a product may overflow
 NAMES = {
     "ttft_ms": "time_to_first_token",
     "itl_ms": "inter_token_latency",
@@ -77,7 +78,12 @@ def _entry(artifacts: Artifacts, name: str) -> dict[str, Any]:
 
 def _value(artifacts: Artifacts, name: str) -> float | None:
     value = _entry(artifacts, name).get("avg")
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if _known(value) else None
+
+
+def _known(value: Any) -> bool:
+    """Whether a value is a number that can be reckoned with."""
+    return isinstance(value, int | float) and -LARGEST < value < LARGEST
 
 
 def _count(artifacts: Artifacts, name: str) -> int | None:
@@ -87,12 +93,11 @@ def _count(artifacts: Artifacts, name: str) -> int | None:
 
 def _statistics(artifacts: Artifacts, name: str) -> dict[str, float | None]:
     entry = _entry(artifacts, name)
-    factor = TO_MS.get(entry.get("unit", "ms"))
+    factor = TO_MS.get(str(entry.get("unit", "ms")))
     if factor is None:
         return dict.fromkeys(STATISTICS)
     values = {each: entry.get("avg" if each == "mean" else each) for each in STATISTICS}
-    numbers = {each: isinstance(value, int | float) for each, value in values.items()}
-    return {each: factor * values[each] if numbers[each] else None for each in STATISTICS}
+    return {each: factor * values[each] if _known(values[each]) else None for each in STATISTICS}
 
 
 def _slos(artifacts: Artifacts) -> dict[str, float]:
@@ -102,4 +107,4 @@ def _slos(artifacts: Artifacts) -> dict[str, float]:
     older = config.get("input")
     found = config.get("slos") or (older.get("goodput") if isinstance(older, dict) else None)
     found = found if isinstance(found, dict) else {}
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+    return {name: value for name, value in found.items() if _known(value)}

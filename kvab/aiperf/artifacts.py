@@ -170,9 +170,10 @@ def _check_same_run(folder: Path, summary: dict[str, Any], records: Records | No
     if records is None or counted is None or records.cut_off or summary.get("was_cancelled"):
         return
     served = int(records.table["error"].isna().sum())
-    if int(counted) != served:
+    if counted != served:
+        told = repr(counted).removesuffix(".0")[:40]
         raise InputError(
-            f"{folder}: the summary counts {int(counted)} served requests, the records {served}: "
+            f"{folder}: the summary counts {told} served requests, the records {served}: "
             "they are of different runs; put each run in its own folder"
         )
 
@@ -212,6 +213,11 @@ def router_counters(folder: Path) -> dict[str, int]:
     ``cached_prefix_tokens``: prompt tokens that the chosen workers held already, summed over
     requests. ``kv_events``: blocks that workers reported as stored. Both are read from the
     frontend's metrics as AIPerf exports them (``server_metrics_export.json``).
+
+    Raises
+    ------
+    InputError
+        If the file is not as AIPerf exports it.
     """
     path = folder / SERVER_METRICS
     metrics = _mapping(_read_json(path).get("metrics")) if path.is_file() else {}
@@ -221,10 +227,13 @@ def router_counters(folder: Path) -> dict[str, int]:
         fitting = (s for s in found if labels.items() <= s.get("labels", {}).items())
         return round(sum(each["stats"].get("total", 0) for each in fitting))
 
-    if not total("kv_cache_events_applied"):
-        return {}
-    prefill = total("router_kv_selected_cached_prefix_tokens", phase="prefill")
-    return {
-        "cached_prefix_tokens": prefill or total("router_kv_selected_cached_prefix_tokens"),
-        "kv_events": total("kv_cache_events_applied", event_type="stored", status="ok"),
-    }
+    try:
+        if not total("kv_cache_events_applied"):
+            return {}
+        prefill = total("router_kv_selected_cached_prefix_tokens", phase="prefill")
+        return {
+            "cached_prefix_tokens": prefill or total("router_kv_selected_cached_prefix_tokens"),
+            "kv_events": total("kv_cache_events_applied", event_type="stored", status="ok"),
+        }
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+        raise InputError(f"{path}: expected series of numbers, got others; copy it again") from None
