@@ -16,6 +16,7 @@ from kvab import runs, wording
 from kvab.clusters import WITHHELD, load_clusters
 from kvab.errors import InputError
 from kvab.evidence import load_evidence
+from kvab.formats import plain
 from kvab.report import publication
 from kvab.study import root
 from kvab.validity import gate
@@ -200,7 +201,7 @@ def withheld_in_sentences(evidence, judged):
     assert wording.robustness(evidence, judged, None) == NO_VERDICT
     assert wording.short_answer(evidence, judged) == RED
     answer = wording.answer(evidence, judged)
-    assert RED in answer and judged.reasons[0] in answer
+    assert RED in answer and plain(judged.reasons[0]) in answer
     assert RED in publication.configuration(evidence, judged)
 
 
