@@ -17,7 +17,7 @@ from kvab.trace import burst_order, read_trace, slice_trace
 from kvab.trace.reading import write_rows
 
 QUICK = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 BLOCK = 512
 RECIPE = root() / "recipes" / "qwen3-32b" / "vllm" / "disagg-kv-router"
