@@ -17,8 +17,8 @@ def declared_topology(study: Study, name: str) -> Topology:
     Raises
     ------
     InputError
-        If a manifest is wrong in itself, or another split, routing, model, number of GPUs or
-        goodput than ``study.yaml`` declares.
+        If a manifest is wrong in itself, or another split, routing, model or goodput
+        than ``study.yaml`` declares.
     """
     recipe = read_configuration(study.configuration_folder(name), name)
     found, factors = topology(recipe), study.configurations[name].factors
@@ -33,11 +33,6 @@ def declared_topology(study: Study, name: str) -> Topology:
     if models != {study.model.name}:
         got = ", ".join(models)
         raise InputError(f"{deploy}: expected model {study.model.name}, got {got}; mend --model")
-    if found.gpus != study.gpus.count:
-        raise InputError(
-            f"{deploy}: expected {study.gpus.count} GPUs as in study.yaml, got {found.gpus}; mend "
-            "the replicas or gpus.count"
-        )
     if goodput_slo(recipe) != study.slo.model_dump():
         raise InputError(
             f"{perf}: expected the goodput of study.yaml ({study.slo.ttft_ms:g} ms, "

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from kvab import aiperf, declare, recipes, runs, secrecy, tidy
 from kvab.errors import InputError
 from kvab.study import Slo, root
-from kvab.trace import burst_order, read_trace, slice_trace
-from kvab.trace.reading import write_rows
+from kvab.trace import burst_order, read_trace, slice_trace, write_rows
 
 QUICK = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
