@@ -127,7 +127,8 @@ def main(arguments=None):
     given = parsed(arguments)
     with_own_mounts()
     os.environ.update(KVAB_ROOT=str(ROOT), HF_HUB_OFFLINE="1", DYN_LOG="error")
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of children ended by a reset
+    for name in ("asyncio", "aiohttp.server"):  # of clients that are gone, as they are here
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     from places import SCALE
 
     from kvab.evidence.reliability import Campaign
