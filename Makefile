@@ -11,7 +11,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test test-slow report book capacity publish check bench faults audit licences readme lock clean live
+.PHONY: help env lint test test-slow test-hostile report book capacity publish check bench faults audit licences readme lock clean live
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,10 +39,14 @@ test: env ## run the tests (about five minutes on two cores)
 
 # Dynamo's own processes under real AIPerf: nothing else may run beside them.
 REAL_TIME := tests/live tests/cluster/test_end_to_end.py
+HOSTILE := tests/faults tests/fuzz tests/test_canaries.py
 
 test-slow: env ## run the long tests: coverage of the intervals, live replays in real time
-	$(BIN)/pytest -n auto -m slow $(REAL_TIME:%=--ignore=%)
+	$(BIN)/pytest -n auto -m slow $(addprefix --ignore=,$(REAL_TIME) $(HOSTILE))
 	$(BIN)/pytest -m slow $(REAL_TIME)
+
+test-hostile: env ## run the long tests of faults, broken inputs and hostile texts
+	$(BIN)/pytest -m slow $(HOSTILE)
 
 report: env ## replay what is missing and build the whole book; ends with the headline
 	$(BIN)/kvab report
