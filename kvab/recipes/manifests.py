@@ -191,7 +191,7 @@ def flatten(configuration: Configuration) -> dict[str, str]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, list) and all(_at(item, "name") for item in value):
+    if isinstance(value, list) and all(isinstance(_at(item, "name"), str) for item in value):
         value = {item["name"]: {k: v for k, v in item.items() if k != "name"} for item in value}
     elif isinstance(value, list):
         value = dict(enumerate(value))

@@ -213,6 +213,7 @@ def test_every_page_is_accessible(book, browser, theme):
             " document.documentElement.dataset.mode = t}",
             theme,
         )
+        page.wait_for_timeout(400)  # the theme's colours fade over
         for broken in axe.run(page).response["violations"]:
             if broken["impact"] in ("serious", "critical"):
                 found.append((path.name, broken["id"], broken["nodes"][0]["html"][:80]))
