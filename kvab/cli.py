@@ -56,6 +56,10 @@ ReplayedOption = Annotated[
     Path | None, typer.Option("--trace", help="The trace that AIPerf replayed, if not the study's.")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of runs.")]
+OnOption = Annotated[
+    str | None,
+    typer.Option(help="A Kubernetes profile to replay on, in one Indexed Job; else this machine."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]
 
 
@@ -203,6 +207,7 @@ def report(
         Path | None,
         typer.Option("--from", help="Build from these runs, or a bundle of them; replay nothing."),
     ] = None,
+    on: OnOption = None,
 ) -> None:
     """Replay what is missing, analyze it and build the book; ends with the headline."""
     from kvab.report import building
@@ -210,7 +215,9 @@ def report(
     if from_ and from_.suffix == ".zst":
         headline, index = building.report_bundle(from_, cluster, out)
     else:
-        headline, index = building.report(study, cluster, rows, repeats, trace, out, runs, from_)
+        headline, index = building.report(
+            study, cluster, rows, repeats, trace, out, runs, from_, on
+        )
     print(f"\n{headline}\n{index}")
 
 
@@ -221,11 +228,12 @@ def capacity(
     rows: RowsOption = None,
     trace: TraceOption = None,
     runs: RunsOption = Path("runs"),
+    on: OnOption = None,
 ) -> None:
     """Sweep arrival speed and split on a simulated cluster; complete cells are kept."""
     from kvab.capacity.cells import sweep
 
-    print(sweep(study, cluster, rows, trace, runs))
+    print(sweep(study, cluster, rows, trace, runs, on))
 
 
 @app.command()

@@ -132,7 +132,7 @@ def plan(
 
 def sweep(
     study: Path, cluster: str, rows: int | None = None, trace: Path | None = None,
-    folder: Path = Path("runs"),
+    folder: Path = Path("runs"), on: str | None = None,
 ) -> Path:  # fmt: skip
     """Replay the cells that do not serve as they are, write the sweep's table, return its folder.
 
@@ -157,7 +157,8 @@ def sweep(
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
     kept = len(jobs) - len(missing)
     print(f"{len(jobs)} cells: {kept} complete, {len(missing)} to replay", file=sys.stderr)
-    campaign.replay_all(sorted(missing, key=lambda job: job.variant.speed))  # the slowest first
+    missing.sort(key=lambda job: job.variant.speed)  # the slowest first
+    campaign.replay_all(missing, on=on)
     place = write_tables(cells)
     runs.write_beside(place / spread.TABLE, runs.parquet_bytes(spread.totals(spreads, workload)))
     return place

@@ -198,8 +198,7 @@ def files_pod(job: Manifest, name: str) -> Manifest:
     }
     spec = {"restartPolicy": "Never", "activeDeadlineSeconds": 3600, "containers": [container]}
     spec |= {"volumes": [volume], "terminationGracePeriodSeconds": 0}
-    if "tolerations" in pod:
-        spec["tolerations"] = pod["tolerations"]
+    spec |= {key: pod[key] for key in ("tolerations", "imagePullSecrets") if key in pod}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvab.cluster import applied, marks, preflight, readiness
+from kvab.cluster import applied, campaigns, marks, preflight, readiness
+from kvab.cluster.cell import empty_campaign
 from kvab.cluster.kube import Kube
 from kvab.recipes import Topology
 from kvab.recipes.manifests import Configuration, read_configuration
@@ -151,7 +152,10 @@ def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Find
         plain = [applied.deployment(recipe, profile)]
         plain += applied.benchmark(recipe, profile, sending, "doctor")
         arms.append((recipe, [mark.put(each, profile.namespace) for each in plain]))
-    yield from _findings(study, profile, Kube(profile), arms)
+    kube = Kube(profile)
+    yield from _findings(study, profile, kube, arms)
+    if profile.campaign_image:
+        yield campaigns.dry_run(kube, profile, empty_campaign(study))
 
 
 def _findings(

@@ -26,15 +26,15 @@ SKIPPED = ("inputs.json", "profile_export_raw.jsonl")
 
 
 @contextmanager
-def helper_pod(kube: Kube, manifest: dict[str, Any], job: str) -> Iterator[Pod]:
-    """Yield a running pod that mounts the volume: the Job's own, else one made for it.
+def helper_pod(kube: Kube, manifest: dict[str, Any], job: str | None = None) -> Iterator[Pod]:
+    """Yield a running pod that mounts the volume: that of a Job if it runs, else one made for it.
 
     Raises
     ------
     DependencyError
         If the pod made for it does not start; the cause is named.
     """
-    for pod in kube.list("Pod", f"job-name={job}"):
+    for pod in kube.list("Pod", f"job-name={job}") if job else ():
         if pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp"):
             yield Pod(kube, pod["metadata"]["name"], causes.main_container(pod))
             return
@@ -157,6 +157,27 @@ def download(
     return list(files)
 
 
+def download_run(pod: Pod, folder: str, target: Path) -> None:
+    """Copy a run folder; every file arrives as its ``run.json`` says.
+
+    Raises
+    ------
+    DependencyError
+        If there is none, or a file of it is missing or altered.
+    """
+    listed = pod.patiently("cat", f"{folder}/run.json")
+    try:
+        sums = json.loads(listed)["files"]
+    except (ValueError, LookupError, TypeError):
+        raise DependencyError(f"{folder}/run.json: expected a run's, got another file") from None
+    sums["run.json"] = hashlib.sha256(listed).hexdigest()
+    sizes = 'cd "$1" && shift && stat -c "%s %n" -- "$@"'
+    told = pod.patiently("sh", "-c", sizes, "sh", folder, *sums).decode().splitlines()
+    parts = [line.partition(" ") for line in told]
+    files = {name: {"bytes": int(size), "sha256": sums[name]} for size, _, name in parts}
+    download(pod, folder, {"files": files}, target)
+
+
 def _fetch(
     pod: Pod, source: str, file: dict[str, Any], path: Path, tell: Callable[[int], None]
 ) -> None:
@@ -181,6 +202,6 @@ def _fetch(
             return
         path.unlink()
     raise DependencyError(
-        f"{source}: expected sha256 {wanted[:12]} as in {MARKER}, got {got[:12]}; the volume "
-        "changed after the benchmark; run again"
+        f"{source}: expected sha256 {wanted[:12]} as when it was written, got {got[:12]}; the "
+        "volume changed since; run again"
     )

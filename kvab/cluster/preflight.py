@@ -111,22 +111,16 @@ def findings(
     shared : list of manifests
         Storage and download.
     """
-    reached = look("API server", lambda: server_version(kube))
-    yield reached
-    if not reached.ok:
+    found = basics(kube, profile)
+    yield from found
+    if not found[0].ok:
         return
-    allowed = look("permissions", lambda: _permissions(kube, profile))
-    yield allowed
+    _, allowed, namespace, _ = found
     yield look("DynamoGraphDeployment", lambda: _definition(kube, arms))
-    namespace = look("namespace", lambda: _exists(kube, "Namespace", profile.namespace,
-                     f"create it with `kubectl create namespace {profile.namespace}`"))  # fmt: skip
-    yield namespace
     if namespace.ok:
         yield look("secret", lambda: _exists(kube, "Secret", profile.hf_token_secret,
                    f"create it with `kubectl -n {profile.namespace} create secret generic "
                    f"{profile.hf_token_secret} --from-literal=HF_TOKEN=...`"))  # fmt: skip
-    yield look("storage class", lambda: _exists(kube, "StorageClass", profile.storage_class,
-               "name one of `kubectl get storageclass` in the profile"))  # fmt: skip
     yield from _devices(kube, profile, gpus, arms)
     for configuration, manifests in arms:
         problems = list(applied.image_problems(configuration, manifests[0]))
@@ -137,13 +131,31 @@ def findings(
         for name, manifests in [("storage and model", shared)] + [
             (configuration.name, manifests) for configuration, manifests in arms
         ]:
-            yield look(f"dry run, {name}", lambda some=manifests: _dry_run(kube, some))
+            yield look(f"dry run, {name}", lambda some=manifests: dry_run(kube, some))
 
 
-def _permissions(kube: Kube, profile: Kubernetes) -> str:
+def basics(kube: Kube, profile: Kubernetes, needs: tuple[Need, ...] = NEEDS) -> list[Finding]:
+    """Return what was found of API server, permissions, namespace and storage class.
+
+    Where the server does not answer, that alone.
+    """
+    reached = look("API server", lambda: server_version(kube))
+    if not reached.ok:
+        return [reached]
+    return [
+        reached,
+        look("permissions", lambda: _permissions(kube, profile, needs)),
+        look("namespace", lambda: _exists(kube, "Namespace", profile.namespace,
+             f"create it with `kubectl create namespace {profile.namespace}`")),
+        look("storage class", lambda: _exists(kube, "StorageClass", profile.storage_class,
+             "name one of `kubectl get storageclass` in the profile")),
+    ]  # fmt: skip
+
+
+def _permissions(kube: Kube, profile: Kubernetes, needs: tuple[Need, ...]) -> str:
     path, refused = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", []
     count = 0
-    for need in NEEDS:
+    for need in needs:
         for attributes in need.reviews(profile):
             body = {
                 "apiVersion": "authorization.k8s.io/v1",
@@ -225,7 +237,8 @@ def _schedulable(node: Manifest, profile: Kubernetes) -> bool:
     return profile.node_selector.items() <= labels.items() and not spec.get("unschedulable")
 
 
-def _dry_run(kube: Kube, manifests: list[Manifest]) -> str:
+def dry_run(kube: Kube, manifests: list[Manifest]) -> str:
+    """Return what was found of manifests that the API server would take; the others raise."""
     for manifest in manifests:
         made = kube.create(manifest, dry_run=True)
         if manifest["kind"] == "DynamoGraphDeployment":

@@ -38,6 +38,7 @@ def report(
     out: Path = Path("book/_build"),
     runs: Path = Path("runs"),
     published: Path | None = None,
+    on: str | None = None,
 ) -> tuple[str, Path]:
     """Make the book of one cluster and return its headline and index.html.
 
@@ -59,6 +60,8 @@ def report(
         The folder of runs.
     published : Path, optional
         Build from these runs instead, without cluster, simulator or trace.
+    on : str, optional
+        A Kubernetes profile that replays what is missing, instead of this machine.
 
     Raises
     ------
@@ -70,7 +73,7 @@ def report(
     imported = is_imported(load_study(checkout / study), cluster, folder)
     replays = published is None and not imported
     if replays:
-        replay_missing(checkout / study, cluster, rows, repeats, trace, folder)
+        replay_missing(checkout / study, cluster, rows, repeats, trace, folder, on)
     evidence = load_evidence(checkout / study, cluster, folder)
     if published is None and evidence.manifest.kind == "live":
         make_twins(evidence, find_trace(evidence.study.trace, trace), folder)
@@ -139,7 +142,7 @@ def report_bundle(path: Path, cluster: str, out: Path) -> tuple[str, Path]:
 
 def replay_missing(
     study: Path, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
-    folder: Path,
+    folder: Path, on: str | None = None,
 ) -> None:  # fmt: skip
     """Replay every run of the study that does not serve as it is, side by side."""
     declared = load_study(study)
@@ -154,4 +157,4 @@ def replay_missing(
     for run in planned:
         print(f"{run.configuration} r{run.repeat}: {run.state} ({run.why})", file=sys.stderr)
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
-    campaign.replay_all(missing)
+    campaign.replay_all(missing, on=on)

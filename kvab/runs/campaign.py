@@ -37,10 +37,11 @@ def plan(jobs: Iterable[Job]) -> list[runs.Planned]:
     return planned
 
 
-def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
+def replay_all(jobs: list[Job], *, on: str | None = None, quiet: bool = False) -> None:
     """Replay jobs side by side, one a core, under one progress bar in requests.
 
-    Only the simulator runs side by side: for other kinds see `replay_in_turn`.
+    Only the simulator runs side by side: for other kinds see `replay_in_turn`. ``on`` names a
+    Kubernetes profile that does it instead of this machine.
 
     Raises
     ------
@@ -48,6 +49,11 @@ def replay_all(jobs: list[Job], *, quiet: bool = False) -> None:
         If a replay's process died; the runs that ended before are kept.
     """
     if not jobs:
+        return
+    if on:
+        from kvab.cluster.campaigns import replay_on
+
+        replay_on(jobs, on)
         return
     if jobs[0].cluster.kind != "simulated":
         replay_in_turn(jobs)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from kvab.declare import Declared, read_declaration
 from kvab.errors import InputError
-from kvab.study.declaration import Positive, root
+from kvab.study.declaration import Count, Positive, root
 
 
 class Simulated(Declared):
@@ -67,6 +67,8 @@ class Kubernetes(Declared):
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     rdma_resource: str | None = None
+    campaign_image: str | None = None
+    campaign_parallelism: Count = 16
     limits: Limits = Limits()
 
 

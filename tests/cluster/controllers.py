@@ -14,6 +14,7 @@ from store import Conflict, now
 
 FINALIZER = "nvidia.com/finalizer"
 OWNER = "nvidia.com/dynamo-graph-deployment-name"
+INDEX = "batch.kubernetes.io/job-completion-index"
 NAMESPACE = "dynamo-study"
 
 
@@ -90,14 +91,13 @@ class Controllers:
             return
         own = [pod for pod in self.store.find("pods")
                if pod["metadata"]["labels"].get("job-name") == name]  # fmt: skip
+        if job["spec"].get("completionMode") == "Indexed":
+            # Pods of a deleted Job of this name stay until they are collected.
+            if all(pod["metadata"]["ownerReferences"][0]["uid"] == metadata["uid"] for pod in own):
+                self.indexed(job, own)
+            return
         if not own:
-            template = copy.deepcopy(job["spec"]["template"])
-            template["metadata"] |= {
-                "name": f"{name}-{metadata['uid'][:5]}",
-                "ownerReferences": [{"uid": metadata["uid"], "kind": "Job", "name": name}],
-            }
-            template["metadata"]["labels"]["job-name"] = name
-            self.store.create("pods", metadata["namespace"], {"kind": "Pod", **template})
+            self.spawn(job, f"{name}-{metadata['uid'][:5]}")
             self.script.started[name] = asyncio.get_event_loop().time()
             return
         passed = asyncio.get_event_loop().time() - self.script.started.get(name, 1e12)
@@ -111,9 +111,49 @@ class Controllers:
             text = "Job has reached the specified backoff limit"
             self.finish(job, "Failed", "BackoffLimitExceeded", text)
 
+    def spawn(self, job, name, index=None):
+        """Create a pod of a Job; one of an Indexed Job learns its index."""
+        template, of = copy.deepcopy(job["spec"]["template"]), job["metadata"]
+        template["metadata"] |= {
+            "name": name,
+            "ownerReferences": [{"uid": of["uid"], "kind": "Job", "name": of["name"]}],
+        }
+        template["metadata"]["labels"]["job-name"] = of["name"]
+        if index is not None:
+            template["metadata"]["annotations"] = {INDEX: str(index)}
+            variable = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
+            template["spec"]["containers"][0].setdefault("env", []).append(variable)
+        self.store.create("pods", of["namespace"], {"kind": "Pod", **template})
+
+    def indexed(self, job, own):
+        """Take an Indexed Job one step further: a pod an index, each with tries of its own."""
+        spec, name = job["spec"], job["metadata"]["name"]
+        phases = {index: [] for index in range(spec["completions"])}
+        for pod in own:
+            index = int(pod["metadata"]["annotations"][INDEX])
+            phases[index].append(pod.get("status", {}).get("phase"))
+        done = [index for index, seen in phases.items() if "Succeeded" in seen]
+        failed = [index for index, seen in phases.items()
+                  if seen.count("Failed") > spec["backoffLimitPerIndex"]]  # fmt: skip
+        active = sum(phase in (None, "Pending", "Running") for seen in phases.values()
+                     for phase in seen)  # fmt: skip
+        for index, seen in phases.items():
+            waits = index not in done + failed and set(seen) <= {"Failed"}
+            if waits and active < spec["parallelism"]:
+                self.spawn(job, f"{name}-{index}-{len(seen)}", index)
+                active += 1
+        status = {"completedIndexes": ranges(done), "failedIndexes": ranges(failed)}
+        if status != job.get("status"):
+            job = self.store.change("jobs", job, status=status)
+        if len(done + failed) == spec["completions"]:
+            text = "Job has failed indexes"
+            end = ("Failed", "FailedIndexes", text) if failed else ("Complete", "Completed", "")
+            self.finish(job, *end)
+
     def finish(self, job, kind, reason, message):
         condition = {"type": kind, "status": "True", "reason": reason, "message": message}
-        self.store.change("jobs", job, status={"conditions": [condition]})
+        status = {**job.get("status", {}), "conditions": [condition]}
+        self.store.change("jobs", job, status=status)
 
     # --- pods -------------------------------------------------------------------------------
 
@@ -134,8 +174,8 @@ class Controllers:
             self.become(pod, pending(False, "Unschedulable", why))
         elif problem := self.problem(pod):
             self.become(pod, pending(True, container=self.container(pod, waiting=problem)), node)
-        elif name in self.codes:
-            self.ended(pod, self.codes[name])
+        elif pod["metadata"]["uid"] in self.codes:
+            self.ended(pod, self.codes[pod["metadata"]["uid"]])
         elif name not in self.running:
             self.running[name] = asyncio.get_event_loop().time()
             self.become(pod, pending(True), node)
@@ -152,7 +192,9 @@ class Controllers:
 
     async def execute(self, pod):
         await asyncio.sleep(self.script.start_s)
-        self.codes[pod["metadata"]["name"]] = await self.node.start(pod)
+        if pod["metadata"]["name"] not in self.running:
+            return  # deleted before it started
+        self.codes[pod["metadata"]["uid"]] = await self.node.start(pod)
 
     def ended(self, pod, code):
         state = {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
@@ -304,6 +346,17 @@ class Controllers:
             return {"state": "pending", "conditions": [ready], "services": services}
         ready = condition("True", "all_resources_are_ready", "All resources are ready")
         return {"state": "successful", "conditions": [ready], "services": services}
+
+
+def ranges(indexes):
+    """Return indexes as a Job's status lists them, such as ``0,3-5``."""
+    ends = []
+    for index in sorted(indexes):
+        if ends and index == ends[-1][1] + 1:
+            ends[-1][1] = index
+        else:
+            ends.append([index, index])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ends)
 
 
 def condition(status, reason, message):

@@ -50,7 +50,8 @@ class Node:
         for service in ("agg-8xtp2", "agg-router-8xtp2", "disagg-6p-2d", "disagg-router-6p-2d"):
             here = f"http://127.0.0.1:{self.server.port}/frontends/{service}-frontend"
             text = text.replace(f"http://{service}-frontend:8000", here)
-        text = text.replace("/opt/benchmark", str(self.scripts))
+        for place in ("/opt/benchmark", "/opt/campaign"):
+            text = text.replace(place, str(self.scripts))
         return text.replace("/perf-cache", str(self.volume))
 
     async def start(self, pod):
@@ -72,7 +73,9 @@ class Node:
         environment |= given | {"TMUX_TMPDIR": self.sockets, "RETRY_S": "0.1"} | self.environment
         environment["PATH"] = f"{self.programs}:{environment['PATH']}"
         command = [*container["command"], *container["args"]]
-        command = [self.local(word.replace("$(RUN_ID)", given["RUN_ID"])) for word in command]
+        command = [
+            self.local(word.replace("$(RUN_ID)", given.get("RUN_ID", ""))) for word in command
+        ]
         output = (self.folder / f"{name}.log").open("wb")
         process = await asyncio.create_subprocess_exec(
             *command, env=environment, stdout=output, stderr=output, start_new_session=True
