@@ -26,11 +26,12 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-lint: env ## check style, spelling, notebooks and declarations
+lint: env ## check style, types, spelling, notebooks and declarations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify $(wildcard notebooks/*.ipynb)
 	git ls-files '*.py' '*.md' '*.y*ml' '*.ipynb' Makefile | xargs $(BIN)/codespell
+	$(BIN)/mypy
 	$(BIN)/kvab check >/dev/null
 	.ci/large-files
 

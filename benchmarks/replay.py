@@ -22,7 +22,8 @@ import yaml
 
 from kvab import recipes
 from kvab.runs import campaign
-from kvab.runs.replay import Job, Replay, plan_job
+from kvab.runs.jobs import Job, plan_job
+from kvab.runs.replay import Replay
 from kvab.simulate import Simulator, prediction
 from kvab.study import load_study, root
 from kvab.trace import find_trace

@@ -14,7 +14,7 @@ import pandas as pd
 
 from kvab.declare import digest
 from kvab.errors import InputError
-from kvab.evidence.outcomes import Evidence, load_evidence, load_published
+from kvab.evidence import Evidence, load_evidence, load_published
 from kvab.metrics import METRICS
 from kvab.results import remember, source_digest
 from kvab.study import load_study, root
@@ -109,11 +109,12 @@ class Clusters:
         study = self.reference.study
 
         def compute() -> pd.DataFrame:
-            both = [
-                tuple(each.tables(arm) for arm in (study.baseline, study.comparison))
+            published, yours = (
+                (each.tables(study.baseline), each.tables(study.comparison))
                 for each in (self.reference, evidence)
-            ]
-            return agreement(*both, study.slo, study.margins, **study.statistics.model_dump())
+            )
+            settings = study.statistics.model_dump()
+            return agreement(published, yours, study.slo, study.margins, **settings)
 
         key = digest([self.reference.key, evidence.key, source_digest()])
         try:

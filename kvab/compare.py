@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ def compare(
     }
     entries = {key: contrasts(arms[key], statistics_of(key)) for key in METRICS}
     at = {key: statistics_of(key).index(statistic if key in LATENCIES else "mean") for key in arms}
-    judged = {key: difference(arms[key]).map(lambda x, k=at[key]: x[..., k]) for key in arms}
+    judged = {key: difference(arms[key]).map(itemgetter((..., at[key]))) for key in arms}
     baselines = {key: arms[key].value[0, at[key]] for key in arms}
     basis = verdicts(judged, baselines, margins or {})
     by_pair = {key: paired_statistics(pairs, paired[key], design) for key in LATENCIES}

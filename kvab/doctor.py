@@ -6,12 +6,14 @@ Input: a study and a cluster. Output: findings.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kvab.errors import KvabError
 from kvab.recipes import declared_topology
-from kvab.runs.replay import open_cluster
+from kvab.runs.jobs import open_cluster
 from kvab.study import Study, load_cluster, load_study, root
 from kvab.trace import find_trace
 
@@ -48,7 +50,7 @@ def findings(study: Path, cluster: str) -> list[Finding]:
     declared = load_study(study)
     found = [Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")]
     for name in declared.configurations:
-        found.append(_try(f"{name}: ", lambda n=name: declared_topology(declared, n).describe()))
+        found.append(_try(f"{name}: ", partial(_described, declared, name)))
     found += _of_cluster(declared, cluster)
     found.append(_trace(declared))
     free = shutil.disk_usage(root()).free
@@ -58,7 +60,11 @@ def findings(study: Path, cluster: str) -> list[Finding]:
     return found
 
 
-def _try(prefix: str, look: object) -> Finding:
+def _described(declared: Study, name: str) -> str:
+    return declared_topology(declared, name).describe()
+
+
+def _try(prefix: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(True, prefix + look())
     except KvabError as error:

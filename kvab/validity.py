@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -184,13 +185,14 @@ def _cache_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str,
 
 def _arm_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]:
     manifests = [run.manifest for found in evidence.runs.values() for run in found]
-    for label, values in {
+    told: dict[str, set[Any]] = {
         "same workload": {m.trace.sha256[:12] for m in manifests},
         "same cluster": {str(sorted(m.cluster.items())) for m in manifests},
         "same versions": {str(_versions(m)[0]) for m in manifests},
         "same images": {str(found) for m in manifests if (found := _versions(m)[1])},
         "same study version": {m.study_version for m in manifests},
-    }.items():
+    }
+    for label, values in told.items():
         if values:  # simulated and live runs name no image
             yield label, "all runs", "one", str(len(values)), len(values) == 1
     cells = {(arm.factors.split, arm.factors.routing): n for n, arm in evidence.arms.items()}

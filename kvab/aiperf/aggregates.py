@@ -6,7 +6,7 @@ aggregates do not tell.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from kvab.aiperf import Artifacts
 from kvab.aiperf.records import TO_MS
@@ -31,7 +31,6 @@ def document(artifacts: Artifacts, slo: Slo) -> dict[str, Any]:
         "inter_token_latency": slo.itl_ms,
     }
     good = _count(artifacts, "good_request_count") if same else None
-    known = good is not None
     cached = _value(artifacts, "total_usage_prompt_cache_read_tokens")
     prompt = _value(artifacts, "total_usage_prompt_tokens")
     return {
@@ -45,8 +44,8 @@ def document(artifacts: Artifacts, slo: Slo) -> dict[str, Any]:
         **{key: _statistics(artifacts, name) for key, name in NAMES.items()},
         "good": {
             "count": good,
-            "share": good / expected if known and expected else None,
-            "rps": good / seconds if known and seconds else None,
+            "share": good / expected if good is not None and expected else None,
+            "rps": good / seconds if good is not None and seconds else None,
             "ttft_ms": float(slo.ttft_ms),
             "itl_ms": float(slo.itl_ms),
         },
@@ -81,7 +80,7 @@ def _value(artifacts: Artifacts, name: str) -> float | None:
     return float(value) if _known(value) else None
 
 
-def _known(value: Any) -> bool:
+def _known(value: Any) -> TypeGuard[float]:
     """Whether a value is a number that can be reckoned with."""
     return isinstance(value, int | float) and -LARGEST < value < LARGEST
 
@@ -97,7 +96,7 @@ def _statistics(artifacts: Artifacts, name: str) -> dict[str, float | None]:
     if factor is None:
         return dict.fromkeys(STATISTICS)
     values = {each: entry.get("avg" if each == "mean" else each) for each in STATISTICS}
-    return {each: factor * values[each] if _known(values[each]) else None for each in STATISTICS}
+    return {each: factor * value if _known(value) else None for each, value in values.items()}
 
 
 def _slos(artifacts: Artifacts) -> dict[str, float]:

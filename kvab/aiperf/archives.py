@@ -76,20 +76,20 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
         packed = file.read(2)
     if packed == b"PK":
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if not member.is_dir():
-                    if (member.external_attr >> 16) & 0o170000 == 0o120000:
-                        raise _refused(path, member.filename, "a link")
-                    with archive.open(member) as stream:
-                        yield member.filename, stream
+            for entry in archive.infolist():
+                if not entry.is_dir():
+                    if (entry.external_attr >> 16) & 0o170000 == 0o120000:
+                        raise _refused(path, entry.filename, "a link")
+                    with archive.open(entry) as content:
+                        yield entry.filename, content
         return
-    with _tar(path) as archive:
-        for member in archive:
+    with _tar(path) as members:
+        for member in members:
             if member.isdir():
                 continue
             if not member.isfile():
                 raise _refused(path, member.name, "a link or device")
-            stream = archive.extractfile(member)
+            stream = members.extractfile(member)
             assert stream is not None  # it is a file
             yield member.name, stream
 

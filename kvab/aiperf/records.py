@@ -11,6 +11,7 @@ import io
 import json
 from array import array
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -168,7 +169,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         ) from None
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> AbstractContextManager[BinaryIO]:
     if path.stat().st_size < LARGE_BYTES:
         return path.open("rb")
     import rich.console

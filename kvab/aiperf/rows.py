@@ -52,10 +52,13 @@ def by_row(
             "cannot be told apart; run AIPerf without --export-level summary"
         )
     records = artifacts.records.table
-    lines = rows if isinstance(rows, np.ndarray) else None
-    sent = trace if lines is None else _as_sent(trace, lines)
+    if not isinstance(rows, np.ndarray):
+        lines, count, sent = None, rows, trace
+    else:
+        assert trace is not None  # rows are those of a trace
+        lines, count, sent = rows, len(rows), _as_sent(trace, rows)
     placed, inferred = place(records, sent, source)
-    total = _expected(artifacts, placed, sent, rows if lines is None else len(lines), inferred)
+    total = _expected(artifacts, placed, sent, count, inferred)
     if (placed < 0).any():
         inferred.append(f"{(placed < 0).sum()} failed requests that name no row are left out")
     got = records.assign(
@@ -66,7 +69,9 @@ def by_row(
     )[placed >= 0]
     got = got.set_axis(placed[placed >= 0]).reindex(np.arange(total))
     got["error"] = _errors(got)
-    due_ms = None if sent is None else sent.timestamp_ms[:total] - trace.timestamp_ms[0]
+    due_ms = (
+        None if sent is None or trace is None else sent.timestamp_ms[:total] - trace.timestamp_ms[0]
+    )
     got["arrival_ms"], got["send_lag_ms"] = _schedule(got, due_ms, inferred)
     for column in ("input_tokens", "output_tokens"):
         got[column] = got[column].where(_countable(got[column]), 0).round().astype("int64")

@@ -23,7 +23,7 @@ from kvab.capacity import spread
 from kvab.declare import Declared
 from kvab.errors import InputError
 from kvab.runs import campaign
-from kvab.runs.replay import Job, check_topology, plan_job
+from kvab.runs.jobs import Job, check_topology, plan_job
 from kvab.study import Slo, Study, load_cluster, load_study, root
 from kvab.study.sweep import AS_DECLARED, Capacity, Variant
 from kvab.trace import Trace, find_trace
@@ -116,7 +116,7 @@ def plan(
         return plan_job(study, cluster, configuration, 1, rows, trace, folder, variant)
 
     sweep = declared(study)
-    cells = [
+    cells: list[tuple[Job, str | None]] = [
         (job(name, Variant(speed=load)), None)
         for name in study.configurations
         for load in sweep.loads

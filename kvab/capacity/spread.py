@@ -13,7 +13,7 @@ import pandas as pd
 
 from kvab import runs
 from kvab.metrics import LATENCIES, METRICS, Slo, good
-from kvab.runs.replay import Job, plan_job
+from kvab.runs.jobs import Job, plan_job
 from kvab.statistics.bootstrap import Design, Replicates, Sample, block_bursts, mean, replicate
 from kvab.statistics.robustness import judged
 from kvab.study import Study

@@ -49,7 +49,8 @@ def passes(error: BaseException) -> bool:
 
 def pause_s(state: RetryCallState) -> float:
     """Return how long to wait before the next try: what the server asks for, else ever longer."""
-    headers = getattr(state.outcome.exception(), "headers", None) or {}
+    error = state.outcome.exception() if state.outcome else None
+    headers = getattr(error, "headers", None) or {}
     asked = headers.get("Retry-After", "")
     return float(asked) if asked.isdigit() else min(10.0, 0.25 * 2**state.attempt_number)
 

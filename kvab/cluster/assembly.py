@@ -27,7 +27,7 @@ from kvab.study import Kubernetes, Study
 from kvab.trace import write_rows
 
 if TYPE_CHECKING:
-    from kvab.runs.replay import Job
+    from kvab.runs.jobs import Job
 
 Object = dict[str, Any]
 

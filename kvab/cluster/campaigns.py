@@ -26,7 +26,7 @@ from kvab.study import Kubernetes, load_cluster
 from kvab.watching import Display
 
 if TYPE_CHECKING:
-    from kvab.runs.replay import Job
+    from kvab.runs.jobs import Job
 
 Object = dict[str, Any]
 # It asks for neither GPUs nor Dynamo's operator, and reads no secret.

@@ -60,7 +60,7 @@ def of_deployment(deployment: Object) -> Iterator[Cause]:
     ``failed`` passes by itself when what was missing appears; a failed validation does not.
     """
     status = deployment.get("status") or {}
-    ready = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {})
+    ready: Object = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {})
     if status.get("state") == "failed":
         reason = ready.get("reason", "failed")
         name = deployment["metadata"]["name"]

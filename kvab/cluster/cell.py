@@ -19,7 +19,8 @@ import yaml
 from kvab.declare import Declared
 from kvab.errors import InputError, KvabError
 from kvab.recipes.manifests import DEPLOY, PERF
-from kvab.runs.replay import Job, Replay, plan_job
+from kvab.runs.jobs import Job, plan_job
+from kvab.runs.replay import Replay
 from kvab.study import Study, load_study
 from kvab.study.sweep import Variant
 from kvab.trace import read_trace

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from kvab.cluster import causes, readiness
@@ -76,13 +77,11 @@ def files(kube: Kube, selectors: list[str], names: list[tuple[str, str]]) -> dic
         return value if isinstance(value, list) else []
 
     for kind, name in names:
-        keep(f"{kind.lower()}-{name}.json", lambda k=kind, n=name: kube.get(k, n))
+        keep(f"{kind.lower()}-{name}.json", partial(kube.get, kind, name))
     keep("events.json", lambda: kube.list("Event"))
     for number, selector in enumerate(selectors):
         for kind in ("Pod", "DynamoComponentDeployment")[: 2 if number == 0 else 1]:
-            listed = keep(
-                f"{kind.lower()}s-{number}.json", lambda k=kind, s=selector: kube.list(k, s)
-            )
+            listed = keep(f"{kind.lower()}s-{number}.json", partial(kube.list, kind, selector))
             for pod in listed if kind == "Pod" else []:
                 for container in pod["spec"]["containers"]:
                     _logs(kube, pod["metadata"]["name"], container["name"], keep)

@@ -129,7 +129,7 @@ def _why(kube: Kube, pods: list[Object], index: int) -> str:
     last = max(own, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
     status, container = last.get("status") or {}, causes.main_container(last)
     states = [each.get("state") or {} for each in status.get("containerStatuses", [])]
-    ended = next((state["terminated"] for state in states if "terminated" in state), {})
+    ended: Object = next((state["terminated"] for state in states if "terminated" in state), {})
     reason = ended.get("reason") or status.get("reason") or status.get("phase", "Unknown")
     log = last_lines(kube.log(last["metadata"]["name"], container, lines=50), 4)
     code = f", exit code {ended['exitCode']}" if "exitCode" in ended else ""

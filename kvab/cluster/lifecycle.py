@@ -39,7 +39,7 @@ from kvab.trace import Trace
 from kvab.watching import Display
 
 if TYPE_CHECKING:
-    from kvab.runs.replay import Job
+    from kvab.runs.jobs import Job
 
 Object = dict[str, Any]
 PROBES_PER_WORKER = 2
@@ -49,11 +49,21 @@ class Cluster:
     """The cluster of a profile; with a job, its run on it."""
 
     def __init__(self, profile: Kubernetes, job: Job | None = None) -> None:
-        self.profile, self.job = profile, job
-        self.run = Assembly(profile, job)
+        self.profile, self._job = profile, job
         self.provenance: dict[str, Any] = {}
         self.applied: dict[str, bytes] = {}
         self.made = False
+
+    @property
+    def job(self) -> Job:
+        """What is asked for; without one nothing but `identity` can be asked."""
+        assert self._job is not None
+        return self._job
+
+    @cached_property
+    def run(self) -> Assembly:
+        """What the job applies."""
+        return Assembly(self.profile, self.job)
 
     def identity(self) -> dict[str, str]:
         """Return what a result depends on beside the manifests and the trace."""

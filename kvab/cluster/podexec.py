@@ -54,7 +54,7 @@ class Pod:
                     if time.monotonic() > deadline:
                         raise Broken(f"pod {self.name}: {command[0]} took over {timeout_s:g} s")
                 out += stream.read_channel(1) or b""
-                error = (stream.read_channel(2) or b"").decode("utf-8", "replace").strip()
+                said = (stream.read_channel(2) or b"").decode("utf-8", "replace").strip()
                 code = _exit_code(stream)
             finally:
                 stream.close()
@@ -65,7 +65,7 @@ class Pod:
         if code is None:
             raise Broken(f"exec in pod {self.name}: the connection was lost")
         if code:
-            raise DependencyError(f"pod {self.name}: {command[-1]}: exit code {code}: {error}")
+            raise DependencyError(f"pod {self.name}: {command[-1]}: exit code {code}: {said}")
         return bytes(out)
 
     def _open(self, command: tuple[str, ...]) -> Any:

@@ -6,6 +6,7 @@ Input: a cluster and the manifests that a run would apply. Output: findings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from kvab.cluster import applied
@@ -131,7 +132,7 @@ def findings(
         for name, manifests in [("storage and model", shared)] + [
             (configuration.name, manifests) for configuration, manifests in arms
         ]:
-            yield look(f"dry run, {name}", lambda some=manifests: dry_run(kube, some))
+            yield look(f"dry run, {name}", partial(dry_run, kube, manifests))
 
 
 def basics(kube: Kube, profile: Kubernetes, needs: tuple[Need, ...] = NEEDS) -> list[Finding]:

@@ -73,7 +73,7 @@ def of_objects(expected: Expected, deployment: Object, pods: list[Object]) -> It
     own = metadata["uid"] == expected.uid and not metadata.get("deletionTimestamp")
     yield Check(own, "it is the deployment that was created")
     generation = metadata.get("generation")
-    ready = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {})
+    ready: Object = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {})
     seen = [status.get("observedGeneration"), ready.get("observedGeneration")]
     current = all(number in (None, generation) for number in seen)
     yield Check(current, f"the operator has seen generation {generation}")

@@ -6,12 +6,11 @@ Input: a folder of runs. Output: one object that a notebook loads and passes on.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -20,9 +19,9 @@ from kvab.declare import digest
 from kvab.errors import InputError
 from kvab.metrics import LATENCIES
 from kvab.results import Result, remember, source_digest
-from kvab.runs import summaries
-from kvab.runs.workload import Workload, load_workload
-from kvab.study import Arm, Study, load_study, root
+from kvab.runs import RunManifest, summaries
+from kvab.runs.workload import Workload
+from kvab.study import Arm, Study
 
 if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
     from kvab.compare import Comparison
@@ -71,7 +70,7 @@ class Evidence:
         return self.manifest.trace.synthetic
 
     @property
-    def manifest(self) -> runs.RunManifest:
+    def manifest(self) -> RunManifest:
         """Manifest of the first run."""
         return next(iter(self.runs.values()))[0].manifest
 
@@ -144,7 +143,7 @@ class Evidence:
         """Main effects of routing and of the split, and their interaction."""
         from kvab.statistics.attribution import attribute
 
-        cells = {
+        cells: dict[tuple[str, str], list[pd.DataFrame]] = {
             (arm.factors.split, arm.factors.routing): self.tables(name)
             for name, arm in self.study.configurations.items()
         }
@@ -189,7 +188,7 @@ class Evidence:
 
         study = self.study
         declared = {"margins": study.margins, "other_slos": study.other_slos}
-        settings = self._settings() | self._block() | declared
+        settings = {**self._settings(), **self._block(), **declared}
         return choices(*self._both(), study.slo, **settings)
 
     @kept
@@ -235,56 +234,5 @@ class Evidence:
     def _block(self) -> dict[str, int]:
         return {"block_bursts": self.comparison.method["block_bursts"]}
 
-    def _settings(self) -> dict[str, float | int]:
+    def _settings(self) -> dict[str, Any]:
         return self.study.statistics.model_dump()
-
-
-def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Evidence:
-    """Return the runs of a study on a cluster, each verified against its manifest.
-
-    Parameters
-    ----------
-    study : path
-        The study file.
-    cluster : str
-        Name of the cluster.
-    folder : path
-        The folder of runs; a relative one counts from the checkout.
-
-    Raises
-    ------
-    InputError
-        If there are no runs, one is damaged, or they replayed different workloads.
-    """
-    declared = load_study(study)
-    folder = root() / folder
-    found: dict[str, list[runs.Run]] = {}
-    for path in runs.find_runs(folder, declared, cluster):
-        run = runs.read_run(path)
-        found.setdefault(run.manifest.configuration, []).append(run)
-    if not found:
-        raise InputError(
-            f"{folder / declared.name / cluster}: no runs; run `kvab report --cluster {cluster}`"
-        )
-    runs.check_comparable([run for each in found.values() for run in each])
-    first = next(iter(found.values()))[0].manifest.trace
-    workload = load_workload(folder / declared.name, first.sha256)
-    return Evidence(declared, cluster, found, workload)
-
-
-def load_published(study: str | Path, folder: str | Path) -> Evidence:
-    """Return the published runs of a study: of the cluster with the most, in runs and rows.
-
-    Raises
-    ------
-    InputError
-        If nothing is published.
-    """
-    declared = load_study(study)
-    place = root() / folder / declared.name
-    sizes: Counter[str] = Counter()
-    for path in place.glob("*/*/r*/run.json"):
-        sizes[path.parents[2].name] += runs.read_manifest(path.parent).trace.rows
-    if not sizes:
-        raise InputError(f"{place}: no published runs; make them with `make publish`")
-    return load_evidence(study, sizes.most_common(1)[0][0], folder)

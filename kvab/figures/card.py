@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -36,7 +37,7 @@ def social_card(evidence: Evidence, judged: Gate) -> bytes:
             colors = [styles[name]["color"] for name in names]
             axes.barh(range(len(names)), shares, color=colors, height=0.6)
             for place, share in enumerate(shares):
-                at = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+                at: Any = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
                 axes.annotate(f"{share:.1f} % good", (share, place), (8, 0), fontsize=18, **at)
             axes.set_yticks(range(len(names)), [evidence.arms[n].label for n in names], fontsize=18)
             axes.set(xlim=(0, 100), xticks=[])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.patches import Rectangle
 
 from kvab import metrics
 from kvab.evidence import Evidence
@@ -254,7 +255,7 @@ def slo_surface(evidence: Evidence) -> Drawing:
                          ["-", *[(0, (2, 1))] * 9], strict=False):  # fmt: skip
         if slo.ttft_ms in grid.columns and slo.itl_ms in grid.index:
             corner = (grid.columns.get_loc(slo.ttft_ms), grid.index.get_loc(slo.itl_ms))
-            box = plt.Rectangle(corner, 1, 1, fill=False, linewidth=2, linestyle=line, zorder=3)
+            box = Rectangle(corner, 1, 1, fill=False, linewidth=2, linestyle=line, zorder=3)
             axes.add_patch(box)
     axes.set_xticks(np.arange(len(grid.columns)) + 0.5, [f"{v / 1000:g}" for v in grid.columns])
     axes.set_yticks(np.arange(len(grid.index)) + 0.5, [f"{v:g}" for v in grid.index], rotation=0)

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
 from kvab.study import Arm
@@ -66,7 +67,7 @@ class Panel:
         )
 
 
-THEME = {
+THEME: Any = {
     "font.size": 9,
     "axes.labelsize": 9,
     "axes.titlesize": 9,
@@ -99,7 +100,7 @@ def drawn(
     *,
     runs: bool = True,
     source: Callable[..., str] = captions.source,
-) -> Callable[[Callable[[Any], Drawing]], Callable[[Any], Panel]]:
+) -> Callable[[Callable[[Any], Drawing]], Callable[[Any], Panel | None]]:
     """Draw a figure under the theme, mark what is simulated, and return its panel.
 
     ``data`` returns the table that the figure shows, which readers can download.
@@ -109,7 +110,7 @@ def drawn(
     its alternative text, or one text: why there is nothing to draw.
     """
 
-    def decorate(draw: Callable[[Any], Drawing]) -> Callable[[Any], Panel]:
+    def decorate(draw: Callable[[Any], Drawing]) -> Callable[[Any], Panel | None]:
         @functools.wraps(draw)
         def panel(evidence: Any) -> Panel | None:
             if evidence is None:
@@ -121,7 +122,9 @@ def drawn(
                 figure, caption, alt = drawing
                 mark = captions.origin(evidence, runs)
                 figure.text(0.995, 0.995, mark, ha="right", va="top", fontsize=7, color=GREY)
-                figure.get_layout_engine().set(rect=(0, 0, 1, 0.955))
+                engine = figure.get_layout_engine()
+                assert isinstance(engine, ConstrainedLayoutEngine)  # the theme's
+                engine.set(rect=(0, 0, 1, 0.955))
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format="svg", metadata={"Date": None})
                 plt.close(figure)
@@ -145,7 +148,7 @@ def log_ms(axes: Axes, label: str) -> None:
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Put one legend for all panels below them."""
     handles, labels = axes.get_legend_handles_labels()
-    if axes.get_legend():
-        axes.get_legend().remove()
+    if legend := axes.get_legend():
+        legend.remove()
     columns = 4 if sum(map(len, labels)) < 90 else 2  # what fits the width of a figure
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

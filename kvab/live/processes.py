@@ -62,6 +62,7 @@ class Programs:
         self._tell("folder", self.folder)
 
     def _tell(self, kind: str, value: object) -> None:
+        assert self._guard.stdin is not None  # it is a pipe
         self._guard.stdin.write(f"{kind} {value}\n")
         self._guard.stdin.flush()
 
@@ -111,6 +112,7 @@ class Programs:
             program.process.wait()
         self.started.clear()
         if self._guard.poll() is None:
+            assert self._guard.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 self._guard.stdin.close()
             self._guard.wait()

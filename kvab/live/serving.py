@@ -45,10 +45,16 @@ class LiveStack:
 
     def __init__(self, profile: Live, configuration: recipes.Configuration | None = None) -> None:
         self.profile, self.configuration = profile, configuration
-        self.programs: Programs | None = None
+        self._programs: Programs | None = None
         self.provenance: dict[str, object] = {}
         self._lock = FileLock(cache_folder() / "live.lock", blocking=False)
         self._holder = cache_folder() / "live.holder"
+
+    @property
+    def programs(self) -> Programs:
+        """What runs; there from `deploy` to `teardown`."""
+        assert self._programs is not None
+        return self._programs
 
     def identity(self) -> dict[str, str]:
         """Return what a result depends on beside the manifests and the trace.
@@ -116,7 +122,7 @@ class LiveStack:
         DependencyError
             If one ends, or they do not serve in time; the last lines of the log are in the text.
         """
-        self.programs, self.port, self.topology = Programs(), free_port(), topology
+        self._programs, self.port, self.topology = Programs(), free_port(), topology
         folder = self.programs.folder
         first = next(iter(topology.groups.values()))
         write_model(folder / "hub", first.model, first.context_length)
@@ -171,6 +177,7 @@ class LiveStack:
         self.programs.check(but=program)
 
     def _aiperf(self, replayed: Path) -> list[str]:
+        assert self.configuration is not None  # only `doctor` looks without one
         command = recipes.aiperf_command(self.configuration)
         changed = {
             "--url": f"http://{stack.LOOPBACK}:{self.port}",
@@ -198,10 +205,8 @@ class LiveStack:
     def collect(self) -> tuple[pd.DataFrame, dict[str, bytes]]:
         """Return the requests table and the artifacts by file name, the records compressed."""
         read = aiperf.read_artifacts(self.artifacts)
-        if not read.whole:
-            raise DependencyError(
-                f"AIPerf's export is not complete ({len(read.records)} records); replay it again"
-            )
+        if not read.whole or read.records is None:
+            raise DependencyError("AIPerf's export is not complete; replay it again")
         self.provenance = {
             "workers_served": stack.workers_served(self.artifacts, list(self.topology.groups)),
             "router": aiperf.router_counters(self.artifacts),
@@ -230,16 +235,16 @@ class LiveStack:
 
     def diagnostics(self) -> dict[str, bytes]:
         """Return the logs, and what AIPerf has written so far, after a failure."""
-        if self.programs is None or not self.programs.started:
+        if self._programs is None or not self.programs.started:
             return {}
         written = self._kept() if hasattr(self, "artifacts") else {}
         return self.programs.logs() | {f"artifacts/{name}": each for name, each in written.items()}
 
     def teardown(self) -> None:
         """Stop every process and remove the state folder; safe to call again."""
-        if self.programs is not None:
-            self.programs.close()
-            self.programs = None
+        if self._programs is not None:
+            self._programs.close()
+            self._programs = None
         if self._lock.is_locked:
             self._holder.unlink(missing_ok=True)
             self._lock.release()

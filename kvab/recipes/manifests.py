@@ -23,7 +23,11 @@ KIND = {"apiVersion": "nvidia.com/v1alpha1", "kind": "DynamoGraphDeployment"}
 FRONTEND, VLLM = "dynamo.frontend", "dynamo.vllm"
 PROGRAMS = {"frontend": FRONTEND, "worker": VLLM, "prefill": VLLM, "decode": VLLM}
 ALIASES = {"-tp": "--tensor-parallel-size"}
-TYPES = {str: "a text (quote it)", list: "a list of texts (quote numbers)", dict: "a mapping"}
+TYPES: dict[type, str] = {
+    str: "a text (quote it)",
+    list: "a list of texts (quote numbers)",
+    dict: "a mapping",
+}
 SLOS = {"time_to_first_token": "ttft_ms", "inter_token_latency": "itl_ms"}
 
 
@@ -117,10 +121,13 @@ def read_configuration(folder: Path | str, name: str | None = None) -> Configura
         if program not in programs:
             configuration.refuse("spec.services", f"a service that runs {program}, got none")
     host = f"{configuration.deployment}-{programs[FRONTEND].name.lower()}"
-    served = {"--url": f"http://{host}:8000", "-m": programs[VLLM].flags.get("--model")}
-    for option, expected in served.items():
-        if (got := _option(configuration, option)) != expected:
-            configuration.refuse(option, f"{expected} as in {DEPLOY}, got {got}", PERF)
+    served: dict[str, str | None] = {
+        "--url": f"http://{host}:8000",
+        "-m": programs[VLLM].flags.get("--model"),
+    }
+    for option, said in served.items():
+        if (got := _option(configuration, option)) != said:
+            configuration.refuse(option, f"{said} as in {DEPLOY}, got {got}", PERF)
     return configuration
 
 
@@ -223,8 +230,10 @@ def aiperf_command(configuration: Configuration) -> list[str]:
     """Return the AIPerf command of ``perf.yaml``, as written in the arguments of its Job."""
     jobs = [part for part in configuration.perf if _at(part, "kind") == "Job"]
     containers = _at(jobs[0], "spec.template.spec.containers") if len(jobs) == 1 else None
-    command = _at(containers[0], "args") if isinstance(containers, list) and containers else None
-    if not _texts(command) or command[:2] != ["aiperf", "profile"]:
+    command: list[str] | None = (
+        _at(containers[0], "args") if isinstance(containers, list) and containers else None
+    )
+    if command is None or not _texts(command) or command[:2] != ["aiperf", "profile"]:
         expected = "one Job whose args are 'aiperf profile' and its options, all texts"
         configuration.refuse("kind", f"{expected}, got something else", PERF)
     return command

@@ -26,7 +26,7 @@ from kvab.recipes.manifests import (
 )
 
 ROLES = {"agg": "aggregated", "prefill": "prefill", "decode": "decode"}
-ROUTERS = {"round-robin": "round_robin", "kv": "kv"}
+ROUTERS: dict[str | None, Literal["round_robin", "kv"]] = {"round-robin": "round_robin", "kv": "kv"}
 
 
 def _power_of_two(value: int) -> int:
@@ -142,13 +142,13 @@ def _check_known(configuration: Configuration, part: Component) -> None:
             configuration.refuse(where, f"{'no' if known.switch else 'a'} value, got {value}")
 
 
-def _router(configuration: Configuration, frontend: Component) -> str:
+def _router(configuration: Configuration, frontend: Component) -> Literal["round_robin", "kv"]:
     # As in the frontend, the argument wins over the variable.
-    mode = frontend.environment.get("DYN_ROUTER_MODE", "round-robin")
-    mode = frontend.flags.get("--router-mode", mode)
+    told = frontend.environment.get("DYN_ROUTER_MODE", "round-robin")
+    mode = frontend.flags.get("--router-mode", told)
     if mode not in ROUTERS:
         where = f"{frontend.name}.args.--router-mode"
-        configuration.refuse(where, f"{' or '.join(ROUTERS)}, got {mode}")
+        configuration.refuse(where, f"{' or '.join(map(str, ROUTERS))}, got {mode}")
     return ROUTERS[mode]
 
 
@@ -169,9 +169,11 @@ def _role(configuration: Configuration, part: Component) -> str:
 
 def _group(configuration: Configuration, part: Component) -> WorkerGroup:
     sets = {name: FLAGS[name].sets for name in part.flags}
-    values = {sets[name]: value for name, value in part.flags.items() if sets[name]}
+    values: dict[str, Any] = VLLM_DEFAULTS | {
+        field: value for name, value in part.flags.items() if (field := sets[name])
+    }
     values.pop("role", None)
-    if "prefix_caching" in values:
+    if "prefix_caching" in sets.values():
         values["prefix_caching"] = "--no-enable-prefix-caching" not in part.flags
     gpus = configuration.get(part.service, "resources.limits.gpu", str, f"{part.name}.")
     events = _json(configuration, part, "--kv-events-config")
@@ -180,9 +182,9 @@ def _group(configuration: Configuration, part: Component) -> WorkerGroup:
             component=part.name,
             replicas=part.service.get("replicas", 1),
             gpus_per_worker=gpus or 0,
-            image=part.container.get("image"),
+            image=part.container.get("image"),  # type: ignore[arg-type]  # it is validated
             kv_events=events.get("enable_kv_cache_events") is True,
-            **(VLLM_DEFAULTS | values),
+            **values,
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -214,7 +216,7 @@ def _check_group(configuration: Configuration, part: Component, group: WorkerGro
 
 
 def _json(configuration: Configuration, part: Component, flag: str) -> dict[str, Any]:
-    text = part.flags.get(flag, "{}")
+    text = part.flags.get(flag) or "{}"
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

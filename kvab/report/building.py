@@ -19,7 +19,7 @@ from kvab.report.bundle import unpacked
 from kvab.results import source_digest
 from kvab.runs import campaign
 from kvab.runs.imports import is_imported
-from kvab.runs.replay import plan_job
+from kvab.runs.jobs import plan_job
 from kvab.runs.workload import save_workload
 from kvab.study import load_study, root
 from kvab.trace import find_trace

@@ -105,16 +105,20 @@ def _chosen(study: Study, paths: list[Path]) -> list[tuple[Path, Path]]:
     found = []
     for path in (each.resolve() for each in paths):
         place = next((up for up in (path, *path.parents) if (up / study.name).is_dir()), None)
-        clusters = sorted((place / study.name).glob("*/")) if place else []
-        all_runs = [run for each in clusters for run in runs.find_runs(place, study, each.name)]
-        below = [run for run in all_runs if run.is_relative_to(path)]
-        if not below:
+        below = _below(path, place, study) if place else []
+        if place is None or not below:
             raise InputError(
                 f"{path}: expected a folder of runs of {study.name}, or one inside, got none; "
                 "name e.g. runs/"
             )
         found += [(place, run) for run in below]
     return sorted(set(found))
+
+
+def _below(path: Path, place: Path, study: Study) -> list[Path]:
+    clusters = sorted((place / study.name).glob("*/"))
+    found = (run for each in clusters for run in runs.find_runs(place, study, each.name))
+    return [run for run in found if run.is_relative_to(path)]
 
 
 def _run_files(path: Path, hosts: bool) -> dict[str, bytes]:
@@ -129,7 +133,11 @@ def _run_files(path: Path, hosts: bool) -> dict[str, bytes]:
     if not hosts:
         cluster = {key: value for key, value in told.cluster.items() if key in NAMELESS}
         depends_on = {name: each for name, each in told.depends_on.items() if name != "nodes"}
-        less = {"cluster": cluster, "host": _nameless(told.host), "depends_on": depends_on}
+        less: dict[str, Any] = {
+            "cluster": cluster,
+            "host": _nameless(told.host),
+            "depends_on": depends_on,
+        }
         if told.kind == "kubernetes" and told.reason:  # it may quote pods, nodes and servers
             less["reason"] = "failed; the reason is kept where it ran"
         told = told.model_copy(update=less)

@@ -76,7 +76,9 @@ def _size(folder: Path) -> int:
 def _copy_tables(clusters: list[Path], to: Path) -> None:
     for key, names in TABLES.items():
         found = next((each for each in clusters if (each / key).is_file()), None)
-        for name in names if found else []:
+        if found is None:
+            continue
+        for name in names:
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found / name, to / name)
 

@@ -1,23 +1,16 @@
 """Run folders: planned, replayed, resumed, read from anywhere."""
 
 from kvab.runs.folder import (
-    Planned,
     Run,
-    RunManifest,
-    RunTrace,
-    capacity_path,
     check_comparable,
-    find_runs,
     parquet_bytes,
-    read_manifest,
     read_run,
     requests_bytes,
-    restore,
-    run_path,
-    state,
     write_beside,
     write_run,
 )
+from kvab.runs.manifest import RunManifest, RunTrace, read_manifest
+from kvab.runs.planning import Planned, capacity_path, find_runs, restore, run_path, state
 
 __all__ = [
     "Planned",

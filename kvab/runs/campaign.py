@@ -10,7 +10,7 @@ import os
 import queue
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kvab import runs
 from kvab.errors import DependencyError
-from kvab.runs.replay import Job, Replay
+from kvab.runs.jobs import Job
+from kvab.runs.replay import Replay
 
 OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
 
@@ -58,16 +59,13 @@ def replay_all(jobs: list[Job], *, on: str | None = None, quiet: bool = False) -
     if jobs[0].cluster.kind != "simulated":
         replay_in_turn(jobs)
         return
+    _replay_side_by_side(jobs, quiet)
+
+
+def _replay_side_by_side(jobs: list[Job], quiet: bool) -> None:
     # Forked, so that no replay waits for imports; before the progress bar starts its thread.
     context = multiprocessing.get_context("fork")
     told = context.Queue()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("requests, left"),
-        TimeRemainingColumn(),
-    )
     pool = ProcessPoolExecutor(
         min(len(jobs), len(os.sched_getaffinity(0))),
         context,
@@ -75,20 +73,7 @@ def replay_all(jobs: list[Job], *, on: str | None = None, quiet: bool = False) -
         initargs=(told,),
     )
     try:
-        pending = [pool.submit(_replay_job, n, job) for n, job in enumerate(jobs)]
-        with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
-            total = bar.add_task(f"{len(jobs)} replays", total=sum(job.rows for job in jobs))
-            done = dict.fromkeys(range(len(jobs)), 0)
-            while not all(future.done() for future in pending):
-                try:
-                    n, count = told.get(timeout=0.2)
-                except queue.Empty:
-                    continue
-                done[n] = max(done[n], count)
-                bar.update(total, completed=sum(done.values()))
-            for future in as_completed(pending):
-                future.result()
-            bar.update(total, completed=sum(job.rows for job in jobs))
+        _follow(jobs, [pool.submit(_replay_job, n, job) for n, job in enumerate(jobs)], told, quiet)
     except BrokenProcessPool:
         raise DependencyError(
             "a replay's process died (out of memory?); run the same command again: "
@@ -100,6 +85,30 @@ def replay_all(jobs: list[Job], *, on: str | None = None, quiet: bool = False) -
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _follow(jobs: list[Job], pending: list[Future], told: Any, quiet: bool) -> None:
+    """Show how many requests are done until every replay has ended."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("requests, left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        total = bar.add_task(f"{len(jobs)} replays", total=sum(job.rows for job in jobs))
+        done = dict.fromkeys(range(len(jobs)), 0)
+        while not all(future.done() for future in pending):
+            try:
+                n, count = told.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            done[n] = max(done[n], count)
+            bar.update(total, completed=sum(done.values()))
+        for future in as_completed(pending):
+            future.result()
+        bar.update(total, completed=sum(job.rows for job in jobs))
 
 
 def replay_in_turn(jobs: list[Job]) -> None:

@@ -1,4 +1,4 @@
-"""Run folders: written whole, verified when read, planned by what they depend on.
+"""Run folders: written whole, verified when read.
 
 ``runs/<study>/<cluster>/<configuration>/r<repeat>/`` holds ``run.json``, ``requests.parquet``,
 ``artifacts/`` and ``manifests/``. A folder that exists is whole: it is written beside its place
@@ -12,77 +12,19 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, Field, ValidationError
 
 from kvab import tidy
-from kvab.declare import Declared
 from kvab.errors import InputError
-from kvab.study import Slo, Study
-
-
-def _inside(files: dict[str, str]) -> dict[str, str]:
-    for name in files:
-        place = PurePosixPath(name)
-        if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
-            raise ValueError(f"expected names of files inside the folder, got {name!r:.80}")
-    return files
-
-
-Natural = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Counts(Declared):
-    """Requests expected of the replay, answered, and failed or lost."""
-
-    expected: Natural
-    received: Natural
-    errors: Natural
-
-
-class RunTrace(Declared):
-    """The workload that was replayed: ``rows`` of its ``total_rows``, from the first."""
-
-    name: str
-    sha256: str
-    synthetic: bool
-    rows: Count
-    total_rows: Count
-
-
-class RunManifest(Declared):
-    """The content of ``run.json``, schema 1."""
-
-    schema_version: Literal[1] = Field(1, alias="schema")
-    study: str
-    study_version: int
-    study_digest: str
-    slo: Slo | None = None
-    cluster: dict[str, Any]
-    kind: Literal["simulated", "live", "kubernetes", "imported"]
-    configuration: str
-    repeat: Count
-    order: Literal["file", "shuffled within bursts"]
-    seed: int
-    trace: RunTrace
-    start: datetime
-    end: datetime
-    versions: dict[str, str]
-    host: dict[str, Any]
-    counts: Counts
-    status: Literal["complete", "partial", "failed"]
-    reason: str | None = None
-    depends_on: dict[str, Any]
-    inferred: list[str] = Field(default_factory=list)
-    files: Annotated[dict[str, str], AfterValidator(_inside)]
+from kvab.runs.manifest import RunManifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -92,27 +34,6 @@ class Run:
     path: Path
     manifest: RunManifest
     requests: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run that the study asks for, and whether its folder can serve."""
-
-    configuration: str
-    repeat: int
-    path: Path
-    state: Literal["complete", "missing", "changed", "damaged", "failed"]
-    why: str
-
-
-def run_path(runs: Path, study: Study, cluster: str, configuration: str, repeat: int) -> Path:
-    """Return the folder of a run."""
-    return runs / study.name / cluster / configuration / f"r{repeat}"
-
-
-def capacity_path(runs: Path, study: Study, cluster: str) -> Path:
-    """Return the folder of a cluster's capacity sweep, which `find_runs` does not look into."""
-    return runs / study.name / cluster / "capacity"
 
 
 def requests_bytes(table: pd.DataFrame) -> bytes:
@@ -147,7 +68,7 @@ def write_beside(path: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def write_run(path: Path, manifest: dict[str, Any], files: dict[str, bytes | Path]) -> Path:
+def write_run(path: Path, manifest: dict[str, Any], files: Mapping[str, bytes | Path]) -> Path:
     """Write a run folder beside its place and rename it in; a run that stands there moves aside.
 
     Parameters
@@ -216,28 +137,6 @@ def set_aside(path: Path) -> Path:
     return path.rename(path.with_name(f"{path.name}.set-aside-{now}"))
 
 
-def read_manifest(path: Path) -> RunManifest:
-    """Return the checked ``run.json`` of a run folder.
-
-    Raises
-    ------
-    InputError
-        If it is missing, not JSON, or not of schema 1.
-    """
-    file = path / "run.json"
-    try:
-        return RunManifest.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"{path}: expected a run folder with run.json, got {error.strerror}; "
-            "name a folder such as runs/<study>/<cluster>/<configuration>/r1"
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{file}: {key}: {first['msg']}; rerun the replay") from None
-
-
 def read_run(path: str | Path) -> Run:
     """Return a run folder after checking every file in it against ``run.json``.
 
@@ -301,41 +200,3 @@ def check_comparable(found: list[Run]) -> None:
             f"made for different bounds of a good request: {said}; replay one of them under the "
             "study file that the other was made with"
         )
-
-
-def state(path: Path, depends_on: dict[str, Any]) -> tuple[str, str]:
-    """Return whether a run folder can serve, and why not: see ``Planned``."""
-    if not path.exists():
-        return "missing", "never replayed"
-    try:
-        manifest = read_run(path).manifest
-    except InputError as error:
-        return "damaged", str(error)
-    if manifest.status != "complete":
-        return "failed", manifest.reason or manifest.status
-    old = manifest.depends_on
-    changed = [key for key in {**old, **depends_on} if old.get(key) != depends_on.get(key)]
-    if changed:
-        return "changed", "changed since: " + ", ".join(changed)
-    return "complete", f"replayed {manifest.end:%Y-%m-%d %H:%M} UTC"
-
-
-def restore(path: Path, depends_on: dict[str, Any]) -> bool:
-    """Bring back a run set aside earlier that serves now, and return whether there was one."""
-    for aside in sorted(path.parent.glob(f"{path.name}.set-aside-*"), reverse=True):
-        if state(aside, depends_on)[0] == "complete":
-            if path.exists():
-                set_aside(path)
-            aside.rename(path)
-            return True
-    return False
-
-
-def find_runs(runs: Path, study: Study, cluster: str) -> list[Path]:
-    """Return the run folders of a cluster, by configuration as declared, then by repeat."""
-    found = []
-    for configuration in study.configurations:
-        folders = (runs / study.name / cluster / configuration).glob("r*")
-        numbered = [path for path in folders if path.name[1:].isdigit()]
-        found += sorted(numbered, key=lambda path: int(path.name[1:]))
-    return found

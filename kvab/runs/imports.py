@@ -18,7 +18,7 @@ from kvab.aiperf.archives import folder_of
 from kvab.declare import digest
 from kvab.errors import InputError
 from kvab.recipes import Configuration, read_configuration, topology
-from kvab.runs.replay import plan_job
+from kvab.runs.jobs import plan_job
 from kvab.runs.sources import Source, of_artifacts
 from kvab.runs.workload import save_workload
 from kvab.study import Study, load_cluster, load_study, root
@@ -85,6 +85,7 @@ def import_run(
             manifest["depends_on"] = job.depends_on()
         target = runs.run_path(folder, declared, cluster, configuration, repeat)
         files = _files(source, recipe)
+        assert source.trace is not None  # `_check` refuses the others
         save_workload(source.trace, folder / declared.name)
         runs.write_run(target, manifest, files)
     return target, source.told(declared.slo) + [f"{path}: inferred: {line}" for line in assumed]
@@ -129,7 +130,7 @@ def _assumed(source: Source, configuration: str) -> list[str]:
         "what was applied",
         "order inside bursts: that of the trace's file",
     ]
-    if source.artifacts.version is None:
+    if source.artifacts is None or source.artifacts.version is None:
         assumed.append("AIPerf's version: unknown")
     return assumed
 
@@ -143,6 +144,7 @@ def _manifest(
     inferred: list[str],
 ) -> dict[str, Any]:
     requests, trace, artifacts = source.requests, source.trace, source.artifacts
+    assert requests is not None and trace is not None and artifacts is not None
     errors = int(requests["error"].notna().sum())
     start, end = _times(artifacts)
     return {
@@ -181,6 +183,7 @@ def _manifest(
 
 def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:
     """Return when the first request was sent and the last answer ended, in UTC."""
+    assert artifacts.records is not None  # so there are single requests
     table = artifacts.records.table
     start_ns = table["start_ns"].where(table["start_ns"] > 0)
     end_ns = start_ns + 1e6 * table["latency_ms"].fillna(0)
@@ -189,14 +192,15 @@ def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:
 
 
 def _files(source: Source, recipe: Configuration) -> dict[str, bytes | Path]:
-    requests = source.requests
+    requests, artifacts = source.requests, source.artifacts
+    assert requests is not None and artifacts is not None  # `_check` refuses the others
     if topology(recipe).mode == "disaggregated":
         requests = tidy.without_cached(requests)
     files: dict[str, bytes | Path] = {"requests.parquet": runs.requests_bytes(requests)}
     for name in ("deploy.yaml", "perf.yaml"):
         files[f"manifests/{name}"] = (recipe.folder / name).read_bytes()
     for pattern in KEPT:
-        for file in source.artifacts.folder.glob(pattern):
+        for file in artifacts.folder.glob(pattern):
             if file.is_file() and not file.name.split(".json")[0].endswith(LEFT):
                 files[f"artifacts/{file.name}"] = file
     return files

@@ -64,6 +64,7 @@ class Source:
     def summary(self, slo: Slo) -> dict[str, Any]:
         """Return the document of ``kvab summarize``; one of a partial run says so in ``status``."""
         if self.requests is None:
+            assert self.artifacts is not None  # a run folder has its requests
             document = aggregates.document(self.artifacts, slo)
         else:
             document = metrics.summarize(self.requests, slo, self.expected)
@@ -75,7 +76,7 @@ class Source:
         """Return what a reader must know beside the numbers, a line each."""
         notes = self.artifacts.notes if self.artifacts else ()
         lines = [*notes, *(f"inferred: {line}" for line in self.inferred)]
-        if self.requests is None:
+        if self.requests is None and self.artifacts is not None:
             lines += [f"missing: {line}" for line in aggregates.missing(self.artifacts, slo)]
         if self.status != "complete":
             lines.append(f"{self.status}: {self.reason}; no verdict rests on it")
@@ -192,6 +193,7 @@ def comparable(arms: list[list[Source]]) -> list[list[pd.DataFrame]]:
 
 
 def _aggregates_only(source: Source) -> str:
+    assert source.artifacts is not None  # a run folder has its requests
     means = aggregates.document(source.artifacts, Slo(ttft_ms=1, itl_ms=1))
     known = [
         f"mean {metrics.METRICS[key].short} {means[key]['mean']:,.1f} ms"
@@ -223,6 +225,7 @@ def _has_schedule(source: Source) -> bool:
 def _on_clock(source: Source, reference: Source) -> pd.DataFrame:
     """Return requests with the arrivals of another run, where their own are not known."""
     table, other = source.requests, reference.requests
+    assert table is not None and other is not None  # `comparable` refuses the others
     same = np.array_equal(table["row"], other["row"])
     if _has_schedule(source) or source is reference or not same:
         return table

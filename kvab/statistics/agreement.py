@@ -7,6 +7,7 @@ both effects, their gap with a workload interval, and a verdict by a stated rule
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ def agreement(
     yours: tuple[Tables, Tables],
     slo: Slo,
     margins: Mapping[str, float],
-    **settings: float | int,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Return whether two places agree on what the comparison gains over the baseline.
 

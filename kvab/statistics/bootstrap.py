@@ -42,6 +42,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 BLOCK_FACTOR = 3
@@ -198,7 +199,7 @@ def mean(sample: Sample, weights: np.ndarray) -> np.ndarray:
     return np.divide(weights @ sample.sums, count, np.full(len(count), np.nan), where=count > 0)
 
 
-def percentiles(sample: Sample, weights: np.ndarray, q: np.ndarray) -> np.ndarray:
+def percentiles(sample: Sample, weights: np.ndarray, q: ArrayLike) -> np.ndarray:
     """Return weighted percentiles, shape (n, len(q)); NaN where no value was drawn.
 
     Notes

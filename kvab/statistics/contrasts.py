@@ -20,7 +20,7 @@ from kvab.statistics.pairing import sample
 POWER = 0.8  # at which a difference counts as detectable
 
 
-def number(value: float) -> float | None:
+def number(value: float | np.ndarray) -> float | None:
     """Return a plain float, or None where it is not finite."""
     return float(value) if math.isfinite(value) else None
 

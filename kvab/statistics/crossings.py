@@ -25,6 +25,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -114,9 +115,7 @@ def shares(requests: np.ndarray, good: np.ndarray, design: Design) -> Replicates
     return replicate(design, evaluate)
 
 
-def plan(
-    requests: np.ndarray, series: Sequence[np.ndarray], settings: dict[str, float | int]
-) -> Design:
+def plan(requests: np.ndarray, series: Sequence[np.ndarray], settings: dict[str, Any]) -> Design:
     """Return the resampling plan whose block length suits all series of good requests a burst."""
     total = requests.sum()
     influences = [each - requests * each.sum() / total for each in series]

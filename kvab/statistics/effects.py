@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,7 @@ def quantile_differences(
     *,
     q: np.ndarray = QUANTILES,
     block_bursts: int | None = None,
-    **settings: float | int,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Return the difference between the arms at every quantile of a latency.
 
@@ -113,7 +115,7 @@ def effect_by_group(
     slo: Slo,
     *,
     block_bursts: int | None = None,
-    **settings: float | int,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Return the effect of the comparison within groups of requests.
 
@@ -148,7 +150,7 @@ def effect_by_group(
         row = {"group": group, "pairs": int(inside.sum())}
         for key, apart in paired.items():
             within = sample(pairs, np.where(inside, apart, np.nan))
-            effect = replicate(design, lambda weights, of=within: mean(of, weights))
+            effect = replicate(design, partial(mean, within))
             row[f"{key}_difference"] = float(effect.value)
             row[f"{key}_ci_low"], row[f"{key}_ci_high"] = map(float, effect.interval)
             if key in LATENCIES and within.values.size:
@@ -158,9 +160,7 @@ def effect_by_group(
     return pd.DataFrame(rows)
 
 
-def noise_floor(
-    baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: float | int
-) -> pd.DataFrame:
+def noise_floor(baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: Any) -> pd.DataFrame:
     """Return what the study sees between runs of one configuration (A/A), and could see.
 
     Parameters
@@ -179,14 +179,14 @@ def noise_floor(
         of the shares), ``error`` (largest standard error of such a difference) and
         ``smallest_detectable`` = (t for the level + t for power 0.8) x error. NaN with one repeat.
     """
-    found = {key: [] for key in METRICS}
+    found: dict[str, list[tuple[Any, ...]]] = {key: [] for key in METRICS}
     for first, second in itertools.combinations(baseline_tables, 2):
         pairs = pair([first], [second])
         paired = differences(*(values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)))
         design = plan(pairs, paired.values(), **settings)
         for key, apart in paired.items():
             of = sample(pairs, apart)
-            effect = replicate(design, lambda weights, of=of: mean(of, weights))
+            effect = replicate(design, partial(mean, of))
             detectable = (design.critical() + design.critical(POWER)) * effect.error
             found[key].append((abs(effect.value), effect.error, detectable))
     columns = ["largest_difference", "error", "smallest_detectable"]

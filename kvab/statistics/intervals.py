@@ -6,6 +6,8 @@ Input: requests tables. Output: tables.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from kvab.study import Slo
 
 
 def good_shares(
-    tables: Mapping[str, Sequence[pd.DataFrame]], slo: Slo, **settings: float | int
+    tables: Mapping[str, Sequence[pd.DataFrame]], slo: Slo, **settings: Any
 ) -> pd.DataFrame:
     """Return the share of good requests of each configuration.
 
@@ -34,7 +36,7 @@ def good_shares(
         good = values(rows_of_arm, name, slo)["good_share"]
         design = plan(rows_of_arm, [good], **settings)
         each = sample(rows_of_arm, good)
-        found = replicate(design, lambda weights, of=each: mean(of, weights))
+        found = replicate(design, partial(mean, each))
         low, high = np.clip([float(end) for end in found.interval], 0, 1)
         shares = [float(metrics.good(table, slo).mean()) for table in repeats]
         rows[name] = {"share": float(good.mean()), "low": low, "high": high, "repeats": shares}
@@ -46,7 +48,7 @@ def groups(
     comparison: Sequence[pd.DataFrame],
     workload: pd.DataFrame,
     slo: Slo,
-    **settings: float | int,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Return the effect by prompt length, by reusable prefix (in thirds) and along the trace.
 

@@ -7,6 +7,7 @@ and the resampling plan that `compare`, `groups` and `attribution` share.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -114,7 +115,10 @@ def _check_same(reference: pd.DataFrame, table: pd.DataFrame, where: str, first:
     _refuse(wrong, "input_tokens", reference, table, where, first)
 
 
-def _refuse(wrong, column, reference, table, where, first) -> None:
+def _refuse(
+    wrong: np.ndarray, column: str, reference: pd.DataFrame, table: pd.DataFrame, where: str,
+    first: str,
+) -> None:  # fmt: skip
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
         raise InputError(
@@ -154,7 +158,7 @@ def plan(
     pairs: pd.DataFrame,
     paired: Iterable[np.ndarray],
     block: int | None = None,
-    **settings: float | int,
+    **settings: Any,
 ) -> Design:
     """Return the resampling plan of a paired table.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ def choices(
     margins: Mapping[str, float],
     block_bursts: int,
     other_slos: Sequence[Slo] = (),
-    **settings: float | int,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Return the verdicts under the declared choices and under each other one.
 
@@ -124,7 +125,7 @@ def slo_surface(
     slo: Slo,
     *,
     block_bursts: int,
-    **settings: float | int,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Return the difference of the good share for every pair of bounds on a grid.
 

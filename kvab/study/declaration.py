@@ -27,6 +27,7 @@ def _plain(text: str) -> str:
 PageText = Annotated[str, AfterValidator(_plain)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+MetricKey = Annotated[str, Field(pattern="^(ttft_ms|itl_ms|latency_ms|good_share)$")]
 
 
 class Model(Declared):
@@ -103,7 +104,7 @@ class Study(Declared):
     configurations: dict[str, Arm]
     repeats: Count
     seeds: list[int]
-    margins: dict[Literal["ttft_ms", "itl_ms", "latency_ms", "good_share"], Positive]
+    margins: dict[MetricKey, Positive]
     statistics: Statistics
     capacity: Capacity | None = None
     folder: Path = Field(exclude=True)

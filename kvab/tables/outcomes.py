@@ -5,6 +5,8 @@ Input: the evidence. Output: tables that a notebook shows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -113,7 +115,7 @@ def robustness(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Table:
     if sweep:
         found = pd.concat([found, sweep.spread_verdicts])
     declared = found[found["choice"] == found["choice"].iloc[0]].set_index("metric")["verdict"]
-    lines = {}
+    lines: dict[str, dict[str, str]] = {}
     for row in found.itertuples():
         metric, share = metrics.METRICS[row.metric], row.metric == "good_share"
         name = "good share [points]" if share else f"{metric.short} [ms]"
@@ -155,7 +157,8 @@ def goodput(evidence: Evidence) -> Table:
 
 def _reuse(evidence: Evidence, name: str) -> str:
     shares = [summaries.reuse(run) for run in evidence.runs[name]]
-    return "not known" if None in shares else percent(float(np.mean(shares)))
+    known = [share for share in shares if share is not None]
+    return percent(float(np.mean(known))) if len(known) == len(shares) else "not known"
 
 
 def cells(evidence: Evidence) -> Table:
@@ -183,7 +186,7 @@ def cells(evidence: Evidence) -> Table:
     return Table(pd.DataFrame(lines), "Mean over the repeats.", ("configuration",))
 
 
-def _dig(summary: dict, keys: tuple[str, ...]) -> float:
+def _dig(summary: Any, keys: tuple[str, ...]) -> Any:
     for key in keys:
         summary = summary[key]
     return summary

@@ -53,9 +53,9 @@ def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
     workers = {group.component for each in groups for group in each.values()}
     pairs = {"deployment": ("", "")}
     for role in dict.fromkeys([*groups[0], *groups[1]]):
-        found = [each.get(role) or each.get("aggregated") for each in groups]
-        if all(found):
-            pairs[f"{role} worker"] = tuple(f"{group.component}." for group in found)
+        one, other = (each.get(role) or each.get("aggregated") for each in groups)
+        if one and other:
+            pairs[f"{role} worker"] = (f"{one.component}.", f"{other.component}.")
     rows = []
     for where, prefixes in pairs.items():
         left, right = (
@@ -108,7 +108,7 @@ def factor_differences(evidence: Evidence) -> Table:
 
 def unexpressed(evidence: Evidence) -> Table:
     """Return the fields of the manifests that the simulator cannot express, and why."""
-    lines = {}
+    lines: dict[tuple[str, ...], list[str]] = {}
     for name, arm in evidence.arms.items():
         for item in recipes.topology(_configuration(evidence, name)).unexpressed:
             key = (item.component, item.field, str(item.value)[:60], item.why)

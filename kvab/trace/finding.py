@@ -22,11 +22,16 @@ log = logging.getLogger("kvab")
 class Declaration(Protocol):
     """What a study declares of its trace."""
 
-    name: str
-    url: str
-    sha256: str
-    rows: int
-    block_tokens: int
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def url(self) -> str: ...  # noqa: D102
+    @property
+    def sha256(self) -> str: ...  # noqa: D102
+    @property
+    def rows(self) -> int: ...  # noqa: D102
+    @property
+    def block_tokens(self) -> int: ...  # noqa: D102
 
 
 def cache_folder() -> Path:

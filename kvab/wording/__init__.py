@@ -1,8 +1,8 @@
 """Numbers as sentences."""
 
+from kvab.wording.analysis import attribution, robustness, variation
 from kvab.wording.outcomes import (
     answer,
-    attribution,
     banner,
     headline,
     how_known,
@@ -10,9 +10,7 @@ from kvab.wording.outcomes import (
     lesson,
     outcome,
     requests,
-    robustness,
     short_answer,
-    variation,
 )
 
 __all__ = [

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kvab.clusters import WITHHELD, Clusters
+from kvab.clusters import Clusters
 from kvab.formats import plain
 from kvab.metrics import METRICS
 from kvab.statistics.agreement import AGREE, DIFFER
+from kvab.validity import WITHHELD
 from kvab.wording.captions import KINDS
 
 

@@ -25,7 +25,7 @@ SAID = {
 
 
 @unless_missing(MISSING)
-def answer(campaign: Campaign | None) -> str:
+def answer(campaign: Campaign) -> str:
     """Return how many faults were brought about and what went wrong of them."""
     kinds = len({each.kind for each in campaign.faults})
     known = f"**{campaign.injected:,} faults, {campaign.of('kill'):,} of them kills, on {kinds} "
@@ -39,7 +39,7 @@ def answer(campaign: Campaign | None) -> str:
 
 
 @unless_missing("")
-def setup(campaign: Campaign | None) -> str:
+def setup(campaign: Campaign) -> str:
     """Return what is real in the campaign, what is not, and what was left out."""
     text = (
         "Every start is a process of its own that takes the five steps of a run on a small "
@@ -54,7 +54,7 @@ def setup(campaign: Campaign | None) -> str:
 
 
 @unless_missing("Nothing yet: without a campaign there is nothing to learn from.")
-def learned(campaign: Campaign | None) -> str:
+def learned(campaign: Campaign) -> str:
     """Return what to do after a fault, and what is not known."""
     refused = sum(each.refused for each in campaign.faults)
     completed = sum(each.completed for each in campaign.faults)

@@ -21,7 +21,8 @@ from kvab.cluster import campaigns, indexed
 from kvab.cluster.cell import campaign_of
 from kvab.errors import DependencyError, InputError
 from kvab.runs import campaign
-from kvab.runs.replay import Replay, plan_job
+from kvab.runs.jobs import plan_job
+from kvab.runs.replay import Replay
 from kvab.study import load_cluster, load_study
 from kvab.study.sweep import Variant
 from kvab.trace import read_trace

@@ -60,7 +60,8 @@ def unsettle(seed):
 def take_steps(order, told):
     """Take the five steps; before each tell its name, and wait to be let go where that is asked."""
     from kvab.cluster import podfiles
-    from kvab.runs.replay import open_cluster, start
+    from kvab.runs.jobs import open_cluster
+    from kvab.runs.replay import start
 
     if order.part_bytes:
         podfiles.PART_BYTES = order.part_bytes

@@ -18,7 +18,7 @@ import pytest
 from kvab import runs
 from kvab.errors import DependencyError
 from kvab.live.processes import Programs
-from kvab.runs.replay import check_topology, open_cluster, plan_job
+from kvab.runs.jobs import check_topology, open_cluster, plan_job
 from kvab.study import load_study
 from kvab.trace import find_trace, read_trace
 

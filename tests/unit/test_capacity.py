@@ -18,7 +18,7 @@ from kvab.capacity.cells import sweep
 from kvab.capacity.curves import load_sweep
 from kvab.errors import InputError
 from kvab.recipes import topology
-from kvab.runs.replay import plan_job
+from kvab.runs.jobs import plan_job
 from kvab.statistics import crossings
 from kvab.statistics.bootstrap import Design
 from kvab.study import load_study

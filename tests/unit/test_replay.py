@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvab import runs, simulate
+from kvab import runs
 from kvab.errors import DependencyError, InputError
 from kvab.recipes import topology
 from kvab.runs import campaign
-from kvab.runs.replay import Replay, plan_job, start
-from kvab.simulate import prediction
+from kvab.runs.jobs import plan_job
+from kvab.runs.replay import Replay, start
+from kvab.simulate import Simulator, engine, prediction
 from kvab.study import load_study
 from kvab.trace import read_trace
 
@@ -199,7 +200,7 @@ def test_diagnostics_that_cannot_be_kept_keep_nothing_running(small_trace, tmp_p
 
 def test_ctrl_c_while_the_simulator_loads_is_kept_for_afterwards():
     reached = []
-    with pytest.raises(KeyboardInterrupt), simulate._interrupted_later():
+    with pytest.raises(KeyboardInterrupt), engine.interrupted_later():
         os.kill(os.getpid(), signal.SIGINT)
         reached.append(True)
     assert reached
@@ -215,9 +216,9 @@ def test_a_simulation_leaves_no_name_in_the_temporary_folder(small_trace, tmp_pa
         raise DependencyError("seen")
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(simulate, "_run", look)
+    monkeypatch.setattr(engine, "run", look)
     planned = job(small_trace, tmp_path / "runs")
-    simulator = simulate.Simulator(planned.cluster)
+    simulator = Simulator(planned.cluster)
     simulator.deploy(topology(planned.recipe))
     with pytest.raises(DependencyError, match="seen"):
         simulator.replay(planned.trace, planned.order())

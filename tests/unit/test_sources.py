@@ -15,7 +15,7 @@ from kvab.aiperf import archives
 from kvab.errors import InputError
 from kvab.evidence import load_evidence
 from kvab.runs.imports import import_run, is_imported
-from kvab.runs.replay import plan_job
+from kvab.runs.jobs import plan_job
 from kvab.runs.sources import comparable, read_source
 from kvab.study import load_study
 from kvab.trace import read_trace

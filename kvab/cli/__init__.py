@@ -1,0 +1,43 @@
+"""The command line: thin; the notebooks call the same functions.
+
+Exit codes: 0 done, 2 wrong usage or input, 3 the cluster or a dependency failed, 4 the validity
+gate is red.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from kvab.cli import declarations, replaying, results, traces
+from kvab.errors import KvabError
+
+app = typer.Typer(
+    name="kvab",
+    help="Does disaggregated, KV-aware routing pay off? Replay the study's configurations on a "
+    "cluster, compare them, and build the report. `kvab report` does all of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # the frames of rich cost a second of start-up
+    pretty_exceptions_enable=False,
+)
+for part in (replaying, results, declarations):
+    app.add_typer(part.app)
+app.add_typer(traces.trace_app, name="trace")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; expected failures are one line on stderr and their exit code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        app(args=arguments, standalone_mode=True)
+    except KvabError as error:
+        print(f"kvab: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer turns Ctrl-C into this exit and says nothing
+            kept = "complete runs are kept, run the same command again"
+            print(f"kvab: stopped; {kept}", file=sys.stderr)
+        raise

@@ -1,0 +1,43 @@
+"""The commands on what is declared: a new study, a check, what a cluster lacks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kvab.cli.options import ClusterOption, StudyOption
+
+app = typer.Typer()
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the new study: recipes/NAME/.")],
+    like: StudyOption,
+) -> None:
+    """Begin a study of your own: copy one that works, and say what to change."""
+    from kvab.study.copying import new_study
+
+    print(new_study(name, like))
+
+
+@app.command()
+def check() -> None:
+    """Check every study, configuration and cluster profile of recipes/; asks no cluster."""
+    from kvab.doctor import check_declarations
+
+    for line in check_declarations():
+        print(line)
+
+
+@app.command()
+def doctor(study: StudyOption, cluster: ClusterOption = "simulated-h200") -> None:
+    """Say what is missing for a cluster and how to mend it; changes nothing."""
+    from kvab.doctor import findings
+
+    found = findings(study, cluster)
+    for finding in found:
+        print(f"{'ok  ' if finding.ok else 'MEND'}  {finding.what}")
+    if not all(finding.ok for finding in found):
+        raise typer.Exit(3)

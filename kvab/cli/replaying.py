@@ -1,0 +1,102 @@
+"""The commands that replay: one run, a whole report, the capacity sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvab.cli.options import (
+    ClusterOption,
+    OnOption,
+    RowsOption,
+    RunsOption,
+    StudyOption,
+    TraceOption,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    configuration: Annotated[str, typer.Option(help="A configuration of the study.")],
+    study: StudyOption,
+    cluster: ClusterOption = "simulated-h200",
+    repeat: Annotated[int, typer.Option(help="Which repeat, from 1.")] = 1,
+    rows: RowsOption = None,
+    trace: TraceOption = None,
+    runs: RunsOption = Path("runs"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment up.")] = False,
+) -> None:
+    """Replay one configuration on one cluster by executing notebooks/03_replay.ipynb."""
+    from kvab.report.notebooks import run_replay_notebook
+    from kvab.runs.jobs import open_cluster, plan_job
+    from kvab.study import load_study, root
+    from kvab.trace import find_trace
+
+    workload = find_trace(load_study(study).trace, trace)
+    job = plan_job(load_study(study), cluster, configuration, repeat, rows, workload, root() / runs)
+    parameters = {
+        "study": str(study),
+        "cluster": cluster,
+        "configuration": configuration,
+        "repeat": repeat,
+        "rows": rows or 0,
+        "trace": str(trace.resolve()) if trace else "",
+        "runs": str(root() / runs),
+        "keep": keep,
+    }
+    target = job.path.with_name(f"{job.path.name}.replay.ipynb")
+    try:
+        notebook = run_replay_notebook(parameters, target)
+    except KeyboardInterrupt:  # the notebook's kernel is gone: what it started is stopped here
+        if not keep:
+            open_cluster(job.cluster, job).teardown()
+        raise
+    print(f"{job.path}\n{notebook}")
+
+
+@app.command()
+def report(
+    study: StudyOption,
+    cluster: ClusterOption = "simulated-h200",
+    rows: RowsOption = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N repeats; all by default.")
+    ] = None,
+    trace: TraceOption = None,
+    out: Annotated[Path, typer.Option(help="Where the book is built.")] = Path("book/_build"),
+    runs: RunsOption = Path("runs"),
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", help="Build from these runs, or a bundle of them; replay nothing."),
+    ] = None,
+    on: OnOption = None,
+) -> None:
+    """Replay what is missing, analyze it and build the book; ends with the headline."""
+    from kvab.report import building
+
+    if from_ and from_.suffix == ".zst":
+        headline, index = building.report_bundle(from_, cluster, out)
+    else:
+        headline, index = building.report(
+            study, cluster, rows, repeats, trace, out, runs, from_, on
+        )
+    print(f"\n{headline}\n{index}")
+
+
+@app.command()
+def capacity(
+    study: StudyOption,
+    cluster: ClusterOption = "simulated-h200",
+    rows: RowsOption = None,
+    trace: TraceOption = None,
+    runs: RunsOption = Path("runs"),
+    on: OnOption = None,
+) -> None:
+    """Sweep arrival speed and split on a simulated cluster; complete cells are kept."""
+    from kvab.capacity.cells import sweep
+
+    print(sweep(study, cluster, rows, trace, runs, on))

@@ -1,0 +1,73 @@
+"""``kvab trace``: the workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvab.cli.options import JsonOption, StudyOption, print_json, print_table
+from kvab.errors import InputError
+
+trace_app = typer.Typer(help="Fetch, describe, cut or make up the workload.", no_args_is_help=True)
+
+
+@trace_app.command()
+def fetch(
+    study: StudyOption,
+    to: Annotated[Path | None, typer.Option(help="Where to put it; default: the cache.")] = None,
+) -> None:
+    """Download the study's trace, checked against its sha256."""
+    from kvab.study import load_study
+    from kvab.trace import fetch_trace
+
+    print(fetch_trace(load_study(study).trace, to))
+
+
+@trace_app.command()
+def describe(
+    trace: Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print the figures of the page's setup table, and what it does not say."""
+    from kvab.trace import read_trace
+    from kvab.trace.describe import describe as description_of
+    from kvab.trace.describe import describe_rows
+
+    description = description_of(read_trace(trace))
+    if as_json:
+        print_json(description)
+    else:
+        print_table(describe_rows(description))
+
+
+@trace_app.command("slice")
+def slice_(
+    trace: Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")],
+    out: Annotated[Path, typer.Argument(help="Where to write the part.")],
+    rows: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
+    start_s: Annotated[float | None, typer.Option(help="From this second on.")] = None,
+    end_s: Annotated[float | None, typer.Option(help="Before this second.")] = None,
+) -> None:
+    """Write a part of a trace as a trace of its own."""
+    from kvab.trace import read_trace, slice_trace, write_rows
+
+    read = read_trace(trace)
+    chosen = slice_trace(read, rows=rows, start_s=start_s, end_s=end_s)
+    write_rows(read, chosen, out)
+    print(f"{out}: {len(chosen):,} of {len(read):,} rows")
+
+
+@trace_app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Where to write the made-up trace.")],
+    rows: Annotated[int, typer.Option(help="How many requests.")] = 12031,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal traces.")] = 1,
+) -> None:
+    """Make a SYNTHETIC WORKLOAD with the published marginals, where the trace cannot be had."""
+    from kvab.trace.synthesize import write_synthetic
+
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose another name")
+    print(write_synthetic(out, rows=rows, seed=seed))

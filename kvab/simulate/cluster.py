@@ -1,0 +1,93 @@
+"""The simulated cluster: its five steps are those of every kind of cluster.
+
+Input: a profile, a topology and a trace. Output: the requests table and the simulator's summary.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kvab.errors import DependencyError, InputError
+from kvab.recipes import Topology
+from kvab.simulate import engine
+from kvab.simulate.predictions import prediction, sent_ms, write_trace
+from kvab.study import Simulated
+from kvab.tidy import from_simulator
+from kvab.trace import Trace
+
+
+class Simulator:
+    """NVIDIA's simulator as a cluster."""
+
+    def __init__(self, profile: Simulated) -> None:
+        self.profile = profile
+
+    def identity(self) -> dict[str, str]:
+        """Return what a result depends on beside the manifests and the trace.
+
+        Raises
+        ------
+        DependencyError
+            If the simulator is not installed.
+        """
+        try:
+            versions = {
+                name: importlib.metadata.version(name) for name in ("ai-dynamo", "aisimulate")
+            }
+        except importlib.metadata.PackageNotFoundError as error:
+            raise DependencyError(
+                f"the simulator's package {error.name} is not installed; run `make env`, "
+                "or install kvab with its extra `simulate`"
+            ) from None
+        return {"hardware": self.profile.hardware, "backend": self.profile.backend, **versions}
+
+    def prepare(self) -> dict[str, str]:
+        """Load the simulator and return the versions in use."""
+        identity = self.identity()
+        os.environ.update(HF_HUB_OFFLINE="1")
+        os.environ.setdefault("DYN_LOG", "error")
+        from aisimulate_core.sdk.perf_database import get_version_slots
+
+        data = (get_version_slots(self.profile.hardware, self.profile.backend) or {}).get("current")
+        if data is None:
+            raise InputError(
+                f"cluster {self.profile.name}: the simulator has no measured data for hardware "
+                f"{self.profile.hardware} with backend {self.profile.backend}; mend the profile"
+            )
+        return {name: identity[name] for name in ("ai-dynamo", "aisimulate")} | {
+            "kernel data": data
+        }
+
+    def deploy(self, topology: Topology) -> None:
+        """Keep the topology that the replay simulates; there is nothing to wait for."""
+        self.topology = topology
+
+    def replay(
+        self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Replay the rows of ``order``; ``progress`` gets the number of requests done so far."""
+        at_ms = sent_ms(trace, order)
+        # A file without a name: nothing is left of it, however this process ends.
+        with tempfile.TemporaryFile(prefix="kvab-") as file:
+            path = Path(f"/proc/self/fd/{file.fileno()}")
+            write_trace(path, trace, order, at_ms)
+            config = prediction(self.topology, self.profile, path, trace.block_tokens)
+            report = engine.run(config, progress)
+        self.requests = from_simulator(report.per_request, trace, order, at_ms)
+        self.summary = {"prediction": config, "summary": report.summary}
+
+    def collect(self) -> tuple[pd.DataFrame, dict[str, bytes]]:
+        """Return the requests table and the artifacts by file name."""
+        text = json.dumps(self.summary, indent=2, default=str)
+        return self.requests, {"simulation.json": text.encode()}
+
+    def teardown(self) -> None:
+        """Nothing to stop: the simulation ended with the replay."""
