@@ -1,0 +1,114 @@
+"""The rules of the house, where a program can see them: sizes, directions, tests that test."""
+
+import ast
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import kvab
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "kvab").rglob("*.py"))
+LINES, FUNCTION_LINES = 275, 45  # the aim is 250 and 40
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def functions(tree):
+    return [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def test_modules_and_functions_are_small():
+    large = []
+    for path in MODULES:
+        text = path.read_text()
+        if (count := len(text.splitlines())) > LINES:
+            large.append(f"{path}: {count} lines")
+        for node in functions(ast.parse(text)):
+            said = ast.get_docstring(node, clean=False) or ""
+            count = node.end_lineno - node.lineno + 1 - len(said.splitlines())
+            if count > FUNCTION_LINES:
+                large.append(f"{path}: {node.name}: {count} lines")
+    assert large == []
+
+
+def test_modules_import_in_one_direction():
+    """No cycle among what modules import when they are loaded."""
+    names = {name_of(path) for path in MODULES}
+    graph = {}
+    for path in MODULES:
+        found = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                below = {f"{node.module}.{alias.name}" for alias in node.names} & names
+                found |= below or {node.module}
+        graph[name_of(path)] = found & names - {name_of(path)}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError, naming the modules
+    assert not any(re.search(r"util|helper|common|misc|manager", name) for name in names)
+
+
+def test_every_public_name_says_what_it_is_for():
+    silent = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        public = [tree, *(node for node in tree.body
+                          if isinstance(node, ast.ClassDef | ast.FunctionDef)
+                          and not node.name.startswith("_"))]  # fmt: skip
+        silent += [
+            f"{path}: {getattr(node, 'name', '')}" for node in public if not ast.get_docstring(node)
+        ]
+    assert silent == []
+
+
+def test_the_public_face_is_there():
+    assert set(kvab.__all__) <= set(dir(kvab)) | {
+        name for name in kvab.__all__ if getattr(kvab, name)
+    }
+    with pytest.raises(AttributeError, match="no attribute nothing"):
+        _ = kvab.nothing
+    loaded = "import sys, kvab; print('pandas' in sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "False\n"
+
+
+def test_examples_in_docstrings_hold():
+    tried = 0
+    for path in MODULES:
+        if ">>>" in path.read_text():
+            found = doctest.testmod(importlib.import_module(name_of(path)))
+            assert found.failed == 0, path
+            tried += found.attempted
+    assert tried > 0
+
+
+def test_every_test_can_fail():
+    """A test asserts, expects an error, or calls a helper of its own file that does."""
+    idle = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        checks = {
+            node.name
+            for node in functions(tree)
+            if re.search(r"\bassert|raises\(|\.fail\(", ast.unparse(node))
+        }
+        for node in functions(tree):
+            calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
+            called = {each.id for each in calls if isinstance(each, ast.Name)}
+            if node.name.startswith("test_") and node.name not in checks and not called & checks:
+                idle.append(f"{path}: {node.name}")
+    assert idle == []
