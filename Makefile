@@ -11,7 +11,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test test-slow test-hostile report book capacity publish check bench faults audit licences readme lock clean live
+.PHONY: help env lint test coverage test-slow test-hostile report book capacity publish check bench faults audit licences readme lock clean live
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,12 @@ lint: env ## check style, types, spelling, notebooks and declarations
 
 test: env ## run the tests (about five minutes on two cores)
 	$(BIN)/pytest -n auto
+
+coverage: env ## run the tests and report which branches of kvab they take, real commands counted
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -n auto
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # Dynamo's own processes under real AIPerf: nothing else may run beside them.
 REAL_TIME := tests/live tests/cluster/test_end_to_end.py

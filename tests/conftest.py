@@ -96,11 +96,8 @@ def small_runs(tmp_path_factory, small_trace):
     """Two simulated repeats of both main configurations on the small trace."""
     pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
     from kvab.runs.replay import start
-    from kvab.runs.workload import save_workload
-    from kvab.trace import read_trace
 
     folder = tmp_path_factory.mktemp("runs")
-    save_workload(read_trace(small_trace), folder / "qwen3-32b")
     for configuration in ("agg-round-robin", "disagg-kv-router"):
         for repeat in (1, 2):
             replay = start(

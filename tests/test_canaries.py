@@ -76,8 +76,6 @@ def canaries_in(content, canaries):
 def test_no_secret_is_in_anything_that_runs_leave(emulated, small_trace, tmp_path, monkeypatch):
     """One run that fails and keeps its diagnostics, one that succeeds, and a bundle of both."""
     from kvab.report.bundle import bundle, unpacked
-    from kvab.runs.workload import save_workload
-    from kvab.trace import read_trace
 
     canaries = planted(emulated)
     cache, packed = tmp_path / "cache", tmp_path / "mine.tar.zst"
@@ -93,7 +91,6 @@ def test_no_secret_is_in_anything_that_runs_leave(emulated, small_trace, tmp_pat
         ended = subprocess.run([sys.executable, "-m", "kvab", *words], capture_output=True)
         screen += ended.stdout + ended.stderr
         assert ended.returncode == (3 if code else 0), ended.stderr[-2000:]
-    save_workload(read_trace(small_trace), emulated.runs / "qwen3-32b")
     shutil.copyfile(ROOT / "requirements.lock", emulated.checkout / "requirements.lock")
     study = emulated.checkout / STUDY
     bundle(study, [emulated.runs], packed, hosts=True)

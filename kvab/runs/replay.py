@@ -17,6 +17,7 @@ from kvab import runs, tidy
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.runs.claims import Claim
 from kvab.runs.jobs import Job, check_topology, open_cluster, plan_job
+from kvab.runs.workload import save_workload
 from kvab.study import load_study, root
 from kvab.trace import find_trace
 
@@ -104,6 +105,8 @@ class Replay:
         """Write the run folder and return it."""
         if not self.complete:
             requests, artifacts = self._step("collect")
+            if not self.job.variant.place:  # a variant's trace is not the study's
+                save_workload(self.job.trace, self.job.runs / self.job.study.name)
             self._write(requests, {f"artifacts/{name}": artifacts[name] for name in artifacts})
             self.claim.leave()
         return self.job.path

@@ -31,7 +31,12 @@ def parsed(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=210, help="kills in total (default 210)")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=230,
+        help="kills in total (default 230; some clients end first)",
+    )
     parser.add_argument("--resets", type=int, default=200, help="connections reset (default 200)")
     parser.add_argument("--every", type=int, default=1, help="of the cases of the other faults, "
                         "bring about each n-th (default 1: all)")  # fmt: skip
