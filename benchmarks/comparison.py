@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
 import statistics
 import time
@@ -86,7 +85,6 @@ def arch_s(tables: list[pd.DataFrame], resamples: int, block_rows: int) -> tuple
 
 
 def _measure(factor: int, resamples: int) -> dict:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     tables = arms(factor)
     seconds = ours_s(tables, resamples)
     told = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage's may be a parent's
@@ -102,7 +100,7 @@ def growth(resamples: int) -> list[dict]:
         with ProcessPoolExecutor(1, context) as alone:
             measured.append(alone.submit(_measure, factor, resamples).result())
         last = measured[-1]
-        print(f"{last['rows']:,} pairs, {resamples:,} resamples, one core: "
+        print(f"{last['rows']:,} pairs, {resamples:,} resamples: "
               f"{last['seconds']:.1f} s, {last['peak_gb']:.2f} GB", flush=True)  # fmt: skip
     rows, seconds = (np.array([each[key] for each in measured]) for key in ("rows", "seconds"))
     slope = np.polyfit(np.log(rows), np.log(seconds), 1)[0]

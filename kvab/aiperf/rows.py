@@ -129,7 +129,7 @@ def _errors(got: pd.DataFrame) -> pd.Series:
     if ttft_ms.notna().any():  # otherwise the answers were not streamed
         sound &= (ttft_ms >= 0) & (ttft_ms <= latency_ms)
     counted = _countable(got["input_tokens"]) & _countable(got["output_tokens"])
-    counted &= got["output_tokens"] > 0
+    counted &= got["output_tokens"].round() > 0
     error = got["error"].astype("string")
     error = error.mask(error.isna() & ~sound, "unusable record: no sound TTFT and latency")
     error = error.mask(error.isna() & ~counted, "unusable record: no sound token counts")

@@ -38,7 +38,9 @@ References
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +52,7 @@ FEWEST_BURSTS = 9  # below, autocorrelation cannot be estimated: blocks of one b
 FEWEST_BLOCKS = 4  # the estimated block length leaves at least as many blocks
 INT = np.int32  # of weights and of their cumulated sums; ample for 10 million rows
 CHUNK_CELLS = 1 << 18  # cells (resamples x rows) held at a time: memory stays flat, caches warm
+AT_ONCE = 16  # resamples that are ready at least, so that no core waits
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Design:
         from arch.bootstrap import StationaryBootstrap  # imports for seconds
 
         source = StationaryBootstrap(self.block_bursts, np.arange(self.bursts), seed=self.seed)
-        chunk = max(1, CHUNK_CELLS // self.bursts)
+        chunk = max(AT_ONCE, CHUNK_CELLS // self.bursts)
         for start in range(0, self.resamples, chunk):
             counts = np.empty((min(chunk, self.resamples - start), self.bursts), INT)
             for row in counts:
@@ -212,7 +215,8 @@ def percentiles(sample: Sample, weights: np.ndarray, q: ArrayLike) -> np.ndarray
     if not result.size or not sample.values.size:
         return result
     step = max(1, CHUNK_CELLS // sample.values.size)
-    for start in range(0, len(weights), step):
+
+    def fill(start: int) -> None:
         upto = weights[start : start + step].take(sample.burst, axis=1).cumsum(axis=1, dtype=INT)
         for row, drawn in enumerate(upto, start):
             last = drawn[-1] - 1
@@ -225,6 +229,9 @@ def percentiles(sample: Sample, weights: np.ndarray, q: ArrayLike) -> np.ndarray
             high = sample.values[drawn.searchsorted(np.minimum(below + 1, last), side="right")]
             gap = high - low
             result[row] = np.where(part < 0.5, low + gap * part, high - gap * (1 - part))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # numpy works without the lock
+        list(pool.map(fill, range(0, len(weights), step)))
     return result
 
 
