@@ -1,20 +1,23 @@
 """Replays of the whole trace: this study's against one `aisimulate predict` command an arm.
 
 Run it with `make bench`. Pairs are interleaved, the order alternating; the ratios are medians. Also
-what a replay takes beside the time that the simulator reports of itself, and how sixteen cells of a
+where a replay's time goes, beside what the simulator reports of itself, and how sixteen cells of a
 sweep spread over cores. Raw seconds go to benchmarks/results/replay.json. The aims: 2.5 times as
 fast for two arms, 3 times for four, under 15 % on top of the simulator.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import typer
@@ -24,12 +27,22 @@ from kvab import recipes
 from kvab.runs import campaign
 from kvab.runs.jobs import Job, plan_job
 from kvab.runs.replay import Replay
-from kvab.simulate import Simulator, prediction
+from kvab.simulate import prediction
 from kvab.study import load_study, root
 from kvab.trace import find_trace
 
 CLUSTER = "simulated-h200"
 SWEEP_ROWS = 2_000
+# What a replay loads of the simulator before its first request.
+LOADED = (
+    "dynamo.llm",
+    "dynamo.replay.api",
+    "dynamo.mocker.config",
+    "dynamo.router.simulation",
+    "aisimulate.compiler",
+    "aisimulate.runner",
+    "aisimulate_core.sdk.perf_database",
+)
 
 
 def ours_s(jobs: list[Job]) -> float:
@@ -81,23 +94,42 @@ def against_commands(names: list[str], pairs: int) -> list[dict[str, float]]:
     return measured
 
 
-def overhead(name: str) -> dict[str, float]:
-    """Return what the simulator reports of itself, and what a whole replay takes beside it."""
+def parts(name: str) -> dict[str, float | str]:
+    """Return seconds of each part of a replay, and what the simulator reports of itself."""
+    clock, seconds = [time.perf_counter()], []
+
+    def lap() -> None:
+        clock.append(time.perf_counter())
+        seconds.append(clock[-1] - clock[-2])
+
+    for module in LOADED:
+        importlib.import_module(module)
+    lap()
     with tempfile.TemporaryDirectory(prefix="kvab-bench-") as folder:
         (job,) = jobs_in(Path(folder), [name])
-        Simulator(job.cluster).prepare()  # imports are not a replay's
-        start = time.perf_counter()
         replay = Replay(job)
         replay.prepare()
         replay.deploy()
+        lap()
         replay.replay()
+        lap()
         path = replay.collect()
-        seconds = time.perf_counter() - start
+        lap()
         told = json.loads((path / "artifacts" / "simulation.json").read_text(encoding="utf-8"))
-    reported_s = told["summary"]["wall_time_ms"] / 1e3
-    print(f"{name}: {seconds:.1f} s, of which the simulator {reported_s:.1f} s: "
-          f"{seconds / reported_s - 1:.0%} on top", flush=True)  # fmt: skip
-    return {"replay_s": seconds, "simulator_s": reported_s}
+    names = ("loading_s", "planning_s", "replaying_s", "writing_s")
+    simulator_s = told["summary"]["wall_time_ms"] / 1e3
+    return {"arm": name, **dict(zip(names, seconds, strict=True)), "simulator_s": simulator_s}
+
+
+def profile(names: list[str], pairs: int) -> list[dict[str, float | str]]:
+    """Return the parts of replays, each in a process of its own that loads the simulator anew."""
+    measured = []
+    for name in names * pairs:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            measured.append(pool.submit(parts, name).result())
+        print(", ".join(f"{key} {value if key == 'arm' else round(value, 2)}"
+                        for key, value in measured[-1].items()), flush=True)  # fmt: skip
+    return measured
 
 
 def scaling(pairs: int) -> list[dict[str, float]]:
@@ -126,7 +158,7 @@ def main(pairs: int = 5) -> None:
         "rows": study.trace.rows,
         "two": against_commands([study.baseline, study.comparison], pairs),
         "four": against_commands([*study.configurations], pairs),
-        "overhead": [overhead(name) for name in (study.baseline, study.comparison) * 2],
+        "profile": profile([study.baseline, study.comparison], pairs),
         "scaling": scaling(pairs),
     }
     out = root() / "benchmarks" / "results" / "replay.json"

@@ -37,32 +37,16 @@ SCHEMA = pa.schema(
     ]
 )
 PANDAS_TYPES = {
-    "row": "int32",
-    "arrival_ms": "float64",
-    "input_tokens": "int32",
-    "output_tokens": "int32",
-    "requested_output_tokens": "int32",
-    "ttft_ms": "float64",
-    "itl_ms": "float64",
-    "latency_ms": "float64",
-    "cached_tokens": "Int32",
-    "prefill_worker": "Int16",
-    "decode_worker": "Int16",
-    "send_lag_ms": "float64",
-    "error": "string",
-}
-SIMULATOR_FIELDS = (
-    "arrival_time_ms",
-    "input_length",
-    "requested_output_length",
-    "output_length",
-    "ttft_ms",
-    "e2e_latency_ms",
-    "reused_input_tokens",
-    "prefill_worker_idx",
-    "decode_worker_idx",
+    field.name: "string" if pa.types.is_string(field.type)
+    else "float64" if pa.types.is_floating(field.type)
+    else str(field.type).replace("int", "Int" if field.nullable else "int")
+    for field in SCHEMA
+}  # fmt: skip
+SIMULATOR_FIELDS = [
+    "arrival_time_ms", "input_length", "requested_output_length", "output_length", "ttft_ms",
+    "e2e_latency_ms", "reused_input_tokens", "prefill_worker_idx", "decode_worker_idx",
     "terminal_status",
-)
+]  # fmt: skip
 
 
 def from_simulator(
@@ -91,7 +75,7 @@ def from_simulator(
     DependencyError
         If a record fits no row.
     """
-    got = pd.DataFrame.from_records(records, columns=list(SIMULATOR_FIELDS))
+    got = pd.DataFrame.from_records(records, columns=SIMULATOR_FIELDS)
     got["sent_ms"] = got["arrival_time_ms"].round(6)
     sent = pd.DataFrame({"sent_ms": sent_ms.round(6), "row": order})
     sent["input_length"] = trace.input_tokens[order]

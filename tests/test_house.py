@@ -15,7 +15,7 @@ import kvab
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "kvab").rglob("*.py"))
-LINES, FUNCTION_LINES = 275, 45  # the aim is 250 and 40
+LINES, FUNCTION_LINES = 250, 45  # functions aim at 40
 
 
 def name_of(path):

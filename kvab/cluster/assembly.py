@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvab.cluster import applied, campaigns, marks, preflight, readiness
+from kvab.cluster import applied, campaigns, deploying, marks, preflight, readiness
 from kvab.cluster.cell import empty_campaign
 from kvab.cluster.kube import Kube
 from kvab.recipes import Topology
@@ -128,6 +128,15 @@ class Assembly:
             prefill=prefill,
             others=sum(group.replicas for group in groups.values()) - prefill,
         )
+
+    def witnesses(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return what tells why the run failed: selectors of pods; kinds and names of the rest."""
+        jobs = (self.job_name, "model-download")
+        claims = applied.storage(self.job.study, self.profile)
+        names = [(deploying.DEPLOYMENT, self.recipe.deployment), *(("Job", name) for name in jobs)]
+        names += [("PersistentVolumeClaim", claim["metadata"]["name"]) for claim in claims]
+        pods = f"{readiness.DEPLOYMENT}={self.recipe.deployment}"
+        return [pods, *(f"job-name={name}" for name in jobs)], names
 
     @cached_property
     def state_file(self) -> Path:

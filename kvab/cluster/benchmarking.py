@@ -70,9 +70,12 @@ def check_router(before: dict[str, float], after: dict[str, float]) -> None:
         )
 
 
-def serving(kube: Kube, expected: readiness.Expected) -> dict[str, int]:
-    """Return the restarts of every serving pod."""
-    return causes.restarts(kube.list("Pod", expected.selector))
+def state(kube: Kube, expected: readiness.Expected) -> dict[str, dict[str, Any]]:
+    """Return the ``restarts`` of every serving pod, and what the ``router`` counted so far."""
+    return {
+        "restarts": causes.restarts(kube.list("Pod", expected.selector)),
+        "router": router_counters(kube, expected.service),
+    }
 
 
 def wait_finished(
@@ -99,7 +102,8 @@ def wait_finished(
             job, pods = kube.get("Job", name), kube.list("Pod", f"job-name={name}")
             if job is None:
                 raise DependencyError(f"Job {name} was deleted while it ran; run again")
-            if what := causes.changed_pods(before, serving(kube, expected)):
+            serving = causes.restarts(kube.list("Pod", expected.selector))
+            if what := causes.changed_pods(before, serving):
                 raise DependencyError(
                     f"{expected.deployment}: serving pods did not stay up during the replay "
                     f"({what}); its latencies are worth nothing; see diagnostics/"

@@ -17,16 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kvab.cluster import (
-    applied,
-    benchmarking,
-    deploying,
-    diagnostics,
-    marks,
-    preflight,
-    preparing,
-    readiness,
-)
+from kvab.cluster import applied, benchmarking, deploying, diagnostics, marks, preflight, preparing
 from kvab.cluster.assembly import Assembly
 from kvab.cluster.causes import condition
 from kvab.cluster.kube import Kube
@@ -168,11 +159,8 @@ class Cluster:
             if sending.staged:
                 with self._files() as pod:
                     upload(pod, content, applied.staged_path(sending.sha256))
-            before = {
-                "restarts": benchmarking.serving(self.kube, self.expected),
-                "router": benchmarking.router_counters(self.kube, self.expected.service),
-            }
-            job["metadata"]["annotations"][marks.BEFORE] = json.dumps(before)
+            state = benchmarking.state(self.kube, self.expected)
+            job["metadata"]["annotations"][marks.BEFORE] = json.dumps(state)
             self.kube.create(scripts)
             found = self.kube.create(job)
         self.run.note(self.run_id, "replaying")
@@ -187,13 +175,13 @@ class Cluster:
             self.folder,
             progress,
         )
-        after = benchmarking.router_counters(self.kube, self.expected.service)
-        restarts = benchmarking.serving(self.kube, self.expected)
-        during = {pod: count - before["restarts"].get(pod, 0) for pod, count in restarts.items()}
-        self.provenance |= {"restarts": during,
-                            "router": {"before": before["router"], "after": after}}  # fmt: skip
+        after = benchmarking.state(self.kube, self.expected)
+        earlier = before["restarts"]
+        during = {pod: count - earlier.get(pod, 0) for pod, count in after["restarts"].items()}
+        router = {"before": before["router"], "after": after["router"]}
+        self.provenance |= {"restarts": during, "router": router}
         if self.topology.router == "kv":
-            benchmarking.check_router(before["router"], after)
+            benchmarking.check_router(**router)
 
     def collect(self) -> tuple[pd.DataFrame, dict[str, bytes]]:
         """Return the requests table and the artifacts by file name.
@@ -208,12 +196,7 @@ class Cluster:
         self.run.note(self.run_id, "collecting")
         local = self.job.path.with_name(f".{self.job.path.name}.collecting") / self.run_id
         with self._files() as pod, Display("collect") as display:
-            marker = read_marker(pod, self.folder)
-            if marker["exit_code"] or marker["run_id"] != self.run_id:
-                raise DependencyError(
-                    f"{self.folder}: expected the artifacts of a finished run {self.run_id}, got "
-                    f"{marker['run_id']} with exit code {marker['exit_code']}; run again"
-                )
+            marker = read_marker(pod, self.folder, self.run_id)
             names = download(
                 pod, self.folder, marker, local,
                 lambda done, total: display.show(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
@@ -262,11 +245,4 @@ class Cluster:
         """Return what tells why the run failed, by file name; nothing if nothing was made."""
         if not self.made:
             return {}
-        recipe = self.run.recipe
-        selectors = [f"{readiness.DEPLOYMENT}={recipe.deployment}",
-                     f"job-name={self.run.job_name}", "job-name=model-download"]  # fmt: skip
-        names = [(deploying.DEPLOYMENT, recipe.deployment), ("Job", self.run.job_name)]
-        names += [("Job", "model-download")]
-        names += [("PersistentVolumeClaim", claim["metadata"]["name"])
-                  for claim in applied.storage(self.job.study, self.profile)]  # fmt: skip
-        return {**self.applied, **diagnostics.files(self.kube, selectors, names)}
+        return {**self.applied, **diagnostics.files(self.kube, *self.run.witnesses())}

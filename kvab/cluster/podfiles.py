@@ -90,16 +90,16 @@ def upload(pod: Pod, content: bytes, target: str) -> None:
     pod.patiently("sh", "-c", 'mv "$1.part" "$1"', "sh", target)
 
 
-def read_marker(pod: Pod, folder: str) -> dict[str, Any]:
+def read_marker(pod: Pod, folder: str, run_id: str) -> dict[str, Any]:
     """Return the marker that the benchmark writes last, with every file's size and sha256.
 
     Raises
     ------
     DependencyError
-        If there is none: the artifacts are not whole.
+        If there is none, so the artifacts are not whole, or it is not of a run that succeeded.
     """
     try:
-        return json.loads(pod.patiently("cat", f"{folder}/{MARKER}"))
+        marker = json.loads(pod.patiently("cat", f"{folder}/{MARKER}"))
     except Broken:
         raise
     except (DependencyError, ValueError):
@@ -107,6 +107,12 @@ def read_marker(pod: Pod, folder: str) -> dict[str, Any]:
             f"{folder}/{MARKER}: the benchmark did not finish its artifacts; see its log in "
             "diagnostics/, and run again"
         ) from None
+    if marker["exit_code"] or marker["run_id"] != run_id:
+        raise DependencyError(
+            f"{folder}: expected the artifacts of a finished run {run_id}, got "
+            f"{marker['run_id']} with exit code {marker['exit_code']}; run again"
+        )
+    return marker
 
 
 def download(

@@ -16,6 +16,7 @@ from kvab.errors import InputError
 from kvab.study import root
 
 FOLDER = Path("benchmarks/results")
+PARTS = ("loading_s", "planning_s", "replaying_s", "writing_s")
 COLUMNS = ["step", "against", "typical_s", "ratio", "least", "most", "pairs"]
 
 
@@ -71,6 +72,20 @@ def load_growth(folder: Path = FOLDER) -> pd.DataFrame | None:
     return pd.DataFrame(rows, columns=["step", "size", "seconds", "peak_gb"]) if rows else None
 
 
+def load_profile(folder: Path = FOLDER) -> pd.DataFrame | None:
+    """Return where a replay's time goes, medians over processes; None if nobody measured it.
+
+    Returns
+    -------
+    DataFrame or None
+        A row a configuration, its name as index: `PARTS` in seconds, in their order, and
+        ``simulator_s``, what the simulator reports of itself within ``replaying_s``.
+    """
+    path = root() / folder / "replay.json"
+    told = json.loads(path.read_bytes()).get("profile") if path.is_file() else None
+    return pd.DataFrame(told).groupby("arm", sort=False).median() if told else None
+
+
 def _row(step: str, against: str, ours: list[float], theirs: list[float]) -> tuple[Any, ...]:
     ratios = np.array(theirs) / np.array(ours)
     typical = (float(np.median(ours)), float(np.median(ratios)))
@@ -88,9 +103,11 @@ def _replay(told: dict) -> list[tuple]:
              *_both(told[label], "kvab", "commands"))
         for label in ("two", "four") if label in told
     ]  # fmt: skip
-    if "overhead" in told:
-        pairs = _both(told["overhead"], "replay_s", "simulator_s")
-        rows.append(_row("replay of one arm", "the simulator's own time in it", *pairs))
+    if "profile" in told:
+        loaded = [sum(each[name] for name in PARTS[1:]) for each in told["profile"]]
+        reported = [each["simulator_s"] for each in told["profile"]]
+        step = "replay of one arm, simulator loaded"
+        rows.append(_row(step, "the simulator's own time in it", loaded, reported))
     if "scaling" in told:
         cores, pairs = told["scaling"][0]["cores"], _both(told["scaling"], "all", "one")
         step = f"sixteen cells of a sweep on {cores} cores"

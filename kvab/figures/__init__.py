@@ -1,13 +1,12 @@
 """What is drawn."""
 
+from kvab.figures.choices import interaction, slo_surface
 from kvab.figures.outcomes import (
     distributions,
     effects_by_group,
     good_shares,
-    interaction,
     over_time,
     quantile_differences,
-    slo_surface,
     worker_balance,
 )
 

@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from kvab.capacity.curves import Sweep
+from kvab.capacity.sweep import Sweep
 from kvab.figures.theme import COMPARISON, GREY, PLAIN, WIDTH_IN, Drawing, arm_styles, drawn
 from kvab.formats import percent
 from kvab.wording import capacity as wording
+from kvab.wording.loads import load_text
 
 DARK = "#333333"
 
@@ -63,7 +64,7 @@ def _crossings(axes: Axes, swept: Sweep) -> None:
         if row["low"] == row["high"]:
             axes.plot(row["low"], place, color=style["color"], marker=style["marker"])
         axes.annotate(
-            wording.load_text(row["low"], row["high"]), (np.nanmax(ends), place), (6, 0),
+            load_text(row["low"], row["high"]), (np.nanmax(ends), place), (6, 0),
             textcoords="offset points", va="center", fontsize=8, fontweight="bold",
             color=style["color"],
         )  # fmt: skip

@@ -1,12 +1,11 @@
 """What is deployed: manifests read, changed, rendered, compared."""
 
 from kvab.recipes.declared import declared_topology
+from kvab.recipes.fields import difference, flatten
 from kvab.recipes.flags import VLLM_DEFAULTS
 from kvab.recipes.manifests import (
     Configuration,
     aiperf_command,
-    difference,
-    flatten,
     goodput_slo,
     read_configuration,
 )

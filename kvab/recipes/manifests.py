@@ -1,19 +1,16 @@
-"""Recipe folders: the two manifests of a configuration, and the fields that they write down.
+"""Recipe folders: the two manifests of a configuration, read and checked.
 
-Input: ``deploy.yaml`` and ``perf.yaml``. Output: a `Configuration`, its fields by name, the AIPerf
-command, and the difference of two configurations, field by field.
+Input: ``deploy.yaml`` and ``perf.yaml``. Output: a `Configuration` with its services and the AIPerf
+command.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
-
-import pandas as pd
 
 from kvab.declare import digest, read_yaml
 from kvab.errors import InputError
@@ -71,7 +68,7 @@ class Configuration:
 
     def get(self, value: Any, path: str, kind: type, prefix: str = "") -> Any:
         """Return the nested value of a type in ``deploy.yaml``, an empty one if nothing stands."""
-        value = _at(value, path)
+        value = at(value, path)
         value = kind() if value is None else value
         if not (_texts(value) if kind is list else isinstance(value, kind)):
             got = json.dumps(value, default=str)[:60]
@@ -89,7 +86,8 @@ class Configuration:
         return {name: _component(self, name, service) for name, service in services.items()}
 
 
-def _at(value: Any, path: str) -> Any:
+def at(value: Any, path: str) -> Any:
+    """Return what stands at a dotted path of nested mappings, None if nothing does."""
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
@@ -150,10 +148,10 @@ def _component(configuration: Configuration, name: str, service: Any) -> Compone
         got = " ".join(tokens[:3]) or "nothing"
         configuration.refuse(f"{name}.command", f"python3 -m {program}, got {got}")
     flags = _flags(configuration, name, tokens[tokens.index(program) + 1 :])
-    own, environment = _at(service, f"{container}.env"), {}
-    for scope in (_at(configuration.deploy, "spec.envs"), service.get("envs"), own):
+    own, environment = at(service, f"{container}.env"), {}
+    for scope in (at(configuration.deploy, "spec.envs"), service.get("envs"), own):
         for entry in scope or []:
-            if not isinstance(_at(entry, "name"), str):
+            if not isinstance(at(entry, "name"), str):
                 configuration.refuse(f"{name}.env", f"variables with a name, got {entry}")
             environment[entry["name"]] = str(entry.get("value") or entry.get("valueFrom", ""))
     return Component(name, service, program, flags, environment)
@@ -176,62 +174,12 @@ def _flags(configuration: Configuration, name: str, tokens: list[str]) -> dict[s
     return flags
 
 
-def flatten(configuration: Configuration) -> dict[str, str]:
-    """Return every field of ``deploy.yaml``, such as ``VllmDecodeWorker.args.--block-size``.
-
-    Arguments are keyed by flag (a bare switch reads ``true``), environment and other named lists
-    by name, so that order does not matter.
-    """
-    spec = {**configuration.deploy["spec"], "services": {}}
-    flat = dict(_leaves({**configuration.deploy, "spec": spec}))
-    hoisted = ("image", "workingDir", "command", "args", "env")
-    for name, part in configuration.components().items():
-        container = part.container
-        rest = {key: value for key, value in container.items() if key not in hoisted}
-        service = {key: value for key, value in part.service.items() if key != "envs"}
-        service["extraPodSpec"] = {**part.service["extraPodSpec"], "mainContainer": rest}
-        service |= {key: container[key] for key in hoisted[:2] if key in container}
-        service |= {"command": part.program, "env": part.environment}
-        service["args"] = {flag: value or "true" for flag, value in part.flags.items()}
-        flat |= dict(_leaves(service, name))
-    return flat
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, list) and all(isinstance(_at(item, "name"), str) for item in value):
-        value = {item["name"]: {k: v for k, v in item.items() if k != "name"} for item in value}
-    elif isinstance(value, list):
-        value = dict(enumerate(value))
-    if isinstance(value, dict):
-        for key, below in value.items():
-            yield from _leaves(below, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def difference(a: Configuration, b: Configuration) -> pd.DataFrame:
-    """Return the fields in which two ``deploy.yaml`` differ.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``field`` and the names of the two, all text; empty where one has no such field.
-    """
-    left, right = flatten(a), flatten(b)
-    rows = [
-        (field, left.get(field, ""), right.get(field, ""))
-        for field in dict.fromkeys([*left, *right])
-        if left.get(field) != right.get(field)
-    ]
-    return pd.DataFrame(rows, columns=["field", a.name, b.name])
-
-
 def aiperf_command(configuration: Configuration) -> list[str]:
     """Return the AIPerf command of ``perf.yaml``, as written in the arguments of its Job."""
-    jobs = [part for part in configuration.perf if _at(part, "kind") == "Job"]
-    containers = _at(jobs[0], "spec.template.spec.containers") if len(jobs) == 1 else None
+    jobs = [part for part in configuration.perf if at(part, "kind") == "Job"]
+    containers = at(jobs[0], "spec.template.spec.containers") if len(jobs) == 1 else None
     command: list[str] | None = (
-        _at(containers[0], "args") if isinstance(containers, list) and containers else None
+        at(containers[0], "args") if isinstance(containers, list) and containers else None
     )
     if command is None or not _texts(command) or command[:2] != ["aiperf", "profile"]:
         expected = "one Job whose args are 'aiperf profile' and its options, all texts"

@@ -15,15 +15,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from kvab.recipes.fields import flatten
 from kvab.recipes.flags import EXPRESSED, FLAGS, INEXPRESSIBLE, UNEXPRESSED, VLLM_DEFAULTS, Flag
-from kvab.recipes.manifests import (
-    FRONTEND,
-    KIND,
-    VLLM,
-    Component,
-    Configuration,
-    flatten,
-)
+from kvab.recipes.manifests import FRONTEND, KIND, VLLM, Component, Configuration
 
 ROLES = {"agg": "aggregated", "prefill": "prefill", "decode": "decode"}
 ROUTERS: dict[str | None, Literal["round_robin", "kv"]] = {"round-robin": "round_robin", "kv": "kv"}

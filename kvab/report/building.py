@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kvab.capacity.curves import load_sweep
+from kvab.capacity.sweep import load_sweep
 from kvab.clusters import load_clusters
 from kvab.declare import digest
 from kvab.errors import GateError, InputError

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kvab.capacity.curves import Sweep
+from kvab.capacity.sweep import Sweep
 from kvab.formats import Table, interval, number, percent, unless_missing
-from kvab.wording.capacity import ends_text, load_text, ratio_text
+from kvab.wording.loads import ends_text, load_text, ratio_text
 
 
 @unless_missing()

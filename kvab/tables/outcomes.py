@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kvab import metrics
-from kvab.capacity.curves import Sweep
+from kvab.capacity.sweep import Sweep
 from kvab.evidence import Evidence
 from kvab.formats import Table, interval, number, percent, signed
 from kvab.runs import summaries

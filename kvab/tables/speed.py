@@ -39,4 +39,21 @@ def growth(measured: pd.DataFrame) -> Table:
         "seconds": measured["seconds"].map(number),
         "memory at most [GB]": measured["peak_gb"].map(number),
     })  # fmt: skip
-    return Table(frame, "One process each, the comparison on one core.", ("step", "size"))
+    return Table(frame, "One process each.", ("step", "size"))
+
+
+@unless_missing()
+def profile(measured: pd.DataFrame) -> Table:
+    """Return where the time of a replay goes, a row a part."""
+    names = {
+        "loading_s": "loading the simulator's packages, once a process",
+        "planning_s": "reading the trace, checking the recipe",
+        "replaying_s": "writing the trace for the simulator, replaying, reading its records",
+        "simulator_s": "… of which the simulator reports of itself",
+        "writing_s": "writing the run folder",
+    }
+    frame = pd.DataFrame({"part": names.values()})
+    for name, parts in measured.iterrows():
+        frame[f"{name} [s]"] = [number(parts[each]) for each in names]
+    caption = "Seconds of one replay of the whole trace by part, medians over processes."
+    return Table(frame, caption, ("part",))

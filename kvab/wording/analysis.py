@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kvab.capacity.curves import Sweep
+from kvab.capacity.sweep import Sweep
 from kvab.evidence import Evidence
 from kvab.formats import interval, number, plain, signed
 from kvab.metrics import METRICS

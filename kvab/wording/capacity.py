@@ -5,13 +5,13 @@ Input: the sweep. Output: Markdown, and plain text for captions.
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
-from kvab.capacity.curves import Sweep
+from kvab.capacity.sweep import Sweep
 from kvab.formats import interval as interval_text
 from kvab.formats import number, percent, plain, signed, unless_missing
 from kvab.validity import Gate
+from kvab.wording.loads import ends_text, found, load_text, ratio_text
 
 LEVEL = "95 % workload interval"
 
@@ -19,44 +19,6 @@ NO_SWEEP = (
     ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
     "study.yaml and run `kvab capacity`.\n:::"
 )
-
-
-def load_text(low: float, high: float) -> str:
-    """Return what is known of a load: a number, or beyond which replayed load it lies.
-
-    Examples
-    --------
-    >>> load_text(1.3, 1.3), load_text(2.0, float("inf")), load_text(0.0, 0.125)
-    ('1.30x', 'above 2x', 'below 0.125x')
-    """
-    if np.isinf(high):
-        return f"above {low:g}x"
-    return f"{number(high, 2)}x" if low > 0 else f"below {high:g}x"
-
-
-def ends_text(row: pd.Series, loads: list[float] | None = None) -> str:
-    """Return an interval in words; an end beyond the replayed loads says so."""
-    low, high = row["ci_low"], row["ci_high"]
-    if np.isnan(low):
-        return "no interval: too few blocks"
-    if not _found(row):
-        return "–"
-    first = number(low, 2) if low > 0 else f"below {loads[0]:g}" if loads else "open"
-    last = f"above {loads[-1]:g}" if np.isinf(high) and loads else "open"
-    return f"{first} to {last if np.isinf(high) else number(high, 2)}"
-
-
-def ratio_text(row: pd.Series) -> str:
-    """Return a ratio of loads, a bound of it, or that it is not known."""
-    if _found(row):
-        return f"{number(row['low'], 2)} times"
-    if row["low"] > 0:
-        return f"more than {number(row['low'], 2)} times"
-    return "not known" if np.isinf(row["high"]) else f"less than {number(row['high'], 2)} times"
-
-
-def _found(row: pd.Series) -> bool:
-    return bool(row["low"] == row["high"])
 
 
 def _loads(swept: Sweep) -> list[float]:
@@ -71,7 +33,7 @@ def _carries(swept: Sweep, name: str) -> str:
     row = _kept(swept, name, swept.headline)
     known = load_text(row["low"], row["high"])
     text = known.replace("x", " times the trace's arrival speed")
-    return f"{'up to ' if _found(row) else ''}{text} ({LEVEL} {ends_text(row, _loads(swept))})"
+    return f"{'up to ' if found(row) else ''}{text} ({LEVEL} {ends_text(row, _loads(swept))})"
 
 
 def headline(swept: Sweep) -> str:
@@ -150,7 +112,7 @@ def _ratios(swept: Sweep) -> str:
     """Return the ratio at every good share but the headline's."""
     said = [
         f"at {percent(target, 0)} good it is {ratio_text(row)}"
-        + (f" ({ends_text(row)})" if _found(row) else "")
+        + (f" ({ends_text(row)})" if found(row) else "")
         for target, row in swept.curves.ratios.iterrows()
         if target != swept.headline
     ]

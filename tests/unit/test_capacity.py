@@ -15,7 +15,7 @@ import yaml
 
 from kvab import runs
 from kvab.capacity.cells import sweep
-from kvab.capacity.curves import load_sweep
+from kvab.capacity.sweep import load_sweep
 from kvab.errors import InputError
 from kvab.recipes import topology
 from kvab.runs.jobs import plan_job
@@ -25,6 +25,7 @@ from kvab.study import load_study
 from kvab.study.sweep import Split, Variant
 from kvab.trace import read_trace
 from kvab.wording import capacity as wording
+from kvab.wording import loads
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 PUBLISHED = "book/published"
@@ -67,7 +68,7 @@ def test_an_end_stays_open_where_resamples_lie_beyond_the_loads():
     low, high = crossings.interval(draws, Design(1000, 10))
     assert (low, high) == (1.5, INF)
     row = pd.Series({"low": 1.5, "high": 1.5, "ci_low": low, "ci_high": high})
-    assert wording.ends_text(row, [0.5, 2.0]) == "1.50 to above 2"
+    assert loads.ends_text(row, [0.5, 2.0]) == "1.50 to above 2"
     assert np.isnan(crossings.interval(draws, Design(10, 5))).all()
 
 
@@ -205,7 +206,7 @@ def test_the_published_sweep_brackets_its_headline_and_says_so(published):
     said = wording.headline(published)
     assert said.startswith("In simulation")
     assert f"{row['low']:.2f} times the load" in said
-    assert "below 0.125x" in wording.load_text(*found.loads.iloc[2][["low", "high"]])
+    assert "below 0.125x" in loads.load_text(*found.loads.iloc[2][["low", "high"]])
 
 
 def test_a_cluster_without_a_sweep_shows_the_published_one(tmp_path):
