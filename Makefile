@@ -10,6 +10,9 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 	--fork-strategy fewest --generate-hashes --no-strip-extras --no-header --no-annotate \
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
 
+# Without bytecode every command compiles its imports anew, which takes longer than the imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help env lint test coverage test-slow test-hostile report book capacity publish check bench faults audit licences readme lock clean live
 
