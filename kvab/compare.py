@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import special
 
 from kvab.metrics import LATENCIES, METRICS, SCHEMA, Slo
-from kvab.statistics.bootstrap import Design, mean, percentiles, replicate
+from kvab.statistics.bootstrap import Design, mean, replicate
 from kvab.statistics.contrasts import (
     POWER,
     contrasts,
@@ -32,6 +32,7 @@ from kvab.statistics.contrasts import (
 )
 from kvab.statistics.effects import effect_by_group, noise_floor, quantile_differences, terciles
 from kvab.statistics.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
+from kvab.statistics.percentiles import percentiles
 from kvab.statistics.ranks import hodges_lehmann, hodges_lehmann_interval, mcnemar_p
 
 __all__ = [

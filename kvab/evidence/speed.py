@@ -16,7 +16,7 @@ from kvab.errors import InputError
 from kvab.study import root
 
 FOLDER = Path("benchmarks/results")
-PARTS = ("loading_s", "planning_s", "replaying_s", "writing_s")
+PARTS = ("planning_s", "simulator_s", "converting_s", "writing_s")  # of a replay, once loaded
 COLUMNS = ["step", "against", "typical_s", "ratio", "least", "most", "pairs"]
 
 
@@ -78,8 +78,8 @@ def load_profile(folder: Path = FOLDER) -> pd.DataFrame | None:
     Returns
     -------
     DataFrame or None
-        A row a configuration, its name as index: `PARTS` in seconds, in their order, and
-        ``simulator_s``, what the simulator reports of itself within ``replaying_s``.
+        A row a configuration, its name as index: ``loading_s``, then `PARTS` in their order, and
+        ``reported_s``, what the simulator reports of itself within ``simulator_s``.
     """
     path = root() / folder / "replay.json"
     told = json.loads(path.read_bytes()).get("profile") if path.is_file() else None
@@ -104,10 +104,9 @@ def _replay(told: dict) -> list[tuple]:
         for label in ("two", "four") if label in told
     ]  # fmt: skip
     if "profile" in told:
-        loaded = [sum(each[name] for name in PARTS[1:]) for each in told["profile"]]
-        reported = [each["simulator_s"] for each in told["profile"]]
-        step = "replay of one arm, simulator loaded"
-        rows.append(_row(step, "the simulator's own time in it", loaded, reported))
+        whole = [sum(each[name] for name in PARTS) for each in told["profile"]]
+        spent = [each["simulator_s"] for each in told["profile"]]
+        rows.append(_row("replay of one arm", "the simulator's own time in it", whole, spent))
     if "scaling" in told:
         cores, pairs = told["scaling"][0]["cores"], _both(told["scaling"], "all", "one")
         step = f"sixteen cells of a sweep on {cores} cores"

@@ -38,13 +38,11 @@ References
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import special
 
 BLOCK_FACTOR = 3
@@ -52,7 +50,7 @@ FEWEST_BURSTS = 9  # below, autocorrelation cannot be estimated: blocks of one b
 FEWEST_BLOCKS = 4  # the estimated block length leaves at least as many blocks
 INT = np.int32  # of weights and of their cumulated sums; ample for 10 million rows
 CHUNK_CELLS = 1 << 18  # cells (resamples x rows) held at a time: memory stays flat, caches warm
-AT_ONCE = 16  # resamples that are ready at least, so that no core waits
+AT_ONCE = 64  # resamples that are ready at least: `percentiles` looks at them together
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,20 @@ class Design:
 
     def weights(self) -> Iterator[np.ndarray]:
         """Yield int32 arrays (resamples of a chunk x bursts): how often each burst was drawn."""
-        from arch.bootstrap import StationaryBootstrap  # imports for seconds
-
-        source = StationaryBootstrap(self.block_bursts, np.arange(self.bursts), seed=self.seed)
         chunk = max(AT_ONCE, CHUNK_CELLS // self.bursts)
         for start in range(0, self.resamples, chunk):
-            counts = np.empty((min(chunk, self.resamples - start), self.bursts), INT)
-            for row in counts:
-                row[:] = np.bincount(source.update_indices(), minlength=self.bursts)
-            yield counts
+            yield _drawn(self)[start : start + chunk].astype(INT)
+
+
+@lru_cache(maxsize=1)  # a comparison evaluates ten statistics on the same resamples
+def _drawn(design: Design) -> np.ndarray:
+    from arch.bootstrap import StationaryBootstrap  # imports for seconds
+
+    source = StationaryBootstrap(design.block_bursts, np.arange(design.bursts), seed=design.seed)
+    counts = np.empty((design.resamples, design.bursts), np.uint16)
+    for row in counts:
+        row[:] = np.bincount(source.update_indices(), minlength=design.bursts)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -200,39 +203,6 @@ def mean(sample: Sample, weights: np.ndarray) -> np.ndarray:
     """Return weighted means, shape (n,); NaN where no value was drawn."""
     count = weights @ sample.counts
     return np.divide(weights @ sample.sums, count, np.full(len(count), np.nan), where=count > 0)
-
-
-def percentiles(sample: Sample, weights: np.ndarray, q: ArrayLike) -> np.ndarray:
-    """Return weighted percentiles, shape (n, len(q)); NaN where no value was drawn.
-
-    Notes
-    -----
-    Equal, to the last bit, to `numpy.percentile` (linear) of the values repeated by their
-    weights: the repeated sample's k-th value is found in the cumulated weights.
-    """
-    q = np.asarray(q, float) / 100
-    result = np.full((len(weights), len(q)), np.nan)
-    if not result.size or not sample.values.size:
-        return result
-    step = max(1, CHUNK_CELLS // sample.values.size)
-
-    def fill(start: int) -> None:
-        upto = weights[start : start + step].take(sample.burst, axis=1).cumsum(axis=1, dtype=INT)
-        for row, drawn in enumerate(upto, start):
-            last = drawn[-1] - 1
-            if last < 0:
-                continue
-            rank = last * q
-            below = rank.astype(INT)  # of drawn's type, else searchsorted converts all of drawn
-            part = rank - below
-            low = sample.values[drawn.searchsorted(below, side="right")]
-            high = sample.values[drawn.searchsorted(np.minimum(below + 1, last), side="right")]
-            gap = high - low
-            result[row] = np.where(part < 0.5, low + gap * part, high - gap * (1 - part))
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # numpy works without the lock
-        list(pool.map(fill, range(0, len(weights), step)))
-    return result
 
 
 def block_bursts(influences: np.ndarray) -> int:

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from kvab.metrics import COMPARED, LATENCIES, METRICS, PERCENTILES
-from kvab.statistics.bootstrap import Design, Replicates, mean, percentiles, replicate
+from kvab.statistics.bootstrap import Design, Replicates, mean, replicate
 from kvab.statistics.pairing import sample
+from kvab.statistics.percentiles import percentiles
 
 POWER = 0.8  # at which a difference counts as detectable
 

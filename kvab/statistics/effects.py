@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from kvab.metrics import LATENCIES, METRICS, Slo
-from kvab.statistics.bootstrap import mean, percentiles, replicate
+from kvab.statistics.bootstrap import mean, replicate
 from kvab.statistics.contrasts import POWER, difference
 from kvab.statistics.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
+from kvab.statistics.percentiles import percentiles
 
 QUANTILES = np.arange(1, 100) / 100
 

@@ -46,10 +46,11 @@ def hodges_lehmann(values: np.ndarray, share: float = 0.5) -> float:
     Notes
     -----
     The median of all n (n + 1) / 2 means of two values, each value with itself too, as R's
-    ``wilcox.test`` has it; the two middle ones are averaged. The means are never formed: the
-    r-th smallest is where the number of means not above x, counted in the sorted values, reaches
-    r; bisection over x leaves an error below 2**-60 of the range. O(n log n).
-    J. L. Hodges and E. L. Lehmann, Ann. Math. Statist. 34 (1963), DOI 10.1214/aoms/1177704172.
+    ``wilcox.test`` has it; the two middle ones are averaged. Bisection over x, with the number of
+    means not above x counted in the sorted values, leaves as many candidates as there are values;
+    only those are formed, so the result is exact in O(n log n).
+    J. L. Hodges and E. L. Lehmann, Ann. Math. Statist. 34 (1963), DOI 10.1214/aoms/1177704172;
+    J. F. Monahan, ACM Trans. Math. Softw. 10 (1984), DOI 10.1145/1271.319414.
 
     Examples
     --------
@@ -61,17 +62,35 @@ def hodges_lehmann(values: np.ndarray, share: float = 0.5) -> float:
     if not means:
         return math.nan
     at = share * (means - 1) + 1
-    return (_pairwise(values, math.floor(at)) + _pairwise(values, math.ceil(at))) / 2
+    return _pairwise(values, math.floor(at), math.ceil(at)) / 2
 
 
-def _pairwise(values: np.ndarray, rank: int) -> float:
-    low, high = 2 * values[0], 2 * values[-1]
-    for _ in range(60):
-        middle = low + (high - low) / 2
-        ordered = np.searchsorted(values, middle - values, side="right").sum()
-        itself = np.searchsorted(2 * values, middle, side="right")
-        low, high = (low, middle) if (ordered + itself) // 2 >= rank else (middle, high)
-    return float(high / 2)
+def _pairwise(values: np.ndarray, first: int, last: int) -> float:
+    """Return the mean of the first-th and the last-th of all pairwise sums of sorted values.
+
+    Ranks count from 1; the last is the first or the next.
+    """
+    own = np.arange(values.size)
+    upto = [own, np.full(values.size, values.size)]  # partners of each value, itself and above
+    while (count := upto[1] - upto[0]).sum() > values.size:
+        some = count > 0
+        least = (values[some] + values[upto[0][some]]).min()
+        most = (values[some] + values[upto[1][some] - 1]).max()
+        middle = least + (most - least) / 2
+        partners = np.maximum(np.searchsorted(values, middle - values, side="right"), own)
+        below = int((partners - own).sum())
+        if first <= below < last:  # the middle lies between the two
+            some, more = partners > own, partners < values.size
+            nearest = (values[some] + values[partners[some] - 1]).max()
+            return float(nearest + (values[more] + values[partners[more]]).min()) / 2
+        side = int(below >= last)
+        if least == most or (partners == upto[side]).all():  # nothing but ties, to the last bit
+            return float(middle)
+        upto[side] = partners
+    one = np.repeat(own, count)
+    other = np.arange(count.sum()) + np.repeat(upto[1] - count.cumsum(), count)
+    nth = np.array([first, last]) - 1 - int((upto[0] - own).sum())
+    return float(np.partition(values[one] + values[other], nth)[nth].mean())
 
 
 def hodges_lehmann_interval(sample: Sample, design: Design) -> tuple[float, float]:

@@ -48,8 +48,9 @@ def profile(measured: pd.DataFrame) -> Table:
     names = {
         "loading_s": "loading the simulator's packages, once a process",
         "planning_s": "reading the trace, checking the recipe",
-        "replaying_s": "writing the trace for the simulator, replaying, reading its records",
-        "simulator_s": "… of which the simulator reports of itself",
+        "simulator_s": "the simulator: its kernel data, the replay, its records",
+        "reported_s": "… of which it reports the replay",
+        "converting_s": "writing the trace for it, making the requests table",
         "writing_s": "writing the run folder",
     }
     frame = pd.DataFrame({"part": names.values()})
