@@ -5,6 +5,8 @@ Every YAML file of the project, our declarations and the manifests, is read here
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -46,6 +48,11 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+@functools.lru_cache(maxsize=64)  # two hundred runs of a study hold four different manifests
+def _documents(text: str) -> list[Any]:
+    return list(yaml.load_all(text, Loader=_UniqueKeys))
+
+
 def read_yaml(path: Path) -> list[Any]:
     """Return the documents of a YAML file.
 
@@ -56,7 +63,7 @@ def read_yaml(path: Path) -> list[Any]:
         JSON cannot: a date, a value inside itself, aliases that unfold to more than `MOST_VALUES`.
     """
     try:
-        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_UniqueKeys))
+        documents = copy.deepcopy(_documents(path.read_text(encoding="utf-8")))
         _check_plain(path, documents)
         return documents
     except RecursionError:

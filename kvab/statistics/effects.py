@@ -167,7 +167,8 @@ def noise_floor(baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: A
     Parameters
     ----------
     baseline_tables : sequence of DataFrame
-        Requests tables of one configuration, one a repeat; every two are compared.
+        Requests tables of one configuration, one a repeat; each is compared with the next, the
+        last of three or more with the first.
     slo : Slo
         Bounds of a good request.
     **settings
@@ -181,7 +182,10 @@ def noise_floor(baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: A
         ``smallest_detectable`` = (t for the level + t for power 0.8) x error. NaN with one repeat.
     """
     found: dict[str, list[tuple[Any, ...]]] = {key: [] for key in METRICS}
-    for first, second in itertools.combinations(baseline_tables, 2):
+    neighbours = list(itertools.pairwise(baseline_tables))
+    if len(baseline_tables) > 2:
+        neighbours.append((baseline_tables[-1], baseline_tables[0]))
+    for first, second in neighbours:
         pairs = pair([first], [second])
         paired = differences(*(values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)))
         design = plan(pairs, paired.values(), **settings)
