@@ -140,8 +140,10 @@ def remove(kube: Kube, kind: str, name: str, study: str) -> None:
         time.sleep(min(1.0, kube.limits.poll_s))
 
 
-def take_down(kube: Kube, name: str, uid: str) -> None:
+def take_down(kube: Kube, name: str, uid: str | None) -> None:
     """Delete a deployment and return when nothing of it is left.
+
+    Without ``uid`` it is gone already, and only its children are waited for.
 
     Its children go in the background; a foreground deletion has looped for hours. A finalizer that
     nobody removes is reported and left alone: stripping it would orphan what it guards.
@@ -153,7 +155,8 @@ def take_down(kube: Kube, name: str, uid: str) -> None:
     """
     selector = f"{readiness.DEPLOYMENT}={name}"
     deadline = time.monotonic() + kube.limits.teardown_s
-    kube.delete(DEPLOYMENT, name, uid)
+    if uid:
+        kube.delete(DEPLOYMENT, name, uid)
     with Display(f"{name} goes") as display:
         while True:
             found = kube.get(DEPLOYMENT, name)

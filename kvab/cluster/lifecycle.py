@@ -224,9 +224,9 @@ class Cluster:
         name = self.run.recipe.deployment
         self._delete_benchmark()
         found = self.kube.get(deploying.DEPLOYMENT, name)
-        run = self.run.mark("", "").run
-        if found and (found["metadata"].get("annotations") or {}).get(marks.RUN) == run:
-            deploying.take_down(self.kube, name, found["metadata"]["uid"])
+        own, run = found["metadata"] if found else {}, self.run.mark("", "").run
+        if not found or (own.get("annotations") or {}).get(marks.RUN) == run:
+            deploying.take_down(self.kube, name, own.get("uid"))  # or see the rest of it go
         self.run.state_file.unlink(missing_ok=True)
 
     def _delete_benchmark(self) -> None:
