@@ -20,8 +20,10 @@ import numpy as np
 import pandas as pd
 
 from kvab import metrics, recipes
+from kvab.declare import digest
 from kvab.evidence import Evidence
 from kvab.recipes import Topology
+from kvab.results import remember, source_digest
 from kvab.runs import Run, RunManifest, summaries
 
 ERROR_LIMIT_SHARE = 0.01
@@ -60,7 +62,12 @@ class Gate:
 
 
 def gate(evidence: Evidence) -> Gate:
-    """Return the checks of every run and between the arms."""
+    """Return the checks of every run and between the arms; judged once for all pages."""
+    key = digest([evidence.key, source_digest()])
+    return remember(key, "gate", lambda: _judged(evidence))
+
+
+def _judged(evidence: Evidence) -> Gate:
     rows = [
         (check, f"{name} r{run.manifest.repeat}", *rest)
         for name, found in evidence.runs.items()

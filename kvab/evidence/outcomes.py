@@ -221,9 +221,11 @@ class Evidence:
 
     @cached_property
     def key(self) -> str:
-        """Digest of the study and of every file of every run."""
-        found = [run.manifest.files for each in self.runs.values() for run in each]
-        return digest([self.study.digest, self.manifest.trace.sha256, found])
+        """Digest of study, workload and every run: what its manifest tells, and all its files."""
+        manifests = [run.manifest for found in self.runs.values() for run in found]
+        told = [manifest.model_dump(mode="json") for manifest in manifests]
+        workload = pd.util.hash_pandas_object(self.workload.table).to_numpy().tobytes().hex()
+        return digest([self.study.digest, workload, told])
 
     def _both(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
         return self.tables(self.study.baseline), self.tables(self.study.comparison)

@@ -117,8 +117,8 @@ def _book(
         title=evidence.study.title,
         key=key,
         replays=replays,
-        files=publication.files(evidence, judged, digest([key, source_digest()])),
-        configuration=publication.configuration(evidence, judged),
+        files=lambda: publication.files(evidence, judged, digest([key, source_digest()])),
+        configuration=lambda: publication.configuration(evidence, judged),
     )
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +59,10 @@ class Book:
         taken from the user's cache.
     replays : bool
         False leaves the replay page unexecuted, where there is no cluster to show.
-    files : mapping of str to bytes
-        Further files, by path in the book.
-    configuration : str
-        Lines for Sphinx's ``conf.py``.
+    files : callable
+        Returns further files, by path in the book; called beside the pages.
+    configuration : callable
+        Returns lines for Sphinx's ``conf.py``; called last.
     """
 
     parameters: Mapping[str, Any]
@@ -70,8 +70,8 @@ class Book:
     title: str
     key: str
     replays: bool
-    files: Mapping[str, bytes]
-    configuration: str
+    files: Callable[[], Mapping[str, bytes]]
+    configuration: Callable[[], str]
 
 
 def build(out: Path, book: Book) -> Path:
@@ -87,9 +87,6 @@ def build(out: Path, book: Book) -> Path:
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
-    for name, content in book.files.items():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes(content)
     sources = sorted((root() / "notebooks").glob("*.ipynb"))
     jobs = [(path, source / path.name, book.parameters) for path in sources]
     outcome = next(path for path in sources if path.stem == OUTCOME)
@@ -106,19 +103,27 @@ def build(out: Path, book: Book) -> Path:
     )
     with (
         Progress(*columns, console=Console(stderr=True)) as bar,
-        ThreadPoolExecutor(min(4, 2 * (os.cpu_count() or 1))) as pool,
+        ThreadPoolExecutor(1 + min(4, 2 * (os.cpu_count() or 1))) as pool,
     ):
         task = bar.add_task("executing", total=len(jobs))
+        beside = pool.submit(_add_files, source, book)
         pending = [pool.submit(_page, *job, book) for job in jobs]
         for future in as_completed(pending):
             future.result()
             bar.advance(task)
-    index = _sphinx(source, out, book.configuration)
+        beside.result()
+    index = _sphinx(source, out, book.configuration())
     for name in further:  # what can be launched is the notebook that they were made from
         page = index.with_name(f"{name}.html")
         text = page.read_text(encoding="utf-8").replace(f"/{name}.ipynb", f"/{OUTCOME}.ipynb", 1)
         page.write_text(text, encoding="utf-8")
     return index
+
+
+def _add_files(source: Path, book: Book) -> None:
+    for name, content in book.files().items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
 
 
 def _add_pages(toc: Path, names: list[str]) -> None:

@@ -89,5 +89,5 @@ def _copy(run: runs.Run, to: Path) -> None:
         f"manifests/{path.name}": path.read_bytes()
         for path in sorted((run.path / "manifests").iterdir())
     }
-    files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times))
+    files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times), runs.SMALL)
     runs.write_run(to, run.manifest.model_dump(by_alias=True, exclude={"files"}), files)

@@ -1,6 +1,8 @@
 """Run folders: planned, replayed, resumed, read from anywhere."""
 
 from kvab.runs.folder import (
+    QUICK,
+    SMALL,
     Run,
     check_comparable,
     parquet_bytes,
@@ -13,6 +15,8 @@ from kvab.runs.manifest import RunManifest, RunTrace, read_manifest
 from kvab.runs.planning import Planned, capacity_path, find_runs, restore, run_path, state
 
 __all__ = [
+    "QUICK",
+    "SMALL",
     "Planned",
     "Run",
     "RunManifest",
