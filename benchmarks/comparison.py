@@ -2,20 +2,24 @@
 
 Run it with `make bench`. The ratio calls `arch` once per statistic on DataFrames, as its manual
 shows, with the same number of resamples, in interleaved pairs. The growth is measured in a fresh
-process for each size, on one core, with all resamples; its raw data go to
-benchmarks/results/comparison.json. The aims: under 15 s and 1 GB at one trace, and linear growth.
+process for each size, with all resamples, with its memory over time and where its time goes. Raw
+data go to benchmarks/results/comparison.json. The aims: under 15 s and 1 GB at one trace, linear
+growth, 3 million pairs within 5 minutes and 4 GB.
 """
 
 from __future__ import annotations
 
+import cProfile
 import json
 import multiprocessing
+import pstats
 import re
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import memory
 import numpy as np
 import pandas as pd
 import typer
@@ -28,6 +32,14 @@ from kvab.study import load_study, root
 
 STUDY, PUBLISHED = "", "book/published"  # the published study
 FACTORS = (1, 4, 16, 250)
+PARTS = (  # of a comparison; none calls another one
+    "pairing.pair",
+    "pairing.plan",
+    "bootstrap._drawn",
+    "pairing.sample",
+    "percentiles.percentiles",
+    "ranks.hodges_lehmann",
+)
 
 
 def repeated(table: pd.DataFrame, factor: int) -> pd.DataFrame:
@@ -86,10 +98,27 @@ def arch_s(tables: list[pd.DataFrame], resamples: int, block_rows: int) -> tuple
 
 def _measure(factor: int, resamples: int) -> dict:
     tables = arms(factor)
-    seconds = ours_s(tables, resamples)
+    profile = cProfile.Profile()
+    with memory.over_time() as memory_gb, profile:
+        seconds = ours_s(tables, resamples)
     told = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage's may be a parent's
     peak_gb = float(re.search(r"VmHWM:\s+(\d+) kB", told)[1]) / 1e6
-    return {"rows": len(tables[0]), "seconds": seconds, "peak_gb": peak_gb}
+    return {
+        "rows": len(tables[0]),
+        "seconds": seconds,
+        "peak_gb": peak_gb,
+        "memory": memory_gb,
+        "parts": _parts(profile),
+    }
+
+
+def _parts(profile: cProfile.Profile) -> dict[str, float]:
+    """Return seconds of the parts of a comparison; what their threads do, they wait for."""
+    found = dict.fromkeys(PARTS, 0.0)
+    for (file, _, function), (_, _, _, seconds, _) in pstats.Stats(profile).stats.items():
+        if (name := f"{Path(file).stem}.{function}") in found:
+            found[name] += seconds
+    return found
 
 
 def growth(resamples: int) -> list[dict]:

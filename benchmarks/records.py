@@ -20,7 +20,9 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import memory
 import numpy as np
 import pandas as pd
 import typer
@@ -82,9 +84,12 @@ def _peak_mb() -> float:
     return float(re.search(r"VmHWM:\s+(\d+) kB", told)[1]) / 1e3
 
 
-def _alone(path: Path) -> dict[str, float]:
-    imports_mb, seconds = _peak_mb(), ours_s(path)
-    return {"seconds": seconds, "peak_mb": _peak_mb(), "imports_mb": imports_mb}
+def _alone(path: Path) -> dict[str, Any]:
+    imports_mb = _peak_mb()
+    with memory.over_time() as memory_gb:
+        seconds = ours_s(path)
+    return {"seconds": seconds, "peak_mb": _peak_mb(), "imports_mb": imports_mb,
+            "memory": memory_gb}  # fmt: skip
 
 
 def million(requests: int, folder: Path) -> dict:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import statistics
 import subprocess
@@ -19,7 +18,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import memory
 import typer
 
 from kvab import runs
@@ -30,14 +31,15 @@ REPEATS = 50
 PARTS = ("recipes", "notebooks", "book", "requirements.lock")
 
 
-def build(place: Path, cache: Path, out: Path) -> dict[str, float]:
-    """Return seconds of a build, and the largest process's memory of all so far."""
+def build(place: Path, cache: Path, out: Path) -> dict[str, Any]:
+    """Return seconds of a build, and the memory of all its processes together over time."""
     told = {**os.environ, "KVAB_CACHE": str(cache), "KVAB_ROOT": str(place)}
     command = [sys.executable, "-m", "kvab", "report", "--from", str(place / "book" / "published")]
     start = time.perf_counter()
-    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, env=told)
-    peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    return {"seconds": time.perf_counter() - start, "peak_gb": peak_gb}
+    with memory.over_time() as memory_gb:
+        subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, env=told)
+    seconds, peak_gb = time.perf_counter() - start, max(gb for _, gb in memory_gb)
+    return {"seconds": seconds, "peak_gb": peak_gb, "memory": memory_gb}
 
 
 def large_study(place: Path) -> int:
@@ -67,7 +69,7 @@ def large_study(place: Path) -> int:
     return count
 
 
-def main(pairs: int = 3) -> None:
+def main(pairs: int = 5) -> None:
     """Measure cold and cached builds in turn, then the large study."""
     measured = []
     with tempfile.TemporaryDirectory(prefix="kvab-bench-") as name:

@@ -181,9 +181,10 @@ def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -
         lambda weights: np.column_stack([mean(faster, weights), percentiles(apart, weights, [50])]),
     )
     low, high = both.interval
-    hl_low, hl_high = hodges_lehmann_interval(apart, design)
+    center = hodges_lehmann(apart.values)
+    hl_low, hl_high = hodges_lehmann_interval(apart, center, design)
     return {
-        "value": number(hodges_lehmann(apart.values)),
+        "value": number(center),
         "ci_low": number(hl_low),
         "ci_high": number(hl_high),
         "median": number(both.value[1]),

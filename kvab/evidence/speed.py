@@ -6,8 +6,10 @@ Input: the files that `make bench` writes. Output: a table of ratios, each withi
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,9 +17,19 @@ import pandas as pd
 from kvab.errors import InputError
 from kvab.study import root
 
+Row = TypeVar("Row")
 FOLDER = Path("benchmarks/results")
 PARTS = ("planning_s", "simulator_s", "converting_s", "writing_s")  # of a replay, once loaded
+LARGE = {"comparison": "comparison", "records": "reading AIPerf's records", "report": "the book"}
 COLUMNS = ["step", "against", "typical_s", "ratio", "least", "most", "pairs"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory over time of the large inputs, measured; columns ``step``, ``seconds``, ``gb``."""
+
+    table: pd.DataFrame
+    simulated = synthetic = False
 
 
 def load_speed(folder: Path = FOLDER) -> pd.DataFrame | None:
@@ -35,40 +47,22 @@ def load_speed(folder: Path = FOLDER) -> pd.DataFrame | None:
     InputError
         If a file cannot be read or lacks what it should hold.
     """
-    place = root() / folder
-    if not place.is_dir():
-        return None
-    rows = []
-    for name, rows_of in (("replay", _replay), ("records", _records), ("comparison", _comparison),
-                          ("report", _report), ("startup", _startup)):  # fmt: skip
-        path = place / f"{name}.json"
-        if not path.is_file():
-            continue
-        try:
-            rows += rows_of(json.loads(path.read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(
-                f"{path}: expected what `make bench` writes, got {type(error).__name__} ({error}); "
-                "run it again"
-            ) from None
+    takers = {"replay": _replay, "records": _records, "comparison": _comparison,
+              "report": _report, "startup": _startup}  # fmt: skip
+    rows = [row for name, taken in takers.items() for row in _taken(folder, name, taken)]
     return pd.DataFrame(rows, columns=COLUMNS) if rows else None
 
 
 def load_growth(folder: Path = FOLDER) -> pd.DataFrame | None:
-    """Return what large inputs take: ``step``, ``size``, ``seconds``, ``peak_gb``; None if none."""
-    place, rows = root() / folder, []
-    if (path := place / "comparison.json").is_file():
-        for each in json.loads(path.read_bytes())["growth"]:
-            size = f"{each['rows']:,} pairs"
-            rows.append(("comparison, 2,000 resamples", size, each["seconds"], each["peak_gb"]))
-    if (path := place / "records.json").is_file():
-        large = json.loads(path.read_bytes())["large"]
-        size = f"{large['requests']:,} requests, {large['bytes'] / 1e9:.1f} GB"
-        rows.append(("reading AIPerf's records", size, large["seconds"], large["peak_mb"] / 1e3))
-    if (path := place / "report.json").is_file():
-        large = json.loads(path.read_bytes())["large"]
-        size = f"{large['runs']:,} runs of the trace"
-        rows.append(("the book", size, large["seconds"], large["peak_gb"]))
+    """Return what large inputs take: ``step``, ``size``, ``seconds``, ``peak_gb``; None if none.
+
+    Raises
+    ------
+    InputError
+        As `load_speed`.
+    """
+    takers = {"comparison": _many_pairs, "records": _many_records, "report": _many_runs}
+    rows = [row for name, taken in takers.items() for row in _taken(folder, name, taken)]
     return pd.DataFrame(rows, columns=["step", "size", "seconds", "peak_gb"]) if rows else None
 
 
@@ -80,10 +74,64 @@ def load_profile(folder: Path = FOLDER) -> pd.DataFrame | None:
     DataFrame or None
         A row a configuration, its name as index: ``loading_s``, then `PARTS` in their order, and
         ``reported_s``, what the simulator reports of itself within ``simulator_s``.
+
+    Raises
+    ------
+    InputError
+        As `load_speed`.
     """
-    path = root() / folder / "replay.json"
-    told = json.loads(path.read_bytes()).get("profile") if path.is_file() else None
+    told = _taken(folder, "replay", lambda told: told.get("profile", []))
     return pd.DataFrame(told).groupby("arm", sort=False).median() if told else None
+
+
+def load_comparison_profile(folder: Path = FOLDER) -> pd.Series | None:
+    """Return seconds of each part of the largest comparison, and of ``all``; None if unmeasured.
+
+    Raises
+    ------
+    InputError
+        As `load_speed`.
+    """
+    rows = _taken(folder, "comparison", lambda told: told["growth"][-1:])
+    found = [pd.Series(each["parts"] | {"all": each["seconds"]}) for each in rows
+             if "parts" in each]  # fmt: skip
+    return found[0] if found else None
+
+
+def load_memory(folder: Path = FOLDER) -> Memory | None:
+    """Return the memory over time of the large inputs; None if nobody measured it.
+
+    Raises
+    ------
+    InputError
+        As `load_speed`.
+    """
+    takers = {
+        "comparison": lambda told: told["growth"][-1:],
+        "records": lambda told: [told["large"]],
+        "report": lambda told: [told["large"]],
+    }
+    parts = [
+        pd.DataFrame(each["memory"], columns=["seconds", "gb"]).assign(step=LARGE[name])
+        for name, taken in takers.items()
+        for each in _taken(folder, name, taken)
+        if "memory" in each
+    ]
+    return Memory(pd.concat(parts, ignore_index=True)) if parts else None
+
+
+def _taken(folder: Path, name: str, take: Callable[[dict], list[Row]]) -> list[Row]:
+    """Return what one function takes from the file of one benchmark; nothing without a file."""
+    path = root() / folder / f"{name}.json"
+    if not path.is_file():
+        return []
+    try:
+        return take(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"{path}: expected what `make bench` writes, got {type(error).__name__} ({error}); "
+            "run it again"
+        ) from None
 
 
 def _row(step: str, against: str, ours: list[float], theirs: list[float]) -> tuple[Any, ...]:
@@ -97,7 +145,6 @@ def _both(pairs: list[dict], ours: str, theirs: str) -> tuple[list[float], list[
 
 
 def _replay(told: dict) -> list[tuple]:
-    """Return a row for each part that was measured; a short session measures the first alone."""
     rows = [
         _row(f"replay of {label} arms", f"{label} aisimulate commands, one after the other",
              *_both(told[label], "kvab", "commands"))
@@ -106,7 +153,7 @@ def _replay(told: dict) -> list[tuple]:
     if "profile" in told:
         whole = [sum(each[name] for name in PARTS) for each in told["profile"]]
         spent = [each["simulator_s"] for each in told["profile"]]
-        rows.append(_row("replay of one arm", "the simulator's own time in it", whole, spent))
+        rows.append(_row("replay of one arm", "the simulator's calls within it", whole, spent))
     if "scaling" in told:
         cores, pairs = told["scaling"][0]["cores"], _both(told["scaling"], "all", "one")
         step = f"sixteen cells of a sweep on {cores} cores"
@@ -129,6 +176,23 @@ def _report(told: dict) -> list[tuple]:
     pairs = [{name: each[name]["seconds"] for name in ("cold", "cached")} for each in told["pairs"]]
     step = "the book again, nothing changed"
     return [_row(step, "the book with an empty cache", *_both(pairs, "cached", "cold"))]
+
+
+def _many_pairs(told: dict) -> list[tuple]:
+    return [(LARGE["comparison"], f"{each['rows']:,} pairs", each["seconds"], each["peak_gb"])
+            for each in told["growth"]]  # fmt: skip
+
+
+def _many_records(told: dict) -> list[tuple]:
+    large = told["large"]
+    size = f"{large['requests']:,} requests, {large['bytes'] / 1e9:.1f} GB"
+    return [(LARGE["records"], size, large["seconds"], large["peak_mb"] / 1e3)]
+
+
+def _many_runs(told: dict) -> list[tuple]:
+    large = told["large"]
+    size = f"{large['runs']:,} runs of the trace"
+    return [(LARGE["report"], size, large["seconds"], large["peak_gb"])]
 
 
 def _startup(told: dict) -> list[tuple]:

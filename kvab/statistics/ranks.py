@@ -93,8 +93,8 @@ def _pairwise(values: np.ndarray, first: int, last: int) -> float:
     return float(np.partition(values[one] + values[other], nth)[nth].mean())
 
 
-def hodges_lehmann_interval(sample: Sample, design: Design) -> tuple[float, float]:
-    r"""Return the interval of the Hodges-Lehmann estimate of a sample of paired differences.
+def hodges_lehmann_interval(sample: Sample, center: float, design: Design) -> tuple[float, float]:
+    r"""Return the interval of the Hodges-Lehmann estimate of a sample, ``center``.
 
     Notes
     -----
@@ -105,9 +105,9 @@ def hodges_lehmann_interval(sample: Sample, design: Design) -> tuple[float, floa
     projection :math:`2 F(2 \hat\theta - d_i)` averaged over the rows drawn, which leaves out a
     term of order 1/n and no row pairs need to be formed.
     """
-    if not sample.values.size:
+    values = sample.values
+    if not values.size:
         return math.nan, math.nan
-    values, center = sample.values, hodges_lehmann(sample.values)
     share = np.searchsorted(values, 2 * center - values, side="right") / values.size
     projected = Sample.of(2 * share, sample.burst, design.bursts)
     error = float(replicate(design, lambda weights: mean(projected, weights)).error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kvab.formats import Table, number, unless_missing
+from kvab.formats import Table, number, percent, unless_missing
 
 
 @unless_missing()
@@ -39,7 +39,26 @@ def growth(measured: pd.DataFrame) -> Table:
         "seconds": measured["seconds"].map(number),
         "memory at most [GB]": measured["peak_gb"].map(number),
     })  # fmt: skip
-    return Table(frame, "One process each.", ("step", "size"))
+    caption = "Each by itself; the memory of the book is that of all its processes together."
+    return Table(frame, caption, ("step", "size"))
+
+
+@unless_missing()
+def comparison_profile(measured: pd.Series) -> Table:
+    """Return where the time of the largest comparison goes, a row a part."""
+    names = {
+        "pairing.pair": "pairing the rows",
+        "pairing.plan": "estimating the block length",
+        "bootstrap._drawn": "drawing bursts (arch)",
+        "pairing.sample": "sorting each metric",
+        "percentiles.percentiles": "percentiles of every resample",
+        "ranks.hodges_lehmann": "Hodges-Lehmann estimates and their ends",
+    }
+    parts = {text: measured[name] for name, text in names.items()}
+    parts["the rest"] = measured["all"] - sum(parts.values())
+    lines = [{"part": text, "seconds": number(seconds), "share": percent(seconds / measured["all"])}
+             for text, seconds in parts.items()]  # fmt: skip
+    return Table(pd.DataFrame(lines), "The largest comparison below, by part.", ("part",))
 
 
 @unless_missing()

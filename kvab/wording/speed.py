@@ -7,9 +7,25 @@ from __future__ import annotations
 
 import pandas as pd
 
+from kvab.evidence.speed import Memory
 from kvab.formats import number, unless_missing
 
 NOTHING = "Nothing was measured in this checkout: run `make bench`."
+
+
+def memory_caption(measured: Memory) -> str:
+    """Return the caption of the memory figure."""
+    most = measured.table.groupby("step", sort=False)["gb"].max().sort_values(ascending=False)
+    each = ", ".join(f"{step} {number(gb)} GB" for step, gb in most.items())
+    return (
+        f"No large input needs more than {number(most.max())} GB: {each}. Memory of all "
+        "processes over time, twice a second; what they share counts once."
+    )
+
+
+def memory_source(measured: Memory, runs: bool = True) -> str:
+    """Return where the memory figure's data come from."""
+    return "Source: `make bench`, measured."
 
 
 @unless_missing(NOTHING)
