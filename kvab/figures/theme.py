@@ -90,6 +90,7 @@ THEME: Any = {
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a name may hold any sign
     "svg.hashsalt": "kvab",
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.ticker import EngFormatter
 
 from kvab.evidence import Evidence
 from kvab.figures.theme import WIDTH_IN, Drawing, drawn
@@ -53,6 +54,8 @@ def lengths(evidence: Evidence) -> Drawing:
     for place, (values, label, log) in zip(axes, drawn, strict=True):
         sns.histplot(x=values, ax=place, log_scale=log, bins=40, color="#8c8c8c", edgecolor="none")
         place.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
+        if log:
+            place.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes[0].set_ylabel("requests")
     alt = (
         f"Histograms: prompts of median {table['input_tokens'].median():,.0f} tokens, answers of "
