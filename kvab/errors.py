@@ -6,6 +6,10 @@ class KvabError(Exception):
 
     exit_code = 3
 
+    def __str__(self) -> str:
+        """Return one line, whatever was quoted in the text."""
+        return " ".join(super().__str__().split())
+
 
 class InputError(KvabError):
     """A wrong argument, declaration, trace, manifest or run folder.

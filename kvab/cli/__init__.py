@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, standalone_mode=True)
     except KvabError as error:
-        print(f"kvab: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"kvab: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == 130:  # typer turns Ctrl-C into this exit and says nothing

@@ -151,7 +151,7 @@ def main() -> None:
     try:
         print(replay_cell(campaign, int(os.environ["JOB_COMPLETION_INDEX"]), trace, runs))
     except KvabError as error:
-        print(f"kvab: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"kvab: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

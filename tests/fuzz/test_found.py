@@ -100,6 +100,13 @@ def test_an_override_that_is_no_number_is_refused(tmp_path):
     assert "--max-model-len" in refused("manifests", tmp_path, change)
 
 
+def test_an_argument_of_several_lines_is_quoted_in_one(tmp_path):
+    def change(data):
+        return data.replace(b'{"rope_scaling":', b'{"rope_scaling"\n\n\n')
+
+    assert "expected a JSON object" in refused("manifests", tmp_path, change)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [(b'"clusters": [\n  "c"\n ]', b'"clusters": []'), (b'"c"', b'"d"'), (b"/c/", b"/<b>/"),
