@@ -14,7 +14,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test coverage test-slow test-hostile report book capacity publish check bench faults audit licences readme lock clean live
+.PHONY: help env lint test coverage test-slow test-hostile report book capacity publish check bench faults fuzz audit licences readme lock clean live
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +85,9 @@ bench: env ## measure speed as ratios within one run
 
 faults: env ## kill runs and harm them in other ways, count what went wrong (twenty minutes at most)
 	timeout --foreground 20m $(BIN)/python tests/faults/campaign.py
+
+fuzz: env ## feed each reader 100,000 broken inputs, count what came of them (a quarter of an hour)
+	$(BIN)/python tests/fuzz/fuzz.py --inputs 100000 --out book/published/fuzzing.json
 
 audit: env ## look for known vulnerabilities in requirements.lock
 	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip

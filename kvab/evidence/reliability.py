@@ -1,13 +1,14 @@
-"""What the fault campaign found, read from its one file and checked.
+"""What the fault campaign and the fuzzer found, each read from its one file and checked.
 
-Input: ``reliability.json`` as ``make faults`` writes it. Output: one object that a page loads.
+Input: ``reliability.json`` and ``fuzzing.json``, as ``make faults`` and ``make fuzz`` write them.
+Output: one object each, which a page loads.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -15,9 +16,10 @@ from kvab.declare import Declared, digest
 from kvab.errors import InputError
 from kvab.study import root
 
-NAME = "reliability.json"
+NAME, FUZZING = "reliability.json", "fuzzing.json"
 WRONG = ("lost", "duplicated", "altered", "locked", "processes", "objects", "leftovers", "crashed")
 Kind = Literal["simulated", "live", "kubernetes"]
+Content = TypeVar("Content", bound=Declared)
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -102,6 +104,35 @@ class Campaign(Declared):
         return sum(each.injected for each in self.faults if each.fault == fault)
 
 
+class Reader(Declared):
+    """What came of broken inputs of one kind: each is accepted, refused in one line or crashes."""
+
+    inputs: Count
+    accepted: Count
+    refused: Count
+    crashed: Count
+    slowest_ms: float
+    peak_mb: float
+    seconds: float
+
+
+class Fuzzing(Declared):
+    """The content of ``fuzzing.json``: what came of broken inputs, by reader."""
+
+    seed: int
+    readers: dict[str, Reader]
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of all readers."""
+        return sum(each.inputs for each in self.readers.values())
+
+    @property
+    def crashed(self) -> int:
+        """Inputs that made a reader crash."""
+        return sum(each.crashed for each in self.readers.values())
+
+
 def load_reliability(published: str | Path = "book/published") -> Campaign | None:
     """Return the published campaign, None if there is none.
 
@@ -110,12 +141,26 @@ def load_reliability(published: str | Path = "book/published") -> Campaign | Non
     InputError
         If the file is not what the campaign writes.
     """
-    path = root() / published / NAME
+    return _read(root() / published / NAME, Campaign, "make faults")
+
+
+def load_fuzzing(published: str | Path = "book/published") -> Fuzzing | None:
+    """Return what came of broken inputs, None if nothing is published.
+
+    Raises
+    ------
+    InputError
+        If the file is not what the fuzzer writes.
+    """
+    return _read(root() / published / FUZZING, Fuzzing, "make fuzz")
+
+
+def _read(path: Path, model: type[Content], command: str) -> Content | None:
     if not path.is_file():
         return None
     try:
-        return Campaign.model_validate_json(path.read_bytes())
+        return model.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{path}: {key}: {first['msg']}; run `make faults` anew") from None
+        raise InputError(f"{path}: {key}: {first['msg']}; run `{command}` anew") from None

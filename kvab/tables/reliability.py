@@ -1,13 +1,13 @@
-"""The table of the fault campaign: what was brought about, and what came of it.
+"""The tables of faults and of broken inputs: what was brought about, and what came of it.
 
-Input: the campaign. Output: a table that a notebook shows.
+Input: the campaign, the fuzzing. Output: tables that a notebook shows.
 """
 
 from __future__ import annotations
 
 import pandas as pd
 
-from kvab.evidence.reliability import Campaign
+from kvab.evidence.reliability import Campaign, Fuzzing
 from kvab.formats import Table, number
 
 COLUMNS = {
@@ -22,6 +22,13 @@ COLUMNS = {
     "objects": "objects left",
     "leftovers": "files left",
     "crashed": "tracebacks",
+}
+READERS = {
+    "trace": "trace",
+    "aiperf": "AIPerf's artifacts",
+    "manifests": "deploy.yaml, perf.yaml",
+    "runs": "run folders",
+    "bundle": "bundles",
 }
 
 
@@ -43,3 +50,23 @@ def faults(campaign: Campaign | None) -> Table | None:
         "be zero."
     )
     return Table(pd.DataFrame(lines), caption, ("cluster", "fault"))
+
+
+def inputs(fuzzing: Fuzzing | None) -> Table | None:
+    """Return what came of broken inputs, a row a reader; None where nothing was fuzzed."""
+    if fuzzing is None:
+        return None
+    lines = [
+        {
+            "reader": READERS.get(name, name),
+            "inputs": f"{each.inputs:,}",
+            "accepted": f"{each.accepted:,}",
+            "refused in one line": f"{each.refused:,}",
+            "crashed": f"{each.crashed:,}",
+            "slowest [ms]": number(each.slowest_ms, 0),
+            "memory at most [MB]": number(each.peak_mb, 0),
+        }
+        for name, each in fuzzing.readers.items()
+    ]
+    caption = f"Seed {fuzzing.seed}. What is accepted fulfils what the reader promises of it."
+    return Table(pd.DataFrame(lines), caption, ("reader",))

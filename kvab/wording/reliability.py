@@ -5,7 +5,7 @@ Input: the campaign. Output: Markdown.
 
 from __future__ import annotations
 
-from kvab.evidence.reliability import WRONG, Campaign
+from kvab.evidence.reliability import WRONG, Campaign, Fuzzing
 from kvab.formats import number, unless_missing
 
 MISSING = (
@@ -51,6 +51,16 @@ def setup(campaign: Campaign) -> str:
     )
     left_out = "\n".join(f"- {each.fault} on {each.kind}: {each.why}" for each in campaign.skipped)
     return text + (f"\n\nLeft out:\n\n{left_out}" if left_out else "")
+
+
+@unless_missing("No broken inputs were fed to the readers here: `make fuzz` does it.")
+def inputs(fuzzing: Fuzzing) -> str:
+    """Return how many broken inputs the readers were fed, and what came of them."""
+    came = f"{fuzzing.crashed:,} made one crash" if fuzzing.crashed else "none made one crash"
+    return (
+        f"**{fuzzing.inputs:,} broken inputs for {len(fuzzing.readers)} readers: {came}.** They "
+        "are mutations of real files, guided by the branches that they reach (atheris)."
+    )
 
 
 @unless_missing("Nothing yet: without a campaign there is nothing to learn from.")

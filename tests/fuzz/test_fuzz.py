@@ -9,7 +9,7 @@ import pytest
 
 FUZZ = Path(__file__).with_name("fuzz.py")
 READERS = ("trace", "aiperf", "manifests", "runs", "bundle")
-INPUTS = 2_000
+INPUTS, PUBLISHED = 2_000, 100_000
 
 
 def sound(tally, inputs):
@@ -37,5 +37,4 @@ def test_the_published_fuzzing_found_every_reader_sound():
     found = json.loads(published.read_text())["readers"]
     assert list(found) == list(READERS)
     for tally in found.values():
-        assert tally["inputs"] >= INPUTS
-        sound(tally, tally["inputs"])
+        sound(tally, PUBLISHED)

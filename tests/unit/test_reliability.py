@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kvab.errors import InputError
-from kvab.evidence.reliability import WRONG, Campaign, load_reliability
+from kvab.evidence.reliability import WRONG, Campaign, load_fuzzing, load_reliability
 from kvab.tables import reliability as tables
 from kvab.wording import reliability as wording
 
@@ -72,3 +72,28 @@ def test_what_was_left_out_is_named():
 
 def test_another_campaign_is_another_key():
     assert campaign().key != campaign(lost=1).key
+
+
+READER = {"inputs": 1000, "accepted": 300, "refused": 698, "crashed": 2, "slowest_ms": 12.5,
+          "peak_mb": 170, "seconds": 3.5}  # fmt: skip
+
+
+def test_broken_inputs_are_counted_by_reader(tmp_path):
+    sound = {**READER, "refused": 700, "crashed": 0}
+    told = {"seed": 1, "readers": {"trace": READER, "runs": sound}}
+    (tmp_path / "fuzzing.json").write_text(json.dumps(told))
+    found = load_fuzzing(tmp_path)
+    assert wording.inputs(found).startswith("**2,000 broken inputs for 2 readers: 2 made one crash")
+    assert list(tables.inputs(found).frame["crashed"]) == ["2", "0"]
+    told["readers"] = {"trace": sound}
+    (tmp_path / "fuzzing.json").write_text(json.dumps(told))
+    assert "none made one crash" in wording.inputs(load_fuzzing(tmp_path))
+
+
+def test_without_fuzzing_the_page_says_so(tmp_path):
+    assert load_fuzzing(tmp_path) is None
+    assert "`make fuzz`" in wording.inputs(None)
+    assert tables.inputs(None) is None
+    (tmp_path / "fuzzing.json").write_text("{}")
+    with pytest.raises(InputError, match=r"fuzzing\.json: seed: .*make fuzz"):
+        load_fuzzing(tmp_path)
