@@ -84,6 +84,18 @@ def take_steps(order, told):
         raise
 
 
+def outcome(order, told):
+    """Return the exit code of a run that was not interrupted; why it failed is one line."""
+    from kvab.errors import KvabError
+
+    try:
+        take_steps(order, told)
+    except KvabError as error:
+        print(f"kvab: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
 def serve(order, told):
     """Be the client: end with the exit code, and the one line, that the command line has."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -94,14 +106,9 @@ def serve(order, told):
     tempfile.tempdir = None
     if order.clock_seed is not None:
         unsettle(order.clock_seed)
-    from kvab.errors import KvabError
-
-    code = 0
     try:
-        take_steps(order, told)
-    except KvabError as error:
-        print(f"kvab: {' '.join(str(error).split())}", file=sys.stderr)
-        code = error.exit_code
+        code = outcome(order, told)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what comes now comes too late
     except KeyboardInterrupt:
         code = 130
     except Exception:
