@@ -182,12 +182,14 @@ def losses(evidence: Evidence) -> str:
     """Return where the comparison is worse, as plainly as where it is better."""
     groups, result = evidence.groups, evidence.comparison.to_json()
     slower = groups[groups["ttft_ms_faster_share"] < 0.5]
-    said = [
-        f"of requests with {row.by} of {row.group} only {percent(row.ttft_ms_faster_share, 0)} get "
-        f"their first token sooner (median paired difference "
-        f"{signed(row.ttft_ms_median_difference)} ms)"
-        for row in slower.itertuples()
-    ]
+    said = []
+    for by, rows in slower.groupby("by", sort=False):
+        each = ", ".join(
+            f"{percent(row.ttft_ms_faster_share, 0)} at {row.group} "
+            f"({signed(row.ttft_ms_median_difference)} ms)"
+            for row in rows.itertuples()
+        )
+        said.append(f"TTFT by {by}: lower for only {each}")
     for key in LATENCIES:
         for statistic, row in result["metrics"][key].items():
             if row["ci_low"] is not None and row["ci_low"] > 0:
@@ -197,7 +199,10 @@ def losses(evidence: Evidence) -> str:
     only = result["good_table"]["only_baseline"]
     if only:
         said.append(f"{only:,} requests that the baseline serves in time are late")
-    return "Where the comparison loses: " + ("; ".join(said) if said else "nowhere measured") + "."
+    if not said:
+        return "Where the comparison loses: nowhere measured."
+    lines = "\n".join(f"- {each}" for each in said)
+    return f"Where the comparison loses (in brackets median paired differences):\n\n{lines}"
 
 
 def lesson(evidence: Evidence, judged: Gate) -> str:
