@@ -37,7 +37,11 @@ def build(place: Path, cache: Path, out: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "kvab", "report", "--from", str(place / "book" / "published")]
     start = time.perf_counter()
     with memory.over_time() as memory_gb:
-        subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, env=told)
+        ended = subprocess.run(
+            [*command, "--out", str(out)], capture_output=True, text=True, env=told
+        )
+    if ended.returncode:
+        raise SystemExit(f"a build ended with {ended.returncode}: {ended.stderr[-3000:]}")
     seconds, peak_gb = time.perf_counter() - start, max(gb for _, gb in memory_gb)
     return {"seconds": seconds, "peak_gb": peak_gb, "memory": memory_gb}
 

@@ -84,6 +84,10 @@ def build(out: Path, book: Book) -> Path:
     DependencyError
         If a page fails or the book has a warning; the message names it.
     """
+    # Threads that import these at once can see them half made, as matplotlib did of IPython.
+    import IPython  # noqa: F401
+    import papermill  # noqa: F401
+
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
