@@ -36,7 +36,7 @@ def build(place: Path, cache: Path, out: Path) -> dict[str, Any]:
     told = {**os.environ, "KVAB_CACHE": str(cache), "KVAB_ROOT": str(place)}
     command = [sys.executable, "-m", "kvab", "report", "--from", str(place / "book" / "published")]
     start = time.perf_counter()
-    with memory.over_time() as memory_gb:
+    with memory.over_time(own=False) as memory_gb:
         ended = subprocess.run(
             [*command, "--out", str(out)], capture_output=True, text=True, env=told
         )

@@ -160,7 +160,7 @@ def sweep(
     missing.sort(key=lambda job: job.variant.speed)  # the slowest first
     campaign.replay_all(missing, on=on)
     place = write_tables(cells)
-    runs.write_beside(place / spread.TABLE, runs.parquet_bytes(spread.totals(spreads, workload)))
+    runs.write_beside(place / spread.TABLE, runs.parquet_bytes([spread.totals(spreads, workload)]))
     return place
 
 
@@ -169,7 +169,7 @@ def write_tables(cells: list[tuple[Job, str | None]]) -> Path:
     first = cells[0][0]
     found = [(job, split, runs.read_run(job.path)) for job, split in cells]
     table = pd.concat([_bursts(job, split, run) for job, split, run in found], ignore_index=True)
-    content = runs.parquet_bytes(table)
+    content = runs.parquet_bytes([table])
     manifests = [run.manifest for _, _, run in found]
     summary = Summary(
         study=first.study.name,

@@ -76,8 +76,8 @@ def make_twins(evidence: Evidence, trace: Trace, folder: Path) -> Path:
                      "statistic": "share", "value": found["good"]["share"]})  # fmt: skip
     place = folder / evidence.study.name / evidence.cluster
     (place / TABLE).parent.mkdir(parents=True, exist_ok=True)
-    runs.write_beside(place / ORDERS, runs.parquet_bytes(pd.DataFrame(told)))
-    runs.write_beside(place / TABLE, runs.parquet_bytes(pd.concat(twins, ignore_index=True)))
+    runs.write_beside(place / ORDERS, runs.parquet_bytes([pd.DataFrame(told)]))
+    runs.write_beside(place / TABLE, runs.parquet_bytes([pd.concat(twins, ignore_index=True)]))
     return place / TABLE
 
 

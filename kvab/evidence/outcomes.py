@@ -6,7 +6,7 @@ Input: a folder of runs. Output: one object that a notebook loads and passes on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,17 +118,19 @@ class Evidence:
     @cached_property
     def requests(self) -> pd.DataFrame:
         """All requests: schema-1 columns plus configuration, label, repeat and good."""
-        parts = [
-            run.requests.assign(
-                configuration=name,
-                label=self.arms[name].label,
-                repeat=run.manifest.repeat,
-                good=metrics.good(run.requests, self.study.slo),
-            )
-            for name, found in self.runs.items()
-            for run in found
-        ]
-        return pd.concat(parts, ignore_index=True)
+        return pd.concat(self.each_run, ignore_index=True)
+
+    @property
+    def each_run(self) -> Iterator[pd.DataFrame]:
+        """The requests of one run after the other, with the columns of ``requests``."""
+        for name, found in self.runs.items():
+            for run in found:
+                yield run.requests.assign(
+                    configuration=name,
+                    label=self.arms[name].label,
+                    repeat=run.manifest.repeat,
+                    good=metrics.good(run.requests, self.study.slo),
+                )
 
     @kept
     def comparison(self) -> Comparison:

@@ -163,7 +163,7 @@ def _replay(told: dict) -> list[tuple]:
 
 def _records(told: dict) -> list[tuple]:
     step = f"reading {told['requests']:,} records of AIPerf"
-    others = {"pandas": "pandas.read_json(lines=True)", "aiperf": "the loader of `aiperf plot`"}
+    others = {"pandas": "pandas.read_json(lines=True)", "aiperf": "the loader of aiperf plot"}
     return [_row(step, text, *_both(told["pairs"], "kvab", name)) for name, text in others.items()]
 
 
@@ -198,5 +198,5 @@ def _many_runs(told: dict) -> list[tuple]:
 def _startup(told: dict) -> list[tuple]:
     first = "import pandas"
     steps = [name for name in told["pairs"][0] if name != first]
-    against = "`python -c 'import pandas'`"
-    return [_row(f"`{name}`", against, *_both(told["pairs"], name, first)) for name in steps]
+    against = "python -c 'import pandas'"
+    return [_row(name, against, *_both(told["pairs"], name, first)) for name in steps]

@@ -22,7 +22,7 @@ def files(evidence: Evidence, judged: Gate, key: str) -> dict[str, bytes]:
     """Return the table of all requests and the card, by path in the book."""
 
     def made() -> dict[str, bytes]:
-        table = runs.parquet_bytes(evidence.requests, level=runs.QUICK)
+        table = runs.parquet_bytes(evidence.each_run, level=runs.QUICK)
         return {REQUESTS: table, CARD: social_card(evidence, judged)}
 
     return remember(key, "publication", made)

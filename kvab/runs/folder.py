@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,23 +40,33 @@ class Run:
 
 def requests_bytes(table: pd.DataFrame, level: int = QUICK) -> bytes:
     """Return a requests table as Parquet bytes of schema 1."""
-    return parquet_bytes(table, tidy.SCHEMA, level)
+    return parquet_bytes([table], tidy.SCHEMA, level)
 
 
 def parquet_bytes(
-    table: pd.DataFrame, schema: pa.Schema | None = None, level: int = SMALL
+    tables: Iterable[pd.DataFrame], schema: pa.Schema | None = None, level: int = SMALL
 ) -> bytes:
-    """Return a table as Parquet bytes, at a level of zstd: `SMALL` to be committed, or `QUICK`."""
-    buffer = io.BytesIO()
-    arrow = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
-    pq.write_table(
-        arrow.replace_schema_metadata(None),
-        buffer,
-        compression="zstd",
-        compression_level=level,
-        use_dictionary=False,  # times rounded for publication compress better as they are
-        column_encoding={"row": "DELTA_BINARY_PACKED"},
-    )
+    """Return tables of equal columns, one after the other, as the bytes of one Parquet file.
+
+    Each is a row group, and only one is held at a time. ``level`` is zstd's: `SMALL` for what is
+    committed, or `QUICK`.
+    """
+    buffer, writer = io.BytesIO(), None
+    for table in tables:
+        arrow = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
+        arrow = arrow.replace_schema_metadata(None)
+        schema = schema or arrow.schema
+        writer = writer or pq.ParquetWriter(
+            buffer,
+            arrow.schema,
+            compression="zstd",
+            compression_level=level,
+            use_dictionary=False,  # times rounded for publication compress better as they are
+            column_encoding={"row": "DELTA_BINARY_PACKED"},
+        )
+        writer.write_table(arrow)
+    if writer:
+        writer.close()
     return buffer.getvalue()
 
 

@@ -59,7 +59,7 @@ def save_workload(trace: Trace, folder: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(describe(trace), indent=2) + "\n"
     runs.write_beside(path.with_suffix(".json"), text.encode())
-    runs.write_beside(path, runs.parquet_bytes(table))
+    runs.write_beside(path, runs.parquet_bytes([table]))
     return path
 
 

@@ -7,22 +7,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kvab.evidence.reliability import Campaign, Fuzzing
+from kvab.evidence.reliability import WRONG, Campaign, Fault, Fuzzing
 from kvab.formats import Table, number
+from kvab.wording.reliability import SAID
 
-COLUMNS = {
-    "injected": "faults",
-    "completed": "complete after",
-    "refused": "refused in one line",
-    "lost": "lost",
-    "duplicated": "twice",
-    "altered": "altered",
-    "locked": "locked",
-    "processes": "processes left",
-    "objects": "objects left",
-    "leftovers": "files left",
-    "crashed": "tracebacks",
-}
+COLUMNS = {"injected": "faults", "completed": "complete after", "refused": "refused in one line"}
 READERS = {
     "trace": "trace",
     "aiperf": "AIPerf's artifacts",
@@ -41,15 +30,22 @@ def faults(campaign: Campaign | None) -> Table | None:
             "cluster": each.kind,
             "fault": each.fault,
             **{label: f"{getattr(each, name):,}" for name, label in COLUMNS.items()},
+            "went wrong": _wrong(each),
         }
         for each in sorted(campaign.faults, key=lambda each: (each.fault != "kill", each.fault))
     ]
     caption = (
         f"Seed {campaign.seed}, {campaign.date:%Y-%m-%d}, {campaign.cores} cores, "
-        f"{number(campaign.seconds / 60)} minutes. From the column “lost” on, every count should "
-        "be zero."
+        f"{number(campaign.seconds / 60)} minutes. Nothing should go wrong; what is counted stands "
+        "above."
     )
     return Table(pd.DataFrame(lines), caption, ("cluster", "fault"))
+
+
+def _wrong(fault: Fault) -> str:
+    """Return what went wrong, with its counts."""
+    said = [f"{count:,} {SAID[name]}" for name in WRONG if (count := getattr(fault, name))]
+    return ", ".join(said) or "nothing"
 
 
 def inputs(fuzzing: Fuzzing | None) -> Table | None:

@@ -25,13 +25,13 @@ def memory_caption(measured: Memory) -> str:
 
 def memory_source(measured: Memory, runs: bool = True) -> str:
     """Return where the memory figure's data come from."""
-    return "Source: `make bench`, measured."
+    return "Source: make bench, measured."
 
 
 @unless_missing(NOTHING)
 def lesson(measured: pd.DataFrame) -> str:
     """Return where most is gained, and where nothing is."""
-    work = measured[~measured["step"].str.startswith("`kvab")]  # start-up has no rival
+    work = measured[~measured["step"].str.startswith("kvab ")]  # start-up has no rival
     ordered = work.sort_values("ratio", ascending=False)
     best, worst = ordered.iloc[0], ordered.iloc[-1]
     return (

@@ -61,7 +61,7 @@ def test_what_went_wrong_comes_first_and_withholds_the_lesson():
 def test_the_table_has_a_line_a_fault_kills_first():
     frame = tables.faults(campaign(altered=4)).frame
     assert list(frame["fault"]) == ["kill", "full disk"]
-    assert list(frame["altered"]) == ["4", "0"]
+    assert list(frame["went wrong"]) == ["4 results altered", "nothing"]
 
 
 def test_what_was_left_out_is_named():
