@@ -56,9 +56,10 @@ def setup(campaign: Campaign) -> str:
 @unless_missing("No broken inputs were fed to the readers here: `make fuzz` does it.")
 def inputs(fuzzing: Fuzzing) -> str:
     """Return how many broken inputs the readers were fed, and what came of them."""
-    came = f"{fuzzing.crashed:,} made one crash" if fuzzing.crashed else "none made one crash"
+    came = f"{fuzzing.crashed:,} of them" if fuzzing.crashed else "not one of them"
     return (
-        f"**{fuzzing.inputs:,} broken inputs for {len(fuzzing.readers)} readers: {came}.** They "
+        f"**{fuzzing.inputs:,} broken inputs for {len(fuzzing.readers)} readers: {came} made a "
+        "reader crash.** They "
         "are mutations of real files, guided by the branches that they reach (atheris)."
     )
 

@@ -83,11 +83,13 @@ def test_broken_inputs_are_counted_by_reader(tmp_path):
     told = {"seed": 1, "readers": {"trace": READER, "runs": sound}}
     (tmp_path / "fuzzing.json").write_text(json.dumps(told))
     found = load_fuzzing(tmp_path)
-    assert wording.inputs(found).startswith("**2,000 broken inputs for 2 readers: 2 made one crash")
+    assert wording.inputs(found).startswith(
+        "**2,000 broken inputs for 2 readers: 2 of them made a reader"
+    )
     assert list(tables.inputs(found).frame["crashed"]) == ["2", "0"]
     told["readers"] = {"trace": sound}
     (tmp_path / "fuzzing.json").write_text(json.dumps(told))
-    assert "none made one crash" in wording.inputs(load_fuzzing(tmp_path))
+    assert "not one of them made a reader crash" in wording.inputs(load_fuzzing(tmp_path))
 
 
 def test_without_fuzzing_the_page_says_so(tmp_path):
