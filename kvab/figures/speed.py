@@ -22,7 +22,7 @@ def memory(measured: Memory) -> Drawing:
     for place, (step, rows) in zip(axes[0], steps, strict=True):
         place.plot(rows["seconds"], rows["gb"], color="#333333", linewidth=1.3)
         place.fill_between(rows["seconds"], rows["gb"], color="#8c8c8c", alpha=0.25, linewidth=0)
-        place.set(title=step, xlabel="seconds", xlim=(0, None), ylim=(0, None))
-    axes[0][0].set_ylabel("memory [GB]")
+        place.set(title=step, xlabel="seconds", xlim=(0, None))
+    axes[0][0].set(ylabel="memory [GB]", ylim=(0, None))  # of all panels, once all are drawn
     alt = "Memory over time, a panel for each large input. " + wording.memory_caption(measured)
     return figure, wording.memory_caption(measured), alt
