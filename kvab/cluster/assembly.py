@@ -143,11 +143,21 @@ class Assembly:
         """Where it is noted, beside the run, that the cluster holds something of it."""
         return self.job.path.with_name(f".{self.job.path.name}.state.json")
 
-    def note(self, run_id: str, step: str) -> None:
-        """Note beside the run how far it is."""
+    def note(self, run_id: str, step: str, **kept: Any) -> None:
+        """Note beside the run how far it is, and what the cluster cannot be asked for later."""
         self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        note = {"run_id": run_id, "step": step, "at": datetime.now(UTC).isoformat()}
+        at = datetime.now(UTC).isoformat()
+        note = {"run_id": run_id, "step": step, "at": at, **kept}
         write_beside(self.state_file, json.dumps(note, indent=1).encode())
+
+    def noted(self, digest: str) -> dict[str, Any] | None:
+        """Return what an earlier start noted when it had replayed this very run, else None."""
+        try:
+            note = json.loads(self.state_file.read_bytes())
+            mine = (note["step"], note["digest"]) == ("replayed", digest)
+            return note if mine and note.keys() >= {"run_id", "versions", "provenance"} else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
 
 def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Finding]:

@@ -19,8 +19,10 @@ Object = dict[str, Any]
 DEPLOYMENT, COMPONENT = "DynamoGraphDeployment", "DynamoComponentDeployment"
 
 
-def refuse_others(kube: Kube, mark: marks.Mark, names: set[str], own_uid: str = "") -> None:
+def refuse_others(kube: Kube, mark: marks.Mark, names: set[str], own: Object | None = None) -> None:
     """Refuse to go on while another deployment of the study holds the GPUs.
+
+    With ``own``, one that is there already, only an older one counts.
 
     Raises
     ------
@@ -33,7 +35,7 @@ def refuse_others(kube: Kube, mark: marks.Mark, names: set[str], own_uid: str = 
         if not labelled and metadata["name"] not in names:
             continue
         run = (metadata.get("annotations") or {}).get(marks.RUN)
-        if run == mark.run or metadata["uid"] == own_uid:
+        if run == mark.run or (own and _age(own) <= _age(found)):
             continue
         raise DependencyError(
             f"deployment {metadata['name']} of {run or 'another owner'} holds the GPUs since "
@@ -42,11 +44,16 @@ def refuse_others(kube: Kube, mark: marks.Mark, names: set[str], own_uid: str = 
         )
 
 
+def _age(found: Object) -> tuple[str, str]:
+    """Return what orders deployments from the oldest; both sides see the same."""
+    return found["metadata"]["creationTimestamp"], found["metadata"]["uid"]
+
+
 def create(kube: Kube, manifest: Object, mark: marks.Mark, names: set[str]) -> Object:
     """Create the deployment; of two that start at once, the younger gives way."""
     made = kube.create(manifest)
     try:
-        refuse_others(kube, mark, names, made["metadata"]["uid"])
+        refuse_others(kube, mark, names, made)
     except DependencyError:
         kube.delete(DEPLOYMENT, made["metadata"]["name"], made["metadata"]["uid"])
         raise

@@ -8,7 +8,6 @@ something to find.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -17,22 +16,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kvab.cluster import applied, benchmarking, deploying, diagnostics, marks, preflight, preparing
+from kvab.cluster import (
+    applied,
+    benchmarking,
+    collecting,
+    deploying,
+    diagnostics,
+    marks,
+    preflight,
+    preparing,
+    presence,
+)
 from kvab.cluster.assembly import Assembly
-from kvab.cluster.causes import condition
 from kvab.cluster.kube import Kube
 from kvab.cluster.podexec import Pod
-from kvab.cluster.podfiles import download, helper_pod, read_marker, upload
-from kvab.errors import DependencyError
+from kvab.cluster.podfiles import Spoiled, helper_pod, upload
+from kvab.errors import DependencyError, InputError
 from kvab.recipes import Topology
 from kvab.study import Kubernetes
 from kvab.trace import Trace
-from kvab.watching import Display
 
 if TYPE_CHECKING:
     from kvab.runs.jobs import Job
 
-Object = dict[str, Any]
 PROBES_PER_WORKER = 2
 
 
@@ -43,7 +49,7 @@ class Cluster:
         self.profile, self._job = profile, job
         self.provenance: dict[str, Any] = {}
         self.applied: dict[str, bytes] = {}
-        self.made = False
+        self.made = self.replayed = False
 
     @property
     def job(self) -> Job:
@@ -58,11 +64,10 @@ class Cluster:
 
     def identity(self) -> dict[str, str]:
         """Return what a result depends on beside the manifests and the trace."""
-        selector = self.profile.node_selector
-        nodes = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
+        selector = sorted(self.profile.node_selector.items())
         return {
             "image": self.profile.image or "as in deploy.yaml",
-            "nodes": nodes,
+            "nodes": ",".join(f"{key}={value}" for key, value in selector),
             "rdma": self.profile.rdma_resource or "",
         }
 
@@ -95,6 +100,8 @@ class Cluster:
     def deploy(self, topology: Topology) -> None:
         """Create the deployment, or find the one that an earlier start made, and wait for it.
 
+        Nothing is deployed for a replay whose artifacts wait on the volume.
+
         Raises
         ------
         DependencyError
@@ -103,58 +110,55 @@ class Cluster:
         """
         self.topology, self.made = topology, False
         names, mark = self.run.deployments(), self.run.digest_mark()
+        if noted := self.run.noted(mark.digest):
+            self.made = self.replayed = True
+            self._record(noted["run_id"])
+            self.versions |= noted["versions"]
+            self.provenance = noted["provenance"]
+            return
         deploying.refuse_others(self.kube, mark, names)
-        found = self._found(mark)
+        found = presence.found_again(self.kube, self.run, mark)
         self.made = True
         if found is None:
             run_id = self.run.new_id()
             # Noted first: whatever happens to this process, a later start looks for it.
             self.run.note(run_id, "deploying")
             found = deploying.create(self.kube, self.run.manifests(run_id)[0], mark, names)
-        self.run_id = found["metadata"]["annotations"][marks.RUN_ID]
+        self._record(found["metadata"]["annotations"][marks.RUN_ID])
         self.run.note(self.run_id, "deployed")
         self.expected = self.run.expected(topology, found)
-        if self.kube.get("Job", self.run.job_name) is None:
+        if presence.benchmark(self.kube, self.run) is None:
             workers = self.expected.prefill + self.expected.others
             deploying.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
         # else the replay of an earlier start is under way: asking would disturb it
         versions, self.provenance = diagnostics.provenance(self.kube, self.expected)
         self.versions |= versions
-        for manifest in self.run.manifests(self.run_id):
+
+    def _record(self, run_id: str) -> None:
+        """Take the name of a try, and what is applied under it."""
+        self.run_id, manifests = run_id, self.run.manifests(run_id)
+        self.folder = applied.artifact_folder(manifests[2], run_id)
+        for manifest in manifests:
             name = f"applied/{manifest['kind'].lower()}.json"
             self.applied[name] = json.dumps(manifest, indent=1).encode()
-
-    def _found(self, mark: marks.Mark) -> Object | None:
-        """Return the run's own deployment if it can go on; remove what is left of another try."""
-        name = self.run.recipe.deployment
-        found, job = (
-            self.kube.get(deploying.DEPLOYMENT, name),
-            self.kube.get("Job", self.run.job_name),
-        )
-        if found and mark.owns(found) and not found["metadata"].get("deletionTimestamp"):
-            ids = {part["metadata"]["annotations"].get(marks.RUN_ID) for part in (found, job)
-                   if part}  # fmt: skip
-            if len(ids) == 1 and not condition(job, "Failed"):
-                return found
-        self._delete_benchmark()
-        if found:
-            deploying.take_down(self.kube, name, found["metadata"]["uid"])
-        return None
 
     def replay(
         self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None
     ) -> None:
         """Run the benchmark's Job, or find it running, and see it to its end.
 
+        From then on nothing but its artifacts is needed, and a later start collects them.
+
         Raises
         ------
         DependencyError
             If it fails, a serving pod is restarted, or a KV router saw no caches.
         """
+        if self.replayed:
+            return
         sending, content = self.run.workload
         _, scripts, job = self.run.manifests(self.run_id)
-        self.folder = applied.artifact_folder(job, self.run_id)
-        found = self.kube.get("Job", self.run.job_name)
+        found = presence.benchmark(self.kube, self.run)
         if found is None:
             if sending.staged:
                 with self._files() as pod:
@@ -182,6 +186,9 @@ class Cluster:
         self.provenance |= {"restarts": during, "router": router}
         if self.topology.router == "kv":
             benchmarking.check_router(**router)
+        kept = {"versions": self.versions, "provenance": self.provenance}
+        self.run.note(self.run_id, "replayed", digest=self.run.digest_mark().digest, **kept)
+        self.replayed = True
 
     def collect(self) -> tuple[pd.DataFrame, dict[str, bytes]]:
         """Return the requests table and the artifacts by file name.
@@ -190,26 +197,34 @@ class Cluster:
         ------
         DependencyError
             If the artifacts are not whole, or do not arrive as they are.
+        InputError
+            If they are not AIPerf's records of this workload.
         """
         from kvab import aiperf, tidy
 
-        self.run.note(self.run_id, "collecting")
         local = self.job.path.with_name(f".{self.job.path.name}.collecting") / self.run_id
-        with self._files() as pod, Display("collect") as display:
-            marker = read_marker(pod, self.folder, self.run_id)
-            names = download(
-                pod, self.folder, marker, local,
-                lambda done, total: display.show(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
-            )  # fmt: skip
-        read = aiperf.read_artifacts(local)
-        requests = tidy.from_aiperf(read, self.job.trace, self.job.order())
+        try:
+            with self._files() as pod:
+                files = collecting.bring(pod, self.folder, self.run_id, local)
+            read = aiperf.read_artifacts(local)
+            requests = tidy.from_aiperf(read, self.job.trace, self.job.order())
+        except (Spoiled, InputError):
+            self.replayed = False  # no later start could make anything of them
+            raise
         if self.topology.mode == "disaggregated":
             requests = tidy.without_cached(requests)
         self.versions["aiperf"] = read.version or "unknown"
         self.provenance["router"] |= aiperf.router_counters(local)
-        files = {name: (local / name).read_bytes() for name in names}
-        shutil.rmtree(local.parent)
+        collecting.forget(local)
         return requests, files
+
+    def release(self) -> str:
+        """Tear down what failed; artifacts that only wait to be collected stay, and it says so."""
+        if not self.replayed:
+            self.teardown()
+            return ""
+        presence.remove(self.kube, self.run)
+        return "the replay itself is done: run the same command again to collect its artifacts"
 
     def teardown(self) -> None:
         """Delete the run's deployment, Job and helpers; storage stays.
@@ -221,20 +236,8 @@ class Cluster:
         """
         if not self.made and not self.run.state_file.exists():
             return
-        name = self.run.recipe.deployment
-        self._delete_benchmark()
-        found = self.kube.get(deploying.DEPLOYMENT, name)
-        own, run = found["metadata"] if found else {}, self.run.mark("", "").run
-        if not found or (own.get("annotations") or {}).get(marks.RUN) == run:
-            deploying.take_down(self.kube, name, own.get("uid"))  # or see the rest of it go
+        presence.remove(self.kube, self.run)
         self.run.state_file.unlink(missing_ok=True)
-
-    def _delete_benchmark(self) -> None:
-        """Remove the run's Job, its scripts and the helper pod, if they are the study's."""
-        run = self.run
-        names = {"Job": run.job_name, "ConfigMap": run.scripts_name, "Pod": run.helper}
-        for kind, name in names.items():
-            deploying.remove(self.kube, kind, name, self.job.study.name)
 
     def _files(self) -> AbstractContextManager[Pod]:
         """Return a running pod that mounts the volume, made for it if the benchmark's is gone."""
@@ -243,6 +246,5 @@ class Cluster:
 
     def diagnostics(self) -> dict[str, bytes]:
         """Return what tells why the run failed, by file name; nothing if nothing was made."""
-        if not self.made:
-            return {}
-        return {**self.applied, **diagnostics.files(self.kube, *self.run.witnesses())}
+        found = diagnostics.files(self.kube, *self.run.witnesses()) if self.made else {}
+        return {**self.applied, **found}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvab.errors import DependencyError
 from kvab.study import Study
 
 Manifest = dict[str, Any]
@@ -53,6 +54,24 @@ def annotation(found: Manifest, key: str) -> Any:
     """Return the JSON value of an annotation, None where there is none."""
     text = (found["metadata"].get("annotations") or {}).get(key)
     return None if text is None else json.loads(text)
+
+
+def check_own(found: Manifest, study: str) -> None:
+    """Refuse an object that has the name of one of ours but was made by somebody else.
+
+    Raises
+    ------
+    DependencyError
+        Naming it, and the command that deletes it.
+    """
+    metadata = found["metadata"]
+    if (metadata.get("labels") or {}).get(STUDY_LABEL) != study:
+        kind, name, namespace = found["kind"], metadata["name"], metadata["namespace"]
+        raise DependencyError(
+            f"{kind} {name}: expected none or one made for this study (label {STUDY_LABEL}="
+            f"{study}), found another's; when it is not needed, `kubectl -n {namespace} delete "
+            f"{kind.lower()} {name}`"
+        )
 
 
 def run_name(study: Study, path: Path) -> str:

@@ -25,6 +25,10 @@ MARKER = "finished.json"
 SKIPPED = ("inputs.json", "profile_export_raw.jsonl")
 
 
+class Spoiled(DependencyError):
+    """Files on the volume are not what was written there; fetching them again does not help."""
+
+
 @contextmanager
 def helper_pod(kube: Kube, manifest: dict[str, Any], job: str | None = None) -> Iterator[Pod]:
     """Yield a running pod that mounts the volume: that of a Job if it runs, else one made for it.
@@ -95,7 +99,7 @@ def read_marker(pod: Pod, folder: str, run_id: str) -> dict[str, Any]:
 
     Raises
     ------
-    DependencyError
+    Spoiled
         If there is none, so the artifacts are not whole, or it is not of a run that succeeded.
     """
     try:
@@ -103,12 +107,12 @@ def read_marker(pod: Pod, folder: str, run_id: str) -> dict[str, Any]:
     except Broken:
         raise
     except (DependencyError, ValueError):
-        raise DependencyError(
+        raise Spoiled(
             f"{folder}/{MARKER}: the benchmark did not finish its artifacts; see its log in "
             "diagnostics/, and run again"
         ) from None
     if marker["exit_code"] or marker["run_id"] != run_id:
-        raise DependencyError(
+        raise Spoiled(
             f"{folder}: expected the artifacts of a finished run {run_id}, got "
             f"{marker['run_id']} with exit code {marker['exit_code']}; run again"
         )
@@ -142,8 +146,8 @@ def download(
 
     Raises
     ------
-    DependencyError
-        If a file does not arrive as the marker says.
+    Spoiled
+        If a file does not arrive as the marker says, or would lie outside the target.
     """
     files = {
         name: file
@@ -207,7 +211,7 @@ def _fetch(
         if got == wanted:
             return
         path.unlink()
-    raise DependencyError(
+    raise Spoiled(
         f"{source}: expected sha256 {wanted[:12]} as when it was written, got {got[:12]}; the "
         "volume changed since; run again"
     )

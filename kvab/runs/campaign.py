@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kvab import runs
-from kvab.errors import DependencyError
+from kvab.errors import DependencyError, KvabError
 from kvab.runs.jobs import Job
 from kvab.runs.replay import Replay
 
@@ -119,10 +119,10 @@ def replay_in_turn(jobs: list[Job]) -> None:
 
     Raises
     ------
-    DependencyError
-        At the end, if any failed: how many, and why the first did.
+    KvabError
+        At the end, if any failed: how many, and why the first did; of the first one's kind.
     """
-    failed: list[str] = []
+    failed: list[KvabError] = []
     minutes = sum(job.span_s + OVERHEAD_S for job in jobs) / 60
     print(
         f"{len(jobs)} replays one after the other, in the trace's own time: about {minutes:.0f} "
@@ -139,11 +139,12 @@ def replay_in_turn(jobs: list[Job]) -> None:
             replay.replay()
             replay.collect()
             replay.teardown()
-        except DependencyError as error:
-            failed.append(f"{name}: {error}")
+        except KvabError as error:
+            failed.append(type(error)(f"{name}: {error}"))
             print(failed[-1], file=sys.stderr)
     if failed:
-        raise DependencyError(f"{len(failed)} of {len(jobs)} replays failed; first: {failed[0]}")
+        first = failed[0]
+        raise type(first)(f"{len(failed)} of {len(jobs)} replays failed; first: {first}")
 
 
 _told: Any = None

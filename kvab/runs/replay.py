@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,14 @@ from kvab.runs.workload import save_workload
 from kvab.study import load_study, root
 from kvab.trace import find_trace
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+)
 
 
 def start(
@@ -104,10 +113,11 @@ class Replay:
     def collect(self) -> Path:
         """Write the run folder and return it."""
         if not self.complete:
-            requests, artifacts = self._step("collect")
-            if not self.job.variant.place:  # a variant's trace is not the study's
-                save_workload(self.job.trace, self.job.runs / self.job.study.name)
-            self._write(requests, {f"artifacts/{name}": artifacts[name] for name in artifacts})
+            with self._undone_on_failure("collect"):
+                requests, artifacts = self.cluster.collect()
+                if not self.job.variant.place:  # a variant's trace is not the study's
+                    save_workload(self.job.trace, self.job.runs / self.job.study.name)
+                self._write(requests, {f"artifacts/{name}": artifacts[name] for name in artifacts})
             self.claim.leave()
         return self.job.path
 
@@ -123,31 +133,57 @@ class Replay:
         runs.write_run(self.job.path, manifest, files)
 
     def _step(self, name: str, *given: Any) -> Any:
-        """Return what a step of the cluster returns; if it fails, leave nothing of it running."""
-        try:
+        with self._undone_on_failure(name):
             return getattr(self.cluster, name)(*given)
+
+    @contextmanager
+    def _undone_on_failure(self, name: str) -> Iterator[None]:
+        """Leave nothing of a step that fails running, and say what is kept."""
+        try:
+            yield
         except BaseException as error:
-            self.abandon(str(error) or type(error).__name__)
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise InputError(f"{name}: cannot write ({error}); free space") from None
+            reason = str(error) or type(error).__name__
+            unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
+            if unwritable:
+                reason = f"{name}: cannot write ({error}); free space"
+            kept = self.abandon(reason)
+            then = f"; {kept}" if kept else ""
+            if unwritable:
+                raise InputError(f"{reason}{then}") from None
+            if kept and isinstance(error, KvabError):
+                raise type(error)(f"{error}{then}") from None
             raise
 
-    def abandon(self, reason: str) -> None:
-        """Keep what tells why a run failed, as a failed run, and stop what it started."""
-        troubles = []
+    def abandon(self, reason: str) -> str:
+        """Keep what tells why a run failed, as a failed run, and stop what it started.
+
+        Returns
+        -------
+        str
+            What a later start can go on with, if anything.
+
+        Raises
+        ------
+        DependencyError
+            If that does not succeed; nothing keeps the next start from the run even then.
+        """
+        troubles, kept = [], ""
         try:
             self._keep_diagnostics(reason)
-        except (KvabError, OSError) as error:  # a full disk must not keep anything running
-            troubles.append(f"keeping diagnostics: {error}")
-        try:
-            if not self.keep:
-                self.cluster.teardown()
-        except KvabError as error:
-            troubles.append(f"tearing down: {error}")
+        except Exception as error:  # a full disk must not keep anything running
+            troubles.append(f"keeping diagnostics: {_said(error)}")
         finally:
-            self.claim.leave()
+            try:
+                if not self.keep:
+                    kept = getattr(self.cluster, "release", self.cluster.teardown)() or ""
+            except Exception as error:
+                troubles.append(f"tearing down: {_said(error)}")
+            finally:
+                self.claim.leave()
         if troubles:
-            raise DependencyError(f"{reason}; then, {'; then, '.join(troubles)}") from None
+            told = "; then, ".join([reason, *troubles])
+            raise DependencyError(f"{told}; {kept}" if kept else told) from None
+        return kept
 
     def _keep_diagnostics(self, reason: str) -> None:
         look = getattr(self.cluster, "diagnostics", dict)
@@ -205,3 +241,7 @@ class Replay:
             "status": "complete",
             "depends_on": job.depends_on(),
         }
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, KvabError | OSError) else repr(error)

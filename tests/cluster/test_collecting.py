@@ -1,6 +1,7 @@
 """Artifacts out of the cluster, what a run records of it, and its way out."""
 
 import copy
+import errno
 import json
 import re
 
@@ -98,6 +99,100 @@ def test_a_workload_of_ours_is_brought_to_the_volume_once(emulated, small_trace,
     emulated.server.seen.clear()
     emulated.run(small_trace, rows=20)
     assert len(list((emulated.node.volume / "traces").iterdir())) == 2
+
+
+def test_a_full_disk_frees_the_gpus_and_a_later_start_collects(emulated, small_trace, monkeypatch):
+    replay = finished(emulated, small_trace)
+
+    def full(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(replay), "_write", full)
+        with pytest.raises(DependencyError, match=r"cannot write .*run the same command again"):
+            replay.collect()
+    assert emulated.left() == []
+    before = len(emulated.server.seen)
+    again = emulated.replay(small_trace)
+    again.prepare()
+    again.deploy()
+    again.replay()
+    run = runs.read_run(again.collect())
+    again.teardown()
+    posted = [path for method, path in emulated.server.seen[before:] if method == "POST"]
+    assert not any("dynamographdeployments?" in path and "dryRun" not in path for path in posted)
+    assert not any("/jobs?" in path and "dryRun" not in path for path in posted)
+    assert run.manifest.counts.received == 40
+    assert run.manifest.versions["kubernetes"] == "v1.33.4"
+    assert len(run.manifest.host["pods"]) == 9
+    assert run.manifest.host["router"]["after"]["events"] > 0
+    assert not list(run.path.parent.glob(".r1.*"))
+    assert emulated.left() == []
+
+
+def test_a_connection_lost_for_good_while_collecting_loses_no_replay(
+    emulated, small_trace, monkeypatch
+):
+    monkeypatch.setattr(podexec, "TRIES", 2)
+    replay = finished(emulated, small_trace)
+    emulated.server.faults.append(Fault("EXEC", "profile_export.jsonl", cut=0, times=2))
+    with pytest.raises(DependencyError, match="run the same command again to collect"):
+        replay.collect()
+    assert emulated.left() == []
+    run_id = replay.cluster.run_id
+    run = runs.read_run(emulated.run(small_trace))
+    applied = json.loads((run.path / "manifests/applied/job.json").read_text())
+    assert applied["metadata"]["annotations"]["kvab-run-id"] == run_id
+
+
+def test_changed_manifests_are_replayed_although_older_artifacts_wait(
+    emulated, small_trace, monkeypatch
+):
+    monkeypatch.setattr(podexec, "TRIES", 1)
+    replay = finished(emulated, small_trace)
+    emulated.server.faults.append(Fault("EXEC", "profile_export.jsonl", cut=0))
+    with pytest.raises(DependencyError):
+        replay.collect()
+    path = emulated.checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.yaml"
+    path.write_text(path.read_text().replace('"0.90"', '"0.85"'))
+    run = runs.read_run(emulated.run(small_trace))
+    applied = json.loads((run.path / "manifests/applied/job.json").read_text())
+    assert applied["metadata"]["annotations"]["kvab-run-id"] != replay.cluster.run_id
+
+
+def test_whatever_breaks_while_the_run_is_written_nothing_stays_up(
+    emulated, small_trace, monkeypatch
+):
+    replay = finished(emulated, small_trace)
+
+    def break_down(*_):
+        raise KeyError("a defect of ours")
+
+    monkeypatch.setattr(type(replay), "_write", break_down)
+    with pytest.raises(DependencyError, match=r"a defect of ours.*keeping diagnostics"):
+        replay.collect()
+    assert emulated.left() == []
+    again = emulated.replay(small_trace)
+    again.claim.take()  # free again
+    again.claim.leave()
+
+
+def test_a_second_ctrl_c_while_diagnostics_are_kept_still_tears_down(
+    emulated, small_trace, monkeypatch
+):
+    replay = emulated.replay(small_trace)
+    replay.prepare()
+    replay.deploy()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replay.cluster, "replay", interrupt)
+    monkeypatch.setattr(replay.cluster, "diagnostics", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        replay.replay()
+    assert emulated.left() == []
+    assert not replay.claim._lock.is_locked
 
 
 # --- what is recorded --------------------------------------------------------------------------

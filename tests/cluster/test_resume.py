@@ -163,7 +163,8 @@ def test_another_deployment_of_the_study_is_refused_while_it_holds_the_gpus(emul
     assert emulated.left() == []
 
 
-def test_of_two_that_start_at_once_one_gives_way(emulated, small_trace):
+@pytest.mark.parametrize("older", [True, False])
+def test_of_two_that_start_at_once_the_younger_gives_way(emulated, small_trace, older):
     def another(plural, manifest):
         if plural == "dynamographdeployments" and manifest["metadata"]["name"] == (
             "disagg-router-6p-2d"
@@ -171,15 +172,46 @@ def test_of_two_that_start_at_once_one_gives_way(emulated, small_trace):
             made = copy.deepcopy(manifest)
             made["metadata"] |= {"name": "agg-8xtp2", "finalizers": []}
             made["metadata"]["annotations"] |= {"kvab-run": "qwen3-32b/agg-round-robin/r1"}
-            emulated.store.create("dynamographdeployments", NAMESPACE, made)
+            for service in made["spec"]["services"].values():
+                service["replicas"] = 0
+            made = emulated.store.create("dynamographdeployments", NAMESPACE, made)
+            made["metadata"]["creationTimestamp"] = "1999" if older else "2999"
+            emulated.store.update("dynamographdeployments", made)
 
     replay = emulated.replay(small_trace)
     replay.prepare()
     emulated.server.admission.append(another)
-    with pytest.raises(DependencyError, match=r"agg-8xtp2 of qwen3-32b/agg-round-robin/r1 holds"):
+    if older:
+        with pytest.raises(DependencyError, match=r"agg-8xtp2 of qwen3-32b/agg-round-robin/r1 hol"):
+            replay.deploy()
+    else:
         replay.deploy()
+        emulated.delete("dynamographdeployments", "agg-8xtp2")
+        replay.teardown()
     left = {held["metadata"]["name"] for held in emulated.store.find("dynamographdeployments")}
-    assert left == {"agg-8xtp2"}
+    assert left == ({"agg-8xtp2"} if older else set())
+
+
+@pytest.mark.parametrize("when", ["before deploy", "before replay"])
+def test_a_job_of_somebody_else_with_our_name_is_refused_and_left_alone(
+    emulated, small_trace, when
+):
+    name = "disagg-router-6p-2d-benchmark"
+    ended = {"conditions": [{"type": "Complete", "status": "True"}]}
+    job = {"kind": "Job", "metadata": {"name": name}, "spec": {}, "status": ended}
+
+    def put():
+        emulated.server.do(emulated.store.create, "jobs", NAMESPACE, job)
+
+    replay = emulated.replay(small_trace)
+    replay.prepare()
+    if when == "before deploy":
+        put()
+    with pytest.raises(DependencyError, match=f"Job {name}: expected none or one made for this"):
+        replay.deploy()
+        put()
+        replay.replay()
+    assert emulated.left() == [f"jobs/{name}"]
 
 
 def test_a_repeat_is_deployed_anew_and_sends_its_own_order(emulated, small_trace):
