@@ -114,7 +114,7 @@ def wait_finished(
                 counter.tell(rows)
                 return
             told = [cause for pod in pods for cause in causes.of_pod(pod)]
-            told += causes.of_events(kube.list("Event"), pods)
+            told += causes.of_events(kube.list("Event"), pods or [job])
             started = [c for c in told if c.reason not in ("Failed", "Error", "DeadlineExceeded")]
             if cause := grace.lasting(started, time.monotonic()):
                 raise DependencyError(f"Job {name}: {cause}")

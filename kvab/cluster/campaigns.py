@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -20,7 +22,8 @@ from kvab.cluster.cell import Campaign, campaign_of
 from kvab.cluster.kube import Kube
 from kvab.cluster.podexec import Broken, Pod
 from kvab.cluster.podfiles import download_run, helper_pod, upload
-from kvab.errors import DependencyError, InputError
+from kvab.errors import DependencyError, InputError, KvabError
+from kvab.runs.claims import Claim
 from kvab.runs.folder import set_aside
 from kvab.study import Kubernetes, load_cluster
 from kvab.watching import Display
@@ -61,7 +64,7 @@ def replay_on(jobs: list[Job], on: str) -> None:
         raise DependencyError(f"cluster {on}: {'; '.join(missing)}")
     name, helper = manifest["metadata"]["name"], indexed.helper(manifest)
     held = _under_way(kube, campaign, name)
-    try:
+    with _cleared(kube, name, jobs[0]):
         if held is None:
             claims = applied.storage(study, profile)
             volume = [each for each in claims if each["metadata"]["name"] == indexed.CLAIM]
@@ -76,18 +79,38 @@ def replay_on(jobs: list[Job], on: str) -> None:
                     for cell, job in zip(campaign.cells, jobs, strict=True)}  # fmt: skip
         failed = indexed.watch(kube, name, set(numbered), len(held.cells))
         failed |= _collect(kube, helper, {n: numbered[n] for n in numbered if n not in failed})
-        if failed:
-            _keep_diagnostics(kube, name, jobs[0])
-    finally:
-        _remove(kube, name, study.name)
-    told = [f"index {n}, {held.cells[n].place}: {why}" for n, why in sorted(failed.items())]
-    for line in told:
-        print(line, file=sys.stderr)
-    if told:
-        raise DependencyError(
-            f"{len(told)} of {len(jobs)} cells failed; first: {told[0]}; the others are kept, run "
-            "the same command again"
-        )
+        told = [f"index {n}, {held.cells[n].place}: {why}" for n, why in sorted(failed.items())]
+        for line in told:
+            print(line, file=sys.stderr)
+        if told:
+            raise DependencyError(
+                f"{len(told)} of {len(jobs)} cells failed; first: {told[0]}; the others are kept, "
+                "run the same command again"
+            )
+
+
+@contextmanager
+def _cleared(kube: Kube, name: str, job: Job) -> Iterator[None]:
+    """Remove the campaign in the end; of one that fails keep first what tells why."""
+    try:
+        yield
+    except Exception as error:
+        told = [str(error)]
+        try:
+            _keep_diagnostics(kube, name, job)
+        except (KvabError, OSError) as another:
+            told.append(f"keeping diagnostics: {another}")
+        try:
+            _remove(kube, name, job.study.name)
+        except KvabError as another:
+            told.append(f"clearing up: {another}")
+        if len(told) > 1:
+            raise DependencyError("; then, ".join(told)) from error
+        raise
+    except BaseException:  # stopped on purpose: nothing to explain
+        _remove(kube, name, job.study.name)
+        raise
+    _remove(kube, name, job.study.name)
 
 
 def _profile(jobs: list[Job], on: str) -> Kubernetes:
@@ -172,6 +195,8 @@ def _bring_home(pod: Pod, job: Job) -> None:
     """Copy a run folder beside its place, verify it, and rename it in."""
     source = f"{indexed.RUNS}/{job.path.relative_to(job.runs).as_posix()}"
     beside = job.path.with_name(f".{job.path.name}.collecting")
+    claim = Claim(job.path)
+    claim.take()
     try:
         download_run(pod, source, beside)
         state, why = runs.state(beside, job.depends_on())
@@ -180,8 +205,11 @@ def _bring_home(pod: Pod, job: Job) -> None:
         if job.path.exists():
             set_aside(job.path)
         beside.rename(job.path)
+    except OSError as error:
+        raise InputError(f"{job.path}: cannot write the run ({error}); free space") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        claim.leave()
 
 
 def _keep_diagnostics(kube: Kube, name: str, job: Job) -> None:

@@ -15,6 +15,7 @@ AT_ONCE = ("InvalidImageName", "ValidationFailed")
 CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 LOOP = 3  # restarts that no start-up order explains
 VOLUME_EVENTS = ("FailedAttachVolume", "FailedMount")
+NO_PODS = "FailedCreate"
 MENDS = (
     (("PersistentVolumeClaim", "PVC", "persistentvolumeclaim"), "run prepare first, or check the "
      "storage class of the profile with `kubectl describe pvc`"),
@@ -22,6 +23,7 @@ MENDS = (
     (("rdma/", "hca", "vpc.amazonaws.com/efa"), "set rdma_resource of the profile to what "
      "`kubectl describe node` lists, or leave it out"),
     (("taint", "affinity", "selector"), "check node_selector and tolerations of the profile"),
+    (("quota",), "ask for a larger quota, or lower what is asked for"),
     (("Multi-Attach",), "choose a storage class that offers ReadWriteMany"),
     (("secret",), "create it with `kubectl create secret generic`, or name it in the profile"),
 )  # fmt: skip
@@ -95,15 +97,16 @@ def of_pod(pod: Object) -> Iterator[Cause]:
 
 
 def of_events(events: list[Object], pods: list[Object]) -> Iterator[Cause]:
-    """Yield why volumes do not reach pods that still wait for them.
+    """Yield why volumes do not reach pods that still wait for them, or a Job gets no pods.
 
-    Only a pod's newest event counts: an older failure was overcome.
+    Only an object's newest event counts: an older failure was overcome.
     """
     for pod in pods:
         name = pod["metadata"]["name"]
         event = _newest(events, {name})
         pending = (pod.get("status") or {}).get("phase") == "Pending"
-        if event and pending and event.get("reason") in VOLUME_EVENTS:
+        reasons = VOLUME_EVENTS if pending else (NO_PODS,) if pod.get("kind") == "Job" else ()
+        if event and event.get("reason") in reasons:
             yield Cause(name, event["reason"], event.get("message", ""), True, name)
 
 

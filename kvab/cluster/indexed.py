@@ -56,7 +56,9 @@ def manifests(profile: Kubernetes, campaign: Campaign) -> list[Object]:
         pod["tolerations"] = list(profile.tolerations)
     if profile.image_pull_secret:
         pod["imagePullSecrets"] = [{"name": profile.image_pull_secret}]
+    waves = -(-count // profile.campaign_parallelism) * (1 + RETRIES)
     spec = {
+        "activeDeadlineSeconds": round(max(1, waves) * profile.limits.replay_s),
         "completionMode": "Indexed",
         "completions": count,
         "parallelism": min(count, profile.campaign_parallelism),
@@ -93,7 +95,7 @@ def watch(kube: Kube, name: str, asked: set[int], total: int) -> dict[int, str]:
     Raises
     ------
     DependencyError
-        If no pod can start, with the cause, or the Job was deleted.
+        If no pod can start or be created, with the cause, or the Job was deleted.
     """
     grace = causes.Grace(kube.limits.grace_s)
     with Display("campaign") as display:
@@ -110,7 +112,8 @@ def watch(kube: Kube, name: str, asked: set[int], total: int) -> dict[int, str]:
                 pod for pod, phase in zip(pods, phases, strict=True) if phase == "Pending"
             ]  # fmt: skip
             told = [cause for pod in idle for cause in causes.of_pod(pod)]
-            told += causes.of_events(kube.list("Event"), idle)
+            alive = {"Running", "Pending"} & {*phases}
+            told += causes.of_events(kube.list("Event"), idle if alive else [job])
             if cause := grace.lasting(told, time.monotonic()):
                 raise DependencyError(f"Job {name}: {cause}")
             left = total - len(done) - len(failed)

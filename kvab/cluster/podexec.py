@@ -13,6 +13,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from kvab.cluster.apierrors import passes
 from kvab.cluster.kube import Kube
 from kvab.errors import DependencyError
+from kvab.secrecy import hide
 
 FRAME_BYTES = 64 * 2**10
 TRIES = 8
@@ -65,7 +66,10 @@ class Pod:
         if code is None:
             raise Broken(f"exec in pod {self.name}: the connection was lost")
         if code:
-            raise DependencyError(f"pod {self.name}: {command[-1]}: exit code {code}: {said}")
+            raise DependencyError(
+                f"pod {self.name}: {command[0]} {' '.join(_arguments(command))}: exit code {code}: "
+                f"{hide(said) or 'it said nothing'}; is the volume full, or changed meanwhile?"
+            )
         return bytes(out)
 
     def _open(self, command: tuple[str, ...]) -> Any:
@@ -90,6 +94,11 @@ class Pod:
     def patiently(self, *command: str, stdin: bytes = b"") -> bytes:
         """Return a command's output; a lost connection is tried again."""
         return _retrying()(self.run, *command, stdin=stdin)
+
+
+def _arguments(command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what a command works on, without the text of a script."""
+    return command[4:] if command[1:2] == ("-c",) else command[1:]
 
 
 def _retrying() -> Retrying:

@@ -18,6 +18,7 @@ from kvab.cluster import causes
 from kvab.cluster.kube import Kube
 from kvab.cluster.podexec import Broken, Pod
 from kvab.errors import DependencyError
+from kvab.runs.manifest import inside
 
 PART_BYTES = 32 * 2**20
 MARKER = "finished.json"
@@ -104,17 +105,18 @@ def read_marker(pod: Pod, folder: str, run_id: str) -> dict[str, Any]:
     """
     try:
         marker = json.loads(pod.patiently("cat", f"{folder}/{MARKER}"))
+        ended, whose, _ = marker["exit_code"], marker["run_id"], marker["files"]
     except Broken:
         raise
-    except (DependencyError, ValueError):
+    except (DependencyError, ValueError, LookupError, TypeError):
         raise Spoiled(
             f"{folder}/{MARKER}: the benchmark did not finish its artifacts; see its log in "
             "diagnostics/, and run again"
         ) from None
-    if marker["exit_code"] or marker["run_id"] != run_id:
+    if ended or whose != run_id:
         raise Spoiled(
             f"{folder}: expected the artifacts of a finished run {run_id}, got "
-            f"{marker['run_id']} with exit code {marker['exit_code']}; run again"
+            f"{whose} with exit code {ended}; run again"
         )
     return marker
 
@@ -149,11 +151,13 @@ def download(
     Spoiled
         If a file does not arrive as the marker says, or would lie outside the target.
     """
-    files = {
-        name: file
-        for name, file in marker["files"].items()
-        if name.rpartition("/")[2] not in SKIPPED
-    }
+    try:
+        listed = inside(marker["files"])
+    except ValueError as error:
+        raise Spoiled(
+            f"{folder}: {error}; what is on the volume was not written by a run"
+        ) from None
+    files = {name: file for name, file in listed.items() if name.rpartition("/")[2] not in SKIPPED}
     total, done = sum(file["bytes"] for file in files.values()), 0
 
     def tell(more: int) -> None:
@@ -172,14 +176,16 @@ def download_run(pod: Pod, folder: str, target: Path) -> None:
 
     Raises
     ------
+    Spoiled
+        If it is no run's, or a file of it is altered.
     DependencyError
-        If there is none, or a file of it is missing or altered.
+        If there is none, or a file of it is missing.
     """
     listed = pod.patiently("cat", f"{folder}/run.json")
     try:
-        sums = json.loads(listed)["files"]
-    except (ValueError, LookupError, TypeError):
-        raise DependencyError(f"{folder}/run.json: expected a run's, got another file") from None
+        sums = inside(json.loads(listed)["files"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise Spoiled(f"{folder}/run.json: expected a run's, got another file") from None
     sums["run.json"] = hashlib.sha256(listed).hexdigest()
     sizes = 'cd "$1" && shift && stat -c "%s %n" -- "$@"'
     told = pod.patiently("sh", "-c", sizes, "sh", folder, *sums).decode().splitlines()

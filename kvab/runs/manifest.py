@@ -16,7 +16,14 @@ from kvab.errors import InputError
 from kvab.study import Slo
 
 
-def _inside(files: dict[str, str]) -> dict[str, str]:
+def inside(files: dict[str, Any]) -> dict[str, Any]:
+    """Return files by name, all of which lie inside a folder.
+
+    Raises
+    ------
+    ValueError
+        Naming the first that does not.
+    """
     for name in files:
         place = PurePosixPath(name)
         if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
@@ -70,7 +77,7 @@ class RunManifest(Declared):
     reason: str | None = None
     depends_on: dict[str, Any]
     inferred: list[str] = Field(default_factory=list)
-    files: Annotated[dict[str, str], AfterValidator(_inside)]
+    files: Annotated[dict[str, str], AfterValidator(inside)]
 
 
 def read_manifest(path: Path) -> RunManifest:

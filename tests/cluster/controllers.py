@@ -25,6 +25,7 @@ class Script:
     start_s: float = 0.05
     tick_s: float = 0.02
     operator_up: bool = True
+    quota_for: str = ""  # Jobs of such a name get no pods
     on_deploy: Any = None
     pods: dict = field(default_factory=dict)
     status: Any = None
@@ -88,6 +89,13 @@ class Controllers:
     def job(self, job):
         metadata, name = job["metadata"], job["metadata"]["name"]
         if job.get("status", {}).get("conditions"):
+            return
+        if self.script.quota_for and self.script.quota_for in name:
+            about = {"kind": "Job", "name": name, "uid": metadata["uid"]}
+            event = {"metadata": {"name": f"{name}.quota"}, "involvedObject": about,
+                     "reason": "FailedCreate", "message": "exceeded quota: pods"}  # fmt: skip
+            if not self.store.get("events", NAMESPACE, f"{name}.quota"):
+                self.store.create("events", NAMESPACE, event)
             return
         own = [pod for pod in self.store.find("pods")
                if pod["metadata"]["labels"].get("job-name") == name]  # fmt: skip

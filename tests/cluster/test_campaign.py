@@ -241,6 +241,45 @@ def test_a_damaged_folder_is_refused_and_only_its_cell_is_repeated(cluster, smal
     assert len(list(place.parent.glob("x4.set-aside-*"))) == 1
 
 
+def test_a_job_whose_pods_cannot_be_created_ends_with_the_cause(cluster, small_trace):
+    cluster.script.quota_for = NAME
+    with pytest.raises(DependencyError, match=r"FailedCreate: exceeded quota: pods; ask for a la"):
+        campaigns.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
+    kept = cluster.runs / "qwen3-32b/simulated-h200/campaign-diagnostics"
+    assert "exceeded quota" in (kept / "events.json").read_text()
+    assert cluster.left() == []
+
+
+def test_what_cannot_be_cleared_up_is_said_after_what_failed(cluster, small_trace, monkeypatch):
+    def broken(*_):
+        monkeypatch.setattr(campaigns, "_remove", broken)
+        raise DependencyError("the API server is gone")
+
+    monkeypatch.setattr(indexed, "watch", broken)
+    with pytest.raises(DependencyError, match=r"^the API .* gone; then, clearing up: the API .*"):
+        campaigns.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside"])
+def test_names_on_the_volume_that_leave_the_folder_are_refused(
+    cluster, small_trace, tmp_path, name
+):
+    jobs = jobs_of(small_trace, cluster.runs, loads=(4,), arms=ARMS[:1])
+    place = cluster.node.volume / "runs" / jobs[0].path.relative_to(cluster.runs)
+
+    def damage(plural, manifest):
+        if manifest["metadata"]["name"] == f"{NAME}-files" and place.exists():
+            path = place / "run.json"
+            listed = json.loads(path.read_text())
+            path.write_text(json.dumps({**listed, "files": {name: "0" * 64}}))
+
+    cluster.server.admission.append(damage)
+    with pytest.raises(DependencyError, match=r"run\.json: expected a run's, got another file"):
+        campaigns.replay_on(jobs, "emulated")
+    assert not list(tmp_path.rglob("outside"))
+    assert not Path("/tmp/outside").exists()
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
