@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kvab.errors import KvabError
+from kvab.errors import DependencyError, KvabError
 from kvab.recipes import declared_topology
 from kvab.runs.jobs import open_cluster
 from kvab.study import Study, load_cluster, load_study, root
-from kvab.trace import find_trace
+from kvab.trace import read_trace, trace_place
 
 FREE_BYTES = 2_000_000_000
 
@@ -52,7 +52,7 @@ def findings(study: Path, cluster: str) -> list[Finding]:
     for name in declared.configurations:
         found.append(_try(f"{name}: ", partial(_described, declared, name)))
     found += _of_cluster(declared, cluster)
-    found.append(_trace(declared))
+    found.append(_try("trace: ", partial(_trace, declared)))
     free = shutil.disk_usage(root()).free
     found.append(
         Finding(free > FREE_BYTES, f"{free / 1e9:.0f} GB free; runs and book need about 2 GB")
@@ -96,12 +96,14 @@ def _cluster(name: str) -> str:
     return f"{name} ({profile.kind}): {versions}"
 
 
-def _trace(declared: Study) -> Finding:
-    trace = find_trace(declared.trace)
-    if trace.synthetic and trace.sha256 != declared.trace.sha256:
-        return Finding(
-            False,
-            "trace: not found, a made-up workload would be replayed; run `kvab trace fetch` or "
-            "name the file in KVAB_TRACE",
+def _trace(study: Study) -> str:
+    declared, place = study.trace, trace_place(study.trace)
+    if not place.is_file():
+        raise DependencyError(
+            f"{place}: not there; run `kvab trace fetch`, or name the file in KVAB_TRACE: where it "
+            "can be neither found nor downloaded a made-up workload is replayed"
         )
-    return Finding(True, f"trace: {trace.path}, {len(trace):,} rows, sha256 as declared")
+    trace = read_trace(
+        place, name=declared.name, block_tokens=declared.block_tokens, sha256=declared.sha256
+    )
+    return f"{trace.path}, {len(trace):,} rows, sha256 as declared"

@@ -1,5 +1,13 @@
 """Errors that a user can act on, each with the exit code that the command line returns."""
 
+import errno
+
+# What an OSError says of a place that cannot be written, rather than of a defect.
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+    errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
+
 
 class KvabError(Exception):
     """Base of all expected failures; its text is shown as one line, without a traceback."""

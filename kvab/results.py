@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import pandas as pd
 from filelock import FileLock
 
 from kvab.runs import write_beside
 from kvab.trace import cache_folder
 
 Result = TypeVar("Result")
-UNREADABLE = (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError)
+# A pickle of pandas' objects is read by the version that wrote it.
+VERSIONS = f"numpy{np.__version__}-pandas{pd.__version__}"
 
 
 def source_digest() -> str:
@@ -35,14 +38,19 @@ def remember(key: str, name: str, compute: Callable[[], Result]) -> Result:
     Pages are made side by side: who comes second waits for the first instead of computing it
     again. A cache that cannot be read or written costs time and nothing else.
     """
-    path = cache_folder() / "results" / f"{key[:32]}-{name}.pickle"
+    path = cache_folder() / "results" / f"{key[:32]}-{name}-{VERSIONS}.pickle"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            with contextlib.suppress(*UNREADABLE):
-                return pickle.loads(path.read_bytes())
-            result = compute()
-            write_beside(path, pickle.dumps(result))
-            return result
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
     except OSError:
         return compute()
+    try:
+        with contextlib.suppress(Exception):  # a damaged pickle may raise anything
+            return pickle.loads(path.read_bytes())
+        result = compute()
+        with contextlib.suppress(OSError):
+            write_beside(path, pickle.dumps(result))
+        return result
+    finally:
+        lock.release()

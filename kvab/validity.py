@@ -12,7 +12,8 @@ are not compared at all: `kvab.evidence.load_evidence` refuses them before any c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ SEND_LAG_LIMIT_MS = 50.0
 ARRIVAL_LIMIT_MS = 0.01  # published times are rounded to it
 REUSE_WORTH_SHARE = 0.01  # of the prompt tokens, which caches could save beyond round-robin
 IMAGE = "image "
+OURS = ("kvab", "python")  # they send and read; nothing of a result depends on them
+SERVING = ("kind", "name", "hardware", "backend", "image", "node_selector", "rdma_resource")
 WITHHELD = "withheld: the gate is red"
 
 
@@ -191,17 +194,7 @@ def _cache_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str,
 
 
 def _arm_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]:
-    manifests = [run.manifest for found in evidence.runs.values() for run in found]
-    told: dict[str, set[Any]] = {
-        "same workload": {m.trace.sha256[:12] for m in manifests},
-        "same cluster": {str(sorted(m.cluster.items())) for m in manifests},
-        "same versions": {str(_versions(m)[0]) for m in manifests},
-        "same images": {str(found) for m in manifests if (found := _versions(m)[1])},
-        "same study version": {m.study_version for m in manifests},
-    }
-    for label, values in told.items():
-        if values:  # simulated and live runs name no image
-            yield label, "all runs", "one", str(len(values)), len(values) == 1
+    yield from _same_checks(evidence)
     cells = {(arm.factors.split, arm.factors.routing): n for n, arm in evidence.arms.items()}
     for (split, routing), name in cells.items():
         control = cells.get((split, "round-robin"))
@@ -219,9 +212,29 @@ def _arm_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]
             )
 
 
+def _same_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]:
+    """Yield what all runs must share; what does not change a result (limits, texts) may differ."""
+    runs = {f"{name} r{run.manifest.repeat}": run.manifest
+            for name, found in evidence.runs.items() for run in found}  # fmt: skip
+    told: dict[str, Callable[[RunManifest], Any]] = {
+        "same workload": lambda m: m.trace.sha256,
+        "same cluster": lambda m: [m.cluster.get(key) for key in SERVING],
+        "same versions": lambda m: _versions(m)[0],
+        "same images": lambda m: _versions(m)[1],
+        "same study version": lambda m: m.study_version,
+    }
+    for label, value in told.items():
+        values = {name: str(value(manifest)) for name, manifest in runs.items() if value(manifest)}
+        if values:  # simulated and live runs name no image
+            counts = Counter(values.values())
+            odd = [name for name, each in values.items() if each == counts.most_common()[-1][0]]
+            others = "" if len(counts) == 1 else f", {', '.join(odd)} unlike the others"
+            yield label, "all runs", "one", f"{len(counts)}{others}", len(counts) == 1
+
+
 def _versions(manifest: RunManifest) -> tuple[list[tuple[str, str]], list[str]]:
     """Return versions by name, and apart from them the images, whose components differ by arm."""
-    told = manifest.versions.items()
+    told = [item for item in manifest.versions.items() if item[0] not in OURS]
     images = {version for name, version in told if name.startswith(IMAGE)}
     return sorted(item for item in told if not item[0].startswith(IMAGE)), sorted(images)
 

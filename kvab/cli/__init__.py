@@ -12,7 +12,7 @@ import sys
 import typer
 
 from kvab.cli import declarations, replaying, results, traces
-from kvab.errors import KvabError
+from kvab.errors import UNWRITABLE, InputError, KvabError
 
 app = typer.Typer(
     name="kvab",
@@ -36,6 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
     except KvabError as error:
         print(f"kvab: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"kvab: cannot write ({error}); free space, or name another place", file=sys.stderr)
+        sys.exit(InputError.exit_code)
     except SystemExit as stop:
         if stop.code == 130:  # typer turns Ctrl-C into this exit and says nothing
             kept = "complete runs are kept, run the same command again"

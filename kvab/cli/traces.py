@@ -10,6 +10,9 @@ import typer
 from kvab.cli.options import JsonOption, StudyOption, print_json, print_table
 from kvab.errors import InputError
 
+BlockOption = Annotated[
+    int, typer.Option("--block-tokens", help="Prompt tokens that a hash id stands for.", min=1)
+]
 trace_app = typer.Typer(help="Fetch, describe, cut or make up the workload.", no_args_is_help=True)
 
 
@@ -29,13 +32,14 @@ def fetch(
 def describe(
     trace: Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")],
     as_json: JsonOption = False,
+    block_tokens: BlockOption = 512,
 ) -> None:
     """Print the figures of the page's setup table, and what it does not say."""
     from kvab.trace import read_trace
     from kvab.trace.describe import describe as description_of
     from kvab.trace.describe import describe_rows
 
-    description = description_of(read_trace(trace))
+    description = description_of(read_trace(trace, block_tokens=block_tokens))
     if as_json:
         print_json(description)
     else:
@@ -49,11 +53,12 @@ def slice_(
     rows: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
     start_s: Annotated[float | None, typer.Option(help="From this second on.")] = None,
     end_s: Annotated[float | None, typer.Option(help="Before this second.")] = None,
+    block_tokens: BlockOption = 512,
 ) -> None:
     """Write a part of a trace as a trace of its own."""
     from kvab.trace import read_trace, slice_trace, write_rows
 
-    read = read_trace(trace)
+    read = read_trace(trace, block_tokens=block_tokens)
     chosen = slice_trace(read, rows=rows, start_s=start_s, end_s=end_s)
     write_rows(read, chosen, out)
     print(f"{out}: {len(chosen):,} of {len(read):,} rows")

@@ -25,12 +25,16 @@ class Existing(DependencyError):
     """There is one already, or it is another one than expected."""
 
 
+class Unreadable(Exception):
+    """An answer that is not the API's, such as the page of a proxy on the way."""
+
+
 def failures() -> tuple[type[Exception], ...]:
     """Return the exceptions of a failed call."""
     from kubernetes.client.rest import ApiException
     from urllib3.exceptions import HTTPError
 
-    return (ApiException, HTTPError, ConnectionError)
+    return (ApiException, HTTPError, ConnectionError, Unreadable)
 
 
 def passes(error: BaseException) -> bool:
@@ -44,7 +48,14 @@ def passes(error: BaseException) -> bool:
 
     if isinstance(error, ApiException):
         return error.status in PASSING and "denied the request" not in str(error.body)
-    return isinstance(error, HTTPError | ConnectionError)
+    return isinstance(error, HTTPError | ConnectionError) and not _certificate(error)
+
+
+def _certificate(error: BaseException) -> bool:
+    """Whether the other side could not be trusted, which no repetition changes."""
+    from urllib3.exceptions import SSLError
+
+    return isinstance(getattr(error, "reason", None) or error, SSLError)
 
 
 def pause_s(state: RetryCallState) -> float:
@@ -89,6 +100,18 @@ def told(what: str) -> Iterator[None]:
             ) from None
         if status == 403:
             raise InputError(f"{what}: admission denied: {said}; mend the recipe") from None
+        if _certificate(error):
+            raise DependencyError(
+                f"{what}: the API server's certificate is not trusted ({said}); check the server "
+                "and certificate-authority of your kubeconfig"
+            ) from None
+        if isinstance(error, Unreadable):
+            raise DependencyError(f"{what}: {said}; is there a proxy on the way?") from None
+        if status and not passes(error):
+            raise DependencyError(
+                f"{what}: the API server refuses it with status {status} ({said}); is this cluster "
+                "of a version that the README names?"
+            ) from None
         raise DependencyError(
             f"{what}: the API server did not answer in time ({said}); is the cluster up?"
         ) from None

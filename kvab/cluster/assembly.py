@@ -20,8 +20,7 @@ import numpy as np
 from kvab.cluster import applied, campaigns, deploying, marks, preflight, readiness
 from kvab.cluster.cell import empty_campaign
 from kvab.cluster.kube import Kube
-from kvab.recipes import Topology
-from kvab.recipes.manifests import Configuration, read_configuration
+from kvab.recipes import Configuration, Topology, read_configuration
 from kvab.runs import write_beside
 from kvab.study import Kubernetes, Study
 from kvab.trace import write_rows

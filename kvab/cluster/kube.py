@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay
 
-from kvab.cluster.apierrors import Existing, Missing, failures, message, passes, pause_s, told
-from kvab.errors import DependencyError, InputError
+from kvab.cluster.apierrors import (
+    Existing,
+    Missing,
+    Unreadable,
+    failures,
+    message,
+    passes,
+    pause_s,
+    told,
+)
+from kvab.cluster.connecting import api_client
 from kvab.secrecy import hide
 from kvab.study import Kubernetes
 
@@ -50,43 +59,13 @@ KINDS = {
 }
 
 
-def api_client(profile: Kubernetes) -> Any:
-    """Return the client for the profile's context.
-
-    Raises
-    ------
-    DependencyError
-        If the client library is not installed.
-    InputError
-        If there is no kubeconfig, or it has no such context.
-    """
-    try:
-        from kubernetes import client, config
-    except ImportError:
-        raise DependencyError(
-            "the Kubernetes client is not installed; run `make env`, or install kvab with its "
-            "extra `cluster`"
-        ) from None
-    settings = client.Configuration()
-    settings.retries = False  # ours wait longer, and know what passes
-    try:
-        return config.new_client_from_config(
-            os.environ.get("KUBECONFIG"), profile.context, client_configuration=settings
-        )
-    except (config.ConfigException, OSError) as error:
-        raise InputError(
-            f"recipes/clusters/{profile.name}.yaml: context: expected a context of your "
-            f"kubeconfig, got {profile.context or 'none'} ({error}); see "
-            "`kubectl config get-contexts`"
-        ) from None
-
-
 class Kube:
     """Calls in one namespace; each is retried for ``limits.retry_s`` seconds."""
 
     def __init__(self, profile: Kubernetes) -> None:
         self.namespace, self.limits = profile.namespace, profile.limits
         self.api = api_client(profile)
+        weakref.finalize(self, self.api.rest_client.pool_manager.clear)
 
     def hasty(self) -> Kube:
         """Return the same client with little patience, for what may be left out."""
@@ -101,10 +80,9 @@ class Kube:
         query: dict[str, Any] | None = None,
         body: Any = None,
         *,
-        text: bool = False,
         what: str = "",
     ) -> Any:
-        """Return the answer of one call, as text or as parsed JSON.
+        """Return the answer of one call, parsed.
 
         Raises
         ------
@@ -115,7 +93,7 @@ class Kube:
         """
 
         def once() -> Any:
-            return self._send(method, path, query, body, text=text)
+            return self._send(method, path, query, body)
 
         with told(what or f"{method} {path}"):
             return self.patiently(once)
@@ -141,7 +119,13 @@ class Kube:
             _preload_content=False,
             _request_timeout=CALL_S,
         )
-        return answer.data.decode("utf-8", "replace") if text else json.loads(answer.data)
+        if text:
+            return answer.data.decode("utf-8", "replace")
+        try:
+            return json.loads(answer.data)
+        except ValueError:
+            got = " ".join(answer.data[:80].decode("utf-8", "replace").split())
+            raise Unreadable(f"expected JSON of the API server, got {got!r}") from None
 
     def path(self, kind: str, name: str = "") -> str:
         """Return the path of a kind, or of one object of it."""

@@ -59,6 +59,7 @@ class Pod:
                 code = _exit_code(stream)
             finally:
                 stream.close()
+                stream.sock.shutdown()  # what `close` leaves out where the other side was first
         except (websocket.WebSocketException, ApiException, OSError) as error:
             if isinstance(error, ApiException) and not passes(error) and error.status != 0:
                 raise DependencyError(f"exec in pod {self.name}: {error.reason}") from None

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kvab.errors import DependencyError
 from kvab.live import guard
+from kvab.secrecy import hide
 
 TAIL_LINES = 8
 GRACE_S = 10.0
@@ -42,7 +43,7 @@ class Program:
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """Return the last lines of its log, joined by semicolons."""
-        said = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = hide(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()
         kept = [line.strip()[:300] for line in said if line.strip()][-lines:]
         return "; ".join(kept) or "it printed nothing"
 

@@ -44,7 +44,7 @@ class LiveStack:
     """A live cluster; its five steps are those of every kind of cluster."""
 
     def __init__(self, profile: Live, configuration: recipes.Configuration | None = None) -> None:
-        self.profile, self.configuration = profile, configuration
+        self.profile, self.configuration, self.replayed = profile, configuration, False
         self._programs: Programs | None = None
         self.provenance: dict[str, object] = {}
         self._lock = FileLock(cache_folder() / "live.lock", blocking=False)
@@ -161,7 +161,7 @@ class LiveStack:
         """
         folder = self.programs.folder
         self.trace, self.order = trace, order
-        self.artifacts = folder / "artifacts"
+        self.artifacts, self.replayed = folder / "artifacts", True
         replayed = folder / "trace.jsonl"
         write_rows(trace, order, replayed)
         program = self._start("aiperf", self._aiperf(replayed))
@@ -220,10 +220,10 @@ class LiveStack:
 
     def answered(self) -> pd.DataFrame | None:
         """Return the requests table of a replay that was cut off, None if nothing was answered."""
-        try:
-            return self._requests(aiperf.read_artifacts(self.artifacts))
-        except (AttributeError, InputError):
-            return None
+        with contextlib.suppress(InputError):
+            if self.replayed:
+                return self._requests(aiperf.read_artifacts(self.artifacts))
+        return None
 
     def _kept(self) -> dict[str, bytes]:
         paths = {name: self.artifacts / name for name in KEPT}
@@ -237,7 +237,7 @@ class LiveStack:
         """Return the logs, and what AIPerf has written so far, after a failure."""
         if self._programs is None or not self.programs.started:
             return {}
-        written = self._kept() if hasattr(self, "artifacts") else {}
+        written = self._kept() if self.replayed else {}
         return self.programs.logs() | {f"artifacts/{name}": each for name, each in written.items()}
 
     def teardown(self) -> None:

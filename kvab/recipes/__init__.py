@@ -1,14 +1,11 @@
 """What is deployed: manifests read, changed, rendered, compared."""
 
+from kvab.recipes.benchmark import aiperf_command, goodput_slo
 from kvab.recipes.declared import declared_topology
 from kvab.recipes.fields import difference, flatten
 from kvab.recipes.flags import VLLM_DEFAULTS
-from kvab.recipes.manifests import (
-    Configuration,
-    aiperf_command,
-    goodput_slo,
-    read_configuration,
-)
+from kvab.recipes.folder import read_configuration
+from kvab.recipes.manifests import Configuration
 from kvab.recipes.reading import Topology, WorkerGroup, topology
 
 __all__ = [

@@ -6,7 +6,9 @@ Input: a study and the name of a configuration. Output: its topology, checked ag
 from __future__ import annotations
 
 from kvab.errors import InputError
-from kvab.recipes.manifests import DEPLOY, PERF, goodput_slo, read_configuration
+from kvab.recipes.benchmark import goodput_slo
+from kvab.recipes.folder import read_configuration
+from kvab.recipes.manifests import DEPLOY, PERF
 from kvab.recipes.reading import Topology, topology
 from kvab.study import Study
 

@@ -1,7 +1,6 @@
-"""Recipe folders: the two manifests of a configuration, read and checked.
+"""The two manifests of a configuration, and the services in them.
 
-Input: ``deploy.yaml`` and ``perf.yaml``. Output: a `Configuration` with its services and the AIPerf
-command.
+Input: parsed ``deploy.yaml`` and ``perf.yaml``. Output: a `Configuration` with its components.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from kvab.declare import digest, read_yaml
+from kvab.declare import digest
 from kvab.errors import InputError
 
 DEPLOY, PERF = "deploy.yaml", "perf.yaml"
@@ -25,7 +24,6 @@ TYPES: dict[type, str] = {
     list: "a list of texts (quote numbers)",
     dict: "a mapping",
 }
-SLOS = {"time_to_first_token": "ttft_ms", "inter_token_latency": "itl_ms"}
 
 
 class Component(NamedTuple):
@@ -70,7 +68,7 @@ class Configuration:
         """Return the nested value of a type in ``deploy.yaml``, an empty one if nothing stands."""
         value = at(value, path)
         value = kind() if value is None else value
-        if not (_texts(value) if kind is list else isinstance(value, kind)):
+        if not (texts(value) if kind is list else isinstance(value, kind)):
             got = json.dumps(value, default=str)[:60]
             self.refuse(f"{prefix}{path}", f"{TYPES[kind]}, got {got}")
         return value
@@ -93,40 +91,9 @@ def at(value: Any, path: str) -> Any:
     return value
 
 
-def _texts(values: Any) -> bool:
+def texts(values: Any) -> bool:
+    """Whether a value is a list of texts."""
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
-def read_configuration(folder: Path | str, name: str | None = None) -> Configuration:
-    """Return the manifests of a recipe folder; the name is the folder's unless given.
-
-    Raises
-    ------
-    InputError
-        If a manifest is missing, not YAML or of another kind, has no frontend, worker or AIPerf
-        command, or if the two manifests are not about the same deployment and model.
-    """
-    folder = Path(folder)
-    deploy, perf = (read_yaml(folder / file) for file in (DEPLOY, PERF))
-    configuration = Configuration(name or folder.name, folder, deploy[0] if deploy else {}, perf)
-    for key, expected in KIND.items():
-        if (got := configuration.get(configuration.deploy, key, str)) != expected:
-            configuration.refuse(key, f"{expected}, got {got or 'nothing'}")
-    if len(deploy) != 1:
-        configuration.refuse("the file", f"one {KIND['kind']}, got {len(deploy)} documents")
-    programs = {part.program: part for part in configuration.components().values()}
-    for program in (FRONTEND, VLLM):
-        if program not in programs:
-            configuration.refuse("spec.services", f"a service that runs {program}, got none")
-    host = f"{configuration.deployment}-{programs[FRONTEND].name.lower()}"
-    served: dict[str, str | None] = {
-        "--url": f"http://{host}:8000",
-        "-m": programs[VLLM].flags.get("--model"),
-    }
-    for option, said in served.items():
-        if (got := _option(configuration, option)) != said:
-            configuration.refuse(option, f"{said} as in {DEPLOY}, got {got}", PERF)
-    return configuration
 
 
 def _component(configuration: Configuration, name: str, service: Any) -> Component:
@@ -172,36 +139,3 @@ def _flags(configuration: Configuration, name: str, tokens: list[str]) -> dict[s
         else:
             flags[flag] = token
     return flags
-
-
-def aiperf_command(configuration: Configuration) -> list[str]:
-    """Return the AIPerf command of ``perf.yaml``, as written in the arguments of its Job."""
-    jobs = [part for part in configuration.perf if at(part, "kind") == "Job"]
-    containers = at(jobs[0], "spec.template.spec.containers") if len(jobs) == 1 else None
-    command: list[str] | None = (
-        at(containers[0], "args") if isinstance(containers, list) and containers else None
-    )
-    if command is None or not _texts(command) or command[:2] != ["aiperf", "profile"]:
-        expected = "one Job whose args are 'aiperf profile' and its options, all texts"
-        configuration.refuse("kind", f"{expected}, got something else", PERF)
-    return command
-
-
-def goodput_slo(configuration: Configuration) -> dict[str, float]:
-    """Return the bounds of ``--goodput`` in ms, as ``{"ttft_ms": ..., "itl_ms": ...}``."""
-    text = _option(configuration, "--goodput")
-    try:
-        bounds = {SLOS[metric]: float(ms) for metric, ms in (w.split(":") for w in text.split())}
-    except (ValueError, KeyError):
-        bounds = {}
-    if set(bounds) != set(SLOS.values()):
-        expected = f"{':<ms> '.join(SLOS)}:<ms>"
-        configuration.refuse("--goodput", f"{expected}, got '{text}'", PERF)
-    return bounds
-
-
-def _option(configuration: Configuration, name: str) -> str:
-    command = aiperf_command(configuration)
-    if name not in command[:-1]:
-        configuration.refuse("args", f"the option {name} in the AIPerf command, got none", PERF)
-    return command[command.index(name) + 1]

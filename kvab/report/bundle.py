@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -24,8 +24,8 @@ from kvab import runs
 from kvab.aiperf import archives
 from kvab.declare import Declared
 from kvab.errors import InputError
-from kvab.recipes.manifests import DEPLOY, PERF
-from kvab.report.published import TABLES
+from kvab.report.nameless import nameless
+from kvab.report.published import MANIFESTS, TABLES
 from kvab.runs.workload import workload_path
 from kvab.study import Study, load_study, root
 
@@ -33,7 +33,6 @@ CONTENTS, RUN = "bundle.json", "run.json"
 SUFFIX = ".tar.zst"
 LEVEL = 10
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-NAMELESS = ("kind", "name", "description", "hardware", "backend", "image", "rdma_resource")
 
 
 class Contents(Declared):
@@ -123,7 +122,7 @@ def _below(path: Path, place: Path, study: Study) -> list[Path]:
 
 def _run_files(path: Path, hosts: bool) -> dict[str, bytes]:
     run = runs.read_run(path)
-    manifests = [f"manifests/{name}" for name in (DEPLOY, PERF)]
+    manifests = [*MANIFESTS]
     if hosts:
         manifests += [name for name in run.manifest.files if name.startswith("manifests/applied/")]
     files = {name: (path / name).read_bytes() for name in ("requests.parquet", *manifests)
@@ -131,29 +130,8 @@ def _run_files(path: Path, hosts: bool) -> dict[str, bytes]:
     sums = {name: run.manifest.files[name] for name in files}
     told = run.manifest.model_copy(update={"files": sums})
     if not hosts:
-        cluster = {key: value for key, value in told.cluster.items() if key in NAMELESS}
-        depends_on = {name: each for name, each in told.depends_on.items() if name != "nodes"}
-        less: dict[str, Any] = {
-            "cluster": cluster,
-            "host": _nameless(told.host),
-            "depends_on": depends_on,
-        }
-        if told.kind == "kubernetes" and told.reason:  # it may quote pods, nodes and servers
-            less["reason"] = "failed; the reason is kept where it ran"
-        told = told.model_copy(update=less)
+        told = nameless(told)
     return {"run.json": told.model_dump_json(indent=2, by_alias=True).encode(), **files}
-
-
-def _nameless(host: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the hosts with nodes and pods numbered instead of named."""
-    pods = host.get("pods", {})
-    nodes = {node: f"node-{n}" for n, node in enumerate(sorted({p["node"] for p in pods.values()}))}
-    names = {pod: f"pod-{n}" for n, pod in enumerate(sorted({*pods, *host.get("restarts", {})}))}
-    numbered = {
-        "pods": {names[pod]: {**told, "node": nodes[told["node"]]} for pod, told in pods.items()},
-        "restarts": {names[pod]: count for pod, count in host.get("restarts", {}).items()},
-    }
-    return host | {key: value for key, value in numbered.items() if key in host}
 
 
 def _add(files: dict[str, bytes], under: str, base: Path, paths: list[Path]) -> None:

@@ -14,12 +14,15 @@ from kvab.capacity import cells as capacity
 from kvab.capacity import spread
 from kvab.errors import InputError
 from kvab.evidence import model_check
+from kvab.recipes.manifests import DEPLOY, PERF
+from kvab.report.nameless import nameless
 from kvab.runs.workload import workload_path
 from kvab.study import load_study, root
 
 ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2}
 LIMIT_BYTES = 3_000_000
 SWEEP = Path("capacity")
+MANIFESTS = (f"manifests/{DEPLOY}", f"manifests/{PERF}")
 TABLES = {  # a table that tells whether there are more to publish, and those
     SWEEP / capacity.SUMMARY: [SWEEP / n for n in (capacity.TABLE, capacity.SUMMARY, spread.TABLE)],
     model_check.TABLE: [model_check.TABLE, model_check.ORDERS],
@@ -29,10 +32,10 @@ TABLES = {  # a table that tells whether there are more to publish, and those
 def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]:
     """Copy the complete runs of a cluster and return the published folders.
 
-    Times are rounded to 0.1 ms and ITL to 0.01 ms, far below any difference shown; artifacts stay
-    behind. A published folder is a run folder, so everything reads it as any other. Of a capacity
-    sweep its tables and summary are published, and of a model check its twins; where the source has
-    none, the published ones stay.
+    Times are rounded to 0.1 ms and ITL to 0.01 ms, far below any difference shown; artifacts and
+    the names of machines stay behind. A published folder is a run folder, so everything reads it as
+    any other. Of a capacity sweep its tables and summary are published, and of a model check its
+    twins; where the source has none, the published ones stay.
 
     Raises
     ------
@@ -85,9 +88,7 @@ def _copy_tables(clusters: list[Path], to: Path) -> None:
 
 def _copy(run: runs.Run, to: Path) -> None:
     times = run.requests[[*ROUNDED_MS]].round(ROUNDED_MS)
-    files = {
-        f"manifests/{path.name}": path.read_bytes()
-        for path in sorted((run.path / "manifests").iterdir())
-    }
+    files = {name: (run.path / name).read_bytes() for name in MANIFESTS}
     files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times), runs.SMALL)
-    runs.write_run(to, run.manifest.model_dump(by_alias=True, exclude={"files"}), files)
+    told = nameless(run.manifest)
+    runs.write_run(to, told.model_dump(by_alias=True, exclude={"files"}), files)

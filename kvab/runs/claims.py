@@ -37,6 +37,9 @@ class Claim:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             self.file.write_text(f"process {os.getpid()}", encoding="utf-8")
+            for pattern in (f".{self.path.name}-*", f"..{self.path.name}.state.json-*"):
+                for left in self.path.parent.glob(pattern):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
         except Timeout:
             raise DependencyError(
                 f"{self.path}: another start of this run is going on ({self._who()}); "
@@ -47,9 +50,6 @@ class Claim:
             raise InputError(
                 f"{self.path}: cannot write here ({error.strerror}); free it"
             ) from None
-        for pattern in (f".{self.path.name}-*", f"..{self.path.name}.state.json-*"):
-            for left in self.path.parent.glob(pattern):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def _who(self) -> str:
         with contextlib.suppress(OSError):

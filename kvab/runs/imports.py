@@ -186,6 +186,11 @@ def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:
     assert artifacts.records is not None  # so there are single requests
     table = artifacts.records.table
     start_ns = table["start_ns"].where(table["start_ns"] > 0)
+    if not start_ns.notna().any():
+        raise InputError(
+            f"{artifacts.folder.name}: expected records that say when a request was sent, got none "
+            "that does; a run without times cannot be filed"
+        )
     end_ns = start_ns + 1e6 * table["latency_ms"].fillna(0)
     first, last = float(start_ns.min()) / 1e9, float(end_ns.max()) / 1e9
     return datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC)

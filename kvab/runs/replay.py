@@ -5,7 +5,6 @@ Input: a study, a cluster, a configuration and a repeat. Output: a run folder.
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 from collections.abc import Iterator
@@ -16,21 +15,13 @@ from typing import Any
 
 import kvab
 from kvab import runs, tidy
-from kvab.errors import DependencyError, InputError, KvabError
+from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError
 from kvab.runs.claims import Claim
 from kvab.runs.jobs import Job, check_topology, open_cluster, plan_job
 from kvab.runs.workload import save_workload
+from kvab.secrecy import hide
 from kvab.study import load_study, root
 from kvab.trace import find_trace
-
-UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-)
 
 
 def start(
@@ -142,7 +133,7 @@ class Replay:
         try:
             yield
         except BaseException as error:
-            reason = str(error) or type(error).__name__
+            reason = hide(str(error)) or type(error).__name__
             unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
             if unwritable:
                 reason = f"{name}: cannot write ({error}); free space"
@@ -187,7 +178,7 @@ class Replay:
 
     def _keep_diagnostics(self, reason: str) -> None:
         look = getattr(self.cluster, "diagnostics", dict)
-        if found := {f"diagnostics/{name}": content for name, content in look().items()}:
+        if found := {f"diagnostics/{name}": _masked(name, each) for name, each in look().items()}:
             requests = getattr(self.cluster, "answered", lambda: None)()
             if requests is None:
                 requests = tidy.not_replayed(self.job.trace, self.job.rows, reason)
@@ -241,6 +232,12 @@ class Replay:
             "status": "complete",
             "depends_on": job.depends_on(),
         }
+
+
+def _masked(name: str, content: bytes) -> bytes:
+    if name.endswith(".gz"):  # requests, of numbers alone
+        return content
+    return hide(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def _said(error: Exception) -> str:

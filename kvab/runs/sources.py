@@ -5,7 +5,6 @@ Input: a path. Output: its requests, what is known of the run, and what had to b
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from kvab.aiperf import PACKED, RECORDS, SUMMARY, Artifacts, aggregates, read_ar
 from kvab.aiperf.archives import folder_of, holding
 from kvab.errors import InputError
 from kvab.study import Slo, Study
-from kvab.trace import Trace, cache_folder, find_trace, read_trace
+from kvab.trace import Trace, find_trace, read_trace, trace_place
 
 PATTERNS = (SUMMARY, *(RECORDS + end for end in PACKED))
 SAME_SCHEDULE_MS = 1000.0  # two runs of one schedule issue a request within this of each other
@@ -117,6 +116,10 @@ def read_source(
         If it is none of these, or more than one run.
     """
     if (path / "run.json").exists():
+        if trace is not None or expected is not None:
+            raise InputError(
+                f"{path}: a run folder says itself what was replayed; leave --trace and --rows out"
+            )
         return of_run(runs.read_run(path))
     with folder_of(path) as folder:
         return of_artifacts(path, folder, study, trace, expected)
@@ -154,8 +157,7 @@ def _trace(
         own = trace.sha256 == study.trace.sha256
         return trace, [] if own else [f"trace: {trace.name}, which is not the study's"]
     declared = study.trace
-    named = os.environ.get("KVAB_TRACE")
-    place = Path(named) if named else cache_folder() / f"{declared.sha256[:16]}.jsonl"
+    place = trace_place(declared)
     if found.records is None or not place.is_file():
         return None, []
     trace = read_trace(

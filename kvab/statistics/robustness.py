@@ -89,7 +89,7 @@ def choices(
 
 
 def judged(choice: str, arms: Mapping, margins: Mapping[str, float]) -> Iterator[dict]:
-    """Yield a row of `choices` for each metric, from `kvab.contrasts.two_arms` of one statistic."""
+    """Yield a row of `choices` for each metric, from one statistic's `contrasts.two_arms`."""
     apart = {key: difference(each).map(lambda x: x[..., 0]) for key, each in arms.items()}
     basis = verdicts(apart, {key: each.value[0, 0] for key, each in arms.items()}, margins)
     kept = ("verdict", "difference", "ci_low", "ci_high")

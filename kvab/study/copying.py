@@ -46,7 +46,8 @@ def new_study(name: str, like: Path) -> str:
     target = root() / "recipes" / name
     if target.exists():
         raise InputError(f"{target}: exists already; choose another name")
-    own = re.compile(rf"(?<![\w/-]){re.escape(source.name)}(?![\w-])|(?<=/){source.name}(?=/)")
+    said = re.escape(source.name)
+    own = re.compile(rf"(?<![\w/-]){said}(?![\w-])|(?<=/){said}(?=/)")
     with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as beside:
         copy = shutil.copytree(source.folder, Path(beside) / name)
         for path in copy.rglob("*.yaml"):

@@ -1,7 +1,7 @@
 """The workload: found, read, cut, made up, described."""
 
 from kvab.trace.cutting import slice_trace, write_lines, write_rows
-from kvab.trace.finding import cache_folder, fetch_trace, find_trace
+from kvab.trace.finding import cache_folder, fetch_trace, find_trace, trace_place
 from kvab.trace.reading import Trace, burst_order, read_trace
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "find_trace",
     "read_trace",
     "slice_trace",
+    "trace_place",
     "write_lines",
     "write_rows",
 ]

@@ -38,13 +38,13 @@ def slice_trace(
     return chosen
 
 
-def write_rows(trace: Trace, rows: np.ndarray, path: Path, *, overwrite: bool = False) -> Path:
+def write_rows(trace: Trace, rows: np.ndarray, path: Path) -> Path:
     """Write chosen rows as a trace of its own, whole or not at all.
 
     Raises
     ------
     InputError
-        If the file exists and is not to be overwritten, or its folder cannot be written.
+        If the file exists, or its folder cannot be written.
     """
     lines = []
     for row in rows.tolist():
@@ -53,7 +53,7 @@ def write_rows(trace: Trace, rows: np.ndarray, path: Path, *, overwrite: bool = 
         values = (int(at_ms) if at_ms.is_integer() else at_ms, *tokens, trace.hash_ids[row])
         mark = {"synthetic": True} if trace.synthetic else {}
         lines.append(json.dumps(dict(zip(FIELDS, values, strict=True)) | mark))
-    return write_lines(path, lines, overwrite=overwrite)
+    return write_lines(path, lines)
 
 
 def write_lines(path: Path, lines: list[str], *, overwrite: bool = False) -> Path:

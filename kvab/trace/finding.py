@@ -40,6 +40,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("KVAB_CACHE") or Path(base) / "kvab")
 
 
+def trace_place(declaration: Declaration) -> Path:
+    """Return where the study's trace has to be on this machine: ``KVAB_TRACE``, else the cache."""
+    named = os.environ.get("KVAB_TRACE")
+    return Path(named) if named else _cached(declaration)
+
+
+def _cached(declaration: Declaration) -> Path:
+    return cache_folder() / f"{declaration.sha256[:16]}.jsonl"
+
+
 def find_trace(declaration: Declaration, path: Path | None = None) -> Trace:
     """Return the workload of a study, or a made-up one where it cannot be had.
 
@@ -56,9 +66,9 @@ def find_trace(declaration: Declaration, path: Path | None = None) -> Trace:
         trace = read_trace(path, block_tokens=block_tokens)
         declared = trace.sha256 == declaration.sha256
         return replace(trace, name=declaration.name) if declared else trace
-    named = os.environ.get("KVAB_TRACE")
     try:
-        place = Path(named) if named else fetch_trace(declaration)
+        named = bool(os.environ.get("KVAB_TRACE"))
+        place = trace_place(declaration) if named else fetch_trace(declaration)
     except (DependencyError, OSError) as error:
         from kvab.trace.synthesize import made_up
 
@@ -84,7 +94,7 @@ def fetch_trace(declaration: Declaration, destination: Path | None = None) -> Pa
     """
     from kvab.trace.download import download
 
-    place = destination or cache_folder() / f"{declaration.sha256[:16]}.jsonl"
+    place = destination or _cached(declaration)
     with suppress(OSError), place.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() == declaration.sha256:
             return place

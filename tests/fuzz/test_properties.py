@@ -223,3 +223,24 @@ def test_a_token_is_hidden_wherever_it_stands(before, token):
 def test_the_slo_of_a_run_is_positive():
     with pytest.raises(ValueError, match="greater than 0"):
         Slo(ttft_ms=-1, itl_ms=25)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (
+            '["aiperf", "--api-key",\n  "s3cret", "--ui"]',
+            '["aiperf", "--api-key",\n  "***", "--ui"]',
+        ),
+        ("- --api-key\n  - s3cret\n  - x", "- --api-key\n  - ***\n  - x"),
+        ("aiperf --api-key=s3cret -m x", "aiperf --api-key=*** -m x"),
+        ("--header 'X-Key: s3cret' --ui", "--header '***' --ui"),
+        ("export HF_TOKEN=s3cret; run", "export HF_TOKEN=*** run"),
+        ('{"name": "HF_TOKEN", "value": "s3cret"}', '{"name": "HF_TOKEN", "value": "***"}'),
+        ("- name: AWS_SECRET\n  value: s3cret\n", "- name: AWS_SECRET\n  value: ***\n"),
+        ('{"Authorization": "Bearer s3cret"}', '{"Authorization": "Bearer ***"}'),
+        ("MAX_TOKENS=100 of tokens", "MAX_TOKENS=100 of tokens"),
+    ],
+)
+def test_a_secret_is_hidden_as_shells_and_manifests_write_it(text, kept):
+    assert secrecy.hide(text) == kept

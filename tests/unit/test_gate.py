@@ -178,7 +178,10 @@ WAYS = {
         KV, deployed_as(DISAGG),
         "deployed as declared: expected disaggregated, kv.*found disaggregated, round-robin",
     ),
-    "another version": (KV, told(versions={"ai-dynamo": "1.5.0"}), "same versions"),
+    "another version": (
+        KV, told(versions={"ai-dynamo": "1.5.0"}),
+        "same versions: expected one, found 2, disagg-kv-router r1 unlike the others",
+    ),
     "another cluster": (KV, told(cluster={"hardware": "b200_sxm"}), "same cluster"),
     "another study": (KV, told(study_version=2), "same study version"),
 }  # fmt: skip
@@ -208,6 +211,12 @@ def withheld_in_sentences(evidence, judged):
 def test_errors_up_to_the_limit_are_no_failure(live):
     live.doctor(KV, column("error", "HTTP 500", slice(0, 5)))
     assert gate(live.evidence()).green
+
+
+def test_what_no_result_depends_on_may_differ(live):
+    live.doctor(KV, told(versions={"kvab": "9.9", "python": "3.14"}))
+    live.doctor(BASELINE, told(cluster={"description": "said in other words"}))
+    assert gate(live.evidence()).reasons == []
 
 
 def test_images_may_not_differ_between_arms(live):

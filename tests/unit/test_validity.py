@@ -43,7 +43,11 @@ def images_pass(*versions):
     runs = [
         SimpleNamespace(
             manifest=SimpleNamespace(
-                trace=SimpleNamespace(sha256="a"), cluster={}, versions=each, study_version=1
+                trace=SimpleNamespace(sha256="a"),
+                cluster={"kind": "kubernetes"},
+                versions=each,
+                study_version=1,
+                repeat=1,
             )
         )
         for each in versions

@@ -1,0 +1,101 @@
+"""``perf.yaml``: the AIPerf command and what a run sets in it.
+
+Input: a configuration. Output: the command, its bounds of a good request, or what is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from kvab.recipes.manifests import DEPLOY, PERF, Configuration, at, texts
+
+BENCHMARK_ENV = ("RUN_ID", "TRACE_SHA256", "READY_S")  # a run puts its own values there
+SLOS = {"time_to_first_token": "ttft_ms", "inter_token_latency": "itl_ms"}
+
+
+def check_benchmark(configuration: Configuration) -> None:
+    """Refuse a ``perf.yaml`` into which a run's own values cannot be put.
+
+    Raises
+    ------
+    InputError
+        Naming what it lacks.
+    """
+    kinds = [at(part, "kind") for part in configuration.perf]
+    if sorted(map(str, kinds)) != ["ConfigMap", "Job"]:
+        told = ", ".join(map(str, kinds)) or "nothing"
+        configuration.refuse("kind", f"one ConfigMap and one Job, got {told}", PERF)
+    for part in [configuration.deploy, *configuration.perf]:
+        metadata, file = at(part, "metadata"), DEPLOY if part is configuration.deploy else PERF
+        if not isinstance(at(metadata, "name"), str):
+            configuration.refuse(f"{part['kind']}.metadata.name", "a name, got none", file)
+        for key in ("labels", "annotations"):
+            if not isinstance(metadata.get(key, {}), dict):
+                expected = f"a mapping or nothing, got {metadata[key]!r:.60}"
+                configuration.refuse(f"{part['kind']}.metadata.{key}", expected, file)
+    job = next(part for part in configuration.perf if part["kind"] == "Job")
+    pod = at(job, "spec.template.spec")
+    variables = _named(configuration, "env", pod["containers"][0].get("env"), BENCHMARK_ENV)
+    _named(configuration, "volumes", pod.get("volumes"), ("perf-cache",))
+    numbers = {
+        "env.READY_S": variables["READY_S"].get("value"),
+        "--request-timeout-seconds": option(configuration, "--request-timeout-seconds"),
+    }
+    for each in ("--input-file", "--artifact-dir"):
+        option(configuration, each)
+    for where, text in numbers.items():
+        if not re.fullmatch(r"\d+(\.\d+)?", str(text)):
+            configuration.refuse(where, f"seconds, got {text!r:.60}", PERF)
+
+
+def _named(
+    configuration: Configuration, where: str, entries: Any, needed: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """Return a list of named mappings by name; each needed one has to be there."""
+    listed = entries if isinstance(entries, list) else []
+    found = {at(entry, "name"): entry for entry in listed if isinstance(at(entry, "name"), str)}
+    for name in needed:
+        if name not in found:
+            configuration.refuse(where, f"{name} among the names, got {', '.join(found)}", PERF)
+    return found
+
+
+def aiperf_command(configuration: Configuration) -> list[str]:
+    """Return the AIPerf command of ``perf.yaml``, as written in the arguments of its Job."""
+    jobs = [part for part in configuration.perf if at(part, "kind") == "Job"]
+    containers = at(jobs[0], "spec.template.spec.containers") if len(jobs) == 1 else None
+    command: list[str] | None = (
+        at(containers[0], "args") if isinstance(containers, list) and containers else None
+    )
+    if command is None or not texts(command) or command[:2] != ["aiperf", "profile"]:
+        expected = "one Job whose args are 'aiperf profile' and its options, all texts"
+        configuration.refuse("kind", f"{expected}, got something else", PERF)
+    return command
+
+
+def goodput_slo(configuration: Configuration) -> dict[str, float]:
+    """Return the bounds of ``--goodput`` in ms, as ``{"ttft_ms": ..., "itl_ms": ...}``."""
+    text = option(configuration, "--goodput")
+    try:
+        bounds = {SLOS[metric]: float(ms) for metric, ms in (w.split(":") for w in text.split())}
+    except (ValueError, KeyError):
+        bounds = {}
+    if set(bounds) != set(SLOS.values()):
+        expected = f"{':<ms> '.join(SLOS)}:<ms>"
+        configuration.refuse("--goodput", f"{expected}, got '{text}'", PERF)
+    return bounds
+
+
+def option(configuration: Configuration, name: str) -> str:
+    """Return the value of an option of the AIPerf command.
+
+    Raises
+    ------
+    InputError
+        If it has none.
+    """
+    command = aiperf_command(configuration)
+    if name not in command[:-1]:
+        configuration.refuse("args", f"the option {name} in the AIPerf command, got none", PERF)
+    return command[command.index(name) + 1]

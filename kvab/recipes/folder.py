@@ -1,0 +1,47 @@
+"""Recipe folders, read and checked.
+
+Input: a folder with ``deploy.yaml`` and ``perf.yaml``. Output: a `Configuration` whose manifests
+are about one deployment and can be applied.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvab.declare import read_yaml
+from kvab.recipes.benchmark import check_benchmark, option
+from kvab.recipes.manifests import DEPLOY, FRONTEND, KIND, PERF, VLLM, Configuration
+
+
+def read_configuration(folder: Path | str, name: str | None = None) -> Configuration:
+    """Return the manifests of a recipe folder; the name is the folder's unless given.
+
+    Raises
+    ------
+    InputError
+        If a manifest is missing, not YAML or of another kind, has no frontend, worker or AIPerf
+        command, lacks what a run sets in it, or if the two manifests are not about the same
+        deployment and model.
+    """
+    folder = Path(folder)
+    deploy, perf = (read_yaml(folder / file) for file in (DEPLOY, PERF))
+    configuration = Configuration(name or folder.name, folder, deploy[0] if deploy else {}, perf)
+    for key, expected in KIND.items():
+        if (got := configuration.get(configuration.deploy, key, str)) != expected:
+            configuration.refuse(key, f"{expected}, got {got or 'nothing'}")
+    if len(deploy) != 1:
+        configuration.refuse("the file", f"one {KIND['kind']}, got {len(deploy)} documents")
+    programs = {part.program: part for part in configuration.components().values()}
+    for program in (FRONTEND, VLLM):
+        if program not in programs:
+            configuration.refuse("spec.services", f"a service that runs {program}, got none")
+    host = f"{configuration.deployment}-{programs[FRONTEND].name.lower()}"
+    served: dict[str, str | None] = {
+        "--url": f"http://{host}:8000",
+        "-m": programs[VLLM].flags.get("--model"),
+    }
+    for name_of, said in served.items():
+        if (got := option(configuration, name_of)) != said:
+            configuration.refuse(name_of, f"{said} as in {DEPLOY}, got {got}", PERF)
+    check_benchmark(configuration)
+    return configuration
