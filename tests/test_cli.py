@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,3 +185,42 @@ def test_runs_that_differ_in_workload_or_bounds_are_not_compared(small_runs, tmp
 
 def test_a_report_without_runs_names_the_command(tmp_path):
     refused(kvab("report", "--from", tmp_path), "kvab report")
+
+
+def test_a_run_folder_takes_no_rows_and_no_trace(small_runs, small_trace):
+    path = small_runs / "qwen3-32b" / "simulated-h200" / "agg-round-robin" / "r1"
+    for option in (["--rows", 40], ["--trace", small_trace]):
+        refused(kvab("summarize", path, *option), "a run folder says itself what was replayed")
+
+
+@pytest.mark.parametrize("command", [["report"], ["capacity"]])
+def test_a_place_for_runs_that_cannot_be_one_is_refused(command, small_trace):
+    process = kvab(*command, "--runs", "/dev/null/x", "--trace", small_trace)
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    assert re.match("kvab: .*cannot write.*/dev/null|kvab: /dev/null.*: cannot write",
+                    process.stderr.strip().splitlines()[-1])  # fmt: skip
+
+
+def test_doctor_says_what_is_wrong_with_the_trace_and_goes_on(tmp_path):
+    (tmp_path / "trace.jsonl").write_text("{}\n")
+    process = kvab("doctor", KVAB_TRACE=tmp_path / "trace.jsonl", KVAB_CACHE=tmp_path / "cache")
+    assert process.returncode == 3
+    assert "Traceback" not in process.stderr
+    assert "trace:" in process.stdout + process.stderr
+    assert "GB free" in process.stdout + process.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+def test_doctor_downloads_nothing(tmp_path):
+    process = kvab("doctor", KVAB_TRACE="", KVAB_CACHE=tmp_path / "cache")
+    assert "run `kvab trace fetch`" in process.stdout + process.stderr
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_blocks_of_another_size_are_described(tmp_path):
+    row = {"timestamp": 0, "input_length": 30, "output_length": 1, "hash_ids": [0, 1]}
+    (tmp_path / "trace.jsonl").write_text(json.dumps(row) + "\n")
+    refused(kvab("trace", "describe", tmp_path / "trace.jsonl"), "trace.jsonl:1")
+    process = kvab("trace", "describe", tmp_path / "trace.jsonl", "--block-tokens", 16)
+    assert process.returncode == 0, process.stderr

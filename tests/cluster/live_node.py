@@ -13,8 +13,7 @@ from node import Node
 
 from kvab.live import stack
 from kvab.live.serving import LiveStack
-from kvab.recipes import topology
-from kvab.recipes import read_configuration
+from kvab.recipes import read_configuration, topology
 from kvab.study import load_cluster
 
 

@@ -363,6 +363,29 @@ def test_an_api_server_that_stays_away_is_told(emulated, small_trace):
     assert isinstance(error, DependencyError)
 
 
+@pytest.mark.parametrize("status", [405, 410, 413])
+def test_what_no_repetition_mends_is_not_repeated_and_not_called_slow(
+    emulated, small_trace, status
+):
+    fault = Fault("GET", "/version", status, "no such luck", times=99)
+    emulated.server.faults.append(fault)
+    error, _ = attempt(emulated, small_trace)
+    assert f"refuses it with status {status} (no such luck)" in str(error)
+    assert fault.times >= 97
+    assert error.exit_code == 3
+
+
+def test_a_page_of_a_proxy_is_no_answer_of_the_api_server(emulated, small_trace):
+    replay = emulated.replay(small_trace)
+
+    class Answer:
+        data = b"<html>please log in</html>"
+
+    replay.cluster.kube.api.call_api = lambda *_, **__: (Answer, 200, {})
+    with pytest.raises(DependencyError, match=r"got '<html>please log in</html>'; is there a prox"):
+        replay.cluster.kube.get("Pod", "x")
+
+
 def test_an_api_server_lost_during_the_replay_leaves_it_to_be_found(emulated, small_trace):
     emulated.profile(limits={"retry_s": 0.5})
     emulated.node.environment["PACE_S"] = "0.2"

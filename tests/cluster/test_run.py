@@ -7,6 +7,7 @@ import pytest
 from controllers import NAMESPACE
 
 from kvab import runs
+from kvab.report.published import publish
 
 
 def test_a_run_is_deployed_replayed_collected_and_torn_down(emulated, small_trace):
@@ -16,6 +17,21 @@ def test_a_run_is_deployed_replayed_collected_and_torn_down(emulated, small_trac
     assert run.manifest.counts.received == 40
     assert run.requests["error"].isna().all()
     assert emulated.left() == []
+
+
+def test_a_published_run_names_no_machine(emulated, small_trace, tmp_path):
+    path = emulated.run(small_trace)
+    hosts = runs.read_manifest(path).host["pods"]
+    (made,) = publish("recipes/qwen3-32b/study.yaml", "emulated", emulated.runs, tmp_path / "out")
+    files = [each for each in made.rglob("*") if each.is_file()]
+    assert sorted(each.name for each in files) == [
+        "deploy.yaml", "perf.yaml", "requests.parquet", "run.json",
+    ]  # fmt: skip
+    told = (made / "run.json").read_text()
+    names = {*hosts, *(pod["node"] for pod in hosts.values())}
+    assert len(names) == 11
+    assert not [name for name in names | {NAMESPACE} if name in told]
+    assert len(runs.read_run(made).manifest.host["pods"]) == 9
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")

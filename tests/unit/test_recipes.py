@@ -459,6 +459,16 @@ def test_other_goodput_bounds_are_refused(edited, bounds):
         ("            - --url\n", "", "--url in the AIPerf command"),
         ("- profile", "- kube", "aiperf profile"),
         ("kind: Job", "kind: Pod", "one Job"),
+        ("kind: ConfigMap", "kind: Secret", "kind: expected one ConfigMap and one Job, got Secret"),
+        ("  name: agg-8xtp2-benchmark\n  labels:", "  labels:", "metadata.name: expected a name"),
+        ("- name: READY_S", "- name: READY", "env: expected READY_S among the names, got RUN_ID"),
+        ('value: "1800"', 'value: "soon"', "env.READY_S: expected seconds, got 'soon'"),
+        ("            - --artifact-dir\n", "", "--artifact-dir in the AIPerf command"),
+        (
+            "        - name: perf-cache\n          pers",
+            "        - name: other\n          pers",
+            "volumes: expected perf-cache among the names",
+        ),
     ],
 )
 def test_perf_that_does_not_fit_is_refused(edited, old, new, part):

@@ -1,0 +1,42 @@
+"""Results kept between pages: computed once, whatever happened to the cache."""
+
+import pytest
+
+from kvab.results import remember
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVAB_CACHE", str(tmp_path))
+    return tmp_path / "results"
+
+
+def kept(calls):
+    return remember("k" * 64, "test", lambda: calls.append(1) or len(calls))
+
+
+def test_a_result_is_computed_once():
+    calls = []
+    assert (kept(calls), kept(calls), calls) == (1, 1, [1])
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x05\x95\xff", b"cno.such\nname\n."])
+def test_a_damaged_cache_is_computed_anew(cache, content):
+    calls = []
+    kept(calls)
+    (path,) = cache.glob("*.pickle")
+    path.write_bytes(content)
+    assert kept(calls) == 2
+    assert kept(calls) == 2
+
+
+def test_a_failure_of_the_computation_is_no_failure_of_the_cache():
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise OSError("of the computation")
+
+    with pytest.raises(OSError, match="of the computation"):
+        remember("k" * 64, "test", fail)
+    assert calls == [1]
