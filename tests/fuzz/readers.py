@@ -19,9 +19,11 @@ import yaml
 
 from kvab import aiperf, recipes, runs, tidy
 from kvab.aiperf import aggregates
+from kvab.cluster import applied
 from kvab.metrics import summarize
+from kvab.recipes.benchmark import BENCHMARK_ENV
 from kvab.report import bundle
-from kvab.study import Slo, root
+from kvab.study import Slo, load_cluster, root
 from kvab.trace import read_trace
 from kvab.trace.synthesize import synthesize
 
@@ -138,11 +140,16 @@ class ManifestReader(Reader):
 
     def seeds(self):
         for name in ("agg-kv-router", "disagg-kv-router"):
-            deploy, perf = (list(yaml.safe_load_all((RECIPES / name / file).read_text()))
-                            for file in MANIFESTS)  # fmt: skip
-            args = perf[-1]["spec"]["template"]["spec"]["containers"][0]["args"]
+            (deploy,), (scripts, job) = (yaml.safe_load_all((RECIPES / name / file).read_text())
+                                         for file in MANIFESTS)  # fmt: skip
+            pod = job["spec"]["template"]["spec"]
+            container = pod["containers"][0]
+            args = container["args"]
             args[2:] = [each for at, each in enumerate(args) if {each, args[at - 1]} & OPTIONS]
-            yield dumped(deploy[0], DEPLOYED) + BETWEEN + dumped(perf[-1], REPLAYED)
+            container["env"] = [each for each in container["env"] if each["name"] in BENCHMARK_ENV]
+            pod["volumes"] = pod["volumes"][-1:]
+            perf = dumped(scripts, {"kind", "metadata", "name"}) + b"---\n" + dumped(job, REPLAYED)
+            yield dumped(deploy, DEPLOYED) + BETWEEN + perf
 
     def read(self, data):
         for name, content in zip(MANIFESTS, parts(data), strict=True):
@@ -155,6 +162,10 @@ class ManifestReader(Reader):
         flat = recipes.flatten(found)
         assert all(isinstance(each, str) for pair in flat.items() for each in pair)
         assert recipes.aiperf_command(found)[:2] == ["aiperf", "profile"]
+        assert applied.replicas(applied.deployment(found, PROFILE))
+        job = applied.benchmark(found, PROFILE, SENT, "a-run")[-1]
+        assert applied.files_pod(job, "files")["spec"]["volumes"]
+        assert applied.artifact_folder(job, "a-run")
         if not sampled(data):
             return
         assert recipes.difference(found, found).empty
@@ -169,8 +180,14 @@ DEPLOYED = set(
     "apiVersion kind metadata name spec services componentType replicas resources limits gpu "
     "extraPodSpec mainContainer image command args".split()
 )
-OPTIONS = {"-m", "--url", "--goodput"}
-REPLAYED = {"kind", "spec", "template", "containers", "args"}
+OPTIONS = {"-m", "--url", "--goodput", "--input-file", "--artifact-dir",
+           "--request-timeout-seconds"}  # fmt: skip
+REPLAYED = set(
+    "kind metadata name spec template containers image args env value volumes "
+    "persistentVolumeClaim claimName".split()
+)
+PROFILE = load_cluster("example-h200")
+SENT = applied.Sending(sha256=64 * "0", rows=4, span_s=1.0, staged=True)
 
 
 def dumped(manifest, kept):
