@@ -15,7 +15,7 @@ from typing import Any
 from kvab.cluster.marks import STUDY_LABEL
 from kvab.declare import digest, read_yaml
 from kvab.errors import InputError
-from kvab.recipes.manifests import FRONTEND, Configuration
+from kvab.recipes.manifests import FRONTEND, Configuration, at
 from kvab.study import Kubernetes, Study
 
 Manifest = dict[str, Any]
@@ -79,18 +79,18 @@ def deployment(configuration: Configuration, profile: Kubernetes) -> Manifest:
         if profile.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": profile.image_pull_secret}]
         if profile.tolerations:
-            pod["tolerations"] = [*pod.get("tolerations", []), *profile.tolerations]
+            pod["tolerations"] = [*(pod.get("tolerations") or []), *profile.tolerations]
         if part.program != FRONTEND and profile.node_selector:
-            pod["nodeSelector"] = {**pod.get("nodeSelector", {}), **profile.node_selector}
+            pod["nodeSelector"] = (pod.get("nodeSelector") or {}) | profile.node_selector
         if "envFromSecret" in service:
             service["envFromSecret"] = profile.hf_token_secret
-        for amounts in service.get("resources", {}).values():
-            _rename_devices(amounts, profile.rdma_resource)
+        for path in ("resources.requests", "resources.limits"):
+            _rename_devices(at(service, path) or {}, profile.rdma_resource)
     return manifest
 
 
 def _rename_devices(amounts: dict[str, Any], resource: str | None) -> None:
-    custom = amounts.pop("custom", {})
+    custom = amounts.pop("custom", None) or {}
     kept = {name: n for name, n in custom.items() if not name.startswith("rdma/")}
     devices = [n for name, n in custom.items() if name.startswith("rdma/")]
     if devices and resource:
@@ -188,7 +188,7 @@ def download(study: Study, profile: Kubernetes) -> Manifest:
 def files_pod(job: Manifest, name: str) -> Manifest:
     """Return a small pod that mounts the results' volume: workloads go in, artifacts come out."""
     pod = job["spec"]["template"]["spec"]
-    (volume,) = [part for part in pod["volumes"] if part["name"] == "perf-cache"]
+    volume = next(part for part in pod["volumes"] if at(part, "name") == "perf-cache")
     container = {
         "name": "files",
         "image": pod["containers"][0]["image"],
@@ -211,10 +211,10 @@ def needs(manifest: Manifest) -> dict[str, int]:
     """Return the devices that all workers of a deployment ask for, by resource name."""
     total: dict[str, int] = {}
     for service in manifest["spec"]["services"].values():
-        limits = service.get("resources", {}).get("limits", {})
-        asked = {"nvidia.com/gpu": limits.get("gpu", 0), **limits.get("custom", {})}
+        limits = at(service, "resources.limits") or {}
+        asked = {"nvidia.com/gpu": limits.get("gpu"), **(limits.get("custom") or {})}
         for name, count in asked.items():
-            total[name] = total.get(name, 0) + int(count) * service.get("replicas", 1)
+            total[name] = total.get(name, 0) + int(count or 0) * service.get("replicas", 1)
     return {name: count for name, count in total.items() if count}
 
 

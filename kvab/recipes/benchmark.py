@@ -44,6 +44,8 @@ def check_benchmark(configuration: Configuration) -> None:
     }
     for each in ("--input-file", "--artifact-dir"):
         option(configuration, each)
+    if not isinstance(image := pod["containers"][0].get("image"), str):
+        configuration.refuse("image", f"that of the benchmark, got {image!r:.60}", PERF)
     for where, text in numbers.items():
         if not re.fullmatch(r"\d+(\.\d+)?", str(text)):
             configuration.refuse(where, f"seconds, got {text!r:.60}", PERF)
@@ -54,7 +56,10 @@ def _named(
 ) -> dict[str, dict[str, Any]]:
     """Return a list of named mappings by name; each needed one has to be there."""
     listed = entries if isinstance(entries, list) else []
-    found = {at(entry, "name"): entry for entry in listed if isinstance(at(entry, "name"), str)}
+    for entry in listed:
+        if not isinstance(at(entry, "name"), str):
+            configuration.refuse(where, f"entries with a name, got {entry!r:.60}", PERF)
+    found = {entry["name"]: entry for entry in listed}
     for name in needed:
         if name not in found:
             configuration.refuse(where, f"{name} among the names, got {', '.join(found)}", PERF)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from kvab.declare import read_yaml
 from kvab.recipes.benchmark import check_benchmark, option
-from kvab.recipes.manifests import DEPLOY, FRONTEND, KIND, PERF, VLLM, Configuration
+from kvab.recipes.manifests import DEPLOY, FRONTEND, KIND, PERF, VLLM, Configuration, at
+
+AMOUNTS = ("resources.requests", "resources.limits")
 
 
 def read_configuration(folder: Path | str, name: str | None = None) -> Configuration:
@@ -43,5 +45,23 @@ def read_configuration(folder: Path | str, name: str | None = None) -> Configura
     for name_of, said in served.items():
         if (got := option(configuration, name_of)) != said:
             configuration.refuse(name_of, f"{said} as in {DEPLOY}, got {got}", PERF)
+    _check_pods(configuration)
     check_benchmark(configuration)
     return configuration
+
+
+def _check_pods(configuration: Configuration) -> None:
+    """Refuse services into which a cluster profile's values cannot be put."""
+    for name, part in configuration.components().items():
+        for path in ("resources", "extraPodSpec.nodeSelector", *AMOUNTS):
+            configuration.get(part.service, path, dict, f"{name}.")
+        for path in AMOUNTS:
+            devices = configuration.get(part.service, f"{path}.custom", dict, f"{name}.")
+            for device, count in [("gpu", at(part.service, f"{path}.gpu")), *devices.items()]:
+                if count is not None and not str(count).isdecimal():
+                    expected = f"a number of devices, got {count!r:.60}"
+                    configuration.refuse(f"{name}.{path}.{device}", expected)
+        tolerations = at(part.service, "extraPodSpec.tolerations")
+        if not isinstance(tolerations, list | None):
+            expected = f"a list, got {tolerations!r:.60}"
+            configuration.refuse(f"{name}.extraPodSpec.tolerations", expected)

@@ -117,9 +117,9 @@ def _component(configuration: Configuration, name: str, service: Any) -> Compone
     flags = _flags(configuration, name, tokens[tokens.index(program) + 1 :])
     own, environment = at(service, f"{container}.env"), {}
     for scope in (at(configuration.deploy, "spec.envs"), service.get("envs"), own):
-        for entry in scope or []:
+        for entry in scope if isinstance(scope, list) else filter(None, [scope]):
             if not isinstance(at(entry, "name"), str):
-                configuration.refuse(f"{name}.env", f"variables with a name, got {entry}")
+                configuration.refuse(f"{name}.env", f"variables with a name, got {entry!r:.60}")
             environment[entry["name"]] = str(entry.get("value") or entry.get("valueFrom", ""))
     return Component(name, service, program, flags, environment)
 

@@ -162,7 +162,8 @@ class ManifestReader(Reader):
         flat = recipes.flatten(found)
         assert all(isinstance(each, str) for pair in flat.items() for each in pair)
         assert recipes.aiperf_command(found)[:2] == ["aiperf", "profile"]
-        assert applied.replicas(applied.deployment(found, PROFILE))
+        manifest = applied.deployment(found, PROFILE)
+        assert applied.replicas(manifest) and applied.needs(manifest)["nvidia.com/gpu"] >= 1
         job = applied.benchmark(found, PROFILE, SENT, "a-run")[-1]
         assert applied.files_pod(job, "files")["spec"]["volumes"]
         assert applied.artifact_folder(job, "a-run")
@@ -178,6 +179,7 @@ MANIFESTS = ("deploy.yaml", "perf.yaml")
 
 DEPLOYED = set(
     "apiVersion kind metadata name spec services componentType replicas resources limits gpu "
+    "custom requests envs tolerations nodeSelector envFromSecret "
     "extraPodSpec mainContainer image command args".split()
 )
 OPTIONS = {"-m", "--url", "--goodput", "--input-file", "--artifact-dir",
@@ -186,7 +188,9 @@ REPLAYED = set(
     "kind metadata name spec template containers image args env value volumes "
     "persistentVolumeClaim claimName".split()
 )
-PROFILE = load_cluster("example-h200")
+PROFILE = load_cluster("example-h200").model_copy(update={
+    "tolerations": [{"operator": "Exists"}], "node_selector": {"a": "b"},
+    "rdma_resource": "rdma/all", "image_pull_secret": "pull"})  # fmt: skip
 SENT = applied.Sending(sha256=64 * "0", rows=4, span_s=1.0, staged=True)
 
 

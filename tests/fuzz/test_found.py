@@ -108,6 +108,29 @@ def test_an_argument_of_several_lines_is_quoted_in_one(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [(b"limits: {}", b"limits: 5", "Frontend.resources.limits: expected a mapping"),
+     (b"limits: {}", b"limits: {gpu: some}", "limits.gpu: expected a number of devices"),
+     (b"envs:", b"envs: 5\n      more:", "Frontend.env: expected variables with a name"),
+     (b"        image: python", b"        is: python", "perf.yaml: image: expected that of the"),
+     (b"        env:\n", b"        env:\n        - RUN_ID\n", "env: expected entries with a name")],
+)  # fmt: skip
+def test_manifests_that_could_not_be_applied_are_refused(tmp_path, old, new, said):
+    assert said in refused("manifests", tmp_path, lambda data: data.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"limits: {}", b"limits:"), (b"volumes:\n", b"volumes:\n      - name: perf-cache\n")],
+)
+def test_manifests_with_nothing_where_a_mapping_may_stand_can_be_applied(tmp_path, old, new):
+    reader = READERS["manifests"](tmp_path)
+    changed = next(reader.seeds()).replace(old, new, 1)
+    assert new in changed
+    reader.read(changed)
+
+
+@pytest.mark.parametrize(
     ("old", "new"),
     [(b'"clusters": [\n  "c"\n ]', b'"clusters": []'), (b'"c"', b'"d"'), (b"/c/", b"/<b>/"),
      (b'"study": "recipes/s/study.yaml"', b'"study": "../../study.yaml"')],
