@@ -15,6 +15,10 @@ os.environ.setdefault("KVAB_ROOT", str(ROOT))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--golden", action="store_true", help="write tests/contracts/golden anew")
+
+
 def needed(program):
     """Return a program's path; skip where it is missing, fail where CI should have it."""
     path = shutil.which(program)
