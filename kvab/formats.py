@@ -50,8 +50,8 @@ def signed(value: float | None, decimals: int | None = None) -> str:
 
 
 def percent(share: float | None, decimals: int = 1) -> str:
-    """Return a share of 1 in per cent."""
-    return f"{number(None if share is None else 100 * share, decimals)} %"
+    """Return a share of 1 in per cent; a dash where undefined."""
+    return "–" if share is None or np.isnan(share) else f"{number(100 * share, decimals)} %"
 
 
 def interval(

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from kvab import metrics, recipes
+from kvab.aiperf import SERVER_METRICS
 from kvab.declare import digest
 from kvab.evidence import Evidence
 from kvab.recipes import Topology
@@ -34,6 +35,7 @@ REUSE_WORTH_SHARE = 0.01  # of the prompt tokens, which caches could save beyond
 IMAGE = "image "
 OURS = ("kvab", "python")  # they send and read; nothing of a result depends on them
 SERVING = ("kind", "name", "hardware", "backend", "image", "node_selector", "rdma_resource")
+UNKNOWN = f"cannot tell: the file {SERVER_METRICS} was not given"
 WITHHELD = "withheld: the gate is red"
 
 
@@ -199,16 +201,15 @@ def _arm_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]
     for (split, routing), name in cells.items():
         control = cells.get((split, "round-robin"))
         if routing == "kv":
-            reuse = _reuse(evidence, name)
-            without = _reuse(evidence, control) if control else 0.0
-            if _reusable(evidence, evidence.manifest) - without < REUSE_WORTH_SHARE:
+            reuse, without = _reuse(evidence, name), _reuse(evidence, control)
+            if _reusable(evidence, evidence.manifest) - (without or 0) < REUSE_WORTH_SHARE:
                 continue  # the first rows of a trace repeat next to nothing
             yield (
                 "KV routing finds more of the cache",
-                f"{name} and {control}",
-                f"> {without:.1%}",
-                f"{reuse:.1%}",
-                reuse > without,
+                name if without is None else f"{name} and {control}",
+                f"> {without or 0:.1%}",
+                UNKNOWN if reuse is None else f"{reuse:.1%}",
+                reuse is None or reuse > (without or 0),
             )
 
 
@@ -245,5 +246,8 @@ def _reusable(evidence: Evidence, manifest: RunManifest) -> float:
     return float(rows["reusable_tokens"].sum() / rows["input_tokens"].sum())
 
 
-def _reuse(evidence: Evidence, configuration: str) -> float:
-    return float(np.mean([summaries.reuse(run) or 0.0 for run in evidence.runs[configuration]]))
+def _reuse(evidence: Evidence, configuration: str | None) -> float | None:
+    """Return the mean share of prompt tokens from cache over the runs that tell it, if any."""
+    found = [summaries.reuse(run) for run in evidence.runs.get(configuration or "", [])]
+    known = [share for share in found if share is not None]
+    return float(np.mean(known)) if known else None

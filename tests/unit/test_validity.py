@@ -63,3 +63,56 @@ def test_arms_of_other_components_may_share_an_image_but_not_differ_in_it():
     split = {"operator": "1.5.0", "image Frontend": "x@1", "image VllmPrefillWorker": "x@1"}
     assert images_pass(aggregated, split)
     assert not images_pass(aggregated, split | {"image VllmPrefillWorker": "x@2"})
+
+
+def reuse_check(kv_tokens, control=True):
+    """The check of what KV routing finds, where the KV arm's cached tokens may be unknown."""
+
+    def run(cached):
+        requests = pd.DataFrame(
+            {
+                "row": [0, 1],
+                "input_tokens": [1000, 1000],
+                "cached_tokens": pd.array(cached, dtype="Int32"),
+                "error": pd.array([None, None], dtype="string"),
+            }
+        )
+        manifest = SimpleNamespace(
+            host={}, trace=SimpleNamespace(rows=2, sha256="a"), cluster={}, versions={},
+            study_version=1, repeat=1,
+        )  # fmt: skip
+        return SimpleNamespace(requests=requests, manifest=manifest)
+
+    runs = {"kv": [run(kv_tokens)]} | ({"rr": [run([0, 100])]} if control else {})
+    arms = {
+        name: SimpleNamespace(factors=SimpleNamespace(split="aggregated", routing=routing))
+        for name, routing in (("kv", "kv"), ("rr", "round-robin"))
+        if name in runs
+    }
+    workload = pd.DataFrame({"input_tokens": [1000] * 2, "reusable_tokens": [0, 512]})
+    evidence = SimpleNamespace(
+        runs=runs,
+        arms=arms,
+        manifest=runs["kv"][0].manifest,
+        workload=SimpleNamespace(table=workload),
+    )
+    return next(
+        (where, found, passed)
+        for check, where, _, found, passed in _arm_checks(evidence)
+        if check == "KV routing finds more of the cache"
+    )
+
+
+def test_unknown_reuse_is_said_and_turns_nothing_red():
+    where, found, passed = reuse_check([None, None], control=False)
+    assert passed
+    assert (where, found) == (
+        "kv",
+        "cannot tell: the file server_metrics_export.json was not given",
+    )
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [([0, 400], True), ([0, 50], False)])
+def test_known_reuse_is_judged_against_the_control(tokens, expected):
+    where, _, passed = reuse_check(tokens)
+    assert (where, passed) == ("kv and rr", expected)
