@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from kvab.errors import DependencyError, KvabError
-from kvab.recipes import declared_topology
+from kvab.recipes import check_gpus, declared_topology
 from kvab.runs.jobs import open_cluster
 from kvab.study import Study, load_cluster, load_study, root
 from kvab.trace import read_trace, trace_place
@@ -41,6 +41,7 @@ def check_declarations() -> list[str]:
         study = load_study(path)
         read += [f"{study.name}: {declared_topology(study, name).describe()}"
                  for name in study.configurations]  # fmt: skip
+        check_gpus(study)
     profiles = sorted((root() / "recipes" / "clusters").glob("*.yaml"))
     return read + [f"{path.stem}: {load_cluster(path.stem).description}" for path in profiles]
 
@@ -51,6 +52,7 @@ def findings(study: Path, cluster: str) -> list[Finding]:
     found = [Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")]
     for name in declared.configurations:
         found.append(_try(f"{name}: ", partial(_described, declared, name)))
+    found.append(_try("gpus: ", partial(_gpus, declared)))
     found += _of_cluster(declared, cluster)
     found.append(_try("trace: ", partial(_trace, declared)))
     free = shutil.disk_usage(root()).free
@@ -62,6 +64,13 @@ def findings(study: Path, cluster: str) -> list[Finding]:
 
 def _described(declared: Study, name: str) -> str:
     return declared_topology(declared, name).describe()
+
+
+def _gpus(declared: Study) -> str:
+    check_gpus(declared)
+    if declared.gpus.differ:
+        return "numbers differ between configurations, as study.yaml declares"
+    return f"{declared.gpus.count} for each configuration"
 
 
 def _try(prefix: str, look: Callable[[], str]) -> Finding:

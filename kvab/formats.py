@@ -49,6 +49,17 @@ def signed(value: float | None, decimals: int | None = None) -> str:
     return ("+" if value is not None and value > 0 else "") + number(value, decimals)
 
 
+def counted(count: int, thing: str) -> str:
+    """Return a number of things, in the singular where it is one.
+
+    Examples
+    --------
+    >>> counted(1, "replay"), counted(1200, "replay")
+    ('1 replay', '1,200 replays')
+    """
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
 def percent(share: float | None, decimals: int = 1) -> str:
     """Return a share of 1 in per cent; a dash where undefined."""
     return "–" if share is None or np.isnan(share) else f"{number(100 * share, decimals)} %"

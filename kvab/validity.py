@@ -197,6 +197,11 @@ def _cache_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str,
 
 def _arm_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]:
     yield from _same_checks(evidence)
+    if not evidence.study.gpus.differ:
+        numbers = set(evidence.gpus.values())
+        told = ", ".join(f"{name} {count}" for name, count in evidence.gpus.items())
+        found = told if len(numbers) > 1 else str(*numbers)
+        yield "same GPUs", "all runs", "one number", found, len(numbers) == 1
     cells = {(arm.factors.split, arm.factors.routing): n for n, arm in evidence.arms.items()}
     for (split, routing), name in cells.items():
         control = cells.get((split, "round-robin"))

@@ -71,6 +71,17 @@ class Sweep:
         return {cell.split: cell for cell in self.summary.cells if cell.split}
 
     @cached_property
+    def gpus(self) -> dict[str, int]:
+        """GPUs of each configuration."""
+        return {cell.configuration: cell.gpus for cell in self.load_cells}
+
+    @cached_property
+    def ratios(self) -> pd.DataFrame:
+        """Load of the comparison over that of the baseline, per GPU; see `Curves.ratios`."""
+        per_gpu = self.gpus[self.study.baseline] / self.gpus[self.study.comparison]
+        return self.curves.ratios * per_gpu
+
+    @cached_property
     def deployed(self) -> str | None:
         """Label of the split that ``deploy.yaml`` had, None if it was not swept."""
         deployed = next(

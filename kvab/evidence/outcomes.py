@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kvab import metrics, runs
+from kvab import metrics, recipes, runs
 from kvab.declare import digest
 from kvab.errors import InputError
 from kvab.metrics import LATENCIES
@@ -83,6 +83,15 @@ class Evidence:
     def arms(self) -> dict[str, Arm]:
         """The configurations that were run, in declared order."""
         return {name: self.study.configurations[name] for name in self.runs}
+
+    @cached_property
+    def gpus(self) -> dict[str, int]:
+        """GPUs that each configuration filled, by the manifests of its first run."""
+        folders = {name: found[0].path / "manifests" for name, found in self.runs.items()}
+        return {
+            name: recipes.topology(recipes.read_configuration(folder)).gpus
+            for name, folder in folders.items()
+        }
 
     @property
     def missing(self) -> str:

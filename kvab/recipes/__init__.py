@@ -1,7 +1,7 @@
 """What is deployed: manifests read, changed, rendered, compared."""
 
 from kvab.recipes.benchmark import aiperf_command, goodput_slo
-from kvab.recipes.declared import declared_topology
+from kvab.recipes.declared import check_gpus, declared_topology
 from kvab.recipes.fields import difference, flatten
 from kvab.recipes.flags import VLLM_DEFAULTS
 from kvab.recipes.folder import read_configuration
@@ -14,6 +14,7 @@ __all__ = [
     "Topology",
     "WorkerGroup",
     "aiperf_command",
+    "check_gpus",
     "declared_topology",
     "difference",
     "flatten",

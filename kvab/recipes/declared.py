@@ -13,6 +13,30 @@ from kvab.recipes.reading import Topology, topology
 from kvab.study import Study
 
 
+def check_gpus(study: Study) -> None:
+    """Reject a study that would compare unequal hardware without saying so.
+
+    Raises
+    ------
+    InputError
+        If configurations fill different numbers of GPUs and ``gpus.differ`` is not declared, or
+        the largest is not ``gpus.count``.
+    """
+    gpus = {name: declared_topology(study, name).gpus for name in study.configurations}
+    least, most = min(gpus, key=gpus.__getitem__), max(gpus, key=gpus.__getitem__)
+    if gpus[least] != gpus[most] and not study.gpus.differ:
+        raise InputError(
+            f"{study.folder / 'study.yaml'}: expected configurations of equal hardware, got "
+            f"{least} with {gpus[least]} GPUs and {most} with {gpus[most]}; give both the same in "
+            "deploy.yaml (replicas x tensor parallelism), or declare gpus.differ: true"
+        )
+    if gpus[most] != study.gpus.count:
+        raise InputError(
+            f"{study.folder / 'study.yaml'}: gpus.count: expected {gpus[most]}, which {most} "
+            f"fills, got {study.gpus.count}; correct it or deploy.yaml"
+        )
+
+
 def declared_topology(study: Study, name: str) -> Topology:
     """Return the topology of a configuration's manifests.
 

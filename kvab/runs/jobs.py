@@ -90,7 +90,7 @@ def plan_job(
     ------
     InputError
         If the configuration, cluster or repeat is not declared, the manifests are not what the
-        study says, or the trace has fewer rows.
+        study says or of unequal hardware, or the trace has fewer rows.
     """
     study.configuration_folder(configuration)
     study.seed(repeat)
@@ -101,6 +101,7 @@ def plan_job(
     rows = rows or len(trace)
     job = Job(study, profile, configuration, repeat, rows, replayed, folder, variant)
     check_topology(job)
+    recipes.check_gpus(study)
     return job
 
 

@@ -38,11 +38,12 @@ class Model(Declared):
 
 
 class Gpus(Declared):
-    """The hardware that every configuration fills."""
+    """The hardware: ``count`` GPUs for each configuration; where they differ, for the largest."""
 
     product: str
     count: Count
     nodes: Count
+    differ: bool = False
 
 
 class TraceSource(Declared):

@@ -18,7 +18,7 @@ def loads(swept: Sweep) -> Table:
     """Return the load that each configuration carries at each good share, and the ratio."""
     replayed = sorted({cell.load for cell in swept.load_cells})
     kept = swept.curves.loads.set_index(["configuration", "target"])
-    targets = swept.curves.ratios.index
+    targets = swept.ratios.index
     lines = []
     for name, arm in swept.arms.items():
         rows = {target: kept.loc[(name, target)] for target in targets}
@@ -26,9 +26,10 @@ def loads(swept: Sweep) -> Table:
             _at(target): f"{load_text(row['low'], row['high'])}\n({ends_text(row, replayed)})"
             for target, row in rows.items()
         })  # fmt: skip
-    lines.append({"configuration": "comparison / baseline"} | {
+    per_gpu = "" if len(set(swept.gpus.values())) == 1 else ", per GPU"
+    lines.append({"configuration": f"comparison / baseline{per_gpu}"} | {
         _at(target): f"{ratio_text(row)}\n({ends_text(row)})"
-        for target, row in swept.curves.ratios.iterrows()
+        for target, row in swept.ratios.iterrows()
     })  # fmt: skip
     frame = pd.DataFrame(lines).replace({r"\n\(–\)": ""}, regex=True)
     statistics = swept.study.statistics

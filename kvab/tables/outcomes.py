@@ -133,16 +133,19 @@ def robustness(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Table:
 
 def goodput(evidence: Evidence) -> Table:
     """Return share and rate of good requests of each configuration, over its repeats."""
-    lines = []
+    lines, unequal = [], len(set(evidence.gpus.values())) > 1
     for name, arm in evidence.arms.items():
         found = [metrics.summarize(t, evidence.study.slo) for t in evidence.tables(name)]
+        rps, gpus = np.mean([each["good"]["rps"] for each in found]), evidence.gpus[name]
+        per_gpu = {"GPUs": gpus, "good a second per GPU": number(rps / gpus, 3)}
         shares = [each["good"]["share"] for each in found]
         lines.append(
             {
                 "configuration": arm.label,
                 "good": percent(float(np.mean(shares))),
                 "least to most of the repeats": f"{percent(min(shares))} to {percent(max(shares))}",
-                "good a second": number(np.mean([e["good"]["rps"] for e in found]), 2),
+                "good a second": number(rps, 2),
+                **(per_gpu if unequal else {}),
                 "duration [s]": number(np.mean([e["duration_s"] for e in found]), 0),
                 "prompt from cache": _reuse(evidence, name),
             }

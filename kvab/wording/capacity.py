@@ -8,10 +8,11 @@ from __future__ import annotations
 import pandas as pd
 
 from kvab.capacity.sweep import Sweep
+from kvab.formats import counted, number, percent, plain, signed, unless_missing
 from kvab.formats import interval as interval_text
-from kvab.formats import number, percent, plain, signed, unless_missing
 from kvab.validity import Gate
 from kvab.wording.loads import ends_text, found, load_text, ratio_text
+from kvab.wording.outcomes import unequal
 
 LEVEL = "95 % workload interval"
 
@@ -36,18 +37,33 @@ def _carries(swept: Sweep, name: str) -> str:
     return f"{'up to ' if found(row) else ''}{text} ({LEVEL} {ends_text(row, _loads(swept))})"
 
 
+def _rows(swept: Sweep) -> str:
+    """Return which requests each cell replayed."""
+    trace = swept.summary.trace
+    if trace.rows == trace.total_rows:
+        return f"all {counted(trace.rows, 'request')}"
+    return f"the first {trace.rows:,} of {counted(trace.total_rows, 'request')}"
+
+
+def _load(swept: Sweep) -> str:
+    """Return what a ratio of loads is a ratio of: per GPU where their numbers differ."""
+    return "load" if len(set(swept.gpus.values())) == 1 else "load per GPU"
+
+
 def headline(swept: Sweep) -> str:
     """Return the second headline: the load that each of the two main configurations carries."""
     study = swept.study
     both = [study.configurations[name] for name in (study.comparison, study.baseline)]
-    row = swept.curves.ratios.loc[swept.headline]
+    row = swept.ratios.loc[swept.headline]
     where = "In simulation" if swept.simulated else f"On {plain(swept.cluster)}"
     where += ", on a SYNTHETIC WORKLOAD" if swept.synthetic else ""
     first, second = (_carries(swept, name) for name in (study.comparison, study.baseline))
+    gpus = [swept.gpus[name] for name in (study.comparison, study.baseline)]
+    filled = f"the same {gpus[0]}" if gpus[0] == gpus[1] else f"{gpus[0]} against {gpus[1]}"
     return (
         f"{where}, {both[0].phrase} keep {percent(swept.headline, 0)} of requests good {first}, "
-        f"{both[1].phrase} {second}: {ratio_text(row)} the load on the same "
-        f"{study.gpus.count} GPUs ({ends_text(row)})."
+        f"{both[1].phrase} {second}: {ratio_text(row)} the {_load(swept)} on "
+        f"{filled} GPUs ({ends_text(row)})."
     )
 
 
@@ -59,14 +75,14 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     study = swept.study
     rows = [_kept(swept, name, swept.headline) for name in (study.comparison, study.baseline)]
     first, second = (load_text(row["low"], row["high"]) for row in rows)
-    row = swept.curves.ratios.loc[swept.headline]
+    row = swept.ratios.loc[swept.headline]
     kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     stale = f" {_stale(swept)}" if swept.changes else ""
     return (
         f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good, "
         f"the comparison carries arrivals at {first} the trace's speed, the baseline at {second}: "
-        f"**{ratio_text(row)} the load** ({LEVEL} {ends_text(row)}; *{kind}*).{stale}"
+        f"**{ratio_text(row)} the {_load(swept)}** ({LEVEL} {ends_text(row)}; *{kind}*).{stale}"
     )
 
 
@@ -80,16 +96,13 @@ def provenance(swept: Sweep) -> str:
     summary = swept.summary
     whose = "Made with these runs" if swept.own else "The published sweep"
     versions = ", ".join(f"{plain(name)} {plain(text)}" for name, text in summary.versions.items())
-    trace = summary.trace
-    part = f"the first {trace.rows:,} of {trace.total_rows:,}"
-    rows = f"all {trace.rows:,}" if trace.rows == trace.total_rows else part
     made_up = " **SYNTHETIC WORKLOAD: the requests are made up.**" if swept.synthetic else ""
     text = (
         f"{plain(summary.cluster['description'])}. {whose}: {len(swept.load_cells)} cells of load "
-        f"and {len(swept.split_cells)} of the split, each one replay of {rows} requests of "
-        f"{plain(trace.name)}, made from "
+        f"and {len(swept.split_cells)} of the split, each one replay of {_rows(swept)} of "
+        f"{plain(summary.trace.name)}, made from "
         f"{summary.first:%Y-%m-%d %H:%M} to {summary.last:%Y-%m-%d %H:%M} UTC with {versions}."
-        f"{made_up}"
+        f"{made_up}{unequal(swept.arms, swept.gpus)}"
     )
     title = "Simulated, not measured" if swept.simulated else f"Measured on {swept.cluster}"
     notice = f":::{{admonition}} {title}\n:class: important\n{text}\n:::"
@@ -113,7 +126,7 @@ def _ratios(swept: Sweep) -> str:
     said = [
         f"at {percent(target, 0)} good it is {ratio_text(row)}"
         + (f" ({ends_text(row)})" if found(row) else "")
-        for target, row in swept.curves.ratios.iterrows()
+        for target, row in swept.ratios.iterrows()
         if target != swept.headline
     ]
     return "; ".join(said)
@@ -121,12 +134,13 @@ def _ratios(swept: Sweep) -> str:
 
 def load_caption(swept: Sweep) -> str:
     """Return the caption of the load figure."""
-    row = swept.curves.ratios.loc[swept.headline]
+    row = swept.ratios.loc[swept.headline]
     return (
         f"At {percent(swept.headline, 0)} good requests the comparison carries {ratio_text(row)} "
-        f"the baseline's load ({LEVEL} {ends_text(row)}). Above: good share against the speed of "
-        "arrivals, each point one replay of the whole trace, bands its workload interval. Below: "
-        f"where each curve falls through {percent(swept.headline, 0)}, with the workload interval."
+        f"the baseline's {_load(swept)} ({LEVEL} {ends_text(row)}). Above: good share against the "
+        f"speed of arrivals, each point one replay of {_rows(swept)}, bands its workload interval. "
+        f"Below: where each curve falls through {percent(swept.headline, 0)}, with the workload "
+        "interval."
     )
 
 
@@ -164,7 +178,7 @@ def ceiling(swept: Sweep) -> str:
     top = shares.loc[shares["share"].idxmax()]
     missed = [
         percent(target, 0)
-        for target in swept.curves.ratios.index
+        for target in swept.ratios.index
         if top["share"] < target
     ]  # fmt: skip
     out = f" So no configuration keeps {' or '.join(missed)} at any load." if missed else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from kvab.evidence import Evidence
 from kvab.formats import interval, number, percent, plain, signed
 from kvab.metrics import LATENCIES, METRICS
+from kvab.study import Arm
 from kvab.validity import Gate
 
 VERDICTS = {
@@ -29,9 +30,22 @@ def banner(evidence: Evidence) -> str:
         what += " **This is not the study's own trace.**"
     if evidence.synthetic:
         what += " **SYNTHETIC WORKLOAD: the requests are made up.**"
+    what += unequal(evidence.arms, evidence.gpus)
     if evidence.simulated:
         return f":::{{admonition}} Simulated, not measured\n:class: important\n{what}\n:::"
     return f":::{{note}}\n{what}\n:::"
+
+
+def unequal(arms: dict[str, Arm], gpus: dict[str, int]) -> str:
+    """Return that configurations fill different numbers of GPUs; nothing where they do not."""
+    if len(set(gpus.values())) < 2:
+        return ""
+    told = ", ".join(f"{arms[name].label} {count}" for name, count in gpus.items())
+    return (
+        f" **Unequal hardware: the configurations fill different numbers of GPUs ({told}).** "
+        "Goodput and load are compared per GPU; good shares and latencies are those of one load "
+        "on all of them."
+    )
 
 
 def headline(evidence: Evidence, judged: Gate) -> str:
@@ -122,10 +136,11 @@ def known_limits(evidence: Evidence) -> str:
 def how_known(evidence: Evidence) -> str:
     """Return how the answer was found, in a paragraph."""
     study, minutes = evidence.study, evidence.workload.description["duration_s"] / 60
-    count = len(evidence.arms)
+    count, gpus = len(evidence.arms), sorted(set(evidence.gpus.values()))
+    filled = f"the same {gpus[0]} GPUs" if len(gpus) == 1 else f"{gpus[0]} to {gpus[-1]} GPUs"
     return (
-        f"Each of the {count} configurations fills the same {study.gpus.count} GPUs and replays "
-        f"the same {minutes:.0f} minutes of {plain(evidence.manifest.trace.name)}, request by "
+        f"Each of the {count} configurations fills {filled} and replays the same "
+        f"{minutes:.0f} minutes of {plain(evidence.manifest.trace.name)}, request by "
         "request on its schedule. Requests are paired on the trace row, the interval beside each "
         "difference respects that bursts of requests depend on each other, and a gate checks that "
         f"every run tested what it claims. {study.about} The numbers here are computed when this "

@@ -23,6 +23,7 @@ from kvab.statistics import crossings
 from kvab.statistics.bootstrap import Design
 from kvab.study import load_study
 from kvab.study.sweep import Split, Variant
+from kvab.tables import capacity as tables
 from kvab.trace import read_trace
 from kvab.wording import capacity as wording
 from kvab.wording import loads
@@ -207,6 +208,22 @@ def test_the_published_sweep_brackets_its_headline_and_says_so(published):
     assert said.startswith("In simulation")
     assert f"{row['low']:.2f} times the load" in said
     assert "below 0.125x" in loads.load_text(*found.loads.iloc[2][["low", "high"]])
+
+
+def test_loads_of_unequal_hardware_are_compared_per_gpu(published):
+    cells = [
+        cell.model_copy(update={"gpus": 32}) if cell.configuration == "disagg-kv-router" else cell
+        for cell in published.summary.cells
+    ]
+    wide = replace(published, summary=published.summary.model_copy(update={"cells": cells}))
+    row = published.ratios.loc[published.headline]
+    assert f"{row['low'] / 2:.2f} times the load per GPU on 32 against 16 GPUs" in (
+        wording.headline(wide)
+    )
+    assert "the load per GPU**" in wording.second_headline(wide, SimpleNamespace(green=True))
+    assert "Unequal hardware" in wording.provenance(wide)
+    assert tables.loads(wide).frame["configuration"].iloc[-1] == "comparison / baseline, per GPU"
+    assert "the load on the same 16 GPUs" in wording.headline(published)
 
 
 def test_a_cluster_without_a_sweep_shows_the_published_one(tmp_path):

@@ -7,12 +7,13 @@ import ast
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
 from IPython.display import Markdown
 
-from kvab import runs, wording
+from kvab import runs, tables, wording
 from kvab.clusters import WITHHELD, load_clusters
 from kvab.errors import InputError
 from kvab.evidence import load_evidence
@@ -245,6 +246,44 @@ def test_repeats_of_one_configuration_have_the_same_manifests(live):
     live.doctor(KV, change, repeat=2)
     (why,) = gate(live.evidence()).reasons
     assert why.startswith(f"{KV}: same manifests in all repeats")
+
+
+def of_gpus(prefill):
+    """Deploy other numbers of prefill workers, all of which served."""
+
+    def change(table, manifest, files):
+        text = files["manifests/deploy.yaml"].decode()
+        text = text.replace("replicas: 6", f"replicas: {prefill}")
+        files["manifests/deploy.yaml"] = text.encode()
+        manifest["host"]["workers_served"] = {"prefill": prefill, "decode": 2}
+
+    return change
+
+
+def test_unequal_hardware_turns_the_gate_red_unless_it_is_declared(live):
+    live.doctor(KV, of_gpus(8))
+    (why,) = gate(live.evidence()).reasons
+    assert why == (
+        "all runs: same GPUs: expected one number, found agg-round-robin 16, agg-kv-router 16, "
+        "disagg-round-robin 16, disagg-kv-router 20"
+    )
+    evidence = live.evidence()
+    gpus = evidence.study.gpus.model_copy(update={"count": 20, "differ": True})
+    declared = replace(evidence, study=evidence.study.model_copy(update={"gpus": gpus}))
+    assert gate(declared).green
+    said = "Unequal hardware: the configurations fill different numbers of GPUs (Aggregated, round"
+    assert said in wording.banner(declared)
+    assert "fills 16 to 20 GPUs" in wording.how_known(declared)
+    shown = tables.goodput(declared).frame.set_index("configuration")
+    told = shown.loc["Disaggregated, KV router"]
+    per_gpu = float(told["good a second"]) / 20
+    assert float(told["good a second per GPU"]) == pytest.approx(per_gpu, abs=6e-4)
+
+
+def test_equal_hardware_is_said_by_its_number(live):
+    assert "fills the same 16 GPUs" in wording.how_known(live.evidence())
+    assert "GPU" not in wording.banner(live.evidence()).replace("no GPU", "")
+    assert "GPUs" not in tables.goodput(live.evidence()).frame
 
 
 # --- refused before any check ------------------------------------------------------------------

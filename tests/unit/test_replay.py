@@ -57,10 +57,14 @@ def test_a_complete_run_is_not_repeated(small_runs, small_trace):
     assert (replay.collect() / "run.json").read_bytes() == before
 
 
+def five_and_three(text):
+    return text.replace("replicas: 6", "replicas: 5").replace("replicas: 2", "replicas: 3")
+
+
 def test_a_change_of_one_manifest_replays_that_configuration_alone(
     checkout, small_runs, small_trace
 ):
-    change(checkout, "disagg-kv-router", lambda text: text.replace("replicas: 6", "replicas: 5", 1))
+    change(checkout, "disagg-kv-router", five_and_three)
     jobs = [job(small_trace, small_runs, name) for name in ("agg-round-robin", "disagg-kv-router")]
     planned = campaign.plan(jobs)
     assert [run.state for run in planned] == ["complete", "changed"]
@@ -73,7 +77,7 @@ def test_the_manifest_decides_what_is_simulated(checkout, small_trace, tmp_path)
         return prediction(topology(planned.recipe), planned.cluster, tmp_path / "t", 512)
 
     before = simulated()["engine"]["workers"]["prefill"]
-    change(checkout, "disagg-kv-router", lambda text: text.replace("replicas: 6", "replicas: 5", 1))
+    change(checkout, "disagg-kv-router", five_and_three)
     assert before["parallelism"]["replicas"] == 6
     assert simulated()["engine"]["workers"]["prefill"]["parallelism"]["replicas"] == 5
     decode = simulated()["engine"]["workers"]["decode"]

@@ -3,8 +3,12 @@
 import pytest
 import yaml
 
+from kvab.cli import main
+from kvab.doctor import check_declarations, findings
 from kvab.errors import InputError
+from kvab.runs.jobs import plan_job
 from kvab.study import load_cluster, load_study, root
+from kvab.trace import read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 
@@ -52,6 +56,48 @@ def test_a_wrong_key_is_refused_by_name(checkout, edit, said):
         load_study()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def wider(checkout, name="disagg-kv-router", prefill=9, decode=1):
+    """Split the workers of a configuration otherwise; 9 and 1 of two GPUs make 20."""
+    deploy = checkout / "recipes/qwen3-32b/vllm" / name / "deploy.yaml"
+    text = deploy.read_text().replace("replicas: 6", f"replicas: {prefill}")
+    deploy.write_text(text.replace("replicas: 2", f"replicas: {decode}"))
+
+
+def test_unequal_hardware_is_rejected_with_both_and_the_remedy(checkout, small_trace, capsys):
+    wider(checkout)
+    for look in (
+        check_declarations,
+        lambda: plan_job(load_study(STUDY), "simulated-h200", "agg-round-robin",
+                         trace=read_trace(small_trace)),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as caught:
+            look()
+        assert (
+            "agg-round-robin with 16 GPUs and disagg-kv-router with 20; give both the same in "
+            "deploy.yaml (replicas x tensor parallelism), or declare gpus.differ: true"
+        ) in str(caught.value)
+    with pytest.raises(SystemExit, match="2"):
+        main(["check"])
+    assert capsys.readouterr().err.count("\n") == 1
+    found = [each.what for each in findings(STUDY, "live-cpu") if not each.ok]
+    assert found[0].startswith("gpus: ")
+
+
+def test_unequal_hardware_may_be_declared(checkout):
+    wider(checkout)
+    change(checkout, lambda content: content["gpus"].update(differ=True))
+    with pytest.raises(InputError, match=r"gpus\.count: expected 20, which disagg-kv-router fills"):
+        check_declarations()
+    change(checkout, lambda content: content["gpus"].update(count=20))
+    assert "qwen3-32b: disagg-router-6p-2d: 9 prefill" in "\n".join(check_declarations())
+
+
+def test_more_gpus_than_any_configuration_fills_are_rejected(checkout):
+    change(checkout, lambda content: content["gpus"].update(count=32))
+    with pytest.raises(InputError, match=r"gpus\.count: expected 16, .* got 32; correct it"):
+        check_declarations()
 
 
 def test_a_key_that_stands_twice_is_refused_with_its_line(checkout):
