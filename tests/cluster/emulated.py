@@ -4,7 +4,6 @@ import yaml
 from apiserver import TOKEN, ApiServer
 from controllers import NAMESPACE, Controllers
 from node import Node
-from schemas import definition
 
 from kvab.runs.replay import start
 
@@ -32,7 +31,6 @@ class Emulated:
     """The cluster, and what a test may do to it."""
 
     def __init__(self, folder, checkout, operator="1.5", node=Node):
-        definition(operator)  # skips where there are no schemas
         self.folder, self.checkout, self.runs = folder, checkout, folder / "runs"
         self.server = ApiServer(operator)
         self.node = node(self.server, folder)

@@ -1,24 +1,17 @@
 """What the API server checks under strict validation: real schemas, unknown fields refused."""
 
-import os
 from functools import cache
-from pathlib import Path
 
 import jsonschema
-import pytest
-import yaml
 from kubernetes import client
+from schema_facts import path_of, read
 
 OPERATORS = ("1.1", "1.2", "1.5")
 
 
 @cache
 def definition(operator):
-    folder = os.environ.get("KVAB_CRDS")
-    path = Path(folder or "") / f"dynamographdeployments-{operator}.yaml"
-    if not folder or not path.is_file():
-        pytest.skip(f"no schema of operator {operator}: KVAB_CRDS names no folder with it")
-    return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return read(path_of(operator))
 
 
 @cache

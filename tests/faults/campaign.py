@@ -43,7 +43,7 @@ def parsed(arguments):
     parser.add_argument("--seed", type=int, default=1, help="equal seeds strike at equal places")
     parser.add_argument("--kinds", nargs="+", choices=SHARES, default=[*SHARES],
                         help="kinds of cluster (default all; kubernetes is the emulated cluster "
-                        "of tests/cluster and needs KVAB_CRDS)")  # fmt: skip
+                        "of tests/cluster)")  # fmt: skip
     parser.add_argument("--faults", nargs="+", metavar="FAULT", help="only these, by the names "
                         "of the page, such as kill (default all)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=OUT,
@@ -82,12 +82,8 @@ def tasks(given):
     return sorted(chosen, key=lambda each: each[0] != "live")
 
 
-def skipped(fault, kind):
+def skipped(fault):
     """Return why a fault cannot be brought about here, nothing if it can."""
-    from places import missing
-
-    if why := missing(kind):
-        return why
     disk = fault in ("full disk", "read-only results")
     return "no small disk can be mounted here" if disk and not os.environ.get(MOUNTS) else ""
 
@@ -102,7 +98,7 @@ def carried_out(given):
 
     done, left_out, live, rest = {}, {}, [], []
     for kind, fault, function in tasks(given):
-        if why := skipped(fault, kind):
+        if why := skipped(fault):
             left_out[kind, fault] = why
         else:
             (live if kind == "live" else rest).append((kind, fault, function))

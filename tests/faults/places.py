@@ -1,7 +1,6 @@
 """Where runs are made and harmed: a folder of one's own for each of the three kinds of cluster."""
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -198,12 +197,3 @@ def reference(kind, rows=ROWS):
             finally:
                 place.close()
         return _references[kind, rows]
-
-
-def missing(kind):
-    """Return why runs of a kind cannot be made here, nothing if they can."""
-    if kind == "kubernetes":
-        folder = os.environ.get("KVAB_CRDS") or ""
-        if not (Path(folder) / "dynamographdeployments-1.5.yaml").is_file():
-            return "KVAB_CRDS names no folder with Dynamo's schemas"
-    return ""

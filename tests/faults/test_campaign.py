@@ -15,7 +15,7 @@ import psutil
 import pytest
 from client import MARK
 from counting import Tally, Witness
-from places import ROWS, Place, missing
+from places import ROWS, Place
 
 from kvab import runs
 from kvab.evidence.reliability import WRONG, Campaign
@@ -168,8 +168,6 @@ def test_a_flipped_byte_is_another_one(tmp_path):
 
 @pytest.mark.slow
 def test_a_share_of_the_campaign_finds_nothing_wrong(tmp_path):
-    if why := missing("kubernetes"):
-        pytest.skip(why)
     out = tmp_path / "reliability.json"
     command = [sys.executable, str(HERE / "campaign.py"), "--out", str(out), "--seed", "7"]
     command += ["--kills", str(SHARE_KILLS), "--resets", str(SHARE_RESETS)]

@@ -199,39 +199,13 @@ def test_arm_is_what_the_study_declares(arms, arm):
     assert {group.model for group in got.groups.values()} == {STUDY["model"]["name"]}
 
 
-def strict(schema, root=True):
-    """Return an OpenAPI v3 schema as a JSON schema that refuses fields it does not name."""
-    if isinstance(schema, list):
-        return [strict(item, False) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {
-        key: {name: strict(below, False) for name, below in value.items()}
-        if key == "properties"
-        else strict(value, False)
-        for key, value in schema.items()
-    }
-    if "properties" in made and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        made.setdefault("additionalProperties", False)
-    if schema.get("x-kubernetes-int-or-string"):
-        made["type"] = ["integer", "string"]
-    if root:
-        made["properties"]["metadata"] = {"type": "object", "required": ["name"]}
-    return made
-
-
 @pytest.fixture(scope="module", params=["1.1", "1.2", "1.5"])
 def validator(request):
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
-    folder = os.environ.get("KVAB_CRDS")
-    path = Path(folder or "") / f"dynamographdeployments-{request.param}.yaml"
-    if not folder or not path.is_file():
-        pytest.skip(f"no schema of operator {request.param}: KVAB_CRDS names no folder with it")
-    definition = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    versions = {version["name"]: version for version in definition["spec"]["versions"]}
-    return jsonschema.Draft202012Validator(
-        strict(versions["v1alpha1"]["schema"]["openAPIV3Schema"])
-    )
+    pytest.importorskip("kubernetes", reason="the Kubernetes client (extra `cluster`) is missing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "cluster"))
+        from schemas import deployment_validator
+    return deployment_validator(request.param, "v1alpha1")
 
 
 @pytest.mark.parametrize("arm", ARMS)
