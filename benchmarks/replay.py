@@ -26,8 +26,9 @@ import typer
 import yaml
 
 from kvab import recipes
+from kvab.job import Job
 from kvab.runs import campaign
-from kvab.runs.jobs import Job, plan_job
+from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
 from kvab.simulate import engine, prediction
 from kvab.study import load_study, root

@@ -9,7 +9,7 @@ import copy
 import functools
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -24,6 +24,21 @@ class Declared(BaseModel):
     """A declaration that cannot be changed and refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def inside(files: dict[str, Any]) -> dict[str, Any]:
+    """Return files by name, all of which lie inside a folder.
+
+    Raises
+    ------
+    ValueError
+        Naming the first that does not.
+    """
+    for name in files:
+        place = PurePosixPath(name)
+        if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
+            raise ValueError(f"expected names of files inside the folder, got {name!r:.80}")
+    return files
 
 
 def digest(content: Any) -> str:

@@ -85,9 +85,11 @@ def _of_cluster(declared: Study, name: str) -> list[Finding]:
     try:
         profile = load_cluster(name)
         if profile.kind == "kubernetes":
-            from kvab.cluster.assembly import study_findings
+            from kvab.cluster import assembly
+            from kvab.runs import remote
 
-            return [Finding(ok, what) for ok, what in study_findings(declared, profile)]
+            looked = (room.study_findings(declared, profile) for room in (assembly, remote))
+            return [Finding(ok, what) for found in looked for ok, what in found]
         if profile.kind == "live":
             from kvab.live.serving import LiveStack
 

@@ -1,4 +1,4 @@
-"""Results kept between pages and builds: computed once for the runs, study and code at hand.
+"""Files written whole, and results kept between pages: once for the runs, study and code at hand.
 
 Input: a key of everything that a result depends on. Output: the result, from the cache if it can.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pickle
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -16,12 +19,36 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from kvab.runs import write_beside
 from kvab.trace import cache_folder
 
 Result = TypeVar("Result")
 # A pickle of pandas' objects is read by the version that wrote it.
 VERSIONS = f"numpy{np.__version__}-pandas{pd.__version__}"
+
+
+def write(path: Path, content: bytes | Path) -> None:
+    """Write a file, or a copy of one, and its folder; it is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    """Write a file under another name in its folder and rename it in, so that it is whole."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(name), content)
+        Path(name).chmod(0o644)
+        Path(name).rename(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def source_digest() -> str:

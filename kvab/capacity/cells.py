@@ -22,8 +22,9 @@ from kvab import metrics, runs
 from kvab.capacity import spread
 from kvab.declare import Declared
 from kvab.errors import InputError
+from kvab.job import Job
 from kvab.runs import campaign
-from kvab.runs.jobs import Job, check_topology, plan_job
+from kvab.runs.jobs import check_topology, plan_job
 from kvab.study import Slo, Study, load_cluster, load_study, root
 from kvab.study.sweep import AS_DECLARED, Capacity, Variant
 from kvab.trace import Trace, find_trace

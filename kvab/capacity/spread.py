@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from kvab import runs
+from kvab.job import Job
 from kvab.metrics import LATENCIES, METRICS, Slo, good
-from kvab.runs.jobs import Job, plan_job
+from kvab.runs.jobs import plan_job
 from kvab.statistics.bootstrap import Design, Replicates, Sample, block_bursts, mean, replicate
 from kvab.statistics.robustness import judged
 from kvab.study import Study

@@ -13,20 +13,17 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from kvab.cluster import applied, campaigns, deploying, marks, preflight, readiness
-from kvab.cluster.cell import empty_campaign
+from kvab.cluster import applied, deploying, marks, preflight, readiness
 from kvab.cluster.kube import Kube
+from kvab.job import Job
 from kvab.recipes import Configuration, Topology, read_configuration
-from kvab.runs import write_beside
+from kvab.results import write_beside
 from kvab.study import Kubernetes, Study
 from kvab.trace import write_rows
-
-if TYPE_CHECKING:
-    from kvab.runs.jobs import Job
 
 Object = dict[str, Any]
 
@@ -170,10 +167,7 @@ def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Find
         plain = [applied.deployment(recipe, profile)]
         plain += applied.benchmark(recipe, profile, sending, "doctor")
         arms.append((recipe, [mark.put(each, profile.namespace) for each in plain]))
-    kube = Kube(profile)
-    yield from _findings(study, profile, kube, arms)
-    if profile.campaign_image:
-        yield campaigns.dry_run(kube, profile, empty_campaign(study))
+    yield from _findings(study, profile, Kube(profile), arms)
 
 
 def _findings(

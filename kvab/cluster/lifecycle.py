@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,12 +32,10 @@ from kvab.cluster.kube import Kube
 from kvab.cluster.podexec import Pod
 from kvab.cluster.podfiles import Spoiled, helper_pod, upload
 from kvab.errors import DependencyError, InputError
+from kvab.job import Job
 from kvab.recipes import Topology
 from kvab.study import Kubernetes
 from kvab.trace import Trace
-
-if TYPE_CHECKING:
-    from kvab.runs.jobs import Job
 
 PROBES_PER_WORKER = 2
 

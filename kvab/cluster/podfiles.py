@@ -17,8 +17,8 @@ from typing import Any
 from kvab.cluster import causes
 from kvab.cluster.kube import Kube
 from kvab.cluster.podexec import Broken, Pod
+from kvab.declare import inside
 from kvab.errors import DependencyError
-from kvab.runs.manifest import inside
 
 PART_BYTES = 32 * 2**20
 MARKER = "finished.json"

@@ -6,7 +6,8 @@ from kvab.recipes.fields import difference, flatten
 from kvab.recipes.flags import VLLM_DEFAULTS
 from kvab.recipes.folder import read_configuration
 from kvab.recipes.manifests import Configuration
-from kvab.recipes.reading import Topology, WorkerGroup, topology
+from kvab.recipes.reading import topology
+from kvab.study.topology import Topology, WorkerGroup
 
 __all__ = [
     "VLLM_DEFAULTS",

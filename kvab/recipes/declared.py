@@ -9,8 +9,9 @@ from kvab.errors import InputError
 from kvab.recipes.benchmark import goodput_slo
 from kvab.recipes.folder import read_configuration
 from kvab.recipes.manifests import DEPLOY, PERF
-from kvab.recipes.reading import Topology, topology
+from kvab.recipes.reading import topology
 from kvab.study import Study
+from kvab.study.topology import Topology
 
 
 def check_gpus(study: Study) -> None:

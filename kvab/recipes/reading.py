@@ -8,81 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic.dataclasses import dataclass as checked
+from pydantic import ValidationError
 
 from kvab.recipes.fields import flatten
 from kvab.recipes.flags import EXPRESSED, FLAGS, INEXPRESSIBLE, UNEXPRESSED, VLLM_DEFAULTS, Flag
 from kvab.recipes.manifests import FRONTEND, KIND, VLLM, Component, Configuration
+from kvab.study.topology import Topology, Unexpressed, WorkerGroup
 
 ROLES = {"agg": "aggregated", "prefill": "prefill", "decode": "decode"}
 ROUTERS: dict[str | None, Literal["round_robin", "kv"]] = {"round-robin": "round_robin", "kv": "kv"}
-
-
-def _power_of_two(value: int) -> int:
-    if value & (value - 1):
-        raise ValueError("expected a power of two")
-    return value
-
-
-Count = Annotated[int, Field(ge=1)]
-
-
-@checked(frozen=True)
-class WorkerGroup:
-    """The identical workers of one role; lengths in tokens, the memory fraction a share of 1."""
-
-    component: str
-    replicas: Count
-    gpus_per_worker: Count
-    image: str
-    model: str
-    context_length: Count
-    kv_events: bool
-    tensor_parallel: Count
-    block_size: Annotated[int, Field(ge=1, le=512), AfterValidator(_power_of_two)]
-    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)]
-    prefix_caching: bool
-    max_batched_tokens: Count
-    max_sequences: Count
-
-
-class Unexpressed(NamedTuple):
-    """A field of the manifest that the simulator cannot express, and why."""
-
-    component: str
-    field: str
-    value: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Topology:
-    """What a ``deploy.yaml`` deploys; ``groups`` are keyed by role."""
-
-    deployment: str
-    mode: Literal["aggregated", "disaggregated"]
-    router: Literal["round_robin", "kv"]
-    groups: dict[str, WorkerGroup]
-    unexpressed: tuple[Unexpressed, ...]
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of all workers."""
-        return sum(group.replicas * group.gpus_per_worker for group in self.groups.values())
-
-    def describe(self) -> str:
-        """Return the topology in one sentence."""
-        workers = " and ".join(
-            f"{group.replicas} {role} workers of {group.gpus_per_worker} GPUs"
-            for role, group in self.groups.items()
-        )
-        router = self.router.replace("_", "-")
-        return f"{self.deployment}: {workers}, {router} routing, {self.gpus} GPUs."
 
 
 def topology(configuration: Configuration) -> Topology:

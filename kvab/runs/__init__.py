@@ -1,5 +1,7 @@
 """Run folders: planned, replayed, resumed, read from anywhere."""
 
+from kvab.job import capacity_path, run_path
+from kvab.results import write_beside
 from kvab.runs.folder import (
     QUICK,
     SMALL,
@@ -8,11 +10,10 @@ from kvab.runs.folder import (
     parquet_bytes,
     read_run,
     requests_bytes,
-    write_beside,
     write_run,
 )
 from kvab.runs.manifest import RunManifest, RunTrace, read_manifest
-from kvab.runs.planning import Planned, capacity_path, find_runs, restore, run_path, state
+from kvab.runs.planning import Planned, find_runs, restore, state
 
 __all__ = [
     "QUICK",

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kvab import runs
 from kvab.errors import DependencyError, KvabError
-from kvab.runs.jobs import Job
+from kvab.job import Job
 from kvab.runs.replay import Replay
 
 OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
@@ -52,7 +52,7 @@ def replay_all(jobs: list[Job], *, on: str | None = None, quiet: bool = False) -
     if not jobs:
         return
     if on:
-        from kvab.cluster.campaigns import replay_on
+        from kvab.runs.remote import replay_on
 
         replay_on(jobs, on)
         return

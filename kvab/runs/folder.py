@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 from kvab import tidy
 from kvab.errors import InputError
+from kvab.results import write
 from kvab.runs.manifest import RunManifest, read_manifest
 
 SMALL, QUICK = 19, 3  # a tenth smaller, or fifty times as fast
@@ -70,18 +70,6 @@ def parquet_bytes(
     return buffer.getvalue()
 
 
-def write_beside(path: Path, content: bytes) -> None:
-    """Write a file under another name in its folder and rename it in, so that it is whole."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
-        _write(Path(name), content)
-        Path(name).chmod(0o644)
-        Path(name).rename(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
 def write_run(path: Path, manifest: dict[str, Any], files: Mapping[str, bytes | Path]) -> Path:
     """Write a run folder beside its place and rename it in; a run that stands there moves aside.
 
@@ -114,7 +102,7 @@ def write_run(path: Path, manifest: dict[str, Any], files: Mapping[str, bytes | 
     try:
         text = checked.model_dump_json(indent=2, by_alias=True) + "\n"
         for name, content in {**files, "run.json": text.encode()}.items():
-            _write(beside / name, content)
+            write(beside / name, content)
         beside.chmod(0o755)
         if path.exists():
             set_aside(path)
@@ -131,18 +119,6 @@ def _sha256(content: bytes | Path) -> str:
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, content: bytes | Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        if isinstance(content, bytes):
-            file.write(content)
-        else:
-            with content.open("rb") as source:
-                shutil.copyfileobj(source, file, 1 << 20)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def set_aside(path: Path) -> Path:

@@ -1,75 +1,19 @@
-"""What one run is asked to do, checked before anything starts.
+"""A run planned: what it is asked to do, checked before anything starts.
 
 Input: a study, a cluster, a configuration and a repeat. Output: a job, and the cluster for it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kvab import recipes, runs
+from kvab import recipes
 from kvab.errors import InputError
+from kvab.job import Job
 from kvab.study import Kubernetes, Live, Simulated, Study, load_cluster
 from kvab.study.sweep import AS_DECLARED, Variant
-from kvab.trace import Trace, burst_order, find_trace
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one run is asked to do."""
-
-    study: Study
-    cluster: Simulated | Live | Kubernetes
-    configuration: str
-    repeat: int
-    rows: int
-    trace: Trace
-    runs: Path
-    variant: Variant = AS_DECLARED
-
-    @property
-    def path(self) -> Path:
-        """The run's folder; that of a variant lies beside the normal ones."""
-        if self.variant.place:
-            folder = runs.capacity_path(self.runs, self.study, self.cluster.name)
-            return folder / self.configuration / self.variant.place
-        return runs.run_path(
-            self.runs, self.study, self.cluster.name, self.configuration, self.repeat
-        )
-
-    @property
-    def recipe(self) -> recipes.Configuration:
-        """The manifests of the configuration."""
-        folder = self.study.configuration_folder(self.configuration)
-        return recipes.read_configuration(folder, self.configuration)
-
-    @property
-    def span_s(self) -> float:
-        """Seconds from the first arrival to the last."""
-        return float(self.trace.arrival_ms[: self.rows].max()) / 1000
-
-    def order(self) -> np.ndarray:
-        """Trace rows in sending order: the file's for repeat 1, else shuffled within bursts."""
-        return burst_order(self.trace.timestamp_ms[: self.rows], self.study.seed(self.repeat))
-
-    def depends_on(self) -> dict[str, Any]:
-        """Return what the result depends on; a run serves as long as none of it changes."""
-        recipe = self.recipe
-        manifests = {"deploy.yaml": recipe.digest}
-        if self.cluster.kind != "simulated":
-            manifests["perf.yaml"] = recipe.perf_digest
-        return {
-            **manifests,
-            "trace": self.trace.sha256,
-            "rows": self.rows,
-            "order": self.study.seed(self.repeat),
-            **self.variant.depends_on(),
-            **open_cluster(self.cluster).identity(),
-        }
+from kvab.trace import Trace, find_trace
 
 
 def plan_job(
@@ -99,7 +43,8 @@ def plan_job(
         raise InputError(f"{trace.path}: expected rows from 1 to {len(trace)}, got {rows}")
     profile, replayed = load_cluster(cluster), variant.trace(trace)
     rows = rows or len(trace)
-    job = Job(study, profile, configuration, repeat, rows, replayed, folder, variant)
+    identity = open_cluster(profile).identity()
+    job = Job(study, profile, configuration, repeat, rows, replayed, folder, identity, variant)
     check_topology(job)
     recipes.check_gpus(study)
     return job

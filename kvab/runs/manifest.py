@@ -6,30 +6,14 @@ Input: a run folder. Output: its manifest, checked against schema 1.
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from kvab.declare import Declared
+from kvab.declare import Declared, inside
 from kvab.errors import InputError
 from kvab.study import Slo
-
-
-def inside(files: dict[str, Any]) -> dict[str, Any]:
-    """Return files by name, all of which lie inside a folder.
-
-    Raises
-    ------
-    ValueError
-        Naming the first that does not.
-    """
-    for name in files:
-        place = PurePosixPath(name)
-        if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
-            raise ValueError(f"expected names of files inside the folder, got {name!r:.80}")
-    return files
-
 
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -27,16 +27,6 @@ class Planned:
     why: str
 
 
-def run_path(runs: Path, study: Study, cluster: str, configuration: str, repeat: int) -> Path:
-    """Return the folder of a run."""
-    return runs / study.name / cluster / configuration / f"r{repeat}"
-
-
-def capacity_path(runs: Path, study: Study, cluster: str) -> Path:
-    """Return the folder of a cluster's capacity sweep, which `find_runs` does not look into."""
-    return runs / study.name / cluster / "capacity"
-
-
 def find_runs(runs: Path, study: Study, cluster: str) -> list[Path]:
     """Return the run folders of a cluster, by configuration as declared, then by repeat."""
     found = []

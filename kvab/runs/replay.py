@@ -16,8 +16,9 @@ from typing import Any
 import kvab
 from kvab import runs, tidy
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError
+from kvab.job import Job
 from kvab.runs.claims import Claim
-from kvab.runs.jobs import Job, check_topology, open_cluster, plan_job
+from kvab.runs.jobs import check_topology, open_cluster, plan_job
 from kvab.runs.workload import save_workload
 from kvab.secrecy import hide
 from kvab.study import load_study, root

@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 
 from kvab.declare import Declared
 from kvab.errors import InputError
+from kvab.study.topology import Topology
 
 if TYPE_CHECKING:
-    from kvab.recipes import Topology
     from kvab.trace import Trace
 
 CLOCK_DECIMALS = 3  # of sped-up arrivals in ms: the simulator's records come back as exact

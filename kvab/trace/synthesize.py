@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from kvab.errors import InputError
-from kvab.trace import write_lines
+from kvab.trace.cutting import write_lines
 
 SEED = 1
 

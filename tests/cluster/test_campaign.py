@@ -17,10 +17,9 @@ from test_preflight import granted, rules
 from test_resume import wait_for
 
 from kvab import runs
-from kvab.cluster import campaigns, indexed
-from kvab.cluster.cell import campaign_of
 from kvab.errors import DependencyError, InputError
-from kvab.runs import campaign
+from kvab.runs import campaign, indexed, remote
+from kvab.runs.cell import campaign_of
 from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
 from kvab.study import load_cluster, load_study
@@ -137,7 +136,7 @@ def test_an_index_that_fails_once_is_tried_again(cluster, small_trace):
     flag.touch()
     troubled(cluster, f'[ "$JOB_COMPLETION_INDEX" = 1 ] && rm "{flag}" 2>/dev/null && kill -9 $$')
     jobs = jobs_of(small_trace, cluster.runs, loads=(4,))
-    campaigns.replay_on(jobs, "emulated")
+    remote.replay_on(jobs, "emulated")
     assert complete(jobs)
     assert sorted(path.name for path in cluster.folder.glob(f"{NAME}-*.log")) == [
         f"{NAME}-0-0.log", f"{NAME}-1-0.log", f"{NAME}-1-1.log",
@@ -150,10 +149,10 @@ def test_an_index_that_keeps_failing_is_named_and_the_others_come_home(cluster, 
     jobs = jobs_of(small_trace, cluster.runs, loads=(4,))
     cluster.server.rules = [
         rule for rule in rules(cluster)
-        if {each.resource for each in campaigns.NEEDS} & {*rule["resources"]}
+        if {each.resource for each in remote.NEEDS} & {*rule["resources"]}
     ]  # fmt: skip
     with pytest.raises(DependencyError) as raised:
-        campaigns.replay_on(jobs, "emulated")
+        remote.replay_on(jobs, "emulated")
     assert str(raised.value) == (
         "1 of 2 cells failed; first: index 1, qwen3-32b/simulated-h200/capacity/disagg-kv-router/"
         "x4: Error, exit code 7; its log ends with: no room on the disk; the others are kept, run "
@@ -166,7 +165,7 @@ def test_an_index_that_keeps_failing_is_named_and_the_others_come_home(cluster, 
     assert cluster.left() == []
     # It asks for all that it declares, and the role grants it.
     used = cluster.server.used | {("", "pods/exec", "create")}
-    asked = {(need.group, need.resource, verb) for need in campaigns.NEEDS
+    asked = {(need.group, need.resource, verb) for need in remote.NEEDS
              for verb in need.verbs.split()}  # fmt: skip
     assert used - {("nvidia.com", "dynamocomponentdeployments", "list")} == asked
     assert asked <= granted(rules(cluster))
@@ -185,7 +184,7 @@ def test_a_killed_client_finds_its_job_again(cluster, small_trace):
     jobs = jobs_of(small_trace, cluster.runs, arms=ARMS[1:])  # as if the others were here already
     seen = []
     cluster.server.admission.append(lambda plural, manifest: seen.append(job(cluster)) or None)
-    campaigns.replay_on(jobs, "emulated")
+    remote.replay_on(jobs, "emulated")
     assert complete(jobs)
     assert {held["metadata"]["uid"] for held in seen} == {uid}
     assert sent(cluster) == 1
@@ -225,7 +224,7 @@ def test_a_damaged_folder_is_refused_and_only_its_cell_is_repeated(cluster, smal
 
     cluster.server.admission.append(damage)
     with pytest.raises(DependencyError, match=r"1 of 2 cells failed; .*/x4/requests.parquet: exp"):
-        campaigns.replay_on(jobs, "emulated")
+        remote.replay_on(jobs, "emulated")
     assert not jobs[0].path.exists()
     assert halves(cluster.runs) == []
     assert cluster.left() == []
@@ -244,7 +243,7 @@ def test_a_damaged_folder_is_refused_and_only_its_cell_is_repeated(cluster, smal
 def test_a_job_whose_pods_cannot_be_created_ends_with_the_cause(cluster, small_trace):
     cluster.script.quota_for = NAME
     with pytest.raises(DependencyError, match=r"FailedCreate: exceeded quota: pods; ask for a la"):
-        campaigns.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
+        remote.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
     kept = cluster.runs / "qwen3-32b/simulated-h200/campaign-diagnostics"
     assert "exceeded quota" in (kept / "events.json").read_text()
     assert cluster.left() == []
@@ -252,12 +251,12 @@ def test_a_job_whose_pods_cannot_be_created_ends_with_the_cause(cluster, small_t
 
 def test_what_cannot_be_cleared_up_is_said_after_what_failed(cluster, small_trace, monkeypatch):
     def broken(*_):
-        monkeypatch.setattr(campaigns, "_remove", broken)
+        monkeypatch.setattr(remote, "_remove", broken)
         raise DependencyError("the API server is gone")
 
     monkeypatch.setattr(indexed, "watch", broken)
     with pytest.raises(DependencyError, match=r"^the API .* gone; then, clearing up: the API .*"):
-        campaigns.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
+        remote.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside"])
@@ -275,7 +274,7 @@ def test_names_on_the_volume_that_leave_the_folder_are_refused(
 
     cluster.server.admission.append(damage)
     with pytest.raises(DependencyError, match=r"run\.json: expected a run's, got another file"):
-        campaigns.replay_on(jobs, "emulated")
+        remote.replay_on(jobs, "emulated")
     assert not list(tmp_path.rglob("outside"))
     assert not Path("/tmp/outside").exists()
 
@@ -293,7 +292,7 @@ def test_another_campaign_under_way_is_left_alone(cluster, small_trace):
     with pytest.raises(
         DependencyError, match=f"another campaign of qwen3-32b .* delete job {NAME}"
     ):
-        campaigns.replay_on(jobs_of(small_trace, cluster.runs), "emulated")
+        remote.replay_on(jobs_of(small_trace, cluster.runs), "emulated")
     assert job(cluster)["metadata"]["uid"] == uid
 
 
@@ -305,7 +304,7 @@ def test_a_pod_that_cannot_start_ends_the_campaign_with_its_cause(cluster, small
 
     cluster.script.pods[rf"{NAME}-\d"] = unpullable
     with pytest.raises(DependencyError, match="ImagePullBackOff: not found; check image"):
-        campaigns.replay_on(jobs_of(small_trace, cluster.runs), "emulated")
+        remote.replay_on(jobs_of(small_trace, cluster.runs), "emulated")
     assert cluster.left() == []
 
 
@@ -331,7 +330,7 @@ def test_an_image_of_other_versions_is_refused_in_its_pod(cluster, small_trace):
     changed["cells"][0]["depends_on"]["aisimulate"] = "0.0.1"
     path = cluster.folder / "campaign.json"
     path.write_text(json.dumps(changed))
-    command = [sys.executable, "-m", "kvab.cluster.cell", path, small_trace, cluster.runs]
+    command = [sys.executable, "-m", "kvab.runs.cell", path, small_trace, cluster.runs]
     told = {**os.environ, "JOB_COMPLETION_INDEX": "0"}
     ended = subprocess.run(command, env=told, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2, ended.stderr

@@ -2,7 +2,7 @@
 
 Input: the campaign's file, the trace on the shared volume and an index. Output: a run folder on the
 volume, as a replay on this machine leaves it. A pod of the Job runs
-``python -m kvab.cluster.cell CAMPAIGN TRACE RUNS``.
+``python -m kvab.runs.cell CAMPAIGN TRACE RUNS``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import yaml
 
 from kvab.declare import Declared
 from kvab.errors import InputError, KvabError
+from kvab.job import Job
 from kvab.recipes.manifests import DEPLOY, PERF
-from kvab.runs.jobs import Job, plan_job
+from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
 from kvab.study import Study, load_study
 from kvab.study.sweep import Variant
@@ -70,7 +71,7 @@ def campaign_of(jobs: list[Job]) -> Campaign:
         f"recipes/clusters/{first.cluster.name}.yaml": first.cluster.model_dump(mode="json"),
     }
     files = {name: yaml.safe_dump(content) for name, content in declared.items()}
-    for name in sorted({job.configuration for job in jobs}):
+    for name in study.configurations:  # of all, as they are planned against each other
         for file in (DEPLOY, PERF):
             text = (study.configuration_folder(name) / file).read_text(encoding="utf-8")
             files[f"{folder}/{study.configurations[name].path}/{file}"] = text

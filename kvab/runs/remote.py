@@ -11,25 +11,24 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from kvab import runs
-from kvab.cluster import applied, deploying, diagnostics, indexed, preflight, preparing
+from kvab.cluster import applied, deploying, diagnostics, preflight, preparing
 from kvab.cluster.causes import condition
-from kvab.cluster.cell import Campaign, campaign_of
 from kvab.cluster.kube import Kube
 from kvab.cluster.podexec import Broken, Pod
 from kvab.cluster.podfiles import download_run, helper_pod, upload
 from kvab.errors import DependencyError, InputError, KvabError
+from kvab.job import Job
+from kvab.runs import indexed
+from kvab.runs.cell import Campaign, campaign_of, empty_campaign
 from kvab.runs.claims import Claim
 from kvab.runs.folder import set_aside
-from kvab.study import Kubernetes, load_cluster
+from kvab.study import Kubernetes, Study, load_cluster
 from kvab.watching import Display
-
-if TYPE_CHECKING:
-    from kvab.runs.jobs import Job
 
 Object = dict[str, Any]
 # It asks for neither GPUs nor Dynamo's operator, and reads no secret.
@@ -137,6 +136,12 @@ def _findings(kube: Kube, profile: Kubernetes, campaign: Campaign) -> list[prefl
     if all(each.ok for each in found):
         found.append(dry_run(kube, profile, campaign))
     return found
+
+
+def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Finding]:
+    """Yield whether a cluster that is to take campaigns would take one of the study."""
+    if profile.campaign_image:
+        yield dry_run(Kube(profile), profile, empty_campaign(study))
 
 
 def dry_run(kube: Kube, profile: Kubernetes, campaign: Campaign) -> preflight.Finding:

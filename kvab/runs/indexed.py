@@ -11,10 +11,10 @@ from typing import Any
 
 from kvab.cluster import applied, causes, marks
 from kvab.cluster.causes import condition, last_lines
-from kvab.cluster.cell import Campaign
 from kvab.cluster.kube import Kube
 from kvab.declare import digest
 from kvab.errors import DependencyError
+from kvab.runs.cell import Campaign
 from kvab.study import Kubernetes
 from kvab.watching import Display
 
@@ -34,7 +34,7 @@ def manifests(profile: Kubernetes, campaign: Campaign) -> list[Object]:
     container = {
         "name": "replay",
         "image": profile.campaign_image,
-        "command": ["python", "-m", "kvab.cluster.cell"],
+        "command": ["python", "-m", "kvab.runs.cell"],
         "args": [f"{MOUNT}/{FILE}", applied.staged_path(campaign.trace_sha256), RUNS],
         "resources": {"requests": RESOURCES},
         "volumeMounts": [
