@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kvab.errors import DependencyError, KvabError
-from kvab.recipes import check_gpus, declared_topology
+from kvab.errors import DependencyError, InputError, KvabError
+from kvab.recipes import Configuration, check_gpus, declared_topology, read_configuration
+from kvab.recipes.forms import BETA_FILE, beta_text
 from kvab.runs.jobs import open_cluster
 from kvab.study import Study, load_cluster, load_study, root
 from kvab.trace import read_trace, trace_place
@@ -28,8 +29,10 @@ class Finding:
     what: str
 
 
-def check_declarations() -> list[str]:
+def check_declarations(*, fix: bool = False) -> list[str]:
     """Read every study, configuration and cluster profile; return what was read. Asks nobody.
+
+    With ``fix`` the v1beta1 forms of the deployments are written anew where they differ.
 
     Raises
     ------
@@ -42,8 +45,22 @@ def check_declarations() -> list[str]:
         read += [f"{study.name}: {declared_topology(study, name).describe()}"
                  for name in study.configurations]  # fmt: skip
         check_gpus(study)
+        for name in study.configurations:
+            read += _check_beta(read_configuration(study.configuration_folder(name), name), fix)
     profiles = sorted((root() / "recipes" / "clusters").glob("*.yaml"))
     return read + [f"{path.stem}: {load_cluster(path.stem).description}" for path in profiles]
+
+
+def _check_beta(recipe: Configuration, fix: bool) -> list[str]:
+    """Hold the v1beta1 form of a deployment against ``deploy.yaml``, where there is one."""
+    path = recipe.folder / BETA_FILE
+    text = beta_text(recipe.deploy) if path.exists() else ""
+    if not text or path.read_text() == text:
+        return []
+    if not fix:
+        raise InputError(f"{path}: not what deploy.yaml says; run `kvab check --fix`")
+    path.write_text(text)
+    return [f"{path}: written anew from deploy.yaml"]
 
 
 def findings(study: Path, cluster: str) -> list[Finding]:

@@ -97,6 +97,10 @@ def test_a_configuration(copy):
     entry.update(path="vllm/disagg-5p3d", label="Disaggregated 5P + 3D, KV router", short="B53")
     entry["factors"] = {"split": "disaggregated", "routing": "kv"}
     path.write_text(yaml.safe_dump(declared, sort_keys=False))
+    ended = kvab(copy, "check")
+    assert ended.returncode == 2
+    assert "deploy.v1beta1.yaml: not what deploy.yaml says; run `kvab check --fix`" in ended.stderr
+    assert "5 prefill" in done(copy, "check", "--fix")
     assert "5 prefill" in done(copy, "check")
 
 

@@ -23,11 +23,15 @@ def new(
 
 
 @app.command()
-def check() -> None:
+def check(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write deploy.v1beta1.yaml anew from deploy.yaml.")
+    ] = False,
+) -> None:
     """Check every study, configuration and cluster profile of recipes/; asks no cluster."""
     from kvab.doctor import check_declarations
 
-    for line in check_declarations():
+    for line in check_declarations(fix=fix):
         print(line)
 
 

@@ -199,27 +199,33 @@ def test_arm_is_what_the_study_declares(arms, arm):
     assert {group.model for group in got.groups.values()} == {STUDY["model"]["name"]}
 
 
-@pytest.fixture(scope="module", params=["1.1", "1.2", "1.5"])
-def validator(request):
+FORMS = [("1.1", "v1alpha1"), ("1.2", "v1alpha1"), ("1.5", "v1alpha1"), ("1.5", "v1beta1")]
+FILES = {"v1alpha1": "deploy.yaml", "v1beta1": "deploy.v1beta1.yaml"}
+
+
+@pytest.fixture(scope="module")
+def schema():
     pytest.importorskip("kubernetes", reason="the Kubernetes client (extra `cluster`) is missing")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[1] / "cluster"))
         from schemas import deployment_validator
-    return deployment_validator(request.param, "v1alpha1")
+    return deployment_validator
 
 
+@pytest.mark.parametrize(("operator", "version"), FORMS)
 @pytest.mark.parametrize("arm", ARMS)
-def test_deploy_is_valid_under_each_operator(validator, arm):
-    (manifest,) = documents(f"vllm/{arm}/deploy.yaml")
-    errors = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)]
-    assert errors == []
+def test_deploy_is_valid_under_each_operator(schema, operator, version, arm):
+    (manifest,) = documents(f"vllm/{arm}/{FILES[version]}")
+    found = schema(operator, version).iter_errors(manifest)
+    assert [f"{error.json_path}: {error.message}" for error in found] == []
 
 
-def test_schema_check_refuses_what_strict_validation_refuses(validator):
+@pytest.mark.parametrize("operator", ["1.1", "1.2", "1.5"])
+def test_schema_check_refuses_what_strict_validation_refuses(schema, operator):
     (manifest,) = documents("vllm/agg-round-robin/deploy.yaml")
     manifest["spec"]["services"]["Frontend"]["subComponentType"] = None
     manifest["spec"]["services"]["VllmDecodeWorker"]["replica"] = 8
-    paths = [error.json_path for error in validator.iter_errors(manifest)]
+    paths = [error.json_path for error in schema(operator, "v1alpha1").iter_errors(manifest)]
     assert sorted(paths) == [
         "$.spec.services.Frontend.subComponentType",
         "$.spec.services.VllmDecodeWorker",

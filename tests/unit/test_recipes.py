@@ -371,8 +371,8 @@ def test_worker_flag_on_the_frontend_is_named(edited):
         (
             "agg-round-robin",
             "nvidia.com/v1alpha1",
-            "nvidia.com/v1beta1",
-            ["apiVersion", "got nvidia.com/v1beta1"],
+            "nvidia.com/v1",
+            ["apiVersion", "got nvidia.com/v1;"],
         ),
         ("agg-round-robin", "metadata:", "metadata: [", ["deploy.yaml:6", "YAML"]),
         ("agg-round-robin", "- name: HF_HOME\n", "- nome: HF_HOME\n", ["Frontend.env", "a name"]),

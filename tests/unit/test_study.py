@@ -91,7 +91,11 @@ def test_unequal_hardware_may_be_declared(checkout):
     with pytest.raises(InputError, match=r"gpus\.count: expected 20, which disagg-kv-router fills"):
         check_declarations()
     change(checkout, lambda content: content["gpus"].update(count=20))
-    assert "qwen3-32b: disagg-router-6p-2d: 9 prefill" in "\n".join(check_declarations())
+    with pytest.raises(InputError, match=r"v1beta1\.yaml: not what deploy\.yaml says; run `kvab c"):
+        check_declarations()
+    told = check_declarations(fix=True)
+    assert "qwen3-32b: disagg-router-6p-2d: 9 prefill" in "\n".join(told)
+    assert check_declarations() == [line for line in told if "written anew" not in line]
 
 
 def test_more_gpus_than_any_configuration_fills_are_rejected(checkout):
