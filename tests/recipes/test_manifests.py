@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvab.recipes import aiperf_command, difference, flatten, read_configuration, topology
+from kvab.recipes import aiperf_command, flatten, read_configuration, topology
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "qwen3-32b"
 STUDY = yaml.safe_load((RECIPES / "study.yaml").read_text())
@@ -154,17 +154,22 @@ def test_nothing_is_added_to_the_published_arguments(arms, arm):
     assert got == expected
 
 
+def differing(a, b):
+    """The fields in which two deploy.yaml differ."""
+    return {field for field, _ in flatten(a).items() ^ flatten(b).items()}
+
+
 def test_arms_of_one_split_differ_only_in_routing(arms):
     fields = {"metadata.name", "Frontend.args.--router-mode"}
-    split = difference(arms["disagg-round-robin"], arms["disagg-kv-router"])
-    aggregated = difference(arms["agg-round-robin"], arms["agg-kv-router"])
-    assert set(split["field"]) == fields
-    assert set(aggregated["field"]) == fields | {"VllmDecodeWorker.args.--kv-events-config"}
+    split = differing(arms["disagg-round-robin"], arms["disagg-kv-router"])
+    aggregated = differing(arms["agg-round-robin"], arms["agg-kv-router"])
+    assert split == fields
+    assert aggregated == fields | {"VllmDecodeWorker.args.--kv-events-config"}
 
 
 def test_arms_of_one_router_differ_only_in_the_workers_roles(arms):
     for a, b in (("agg-round-robin", "disagg-round-robin"), ("agg-kv-router", "disagg-kv-router")):
-        fields = set(difference(arms[a], arms[b])["field"])
+        fields = differing(arms[a], arms[b])
         shared = {field for field in fields if not field.startswith("VllmPrefillWorker.")}
         assert shared - {"VllmDecodeWorker.args.--kv-events-config"} == {
             "metadata.name",
