@@ -15,11 +15,14 @@ app = typer.Typer()
 def new(
     name: Annotated[str, typer.Argument(help="Name of the new study: recipes/NAME/.")],
     like: StudyOption,
+    profile: Annotated[
+        str, typer.Option(help="The cluster profile to copy with it.")
+    ] = "simulated-h200",
 ) -> None:
     """Begin a study of your own: copy one that works, and say what to change."""
     from kvab.study.copying import new_study
 
-    print(new_study(name, like))
+    print(new_study(name, like, profile))
 
 
 @app.command()
