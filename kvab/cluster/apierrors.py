@@ -6,9 +6,10 @@ Input: exceptions of the client library. Output: errors that a user can act on.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from tenacity import RetryCallState
 
@@ -27,6 +28,56 @@ class Existing(DependencyError):
 
 class Unreadable(Exception):
     """An answer that is not the API's, such as the page of a proxy on the way."""
+
+
+class WebhookDown(DependencyError):
+    """A webhook that has to be asked cannot be: whatever needs it fails alike."""
+
+
+class OverQuota(DependencyError):
+    """A quota has no room for an object."""
+
+
+class Rejection(NamedTuple):
+    """What a rule of the cluster says when it rejects an object, why, and how to fix it."""
+
+    words: str
+    why: str
+    fix: str
+    error: type[KvabError] = DependencyError
+
+
+# In the words of kube-apiserver's admission plugins. A webhook may quote any of the others.
+REJECTIONS = (
+    Rejection("failed calling webhook|conversion webhook for .* failed",
+              "the API server could not call a webhook", "check the pods behind it; those of "
+              "nvidia.com and kb.io are Dynamo's operator", WebhookDown),
+    Rejection("denied the request", "admission denied", "change the recipe as it says, or ask "
+              "whoever runs the webhook for an exception", InputError),
+    Rejection("ValidatingAdmissionPolicy '", "a policy of the cluster denies it",
+              "change the recipe as it says, or ask the cluster's administrators for an exception",
+              InputError),
+    Rejection("(exceeded|insufficient) quota|status unknown for quota",
+              "over a quota of the namespace", "free what it counts, or ask for a larger quota: "
+              "`kubectl describe quota`", OverQuota),
+    Rejection("failed quota: .* must specify", "a quota of the namespace wants more told",
+              "give these resources in the recipe, or have a LimitRange set defaults"),
+    Rejection("(maximum|minimum) .+ usage per |max limit to request ratio per ",
+              "outside a LimitRange of the namespace", "change the resources in the recipe, or "
+              "have the range changed: `kubectl describe limitrange`"),
+    Rejection("violates PodSecurity", "the namespace's pod security level forbids it", "have the "
+              "namespace labelled pod-security.kubernetes.io/enforce=baseline, or give the recipe "
+              "the securityContext that it asks for"),
+    Rejection("security context constraint", "no security context constraint allows it",
+              "have one granted to the namespace's service account"),
+    Rejection("because it is being terminated", "the namespace is being deleted",
+              "wait until it is gone, then create it anew"),
+)  # fmt: skip
+
+
+def rejection(said: str) -> Rejection | None:
+    """Return the rule of the cluster that speaks, None if it is none of them."""
+    return next((rule for rule in REJECTIONS if re.search(rule.words, said)), None)
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -83,35 +134,38 @@ def told(what: str) -> Iterator[None]:
     except KvabError:
         raise
     except failures() as error:
-        status, said = getattr(error, "status", None), message(error)
-        if status == 404:
-            raise Missing(f"{what}: not found ({said}); see `kvab doctor`") from None
-        if status == 409:
-            raise Existing(
-                f"{what}: another one is there already ({said}); delete it, or wait for it"
-            ) from None
-        if status in (400, 422):
-            raise InputError(
-                f"{what}: the API server refuses it: {said}; mend the recipe"
-            ) from None
-        if status in (401, 403) and "denied the request" not in said:
-            raise DependencyError(
-                f"{what}: not allowed ({said}); log in again, or have recipes/rbac.yaml applied"
-            ) from None
-        if status == 403:
-            raise InputError(f"{what}: admission denied: {said}; mend the recipe") from None
-        if _certificate(error):
-            raise DependencyError(
-                f"{what}: the API server's certificate is not trusted ({said}); check the server "
-                "and certificate-authority of your kubeconfig"
-            ) from None
-        if isinstance(error, Unreadable):
-            raise DependencyError(f"{what}: {said}; is there a proxy on the way?") from None
-        if status and not passes(error):
-            raise DependencyError(
-                f"{what}: the API server refuses it with status {status} ({said}); is this cluster "
-                "of a version that the README names?"
-            ) from None
-        raise DependencyError(
-            f"{what}: the API server did not answer in time ({said}); is the cluster up?"
-        ) from None
+        raise _explained(what, error) from None
+
+
+def _explained(what: str, error: Any) -> KvabError:
+    """Return the error that a user can act on."""
+    status, said = getattr(error, "status", None), message(error)
+    if status == 404:
+        return Missing(f"{what}: not found ({said}); see `kvab doctor`")
+    if status == 409:
+        return Existing(f"{what}: another one is there already ({said}); delete it, or wait for it")
+    if status and (rule := rejection(said)):
+        return rule.error(f"{what}: {rule.why}: {said}; {rule.fix}")
+    if status in (400, 422):
+        return InputError(f"{what}: the API server rejects it: {said}; fix the recipe")
+    if status == 401:
+        return DependencyError(f"{what}: not allowed ({said}); log in again")
+    if status == 403:
+        fix = "this is no missing permission: ask the cluster's administrators for the rule"
+        if re.search('User ".*" cannot ', said):
+            fix = "have recipes/rbac.yaml applied"
+        return DependencyError(f"{what}: not allowed ({said}); {fix}")
+    if _certificate(error):
+        return DependencyError(
+            f"{what}: the API server's certificate is not trusted ({said}); check the server "
+            "and certificate-authority of your kubeconfig"
+        )
+    if isinstance(error, Unreadable):
+        return DependencyError(f"{what}: {said}; is there a proxy on the way?")
+    if status and not passes(error):
+        return DependencyError(
+            f"{what}: the API server rejects it with status {status} ({said}); is this cluster "
+            "of a version that the README names?"
+        )
+    failed = "failed with status 500" if status == 500 else "did not answer in time"
+    return DependencyError(f"{what}: the API server {failed} ({said}); is the cluster up?")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,6 @@ PLACEHOLDERS = (
     "your-storage-class-name",
     "replace-with-your-rwx-class",
 )
-RESET, RESET_UNTIL = "--router-reset-states", (1, 4)  # the runtime that no longer knows it
 VERSIONED = re.compile(r":v?\d+\.\d+\.\d+[\w.+-]*$")
 SLACK_S = 1800  # installation of AIPerf, and time to write its files
 
@@ -76,10 +76,6 @@ def deployment(configuration: Configuration, profile: Kubernetes) -> Manifest:
                 f"recipes/clusters/{profile.name}.yaml: image: expected a tag that is a version, "
                 f"got {image}; add runtime_version, the version of the runtime in it"
             )
-        if part.program == FRONTEND and _runtime(service, image) >= RESET_UNTIL:
-            for key in ("command", "args"):
-                words = pod["mainContainer"].get(key, [])
-                pod["mainContainer"][key] = [w.replace(RESET, "") for w in words if w != RESET]
         if profile.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": profile.image_pull_secret}]
         if profile.tolerations:
@@ -91,12 +87,6 @@ def deployment(configuration: Configuration, profile: Kubernetes) -> Manifest:
         for path in ("resources.requests", "resources.limits"):
             _rename_devices(at(service, path) or {}, profile.rdma_resource)
     return manifest
-
-
-def _runtime(service: dict[str, Any], image: str) -> tuple[int, ...]:
-    """Return major and minor version of the runtime that serves."""
-    text = service.get("runtimeVersionOverride") or image.rpartition(":")[2]
-    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
 def _rename_devices(amounts: dict[str, Any], resource: str | None) -> None:
@@ -228,10 +218,73 @@ def needs(manifest: Manifest) -> dict[str, int]:
     return {name: count for name, count in total.items() if count}
 
 
+def pods(manifest: Manifest) -> list[tuple[Manifest, int]]:
+    """Return the pods that a manifest leads to, and how many of each; none for most kinds.
+
+    Quotas, limit ranges, pod security and policies speak about pods: an API server takes a
+    deployment that can never have one.
+    """
+    name, spec = manifest["metadata"]["name"], manifest.get("spec") or {}
+    if manifest["kind"] == "Job":
+        return [(_pod(name, spec["template"].get("metadata"), spec["template"]["spec"]), 1)]
+    made = []
+    for key, service in (spec.get("services") or {}).items():
+        pod = copy.deepcopy(service["extraPodSpec"])
+        main = {**pod.pop("mainContainer"), "name": "main"}
+        main["resources"] = {
+            kind: _amounts(at(service, f"resources.{kind}") or {})
+            for kind in ("requests", "limits")
+        }
+        pod["containers"] = [main, *pod.get("containers", [])]
+        full_name = f"{name}-{key.lower().replace('.', '-')}"
+        metadata = service.get("extraPodMetadata")
+        made.append((_pod(full_name, metadata, pod), service.get("replicas", 1)))
+    return made
+
+
+def _pod(name: str, metadata: Manifest | None, spec: Manifest) -> Manifest:
+    metadata = {**(metadata or {}), "name": name}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def _amounts(service: Manifest) -> Manifest:
+    """Return what a service of a deployment asks for by the names that containers use."""
+    names = {"cpu": "cpu", "memory": "memory", "gpu": "nvidia.com/gpu"}
+    amounts = {name: service[key] for key, name in names.items() if key in service}
+    return amounts | (service.get("custom") or {})
+
+
+def all_in_one(listed: list[tuple[Manifest, int]]) -> Manifest:
+    """Return one pod that asks for what many pods together ask for, as a quota counts it."""
+    first = listed[0][0]["spec"]
+    parts = [part for pod, count in listed for part in pod["spec"]["containers"] * count]
+    containers = [
+        {"name": f"c{number}"}
+        | {key: part[key] for key in ("image", "resources", "securityContext") if key in part}
+        for number, part in enumerate(parts)
+    ]
+    spec = {"securityContext": first.get("securityContext") or {}, "containers": containers}
+    return _pod(f"{listed[0][0]['metadata']['name']}-and-others", None, spec)
+
+
 def replicas(manifest: Manifest) -> dict[str, int]:
     """Return the wanted pods of each component of a deployment."""
     services = manifest["spec"]["services"]
     return {name: service.get("replicas", 1) for name, service in services.items()}
+
+
+def image_problems(configuration: Configuration, manifest: Manifest) -> Iterator[str]:
+    """Yield the frontend's arguments that its image does not know."""
+    for name, part in configuration.components().items():
+        service = manifest["spec"]["services"][name]
+        image = service["extraPodSpec"]["mainContainer"]["image"]
+        text = service.get("runtimeVersionOverride") or image.rpartition(":")[2].lstrip("v")
+        version = tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+        if part.program == FRONTEND and "--router-reset-states" in part.flags and version >= (1, 4):
+            yield (
+                f"{name}: --router-reset-states is gone from runtime 1.4.0 on, and the image is "
+                f"{text}; drop the flag from {configuration.folder / 'deploy.yaml'}"
+            )
 
 
 def component(configuration: Configuration) -> str:

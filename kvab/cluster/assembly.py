@@ -167,7 +167,8 @@ def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Find
         plain = [applied.deployment(recipe, profile)]
         plain += applied.benchmark(recipe, profile, sending, "doctor")
         arms.append((recipe, [mark.put(each, profile.namespace) for each in plain]))
-    yield from _findings(study, profile, Kube(profile), arms)
+    # Whoever asks waits for the answer: little patience.
+    yield from _findings(study, profile, Kube(profile).hasty(), arms)
 
 
 def _findings(

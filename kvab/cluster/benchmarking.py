@@ -114,7 +114,8 @@ def wait_finished(
                 counter.tell(rows)
                 return
             told = [cause for pod in pods for cause in causes.of_pod(pod)]
-            told += causes.of_events(kube.list("Event"), pods or [job])
+            events = kube.list("Event")
+            told += causes.of_events(events, pods) if pods else causes.of_creation(events, job)
             started = [c for c in told if c.reason not in ("Failed", "Error", "DeadlineExceeded")]
             if cause := grace.lasting(started, time.monotonic()):
                 raise DependencyError(f"Job {name}: {cause}")

@@ -6,8 +6,11 @@ operator's own status says no more than "not ready" for most of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from kvab.cluster.apierrors import rejection
 
 Object = dict[str, Any]
 IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable")
@@ -15,7 +18,9 @@ AT_ONCE = ("InvalidImageName", "ValidationFailed")
 CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 LOOP = 3  # restarts that no start-up order explains
 VOLUME_EVENTS = ("FailedAttachVolume", "FailedMount")
-NO_PODS = "FailedCreate"
+# What ReplicaSets, StatefulSets and Jobs say, and Grove's PodCliques.
+NO_PODS = ("FailedCreate", "PodCreateFailed", "PodCreationFailed")
+NO_PODS_S = 20.0  # a cause of it that lasts so long is told, so that it is within half a minute
 MENDS = (
     (("PersistentVolumeClaim", "PVC", "persistentvolumeclaim"), "run prepare first, or check the "
      "storage class of the profile with `kubectl describe pvc`"),
@@ -23,7 +28,6 @@ MENDS = (
     (("rdma/", "hca", "vpc.amazonaws.com/efa"), "set rdma_resource of the profile to what "
      "`kubectl describe node` lists, or leave it out"),
     (("taint", "affinity", "selector"), "check node_selector and tolerations of the profile"),
-    (("quota",), "ask for a larger quota, or lower what is asked for"),
     (("Multi-Attach",), "choose a storage class that offers ReadWriteMany"),
     (("secret",), "create it with `kubectl create secret generic`, or name it in the profile"),
 )  # fmt: skip
@@ -50,6 +54,8 @@ class Cause(NamedTuple):
             return "; check image and image_pull_secret of the profile"
         if self.reason == "SchedulingGated":
             return "; the scheduler holds the group back until it fits: free GPUs"
+        if rule := rejection(self.message):
+            return f"; {rule.fix}"
         for words, what in MENDS:
             if any(word in self.message for word in words):
                 return f"; {what}"
@@ -97,7 +103,7 @@ def of_pod(pod: Object) -> Iterator[Cause]:
 
 
 def of_events(events: list[Object], pods: list[Object]) -> Iterator[Cause]:
-    """Yield why volumes do not reach pods that still wait for them, or a Job gets no pods.
+    """Yield why volumes do not reach pods that still wait for them.
 
     Only an object's newest event counts: an older failure was overcome.
     """
@@ -105,9 +111,32 @@ def of_events(events: list[Object], pods: list[Object]) -> Iterator[Cause]:
         name = pod["metadata"]["name"]
         event = _newest(events, {name})
         pending = (pod.get("status") or {}).get("phase") == "Pending"
-        reasons = VOLUME_EVENTS if pending else (NO_PODS,) if pod.get("kind") == "Job" else ()
-        if event and event.get("reason") in reasons:
+        if event and pending and event.get("reason") in VOLUME_EVENTS:
             yield Cause(name, event["reason"], event.get("message", ""), True, name)
+
+
+def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterator[Cause]:
+    """Yield why pods cannot be created for an object, told by whatever creates them for it.
+
+    Parameters
+    ----------
+    events : list of objects
+        All events of the namespace.
+    owner : object
+        A Job or a deployment; events from before it are about an earlier one of its name.
+    names : str
+        Regular expression of the names of what it owns; its own name if left out.
+    """
+    since, names = owner["metadata"]["creationTimestamp"], names or owner["metadata"]["name"]
+    about: dict[str, list[Object]] = {}
+    for event in events:
+        subject = event.get("involvedObject") or {}
+        if subject.get("kind") != "Pod" and re.fullmatch(names, subject.get("name", "")):
+            about.setdefault(f"{subject.get('kind')} {subject['name']}", []).append(event)
+    for name, own in about.items():
+        newest = max(reversed(own), key=_when)  # of one second, the last of the list
+        if newest.get("reason") in NO_PODS and _when(newest)[:19] >= since[:19]:
+            yield Cause(name, newest["reason"], newest.get("message", ""))
 
 
 class Grace:
@@ -123,7 +152,8 @@ class Grace:
         keys = [(c.subject, "image" if c.reason in IMAGE else c.reason) for c in causes]
         self.since = {key: self.since.get(key, now_s) for key in keys}
         for cause, key in zip(causes, keys, strict=True):
-            if not cause.passing or now_s - self.since[key] >= self.grace_s:
+            grace_s = min(self.grace_s, NO_PODS_S) if cause.reason in NO_PODS else self.grace_s
+            if not cause.passing or now_s - self.since[key] >= grace_s:
                 return cause
         return None
 
@@ -145,8 +175,14 @@ def main_container(pod: Object) -> str:
 
 def _newest(events: list[Object], names: set[str]) -> Object | None:
     about = [e for e in events if (e.get("involvedObject") or {}).get("name") in names]
-    when = [(e.get("lastTimestamp") or e.get("eventTime") or "", n) for n, e in enumerate(about)]
-    return about[max(when)[1]] if about else None
+    return max(reversed(about), key=_when, default=None)
+
+
+def _when(event: Object) -> str:
+    series = event.get("series") or {}
+    return str(
+        series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
+    )
 
 
 def restarts(pods: list[Object]) -> dict[str, int]:

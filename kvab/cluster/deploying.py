@@ -82,6 +82,7 @@ def wait_ready(kube: Kube, expected: readiness.Expected, probes: int) -> None:
             told = [*causes.of_deployment(found)]
             told += [cause for pod in pods for cause in causes.of_pod(pod)]
             told += causes.of_events(events, pods)
+            told += causes.of_creation(events, found, expected.owned)
             if cause := grace.lasting(told, time.monotonic()):
                 raise DependencyError(_explained(kube, cause))
             unmet = _unmet(kube, expected, found, pods, probes)

@@ -138,7 +138,7 @@ class Cluster:
         self.folder = applied.artifact_folder(manifests[2], run_id)
         for manifest in manifests:
             name = f"applied/{manifest['kind'].lower()}.json"
-            self.applied[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
+            self.applied[name] = json.dumps(manifest, indent=1).encode()
 
     def replay(
         self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None

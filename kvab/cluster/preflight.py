@@ -5,17 +5,20 @@ Input: a cluster and the manifests that a run would apply. Output: findings.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 from kvab.cluster import applied
-from kvab.cluster.kube import DEFINITION, Kube
+from kvab.cluster.apierrors import OverQuota, WebhookDown
+from kvab.cluster.kube import Kube
+from kvab.cluster.marks import STUDY_LABEL
 from kvab.errors import DependencyError, KvabError
 from kvab.recipes.manifests import Configuration
 from kvab.study import Gpus, Kubernetes
 
 Manifest = dict[str, Any]
+CRD = "dynamographdeployments.nvidia.com"
 ORIGIN = "nvidia.com/dynamo-operator-origin-version"
 RBAC = "have recipes/rbac.yaml applied"
 
@@ -44,7 +47,7 @@ class Need(NamedTuple):
                 review["subresource"] = sub
             if not self.cluster_wide:
                 review["namespace"] = profile.namespace
-            named = {"secrets": profile.hf_token_secret, "customresourcedefinitions": DEFINITION}
+            named = {"secrets": profile.hf_token_secret, "customresourcedefinitions": CRD}
             named |= {"namespaces": profile.namespace, "storageclasses": profile.storage_class}
             if resource in named:
                 review["name"] = named[resource]
@@ -85,7 +88,7 @@ def server_version(kube: Kube) -> str:
 
 def versions(kube: Kube) -> dict[str, str]:
     """Return the versions that a run records: the server's, and the definition's."""
-    definition = kube.get("CustomResourceDefinition", DEFINITION) or {"spec": {"versions": []}}
+    definition = kube.get("CustomResourceDefinition", CRD) or {"spec": {"versions": []}}
     served = [each for each in definition["spec"]["versions"] if each.get("served")]
     names = ", ".join(v["name"] + (" (stored)" if v.get("storage") else "") for v in served)
     return {"kubernetes": server_version(kube), "dynamographdeployments": names or "none"}
@@ -123,14 +126,26 @@ def findings(
                    f"{profile.hf_token_secret} --from-literal=HF_TOKEN=...`"))  # fmt: skip
     yield from _devices(kube, profile, gpus, arms)
     for configuration, manifests in arms:
-        if applied.RESET in str(configuration.deploy) and applied.RESET not in str(manifests[0]):
-            what = f"{applied.RESET} is left out, the image's runtime no longer has it"
-            yield Finding(True, f"{configuration.name}: {what}")
+        problems = list(applied.image_problems(configuration, manifests[0]))
+        yield from (Finding(False, f"{configuration.name}: {problem}") for problem in problems)
+        if not problems:
+            yield Finding(True, f"{configuration.name}: the image knows the frontend's flags")
     if namespace.ok and allowed.ok:
-        for name, manifests in [("storage and model", shared)] + [
-            (configuration.name, manifests) for configuration, manifests in arms
-        ]:
-            yield look(f"dry run, {name}", partial(dry_run, kube, manifests))
+        named = [("storage and model", shared)]
+        named += [(configuration.name, manifests) for configuration, manifests in arms]
+        yield from _dry_runs(kube, named)
+
+
+def _dry_runs(kube: Kube, named: list[tuple[str, list[Manifest]]]) -> Iterator[Finding]:
+    """Yield what the API server would take; a webhook that cannot be called ends it."""
+    for name, manifests in named:
+        try:
+            yield Finding(True, f"dry run, {name}: {dry_run(kube, manifests)}")
+        except WebhookDown as error:
+            yield Finding(False, f"dry run, {name}: {error}; no other dry run was tried")
+            return
+        except KvabError as error:
+            yield Finding(False, f"dry run, {name}: {error}")
 
 
 def basics(kube: Kube, profile: Kubernetes, needs: tuple[Need, ...] = NEEDS) -> list[Finding]:
@@ -171,17 +186,17 @@ def _permissions(kube: Kube, profile: Kubernetes, needs: tuple[Need, ...]) -> st
 
 
 def _definition(kube: Kube, arms: list[tuple[Configuration, list[Manifest]]]) -> str:
-    definition = kube.get("CustomResourceDefinition", DEFINITION)
+    definition = kube.get("CustomResourceDefinition", CRD)
     if definition is None:
-        raise DependencyError(f"{DEFINITION} is not defined; install Dynamo's operator")
+        raise DependencyError(f"{CRD} is not defined; install Dynamo's operator")
     served = [v["name"] for v in definition["spec"]["versions"] if v.get("served")]
-    wanted = {kube.form(each[0])["apiVersion"].rpartition("/")[2] for _, each in arms}
+    wanted = {manifests[0]["apiVersion"].rpartition("/")[2] for _, manifests in arms}
     if missing := sorted(wanted - set(served)):
         raise DependencyError(
             f"the recipes are {', '.join(missing)}, the cluster serves {', '.join(served)}; "
             "install an operator that serves it"
         )
-    return f"serves {', '.join(served)}; applied as {', '.join(sorted(wanted))}"
+    return f"serves {', '.join(served)}"
 
 
 def _exists(kube: Kube, kind: str, name: str, mend: str) -> str:
@@ -237,7 +252,10 @@ def _schedulable(node: Manifest, profile: Kubernetes) -> bool:
 
 
 def dry_run(kube: Kube, manifests: list[Manifest]) -> str:
-    """Return what was found of manifests that the API server would take; the others raise."""
+    """Return what was found of manifests that the API server would take; the others raise.
+
+    Their pods are tried too, unless some are there already: a quota would count them twice.
+    """
     for manifest in manifests:
         made = kube.create(manifest, dry_run=True)
         if manifest["kind"] == "DynamoGraphDeployment":
@@ -245,4 +263,33 @@ def dry_run(kube: Kube, manifests: list[Manifest]) -> str:
     what = f"{len(manifests)} manifests valid under strict validation"
     if manifests and manifests[0]["kind"] == "DynamoGraphDeployment":
         what += f", operator {origin or 'does not tell its version'}"
+    pods = [each for manifest in manifests for each in applied.pods(manifest)]
+    if not any(applied.pods(manifest) and _under_way(kube, manifest) for manifest in manifests):
+        try:
+            _admit(kube, pods)
+        except OverQuota:
+            time.sleep(kube.limits.poll_s)  # pods that have just gone may still be counted
+            _admit(kube, pods)
+        total = sum(count for _, count in pods)
+        what += f", {total} pod{'s' if total > 1 else ''} admitted"
     return what
+
+
+def _under_way(kube: Kube, manifest: Manifest) -> bool:
+    """Whether a Job is there, or any deployment of the study."""
+    if manifest["kind"] == "Job":
+        return kube.get("Job", manifest["metadata"]["name"]) is not None
+    study = manifest["metadata"]["labels"][STUDY_LABEL]
+    return bool(kube.list(manifest["kind"], f"{STUDY_LABEL}={study}"))
+
+
+def _admit(kube: Kube, pods: list[tuple[Manifest, int]]) -> None:
+    """Try each pod, then whether quotas have room for all of them at once; the failures raise."""
+    for pod, _ in pods:
+        kube.create(pod, dry_run=True)
+    try:
+        kube.create(applied.all_in_one(pods), dry_run=True)
+    except OverQuota:
+        raise
+    except KvabError:
+        return  # a rule about the size of one pod: the real ones have passed it

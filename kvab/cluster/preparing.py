@@ -73,6 +73,7 @@ def fetch_model(kube: Kube, job: Manifest) -> None:
             events = kube.list("Event")
             told = [c for pod in pods for c in causes.of_pod(pod)]
             told += [*causes.of_events(events, pods), *_unprovisioned(events, job)]
+            told += [] if pods else causes.of_creation(events, found)
             if cause := grace.lasting(told, time.monotonic()):
                 deploying.remove(kube, "Job", name, study)
                 raise DependencyError(f"Job {name}: {cause}")

@@ -6,6 +6,7 @@ Input: a deployment and its pods, as plain objects, and what the frontend answer
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -40,6 +41,12 @@ class Expected:
     def selector(self) -> str:
         """Label selector of the deployment's pods and components."""
         return f"{DEPLOYMENT}={self.deployment}"
+
+    @property
+    def owned(self) -> str:
+        """Regular expression of the names that the operator and Grove give to what they make."""
+        parts = "|".join(re.escape(name.lower().replace(".", "-")) for name in self.replicas)
+        return rf"{re.escape(self.deployment)}(-\d+)?(-({parts})(-.*)?)?"
 
 
 def is_ready(pod: Object) -> bool:

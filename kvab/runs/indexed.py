@@ -113,7 +113,8 @@ def watch(kube: Kube, name: str, asked: set[int], total: int) -> dict[int, str]:
             ]  # fmt: skip
             told = [cause for pod in idle for cause in causes.of_pod(pod)]
             alive = {"Running", "Pending"} & {*phases}
-            told += causes.of_events(kube.list("Event"), idle if alive else [job])
+            events = kube.list("Event")
+            told += causes.of_events(events, idle) if alive else causes.of_creation(events, job)
             if cause := grace.lasting(told, time.monotonic()):
                 raise DependencyError(f"Job {name}: {cause}")
             left = total - len(done) - len(failed)

@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 
 from aiohttp import web
+from policies import rejected
 from schemas import definition, problems
 from store import Conflict, Store, now
 
@@ -26,12 +27,12 @@ RESOURCES = {
     "v1": {"pods": "Pod", "configmaps": "ConfigMap", "secrets": "Secret", "events": "Event",
            "persistentvolumeclaims": "PersistentVolumeClaim", "namespaces": "Namespace",
            "nodes": "Node"},
+    "apps/v1": {"deployments": "Deployment", "replicasets": "ReplicaSet"},
     "batch/v1": {"jobs": "Job"},
     "storage.k8s.io/v1": {"storageclasses": "StorageClass"},
+    "nvidia.com/v1alpha1": {"dynamographdeployments": "DynamoGraphDeployment",
+                            "dynamocomponentdeployments": "DynamoComponentDeployment"},
 }  # fmt: skip
-for dynamo in ("nvidia.com/v1beta1", "nvidia.com/v1alpha1"):
-    RESOURCES[dynamo] = {"dynamographdeployments": "DynamoGraphDeployment",
-                         "dynamocomponentdeployments": "DynamoComponentDeployment"}  # fmt: skip
 KINDS = {plural: kind for held in RESOURCES.values() for plural, kind in held.items()}
 EVERYTHING = ("pods", "jobs", "dynamographdeployments", "dynamocomponentdeployments")
 
@@ -72,12 +73,10 @@ def discovered(path):
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
-        told = {}
-        for group, version in groups:
-            served = {"groupVersion": f"{group}/{version}", "version": version}
-            told.setdefault(group, []).append(served)
-        listed = [{"name": group, "versions": versions, "preferredVersion": versions[0]}
-                  for group, versions in told.items()]  # fmt: skip
+        told = [{"groupVersion": f"{group}/{version}", "version": version}
+                for group, version in groups]  # fmt: skip
+        listed = [{"name": each["groupVersion"].split("/")[0], "versions": [each],
+                   "preferredVersion": each} for each in told]  # fmt: skip
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
     version = path.removeprefix("/apis/").removeprefix("/api/")
     if version not in RESOURCES:
@@ -172,18 +171,7 @@ class ApiServer:
         match = PATH.match(path)
         if not match:
             return failure(404, f"no such path {path}")
-        asked = match.groupdict()
-        answer = await self.resource(request, **asked)
-        if asked["group"] == "nvidia.com" and (text := self.deprecated(asked["version"])):
-            answer.headers["Warning"] = f'299 - "{text}"'
-        return answer
-
-    def deprecated(self, version):
-        """Return what the definition says of a version that is deprecated."""
-        return self.served()[version].get("deprecationWarning")
-
-    def served(self):
-        return {each["name"]: each for each in definition(self.operator)["spec"]["versions"]}
+        return await self.resource(request, **match.groupdict())
 
     async def review(self, request):
         body = await request.json()
@@ -218,13 +206,9 @@ class ApiServer:
         self.used.add((group or "", resource, verb))
         if plural == "customresourcedefinitions":
             return web.json_response(self.defined())
-        if group == "nvidia.com" and version not in self.served():
-            return failure(404, "the server could not find the requested resource", "NotFound")
         space = None if plural in CLUSTER_WIDE else namespace
-        if verb == "watch":
-            return await self.watch(request, plural, space)
-        if verb == "list":
-            return self.list(request, f"{group}/{version}" if group else "v1", plural, space)
+        if verb in ("list", "watch"):
+            return await getattr(self, verb)(request, plural, space)
         if verb == "create" and not name:
             return await self.create(request, plural, space)
         name = name.partition(":")[0] if plural == "services" else name
@@ -264,9 +248,10 @@ class ApiServer:
             if wanted.items() <= (held["metadata"].get("labels") or {}).items()
         ]
 
-    def list(self, request, of, plural, space):
+    async def list(self, request, plural, space):
         found = self.chosen(request, plural, space)
         version = str(next(self.store.version))
+        of = next(key for key, held in RESOURCES.items() if plural in held)
         body = {"kind": f"{KINDS[plural]}List", "apiVersion": of}
         items = [{"apiVersion": of, "kind": KINDS[plural], **held} for held in found]
         return web.json_response({**body, "metadata": {"resourceVersion": version}, "items": items})
@@ -304,15 +289,21 @@ class ApiServer:
         ):
             text = f"{manifest['kind']} in version: strict decoding error: {'; '.join(wrong)}"
             return failure(400, text, "BadRequest")
-        for hook in self.admission:
-            if denied := hook(plural, manifest):
-                return failure(*denied)
+        if denied := self.admitted(plural, manifest, space):
+            return failure(*denied)
         try:
             dry = request.query.get("dryRun") == "All"
             made = self.store.create(plural, space or "", manifest, dry_run=dry)
         except Conflict as error:
             return failure(409, str(error), "AlreadyExists")
         return web.json_response(made, status=201)
+
+    def admitted(self, plural, manifest, space):
+        """Return why an object is not admitted: webhooks first, then what the server checks."""
+        for hook in self.admission:
+            if denied := hook(plural, manifest):
+                return denied
+        return rejected(self.store, plural, manifest, space) if space else None
 
     async def delete(self, request, plural, held):
         body = await request.json() if request.can_read_body else {}
@@ -342,11 +333,11 @@ class ApiServer:
         await socket.close()
         return socket
 
-    def event(self, name, reason, message, namespace):
+    def event(self, name, reason, message, namespace, kind="Pod"):
         manifest = {
             "kind": "Event",
             "metadata": {"name": f"{name}.{next(self.store.version)}"},
-            "involvedObject": {"name": name},
+            "involvedObject": {"kind": kind, "name": name},
             "reason": reason,
             "message": message,
             "lastTimestamp": now(),

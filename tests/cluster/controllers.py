@@ -1,4 +1,4 @@
-"""The controllers of the emulated cluster: scheduler, kubelet, Jobs, and Dynamo's operator.
+"""The controllers of the emulated cluster: scheduler, kubelet, Jobs, ReplicaSets, the operator.
 
 The operator plays the status sequences that were read from its sources; what goes wrong goes wrong
 because something of the cluster is changed (a secret deleted, a GPU taken), or a `Script` says so.
@@ -8,7 +8,7 @@ import asyncio
 import copy
 import re
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from store import Conflict, now
 
@@ -16,7 +16,6 @@ FINALIZER = "nvidia.com/finalizer"
 OWNER = "nvidia.com/dynamo-graph-deployment-name"
 INDEX = "batch.kubernetes.io/job-completion-index"
 NAMESPACE = "dynamo-study"
-BETA = "nvidia.com/v1beta1"
 
 
 @dataclass
@@ -26,7 +25,6 @@ class Script:
     start_s: float = 0.05
     tick_s: float = 0.02
     operator_up: bool = True
-    quota_for: str = ""  # Jobs of such a name get no pods
     on_deploy: Any = None
     pods: dict = field(default_factory=dict)
     status: Any = None
@@ -40,7 +38,7 @@ class Controllers:
     def __init__(self, server, node):
         self.server, self.store, self.node, self.script = server, server.store, node, Script()
         self.running, self.codes = {}, {}
-        self.admitted, self.tasks = [], []
+        self.admitted, self.tasks, self.failing = [], [], {}
 
     def start(self):
         self.server.admission.append(self.admit)
@@ -77,10 +75,10 @@ class Controllers:
         annotations = manifest["metadata"].setdefault("annotations", {})
         annotations["nvidia.com/dynamo-operator-origin-version"] = f"{self.server.operator}.0"
         manifest["metadata"]["finalizers"] = [FINALIZER]
-        for part in parts(manifest):
-            tag = part.image.rpartition(":")[2]
-            if not re.match(r"\d+\.\d+\.\d+", tag) and not part.runtime:
-                text = f"{part.name}: runtimeVersionOverride is required"
+        for name, service in manifest["spec"]["services"].items():
+            tag = service["extraPodSpec"]["mainContainer"]["image"].rpartition(":")[2]
+            if not re.match(r"\d+\.\d+\.\d+", tag) and "runtimeVersionOverride" not in service:
+                text = f"spec.services[{name}].runtimeVersionOverride is required"
                 webhook = 'admission webhook "vdynamographdeployment.kb.io" denied the request: '
                 return 403, webhook + text
         return None
@@ -90,13 +88,6 @@ class Controllers:
     def job(self, job):
         metadata, name = job["metadata"], job["metadata"]["name"]
         if job.get("status", {}).get("conditions"):
-            return
-        if self.script.quota_for and self.script.quota_for in name:
-            about = {"kind": "Job", "name": name, "uid": metadata["uid"]}
-            event = {"metadata": {"name": f"{name}.quota"}, "involvedObject": about,
-                     "reason": "FailedCreate", "message": "exceeded quota: pods"}  # fmt: skip
-            if not self.store.get("events", NAMESPACE, f"{name}.quota"):
-                self.store.create("events", NAMESPACE, event)
             return
         own = [pod for pod in self.store.find("pods")
                if pod["metadata"]["labels"].get("job-name") == name]  # fmt: skip
@@ -132,7 +123,19 @@ class Controllers:
             template["metadata"]["annotations"] = {INDEX: str(index)}
             variable = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
             template["spec"]["containers"][0].setdefault("env", []).append(variable)
-        self.store.create("pods", of["namespace"], {"kind": "Pod", **template})
+        self.create_pod("Job", job, {"kind": "Pod", **template})
+
+    def create_pod(self, kind, owner, pod):
+        """Create a pod for its owner, whose event tells when it was not admitted or is at last."""
+        name, space, uid = (owner["metadata"][key] for key in ("name", "namespace", "uid"))
+        denied = self.server.admitted("pods", pod, space)
+        said = f"Error creating: {denied[1]}" if denied else ""
+        if said != self.failing.get(uid, ""):
+            text = said or f"Created pod: {pod['metadata']['name']}"
+            reason = "FailedCreate" if said else "SuccessfulCreate"
+            self.server.event(name, reason, text, space, kind)
+            self.failing[uid] = said
+        return None if denied else self.store.create("pods", space, pod)
 
     def indexed(self, job, own):
         """Take an Indexed Job one step further: a pod an index, each with tries of its own."""
@@ -277,7 +280,7 @@ class Controllers:
             self.store.change("dynamographdeployments", held, status={"state": "initializing"})
             return
         space = metadata["namespace"]
-        claims = [claim for part in parts(held) for claim in part.claims]
+        claims = [claim["name"] for claim in held["spec"].get("pvcs", [])]
         missing = [c for c in claims if not self.store.get("persistentvolumeclaims", space, c)]
         if missing:
             text = f'legacy top-level PVC "{missing[0]}" does not exist and create is not enabled'
@@ -298,31 +301,50 @@ class Controllers:
     def components(self, held):
         name, space = held["metadata"]["name"], held["metadata"]["namespace"]
         made = []
-        for part in parts(held):
-            own = f"{name}-{part.name.lower()}"
-            owner = self.store.get("dynamocomponentdeployments", space, own)
+        for key, service in held["spec"]["services"].items():
+            part = f"{name}-{key.lower()}"
+            owner = self.store.get("dynamocomponentdeployments", space, part)
             if owner is None:
                 owner = self.store.create("dynamocomponentdeployments", space, {
                     "kind": "DynamoComponentDeployment",
-                    "metadata": {"name": own, "labels": {OWNER: name}, "finalizers": [FINALIZER],
+                    "metadata": {"name": part, "labels": {OWNER: name}, "finalizers": [FINALIZER],
                                  "ownerReferences": [{"uid": held["metadata"]["uid"]}]},
                 })  # fmt: skip
-            for number in range(part.replicas):
-                pod = f"{own}-{number}"
-                found = self.store.get("pods", space, pod)
-                made.append(found or self.store.create(
-                    "pods", space, self.rendered(held, part, pod, owner)))  # fmt: skip
+            owner = self.child("Deployment", part, owner)
+            owner = self.child("ReplicaSet", f"{part}-7d4b9c", owner)
+            for number in range(service.get("replicas", 1)):
+                pod = f"{part}-{number}"
+                found = self.store.get("pods", space, pod) or self.create_pod(
+                    "ReplicaSet", owner, self.rendered(held, key, service, pod, owner)
+                )
+                made += [found] if found else []
         return made
 
-    def rendered(self, held, part, name, owner):
-        container = {"name": "main", "image": part.image, "resources": {"limits": part.limits}}
-        if part.secret:
-            container["envFrom"] = [{"secretRef": {"name": part.secret}}]
-        volumes = [{"name": c, "persistentVolumeClaim": {"claimName": c}} for c in part.claims]
+    def child(self, kind, name, owner):
+        """Return an object that an owner makes for its pods."""
+        space, plural = owner["metadata"]["namespace"], f"{kind.lower()}s"
+        metadata = {"name": name, "ownerReferences": [{"uid": owner["metadata"]["uid"]}]}
+        return self.store.get(plural, space, name) or self.store.create(
+            plural, space, {"kind": kind, "metadata": metadata}
+        )
+
+    def rendered(self, held, key, service, name, owner):
+        main = service["extraPodSpec"]["mainContainer"]
+        limits = service["resources"].get("limits", {})
+        asked = {"nvidia.com/gpu": limits["gpu"]} if "gpu" in limits else {}
+        container = {
+            "name": "main",
+            "image": main["image"],
+            "resources": {"limits": asked | limits.get("custom", {})},
+        }
+        if "envFromSecret" in service:
+            container["envFrom"] = [{"secretRef": {"name": service["envFromSecret"]}}]
+        claims = [mount["name"] for mount in service.get("volumeMounts", [])]
+        volumes = [{"name": c, "persistentVolumeClaim": {"claimName": c}} for c in claims]
         labels = {
             OWNER: held["metadata"]["name"],
-            "nvidia.com/dynamo-component": part.name,
-            "nvidia.com/dynamo-component-type": part.kind,
+            "nvidia.com/dynamo-component": key,
+            "nvidia.com/dynamo-component-type": service["componentType"],
         }
         return {
             "kind": "Pod",
@@ -333,11 +355,10 @@ class Controllers:
 
     def status(self, held, pods):
         services, waiting = {}, []
-        name = "components" if held["apiVersion"] == BETA else "services"
-        for part in parts(held):
-            key, wanted = part.name, part.replicas
+        for key, service in held["spec"]["services"].items():
             own = [p for p in pods if p["metadata"]["labels"]["nvidia.com/dynamo-component"] == key]
             up = sum(p.get("status", {}).get("phase") == "Running" for p in own)
+            wanted = service.get("replicas", 1)
             services[key] = {"componentKind": "Deployment", "replicas": wanted,
                              "updatedReplicas": wanted, "readyReplicas": up}  # fmt: skip
             if up < wanted:
@@ -345,66 +366,9 @@ class Controllers:
         if waiting:
             text = "Resources not ready: " + "; ".join(waiting)
             ready = condition("False", "some_resources_are_not_ready", text)
-            return {"state": "pending", "conditions": [ready], name: services}
+            return {"state": "pending", "conditions": [ready], "services": services}
         ready = condition("True", "all_resources_are_ready", "All resources are ready")
-        return {"state": "successful", "conditions": [ready], name: services}
-
-
-class Part(NamedTuple):
-    """What the operator renders of a component, whichever form it was written in."""
-
-    name: str
-    kind: str
-    replicas: int
-    image: str
-    args: list
-    limits: dict
-    secret: str
-    claims: list
-    runtime: str
-
-
-def parts(deployment):
-    """Return the components of a deployment: read here on its own, as the operator would."""
-    spec = deployment["spec"]
-    if deployment["apiVersion"] == BETA:
-        return [native(component) for component in spec["components"]]
-    return [flat(name, service) for name, service in spec["services"].items()]
-
-
-def flat(name, service):
-    main, limits = service["extraPodSpec"]["mainContainer"], service["resources"]["limits"]
-    gpus = {"nvidia.com/gpu": limits["gpu"]} if "gpu" in limits else {}
-    return Part(
-        name,
-        service.get("subComponentType") or service["componentType"],
-        service.get("replicas", 1),
-        main["image"],
-        main["args"],
-        gpus | limits.get("custom", {}),
-        service.get("envFromSecret", ""),
-        [mount["name"] for mount in service.get("volumeMounts", [])],
-        service.get("runtimeVersionOverride", ""),
-    )
-
-
-def native(component):
-    pod = component["podTemplate"]["spec"]
-    (main,) = (each for each in pod["containers"] if each["name"] == "main")
-    limits = {key: n for key, n in main["resources"]["limits"].items() if "/" in key}
-    claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod.get("volumes", [])}
-    cache = [component["compilationCache"]["pvcName"]] if "compilationCache" in component else []
-    return Part(
-        component["name"],
-        component["type"],
-        component.get("replicas", 1),
-        main["image"],
-        main["args"],
-        limits,
-        main["envFrom"][0]["secretRef"]["name"] if "envFrom" in main else "",
-        [claims[mount["name"]] for mount in main.get("volumeMounts", [])] + cache,
-        component.get("runtimeVersionOverride", ""),
-    )
+        return {"state": "successful", "conditions": [ready], "services": services}
 
 
 def ranges(indexes):

@@ -241,8 +241,12 @@ def test_a_damaged_folder_is_refused_and_only_its_cell_is_repeated(cluster, smal
 
 
 def test_a_job_whose_pods_cannot_be_created_ends_with_the_cause(cluster, small_trace):
-    cluster.script.quota_for = NAME
-    with pytest.raises(DependencyError, match=r"FailedCreate: exceeded quota: pods; ask for a la"):
+    def no_pods(plural, manifest):
+        if plural == "pods" and "job-name" in manifest["metadata"].get("labels", {}):
+            return 403, 'pods "x" is forbidden: exceeded quota: pods, requested: pods=1, used: ...'
+
+    cluster.server.admission.append(no_pods)
+    with pytest.raises(DependencyError, match=r"FailedCreate: .*exceeded quota: pods, .*; free wh"):
         remote.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
     kept = cluster.runs / "qwen3-32b/simulated-h200/campaign-diagnostics"
     assert "exceeded quota" in (kept / "events.json").read_text()

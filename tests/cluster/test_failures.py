@@ -205,11 +205,11 @@ def test_a_status_that_does_not_agree_is_not_believed(emulated, small_trace, cha
 def test_success_reported_before_the_pods_are_ready_is_not_believed(emulated, small_trace):
     def early(held, usual):
         ready = condition("True", "all_resources_are_ready", "")
-        components = {
+        services = {
             key: {**value, "readyReplicas": value["replicas"]}
-            for key, value in usual.get("components", {}).items()
+            for key, value in usual.get("services", {}).items()
         }
-        return {**usual, "state": "successful", "conditions": [ready], "components": components}
+        return {**usual, "state": "successful", "conditions": [ready], "services": services}
 
     emulated.profile(limits={"deploy_s": 1.5, "grace_s": 60})
     emulated.script.status = early
@@ -370,7 +370,7 @@ def test_what_no_repetition_mends_is_not_repeated_and_not_called_slow(
     fault = Fault("GET", "/version", status, "no such luck", times=99)
     emulated.server.faults.append(fault)
     error, _ = attempt(emulated, small_trace)
-    assert f"refuses it with status {status} (no such luck)" in str(error)
+    assert f"rejects it with status {status} (no such luck)" in str(error)
     assert fault.times >= 97
     assert error.exit_code == 3
 
