@@ -84,7 +84,14 @@ def test_exit_codes(held, printed):
         for name, each in vars(errors).items()
         if isinstance(each, type) and issubclass(each, errors.KvabError)
     }
-    tried = [("--help",), ("check",), ("summarize", "nowhere"), ("run",), ("report", "--nothing")]
+    tried = [
+        ("--help",),
+        ("check",),
+        ("summarize", "nowhere"),
+        ("run",),
+        ("report", "--nothing"),
+        ("doctor", "--cluster", "example-h200"),
+    ]
     held(
         "exit_codes.txt",
         [*sorted(codes), *(f"kvab {' '.join(words)}: {printed(*words)[0]}" for words in tried)],
