@@ -34,10 +34,12 @@ from kvab.statistics.effects import effect_by_group, noise_floor, quantile_diffe
 from kvab.statistics.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
 from kvab.statistics.percentiles import percentiles
 from kvab.statistics.ranks import hodges_lehmann, hodges_lehmann_interval, mcnemar_p
+from kvab.statistics.unpaired import arm_design, arm_values, both_arms, unpaired_method
 
 __all__ = [
     "Comparison",
     "compare",
+    "compare_unpaired",
     "effect_by_group",
     "noise_floor",
     "pair",
@@ -45,6 +47,11 @@ __all__ = [
     "terciles",
 ]
 
+UNPAIRED = (
+    "Unpaired: the runs replayed no schedule in common, so no request of one has its partner in "
+    "the other. Each arm is resampled by itself, in blocks over its order of sending; whether both "
+    "had the same load and prompts is not checked."
+)
 FEW_BLOCKS = 10  # below, a note says that the intervals are rough
 
 
@@ -171,6 +178,52 @@ def compare(
     )
 
 
+def compare_unpaired(
+    baseline_tables: Sequence[pd.DataFrame],
+    comparison_tables: Sequence[pd.DataFrame],
+    slo: Slo,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    margins: Mapping[str, float] | None = None,
+) -> Comparison:
+    """Return the comparison of two arms whose requests have no partners; as `compare`.
+
+    What rests on pairs is None, and the intervals are those of `kvab.statistics.unpaired`.
+    """
+    both = [arm_values(tables, slo) for tables in (baseline_tables, comparison_tables)]
+    settings = {"level": level, "resamples": resamples}
+    designs = [arm_design(arm, seed=seed + at, **settings) for at, arm in enumerate(both)]
+    arms = both_arms(both, designs, {key: statistics_of(key) for key in METRICS})
+    entries = {key: contrasts(arms[key], statistics_of(key)) for key in METRICS}
+    judged = {key: difference(arms[key]).map(itemgetter((..., 0))) for key in METRICS}
+    baselines = {key: arms[key].value[0, 0] for key in METRICS}
+    basis = verdicts(judged, baselines, margins or {})
+    design = arms["latency_ms"].design
+    detectable = design.critical() + design.critical(POWER)
+    repeats = [len(baseline_tables), len(comparison_tables)]
+    none = dict.fromkeys(
+        ("value", "ci_low", "ci_high", "median", "median_ci_low", "median_ci_high")
+    )
+    unknown: dict[str, Any] = {"differences": [], "mean": None, "ci_low": None, "ci_high": None}
+    return Comparison(
+        pairs=0,
+        metrics={key: entries[key] for key in LATENCIES},
+        good_share=entries["good_share"]["mean"],
+        faster_share=dict.fromkeys(LATENCIES),
+        faster_share_ci={key: [None, None] for key in LATENCIES},
+        paired_median_difference={key: none for key in LATENCIES},
+        verdict={key: each["verdict"] for key, each in basis.items()},
+        verdict_basis={key: {"statistic": "mean", **each} for key, each in basis.items()},
+        method=unpaired_method(designs, design),
+        good_table={},
+        run_to_run={key: {**unknown, "reason": "unpaired"} for key in METRICS},
+        smallest_detectable={key: number(detectable * judged[key].error) for key in METRICS},
+        notes=[UNPAIRED, *_notes(both, design, repeats)],
+    )
+
+
 def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -> dict[str, Any]:
     """Return share faster, Hodges-Lehmann and median of one metric's paired differences."""
     unknown = np.isnan(paired)
@@ -230,6 +283,8 @@ def _notes(both: Sequence[Mapping], design: Design, repeats: Sequence[int]) -> l
     for arm, each in zip((BASELINE, COMPARISON), both, strict=True):
         if np.isnan(each["latency_ms"]).all():
             notes.append(f"The {arm} served no request: only the good share can be compared.")
+        elif np.isnan(each["good_share"]).all():
+            notes.append(f"The {arm} was not streamed: only its latency can be compared.")
     if len(set(repeats)) > 1:
         notes.append(
             f"The baseline has {repeats[0]} repeats and the comparison {repeats[1]}: "

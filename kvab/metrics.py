@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 SCHEMA = 1
+SLACK_TOKENS, SLACK = 64, 0.1  # a chat template and a second tokenizer change a prompt this much
 
 
 class Slo(Protocol):
@@ -105,6 +106,20 @@ def good(table: pd.DataFrame, slo: Slo, one_token: bool = False) -> np.ndarray:
     if one_token:
         itl_ok |= (table["output_tokens"] == 1).to_numpy(bool, na_value=False)
     return served(table) & ttft_ok & itl_ok
+
+
+def streamed(table: pd.DataFrame) -> bool:
+    """Return whether answers came token by token, so that TTFT and ITL were measured."""
+    answered = served(table)
+    return not answered.any() or bool(table["ttft_ms"][answered].notna().any())
+
+
+def unlike(counted: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return which prompts are not those expected, by their lengths; a mask along both.
+
+    A chat template and a second tokenizer change a length by up to `SLACK_TOKENS` and `SLACK`.
+    """
+    return np.abs(counted - expected) > SLACK_TOKENS + SLACK * expected
 
 
 def percentile(values: np.ndarray, q: float | Sequence[float]) -> Any:
@@ -200,11 +215,13 @@ def summarize(table: pd.DataFrame, slo: Slo, expected: int | None = None) -> dic
     Returns
     -------
     dict
-        Plain numbers; None where a number is undefined, never NaN. Latency statistics are over
+        Plain numbers; None where a number is undefined, never NaN (the good share too where
+        answers were not streamed, see `streamed`). Latency statistics are over
         served rows, ``good.share`` over expected rows, rates over `duration_s`.
     """
     expected = len(table) if expected is None else int(expected)
-    answered, n_good = served(table), int(good(table, slo).sum())
+    answered = served(table)
+    n_good = int(good(table, slo).sum()) if streamed(table) else None
     seconds = duration_s(table)
     rows = table[answered]
     received, output_tokens = len(rows), int(rows["output_tokens"].sum())
@@ -219,8 +236,8 @@ def summarize(table: pd.DataFrame, slo: Slo, expected: int | None = None) -> dic
         **{key: statistics(rows[METRICS[key].column]) for key in LATENCIES},
         "good": {
             "count": n_good,
-            "share": n_good / expected if expected else None,
-            "rps": n_good / seconds if seconds else None,
+            "share": n_good / expected if expected and n_good is not None else None,
+            "rps": n_good / seconds if seconds and n_good is not None else None,
             "ttft_ms": float(slo.ttft_ms),
             "itl_ms": float(slo.itl_ms),
         },

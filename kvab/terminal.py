@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 Lines = list[tuple[str, str]]
 
 
-def summary_lines(source: Source, slo: Slo) -> Lines:
+def bounds_lines(slo: Slo, basis: str) -> Lines:
+    """Return what a good request keeps to, and where that comes from."""
+    return [("bounds", f"TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms, {basis}")]
+
+
+def summary_lines(source: Source, slo: Slo, basis: str = "") -> Lines:
     """Return the metrics of one run."""
     summary = source.summary(slo)
+    bounds = f"TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms{', ' if basis else ''}{basis}"
     counts, good = summary["requests"], summary["good"]
     lines = [
         *source.about,
@@ -31,8 +37,7 @@ def summary_lines(source: Source, slo: Slo) -> Lines:
         ),
         (
             "good requests",
-            f"{percent(good['share'])} (TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms), "
-            f"{number(good['rps'], 2)} a second",
+            f"{percent(good['share'])} ({bounds}), {number(good['rps'], 2)} a second",
         ),
     ]
     for key in LATENCIES:
@@ -48,7 +53,7 @@ def comparison_lines(comparison: Comparison) -> Lines:
     result = comparison.to_json()
     share = result["good_share"]
     lines = [
-        ("pairs", f"{result['pairs']:,}"),
+        ("pairs", f"{result['pairs']:,}" if result["pairs"] else "none: unpaired"),
         (
             "good requests",
             f"{percent(share['baseline'])} -> {percent(share['comparison'])}: "

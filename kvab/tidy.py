@@ -115,7 +115,10 @@ def from_simulator(
 
 
 def from_aiperf(
-    artifacts: Artifacts, trace: Trace | None = None, rows: int | np.ndarray | None = None
+    artifacts: Artifacts,
+    trace: Trace | None = None,
+    rows: int | np.ndarray | None = None,
+    counts: str | None = None,
 ) -> pd.DataFrame:
     """Return the requests table of a run under AIPerf.
 
@@ -129,13 +132,15 @@ def from_aiperf(
         Requests that were to be sent: the first rows of the trace, or the trace row of each line
         of AIPerf's input file. By default as many as the summary says, else those up to the last
         that has a record.
+    counts : {'server', 'client'}, optional
+        Whose token counts to use, by default the server's where it reports them.
 
     Returns
     -------
     DataFrame
         Columns of ``SCHEMA`` and ``client_itl_ms`` (AIPerf's own, on its own token counts), sorted
-        by row. Token counts are the server's where it reports them. A row without a record says
-        ``no record`` in ``error``. ``attrs["inferred"]`` lists what the files did not say.
+        by row. A row without a record says ``no record`` in ``error``. ``attrs["inferred"]`` lists
+        what the files did not say, ``attrs["token_counts"]`` says whose counts are used.
 
     Raises
     ------
@@ -147,7 +152,8 @@ def from_aiperf(
     AIPerf does not record when its schedule began, so ``send_lag_ms`` counts from the request that
     was least late, as AIPerf's own ``replay_sched_lag`` does (0.13.0).
     """
-    got, inferred = by_row(artifacts, trace, rows)
+    got, inferred = by_row(artifacts, trace, rows, counts)
+    whose = got.attrs["token_counts"]
     at = got.index.to_numpy()
     got = got.reset_index(drop=True)
     served = got["error"].isna()
@@ -175,7 +181,7 @@ def from_aiperf(
         }
     )
     table["client_itl_ms"] = got["client_itl_ms"].where(served).to_numpy(float)
-    table.attrs["inferred"] = inferred
+    table.attrs |= {"inferred": inferred, "token_counts": whose}
     return table
 
 

@@ -46,7 +46,7 @@ def test_summarize_prints_the_contract(small_runs):
     assert document["requests"] == {"expected": 40, "received": 40, "errors": 0, "one_token": 1}
     assert set(document) == {
         "schema", "requests", "ttft_ms", "itl_ms", "latency_ms", "good", "output_tokens_per_s",
-        "duration_s", "cached_share",
+        "duration_s", "cached_share", "token_counts", "bounds",
     }  # fmt: skip
 
 
@@ -167,7 +167,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     ("spoil", "said"),
     [
         (lambda fields: fields["trace"].update(sha256="0" * 64), "compare runs of one workload"),
-        (lambda fields: fields["slo"].update(ttft_ms=1000.0), "1000 ms and 25 ms"),
+        (
+            lambda fields: fields["slo"].update(ttft_ms=1000.0),
+            "(1000 ms and 2000 ms); name those to judge by with --ttft-ms",
+        ),
     ],
 )
 def test_runs_that_differ_in_workload_or_bounds_are_not_compared(small_runs, tmp_path, spoil, said):

@@ -26,7 +26,7 @@ def document(artifacts: Artifacts, slo: Slo) -> dict[str, Any]:
     failed = failed or 0
     expected = artifacts.expected or (None if served is None else served + failed)
     seconds, tokens = _value(artifacts, "benchmark_duration"), _value(artifacts, "total_osl")
-    same = _slos(artifacts) == {
+    same = goodput(artifacts) == {
         "time_to_first_token": slo.ttft_ms,
         "inter_token_latency": slo.itl_ms,
     }
@@ -61,11 +61,11 @@ def missing(artifacts: Artifacts, slo: Slo) -> list[str]:
     told.append("one-token answers: a summary does not count them")
     told.append("inter-token latency: on AIPerf's own token counts")
     if document(artifacts, slo)["good"]["count"] is None:
-        found = _slos(artifacts)
+        found = goodput(artifacts)
         bounds = ", ".join(f"{name} {value:g}" for name, value in found.items()) or "none"
         told.append(
-            f"good requests: the study's bounds are {slo.ttft_ms:g} and {slo.itl_ms:g} ms, the "
-            f"run's --goodput was {bounds}"
+            f"good requests: the bounds are {slo.ttft_ms:g} and {slo.itl_ms:g} ms, the run's "
+            f"--goodput was {bounds}"
         )
     return told
 
@@ -99,11 +99,11 @@ def _statistics(artifacts: Artifacts, name: str) -> dict[str, float | None]:
     return {each: factor * value if _known(value) else None for each, value in values.items()}
 
 
-def _slos(artifacts: Artifacts) -> dict[str, float]:
-    """Return the bounds of a good request in a summary: since 0.9 under slos, before in input."""
+def goodput(artifacts: Artifacts) -> dict[str, float]:
+    """Return AIPerf's own bounds of a good request: since 0.9 under slos, before in input."""
     config = artifacts.summary.get("input_config")
     config = config if isinstance(config, dict) else {}
     older = config.get("input")
     found = config.get("slos") or (older.get("goodput") if isinstance(older, dict) else None)
     found = found if isinstance(found, dict) else {}
-    return {name: value for name, value in found.items() if _known(value)}
+    return {name: value for name, value in found.items() if _known(value) and value > 0}

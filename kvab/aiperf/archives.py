@@ -5,6 +5,7 @@ Input: a path that a user names. Output: a folder; that of an archive is gone wh
 
 from __future__ import annotations
 
+import re
 import tarfile
 import tempfile
 import zipfile
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from kvab.errors import InputError
 
+ARTIFACT = re.compile(r"\.jsonl?(\.(gz|bz2|zst))?$")
 MOST_MEMBERS = 10_000
 MOST_BYTES = 64 << 30
 FREE_BYTES = 256 << 20  # below this size an archive may unpack to any multiple of itself
@@ -26,7 +28,7 @@ CHUNK = 1 << 20
 
 @contextmanager
 def folder_of(path: Path) -> Iterator[Path]:
-    """Yield a folder as it is, or the content of a tar or zip archive in a temporary folder.
+    """Yield a folder or AIPerf's file as it is, or the content of an archive in a temporary folder.
 
     Raises
     ------
@@ -34,7 +36,7 @@ def folder_of(path: Path) -> Iterator[Path]:
         If there is no such path; if it is not an archive, or one that holds a link, leaves its
         folder or unpacks to far more than an archive of artifacts would.
     """
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and ARTIFACT.search(path.name)):
         yield path
         return
     if not path.exists():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvab.aiperf.foreign import check_tool
 from kvab.aiperf.records import Records, read_records
 from kvab.errors import InputError
 from kvab.secrecy import hide
@@ -19,6 +20,7 @@ RECORDS = "profile_export.jsonl"
 SUMMARY = "profile_export_aiperf.json"
 SERVER_METRICS = "server_metrics_export.json"
 READY = ".aiperf_results_ready.json"
+NO_SUMMARY = "no summary of AIPerf beside the records: whether the run ended is not known"
 PROCESSING = ".aiperf_results_processing.json"
 LARGEST_SUMMARY = 16 << 20  # bytes
 PACKED = ("", ".gz", ".zst", ".bz2")
@@ -32,6 +34,7 @@ OTHERS = (
     "inputs",
     "outputs",
 )
+SCHEDULE = "fixed_schedule"
 MEND = "name a folder that `aiperf profile` wrote"
 
 
@@ -55,6 +58,10 @@ class Artifacts:
         Why the run is not whole; None if it is.
     notes : tuple of str
         What was left out, a sentence each.
+    load : str or None
+        What paced the requests, such as ``concurrency 4``; None for a schedule, or where unknown.
+    prefix : str
+        How the names of this run's files begin, where one of them was named.
     """
 
     folder: Path
@@ -65,6 +72,8 @@ class Artifacts:
     expected: int | None = None
     partial: str | None = None
     notes: tuple[str, ...] = ()
+    load: str | None = None
+    prefix: str = ""
 
     @property
     def whole(self) -> bool:
@@ -72,24 +81,26 @@ class Artifacts:
         return self.partial is None
 
 
-def read_artifacts(folder: Path) -> Artifacts:
-    """Return the artifacts in a folder.
+def read_artifacts(place: Path) -> Artifacts:
+    """Return the artifacts in a folder, or those that one file of them belongs to.
 
     Raises
     ------
     InputError
         If there are none or those of several runs, or a file is not AIPerf's.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing of that name"
-        raise InputError(f"{folder}: expected a folder of AIPerf artifacts, got {found}; {MEND}")
-    summary_file = _only(folder, _summaries(folder), "summary")
-    records_file = _only(folder, _record_files(folder), "records file")
+    folder, prefix = Path(place), ""
+    if not folder.exists():
+        raise InputError(f"{folder}: expected AIPerf artifacts, got nothing of that name; {MEND}")
+    check_tool(folder)
+    if folder.is_file():
+        folder, prefix = folder.parent, _prefix(folder)
+    summary_file = _only(folder, _of(prefix, _summaries(folder)), "summary")
+    records_file = _only(folder, _of(prefix, _record_files(folder)), "records file")
     if summary_file is None and records_file is None:
         names = sorted(path.name for path in folder.iterdir())[:5]
         raise InputError(
-            f"{folder}: expected a run's run.json, or AIPerf's {RECORDS} or {SUMMARY}, got "
+            f"{place}: expected a run's run.json, or AIPerf's {RECORDS} or {SUMMARY}, got "
             f"{', '.join(names) or 'an empty folder'}; {MEND}"
         )
     summary = _read_json(summary_file) if summary_file else {}
@@ -106,7 +117,18 @@ def read_artifacts(folder: Path) -> Artifacts:
         expected=_expected(config),
         partial=_why_partial(folder, summary, records),
         notes=_notes(records),
+        load=_load(config),
+        prefix=prefix,
     )
+
+
+def _prefix(path: Path) -> str:
+    return path.name.split(".json")[0].removesuffix("_aiperf")
+
+
+def _of(prefix: str, found: list[Path]) -> list[Path]:
+    """Return the files of one run, where its prefix is known."""
+    return [path for path in found if not prefix or _prefix(path) == prefix]
 
 
 def _summaries(folder: Path) -> list[Path]:
@@ -164,6 +186,18 @@ def _expected(config: dict[str, Any]) -> int | None:
     return counts[0] if len(counts) == 1 and type(counts[0]) is int and counts[0] > 0 else None
 
 
+def _load(config: dict[str, Any]) -> str | None:
+    """Return what paced the requests, unless it was a schedule: since 0.9 under phases."""
+    phases = config.get("phases")
+    for phase in phases if isinstance(phases, list) else []:
+        if isinstance(phase, dict) and phase.get("name") != "warmup":
+            kind = str(phase.get("type"))
+            pace = phase.get("rate") if "rate" in phase else phase.get("concurrency")
+            return None if kind == SCHEDULE else f"{kind} {pace or ''}".strip().removesuffix(".0")
+    older = config.get("input")
+    return "no schedule" if isinstance(older, dict) and not older.get(SCHEDULE) else None
+
+
 def _check_same_run(folder: Path, summary: dict[str, Any], records: Records | None) -> None:
     """Refuse a summary that counts other requests than the records beside it."""
     counted = _mapping(summary.get("request_count")).get("avg")
@@ -187,7 +221,7 @@ def _why_partial(folder: Path, summary: dict[str, Any], records: Records | None)
     if records is not None and records.cut_off:
         return "the records file is cut off"
     if not summary:
-        return "AIPerf wrote no summary: the run did not end"
+        return NO_SUMMARY
     if summary.get("is_complete") is False:
         return "AIPerf calls the run incomplete"
     if marker.get("partial"):

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from kvab.errors import InputError
+from kvab.metrics import unlike
 from kvab.trace import Trace
 
-FITTING = 0.95  # share of the prompts that must have the trace's length
-SLACK_TOKENS, SLACK = 64, 0.1  # a chat template and a second tokenizer change a prompt this much
+FITTING = 0.95  # share of the prompts that must be the trace's
 
 
 def place(records: pd.DataFrame, trace: Trace | None, source: Path) -> tuple[np.ndarray, list[str]]:
@@ -105,7 +105,7 @@ def _check_prompts(records: pd.DataFrame, rows: np.ndarray, trace: Trace, source
     lengths = prompt_tokens(records)
     counted = (rows >= 0) & ~np.isnan(lengths)
     expected = trace.input_tokens[rows[counted]]
-    odd = np.abs(lengths[counted] - expected) > SLACK_TOKENS + SLACK * expected
+    odd = unlike(lengths[counted], expected)
     if odd.size and odd.mean() > 1 - FITTING:
         at = int(np.flatnonzero(odd)[0])
         raise InputError(

@@ -7,12 +7,13 @@ row, and what had to be inferred.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from kvab.aiperf.places import place, prompt_tokens
+from kvab.aiperf.places import place
 from kvab.errors import InputError
 from kvab.trace import Trace
 
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 
 INT32_MAX = 2**31 - 1
 NO_SCHEDULE = "arrivals: when AIPerf issued each request, for want of a trace"
+LOST = "no record"
 MOST_REQUESTS = 1_000_000  # of one run; a wrong number of one must not fill the memory
 
 
 def by_row(
-    artifacts: Artifacts, trace: Trace | None = None, rows: int | np.ndarray | None = None
+    artifacts: Artifacts,
+    trace: Trace | None = None,
+    rows: int | np.ndarray | None = None,
+    counts: str | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the records of a run by trace row, and what was inferred.
 
@@ -33,8 +38,9 @@ def by_row(
     -------
     DataFrame
         Indexed by row, sorted: the columns of `kvab.aiperf.records.Records`, and ``input_tokens``,
-        ``output_tokens`` int64 (the server's count where there is one, 0 where there is none),
-        ``arrival_ms``, ``send_lag_ms`` float64, ``error`` string (null if served).
+        ``output_tokens`` int64 (see `counted`; 0 where there is no count), ``arrival_ms``,
+        ``send_lag_ms`` float64, ``error`` string (null if served). ``attrs["token_counts"]`` says
+        whose counts they are.
     list of str
         What the files did not say and where it was taken from.
 
@@ -59,9 +65,9 @@ def by_row(
     total = _expected(artifacts, placed, sent, count, inferred)
     if (placed < 0).any():
         inferred.append(f"{(placed < 0).sum()} failed requests that name no row are left out")
+    whose, tokens = counted(records, counts, source, inferred)
     got = records.assign(
-        input_tokens=prompt_tokens(records),
-        output_tokens=records["server_output_tokens"].fillna(records["client_output_tokens"]),
+        **tokens,
         start_ms=_since_first(records["start_ns"]),
         issued_ms=_since_first(records["issued_ns"]),
     )[placed >= 0]
@@ -76,7 +82,38 @@ def by_row(
     got["cached_tokens"] = got["cached_tokens"].where(_countable(got["cached_tokens"])).round()
     if lines is not None:
         got = got.set_axis(lines).sort_index()
+    got.attrs["token_counts"] = whose
     return got, inferred
+
+
+def counted(
+    records: pd.DataFrame, counts: str | None, source: Path, inferred: list[str]
+) -> tuple[str, dict[str, pd.Series]]:
+    """Return whose token counts are used, and those of each record.
+
+    By default they are the server's, who made the tokens, where it reports any.
+
+    Raises
+    ------
+    InputError
+        If those that are asked for are in no record.
+    """
+    there = {whose: records[f"{whose}_output_tokens"].notna() for whose in ("server", "client")}
+    if counts and not there[counts].any():
+        raise InputError(
+            f"{source}: --token-counts {counts}: no record has the {counts}'s count of its answer; "
+            "leave the option out"
+        )
+    whose = counts or ("server" if there["server"].any() else "client")
+    other = "client" if whose == "server" else "server"
+    if instead := int((~there[whose] & there[other]).sum()):
+        inferred.append(f"token counts: the {other}'s for {instead} requests without the {whose}'s")
+    return whose, {
+        f"{kind}_tokens": records[f"{whose}_{kind}_tokens"].fillna(
+            records[f"{other}_{kind}_tokens"]
+        )
+        for kind in ("input", "output")
+    }
 
 
 def _as_sent(trace: Trace, lines: np.ndarray) -> Trace:
@@ -99,6 +136,11 @@ def _expected(
 ) -> int:
     """Return how many requests were to be sent."""
     total, highest = rows or artifacts.expected, int(placed.max())
+    sent = artifacts.expected or (max(len(placed), highest + 1) if artifacts.whole else None)
+    if rows and sent and rows > sent:
+        raise InputError(
+            f"{artifacts.folder}: --rows {rows}: AIPerf sent {sent} requests; leave the option out"
+        )
     if total is None:
         total = highest + 1
         inferred.append(f"expected requests: {total}, the last row that has a record")
@@ -131,7 +173,7 @@ def _errors(got: pd.DataFrame) -> pd.Series:
     error = got["error"].astype("string")
     error = error.mask(error.isna() & ~sound, "unusable record: no sound TTFT and latency")
     error = error.mask(error.isna() & ~counted, "unusable record: no sound token counts")
-    return error.mask(got["session"].isna(), "no record")
+    return error.mask(got["session"].isna(), LOST)
 
 
 def _countable(counts: pd.Series) -> pd.Series:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+class Counts(StrEnum):
+    """Whose token counts are used."""
+
+    SERVER = "server"
+    CLIENT = "client"
 
 
 def _default_study() -> Path:
@@ -17,15 +25,44 @@ def _default_study() -> Path:
     return default_study()
 
 
+def _under_root(name: str) -> Callable[[], Path]:
+    """Return a default that lies in the checkout; a named path counts from the working folder."""
+
+    def place() -> Path:
+        from kvab.study import root
+
+        return root() / name
+
+    return place
+
+
 StudyOption = Annotated[
     Path,
     typer.Option(
         default_factory=_default_study,
-        show_default="the only one, or the only published one",
-        help="The study file, from the checkout.",
+        resolve_path=True,
+        show_default="the checkout's only one, or the only published one",
+        help="The study file.",
+    ),
+]
+OwnStudyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--study",
+        resolve_path=True,
+        show_default="the runs' own, else the checkout's, else the one packed with kvab",
+        help="The study file.",
     ),
 ]
 ClusterOption = Annotated[str, typer.Option(help="A profile of recipes/clusters/.")]
+ReportedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        show_default="simulated-h200; of a bundle its only one",
+        help="A profile of recipes/clusters/, or the name of imported runs.",
+    ),
+]
 RowsOption = Annotated[int | None, typer.Option(help="Replay only the first N trace rows.")]
 TraceOption = Annotated[
     Path | None, typer.Option("--trace", help="Replay another trace on purpose; pages name it.")
@@ -36,7 +73,48 @@ SentOption = Annotated[
 ReplayedOption = Annotated[
     Path | None, typer.Option("--trace", help="The trace that AIPerf replayed, if not the study's.")
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", help="The folder of runs.")]
+RunsOption = Annotated[
+    Path,
+    typer.Option(
+        "--runs",
+        default_factory=_under_root("runs"),
+        resolve_path=True,
+        show_default="runs of the checkout",
+        help="The folder of runs.",
+    ),
+]
+PublishedOption = Annotated[
+    Path,
+    typer.Option(
+        "--to",
+        default_factory=_under_root("book/published"),
+        resolve_path=True,
+        show_default="book/published of the checkout",
+        help="Folder of the published runs.",
+    ),
+]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        default_factory=_under_root("book/_build"),
+        resolve_path=True,
+        show_default="book/_build of the checkout",
+        help="Where the book is built.",
+    ),
+]
+CountsOption = Annotated[
+    Counts | None,
+    typer.Option(
+        "--token-counts", help="Whose token counts; by default the server's where it gives any."
+    ),
+]
+TtftOption = Annotated[
+    float | None, typer.Option("--ttft-ms", help="Judge by this TTFT instead of the run's own.")
+]
+ItlOption = Annotated[
+    float | None, typer.Option("--itl-ms", help="Judge by this ITL instead of the run's own.")
+]
 OnOption = Annotated[
     str | None,
     typer.Option(help="A Kubernetes profile to replay on, in one Indexed Job; else this machine."),

@@ -10,6 +10,8 @@ import typer
 from kvab.cli.options import (
     ClusterOption,
     OnOption,
+    OutOption,
+    ReportedOption,
     RowsOption,
     RunsOption,
     StudyOption,
@@ -23,21 +25,21 @@ app = typer.Typer()
 def run(
     configuration: Annotated[str, typer.Option(help="A configuration of the study.")],
     study: StudyOption,
+    runs: RunsOption,
     cluster: ClusterOption = "simulated-h200",
     repeat: Annotated[int, typer.Option(help="Which repeat, from 1.")] = 1,
     rows: RowsOption = None,
     trace: TraceOption = None,
-    runs: RunsOption = Path("runs"),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment up.")] = False,
 ) -> None:
     """Replay one configuration on one cluster by executing notebooks/03_replay.ipynb."""
     from kvab.report.notebooks import run_replay_notebook
     from kvab.runs.jobs import open_cluster, plan_job
-    from kvab.study import load_study, root
+    from kvab.study import load_study
     from kvab.trace import find_trace
 
     workload = find_trace(load_study(study).trace, trace)
-    job = plan_job(load_study(study), cluster, configuration, repeat, rows, workload, root() / runs)
+    job = plan_job(load_study(study), cluster, configuration, repeat, rows, workload, runs)
     parameters = {
         "study": str(study),
         "cluster": cluster,
@@ -45,7 +47,7 @@ def run(
         "repeat": repeat,
         "rows": rows or 0,
         "trace": str(trace.resolve()) if trace else "",
-        "runs": str(root() / runs),
+        "runs": str(runs),
         "keep": keep,
     }
     target = job.path.with_name(f"{job.path.name}.replay.ipynb")
@@ -61,17 +63,21 @@ def run(
 @app.command()
 def report(
     study: StudyOption,
-    cluster: ClusterOption = "simulated-h200",
+    out: OutOption,
+    runs: RunsOption,
+    cluster: ReportedOption = None,
     rows: RowsOption = None,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Only the first N repeats; all by default.")
     ] = None,
     trace: TraceOption = None,
-    out: Annotated[Path, typer.Option(help="Where the book is built.")] = Path("book/_build"),
-    runs: RunsOption = Path("runs"),
     from_: Annotated[
         Path | None,
-        typer.Option("--from", help="Build from these runs, or a bundle of them; replay nothing."),
+        typer.Option(
+            "--from",
+            resolve_path=True,
+            help="Build from these runs, or a bundle of them; replay nothing.",
+        ),
     ] = None,
     on: OnOption = None,
 ) -> None:
@@ -82,7 +88,7 @@ def report(
         headline, index = building.report_bundle(from_, cluster, out)
     else:
         headline, index = building.report(
-            study, cluster, rows, repeats, trace, out, runs, from_, on
+            study, cluster or "simulated-h200", rows, repeats, trace, out, runs, from_, on
         )
     print(f"\n{headline}\n{index}")
 
@@ -90,10 +96,10 @@ def report(
 @app.command()
 def capacity(
     study: StudyOption,
+    runs: RunsOption,
     cluster: ClusterOption = "simulated-h200",
     rows: RowsOption = None,
     trace: TraceOption = None,
-    runs: RunsOption = Path("runs"),
     on: OnOption = None,
 ) -> None:
     """Sweep arrival speed and split on a simulated cluster; complete cells are kept."""

@@ -9,11 +9,16 @@ import typer
 
 from kvab.cli.options import (
     ClusterOption,
+    CountsOption,
+    ItlOption,
     JsonOption,
+    OwnStudyOption,
+    PublishedOption,
     ReplayedOption,
     RunsOption,
     SentOption,
     StudyOption,
+    TtftOption,
     print_json,
     print_table,
     tell,
@@ -25,58 +30,67 @@ app = typer.Typer()
 @app.command()
 def summarize(
     path: Annotated[Path, typer.Argument(help="A run folder, AIPerf artifacts or an archive.")],
-    study: StudyOption,
+    study: OwnStudyOption = None,
     as_json: JsonOption = False,
     rows: SentOption = None,
     trace: ReplayedOption = None,
+    ttft_ms: TtftOption = None,
+    itl_ms: ItlOption = None,
+    token_counts: CountsOption = None,
 ) -> None:
     """Print the metrics of one run: TTFT, ITL, latency, goodput."""
+    from kvab.runs.judging import study_of, terms
     from kvab.runs.sources import read_source
-    from kvab.study import load_study
     from kvab.terminal import summary_lines
 
-    declared = load_study(study)
-    source = read_source(path, declared, trace, rows)
-    tell(source.told(declared.slo))
+    declared = study_of([path], study)
+    source = read_source(path, declared, trace, rows, token_counts)
+    by = terms([source], declared, study is not None, ttft_ms, itl_ms)
+    tell(source.told(by.slo))
     if as_json:
-        print_json(source.summary(declared.slo))
+        print_json(source.summary(by.slo) | {"bounds": by.basis})
     else:
-        print_table(summary_lines(source, declared.slo))
+        print_table(summary_lines(source, by.slo, by.basis))
 
 
 @app.command()
 def compare(
     baseline: Annotated[str, typer.Argument(help="As for summarize; several comma-separated.")],
     comparison: Annotated[str, typer.Argument(help="As many of the other arm.")],
-    study: StudyOption,
+    study: OwnStudyOption = None,
     as_json: JsonOption = False,
     rows: SentOption = None,
     trace: ReplayedOption = None,
+    ttft_ms: TtftOption = None,
+    itl_ms: ItlOption = None,
+    token_counts: CountsOption = None,
 ) -> None:
     """Compare two configurations request by request; differences are comparison minus baseline."""
     from kvab.compare import compare as compare_tables
-    from kvab.runs.sources import comparable, read_source
-    from kvab.study import load_study
-    from kvab.terminal import comparison_lines
+    from kvab.compare import compare_unpaired
+    from kvab.runs.judging import study_of, terms
+    from kvab.runs.sources import comparable, paired, read_sources, told_counts
+    from kvab.terminal import bounds_lines, comparison_lines
 
-    declared = load_study(study)
+    named = [[Path(name) for name in names.split(",")] for names in (baseline, comparison)]
+    declared = study_of([path for arm in named for path in arm], study)
     arms = [
-        [read_source(Path(name), declared, trace, rows) for name in names.split(",")]
-        for names in (baseline, comparison)
+        [each for path in arm for each in read_sources(path, declared, trace, rows, token_counts)]
+        for arm in named
     ]
-    first, second = comparable(arms)
-    tell(line for arm in arms for source in arm for line in source.told(declared.slo))
-    result = compare_tables(
-        first,
-        second,
-        declared.slo,
-        margins=declared.margins,
-        **declared.statistics.model_dump(),
-    )
+    tables = comparable(arms)
+    every = [source for arm in arms for source in arm]
+    by = terms(every, declared, study is not None, ttft_ms, itl_ms)
+    tell([line for source in every for line in source.told(by.slo)] + told_counts(arms))
+    method = compare_tables if paired(arms) else compare_unpaired
+    settings = declared.statistics.model_dump()
+    result = method(tables[0], tables[1], by.slo, margins=by.margins, **settings)
+    counts = [source.token_counts for source in every]
     if as_json:
-        print_json(result.to_json())
+        slo = by.slo.model_dump()
+        print_json(result.to_json() | {"slo": slo, "bounds": by.basis, "token_counts": counts})
     else:
-        print_table(comparison_lines(result))
+        print_table([*bounds_lines(by.slo, by.basis), *comparison_lines(result)])
 
 
 @app.command("import")
@@ -85,27 +99,28 @@ def import_(
     cluster: Annotated[str, typer.Option(help="A profile, or a name for where they ran.")],
     configuration: Annotated[str, typer.Option(help="The configuration that was replayed.")],
     study: StudyOption,
+    runs: RunsOption,
     repeat: Annotated[int, typer.Option(help="Which repeat, from 1.")] = 1,
     rows: SentOption = None,
     trace: ReplayedOption = None,
-    runs: RunsOption = Path("runs"),
+    token_counts: CountsOption = None,
 ) -> None:
     """Make a run folder of AIPerf's artifacts, so that `kvab report` takes it as its own."""
-    from kvab.runs.imports import import_run
+    from kvab.runs.imports import import_runs
 
-    written, told = import_run(path, study, cluster, configuration, repeat, rows, trace, runs)
-    tell(told)
-    print(written)
+    for written, told in import_runs(
+        path, study, cluster, configuration, repeat, rows, trace, runs, token_counts
+    ):
+        tell(told)
+        print(written)
 
 
 @app.command()
 def publish(
     study: StudyOption,
+    runs: RunsOption,
+    to: PublishedOption,
     cluster: ClusterOption = "simulated-h200",
-    runs: RunsOption = Path("runs"),
-    to: Annotated[Path, typer.Option(help="Folder of the published runs.")] = Path(
-        "book/published"
-    ),
 ) -> None:
     """Copy the complete runs of a cluster, made small, to book/published."""
     from kvab.report.published import publish as publish_runs

@@ -42,7 +42,9 @@ def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Eviden
         raise InputError(
             f"{folder / declared.name / cluster}: no runs; run `kvab report --cluster {cluster}`"
         )
-    runs.check_comparable([run for each in found.values() for run in each])
+    every = [run for each in found.values() for run in each]
+    runs.check_comparable(every)
+    runs.check_bounds(every)
     first = next(iter(found.values()))[0].manifest.trace
     workload = load_workload(folder / declared.name, first.sha256)
     return Evidence(declared, cluster, found, workload)

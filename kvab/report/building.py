@@ -122,7 +122,7 @@ def _book(
     )
 
 
-def report_bundle(path: Path, cluster: str, out: Path) -> tuple[str, Path]:
+def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path]:
     """Make the book of a bundle, of the named cluster or of the only one in it.
 
     Raises
@@ -134,9 +134,11 @@ def report_bundle(path: Path, cluster: str, out: Path) -> tuple[str, Path]:
     """
     with unpacked(path) as (folder, contents):
         held = contents.clusters
-        if cluster not in held and len(held) > 1:
-            raise InputError(f"{path}: holds {', '.join(held)}, not {cluster}; name one of them")
-        chosen = cluster if cluster in held else held[0]
+        chosen = cluster or (held[0] if len(held) == 1 else "simulated-h200")
+        if chosen not in held:
+            raise InputError(
+                f"{path}: holds {', '.join(held)}, not {chosen}; name one of them with --cluster"
+            )
         return report(folder / contents.study, chosen, out=out, published=folder / "runs")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from kvab.errors import InputError
 from kvab.results import write
 from kvab.runs.manifest import RunManifest, read_manifest
 
+log = logging.getLogger("kvab")
 SMALL, QUICK = 19, 3  # a tenth smaller, or fifty times as fast
 
 
@@ -122,9 +124,11 @@ def _sha256(content: bytes | Path) -> str:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a run folder to ``<name>.set-aside-<time>`` and return its new place."""
+    """Rename a run folder to ``<name>.set-aside-<time>``, say so and return its new place."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    return path.rename(path.with_name(f"{path.name}.set-aside-{now}"))
+    aside = path.rename(path.with_name(f"{path.name}.set-aside-{now}"))
+    log.warning("%s: was there already, set aside as %s", path, aside.name)
+    return aside
 
 
 def read_run(path: str | Path) -> Run:
@@ -165,7 +169,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def check_comparable(found: list[Run]) -> None:
-    """Refuse runs that replayed different workloads, or were made for different bounds.
+    """Reject runs that replayed different workloads.
 
     Raises
     ------
@@ -181,6 +185,16 @@ def check_comparable(found: list[Run]) -> None:
                 f"{found[0].path} {first.rows} rows of {first.name} ({first.sha256[:8]}); "
                 "compare runs of one workload"
             )
+
+
+def check_bounds(found: list[Run]) -> None:
+    """Reject runs that were made for different bounds of a good request.
+
+    Raises
+    ------
+    InputError
+        Naming the runs and their bounds.
+    """
     bounds = {run.manifest.slo: run.path for run in found if run.manifest.slo}
     if len(bounds) > 1:
         said = ", ".join(

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import kvab
-from kvab import runs, tidy
-from kvab.aiperf import Artifacts, router_counters
+from kvab import metrics, runs, tidy
+from kvab.aiperf import SERVER_METRICS, Artifacts, router_counters
 from kvab.aiperf.archives import folder_of
 from kvab.declare import digest
 from kvab.errors import InputError
 from kvab.recipes import Configuration, read_configuration, topology
 from kvab.runs.jobs import plan_job
-from kvab.runs.sources import Source, of_artifacts
+from kvab.runs.sources import NOT_STREAMED, Source, of_artifacts, opened_runs
 from kvab.runs.workload import save_workload
 from kvab.study import Study, load_cluster, load_study, root
 
@@ -29,7 +29,7 @@ KEPT = ("profile_export*", "*.jsonl*", "server_metrics_export.json", ".aiperf_re
 LEFT = ("_raw", "_console")
 
 
-def import_run(
+def import_runs(
     path: Path,
     study: Path,
     cluster: str,
@@ -38,8 +38,11 @@ def import_run(
     rows: int | None = None,
     trace: Path | None = None,
     folder: Path = Path("runs"),
-) -> tuple[Path, list[str]]:
-    """Write the artifacts of a run as a run folder; return it and what a reader must know of it.
+    counts: str | None = None,
+) -> list[tuple[Path, list[str]]]:
+    """Write artifacts as run folders; return each with what a reader must know of it.
+
+    The runs of ``--num-profile-runs`` become repeats, from ``repeat`` on.
 
     Parameters
     ----------
@@ -55,6 +58,8 @@ def import_run(
         Requests that AIPerf was to send, if its summary does not say.
     trace : Path, optional
         The trace that was replayed, if it is not the study's.
+    counts : {'server', 'client'}, optional
+        Whose token counts to use.
     folder : Path
         The folder of runs; a relative one counts from the checkout.
 
@@ -68,27 +73,36 @@ def import_run(
     if not NAME.fullmatch(cluster) or cluster == "workloads":
         raise InputError(f"--cluster: expected a name such as my-h200, got {cluster!r}")
     recipe = read_configuration(declared.configuration_folder(configuration), configuration)
-    declared.seed(repeat)
     profile = _profile(cluster)
     if (path / "run.json").exists():
         raise InputError(f"{path}: a run folder already; put it under {folder} as it is")
     with folder_of(path) as opened:
-        source = of_artifacts(path, opened, declared, trace, rows)
-        _check(source, declared)
-        assumed = _assumed(source, configuration)
-        inferred = [*source.inferred, *assumed]
-        manifest = _manifest(source, declared, profile, configuration, repeat, inferred)
-        if profile["kind"] != KIND:
-            job = plan_job(
-                declared, cluster, configuration, repeat, source.expected, source.trace, folder
-            )
-            manifest["depends_on"] = job.depends_on()
-        target = runs.run_path(folder, declared, cluster, configuration, repeat)
-        files = _files(source, recipe)
-        assert source.trace is not None  # `_check` refuses the others
-        save_workload(source.trace, folder / declared.name)
-        runs.write_run(target, manifest, files)
-    return target, source.told(declared.slo) + [f"{path}: inferred: {line}" for line in assumed]
+        sources = [
+            of_artifacts(name, each, declared, trace, rows, counts)
+            for name, each in opened_runs(path, opened)
+        ]
+        ready = []
+        for number, source in enumerate(sources, repeat):
+            declared.seed(number)
+            _check(source, declared)
+            manifest = _manifest(source, declared, profile, configuration, number)
+            if profile["kind"] != KIND:
+                job = plan_job(
+                    declared, cluster, configuration, number, source.expected, source.trace, folder
+                )
+                manifest["depends_on"] = job.depends_on()
+            ready.append((source, manifest, _files(source, recipe)))
+        written = []
+        for source, manifest, files in ready:
+            target = runs.run_path(folder, declared, cluster, configuration, manifest["repeat"])
+            assert source.trace is not None  # `_check` refuses the others
+            save_workload(source.trace, folder / declared.name)
+            runs.write_run(target, manifest, files)
+            assumed = [
+                f"{source.path}: inferred: {line}" for line in _assumed(source, configuration)
+            ]
+            written.append((target, source.told(declared.slo) + assumed))
+    return written
 
 
 def is_imported(study: Study, cluster: str, folder: Path) -> bool:
@@ -122,6 +136,8 @@ def _check(source: Source, study: Study) -> None:
             f"that is not on this machine; name it with --trace, or run `kvab trace fetch` for "
             f"{study.trace.name}"
         )
+    if not metrics.streamed(source.requests):
+        raise InputError(f"{source.path}: {NOT_STREAMED}")
 
 
 def _assumed(source: Source, configuration: str) -> list[str]:
@@ -141,7 +157,6 @@ def _manifest(
     profile: dict[str, Any],
     configuration: str,
     repeat: int,
-    inferred: list[str],
 ) -> dict[str, Any]:
     requests, trace, artifacts = source.requests, source.trace, source.artifacts
     assert requests is not None and trace is not None and artifacts is not None
@@ -152,6 +167,7 @@ def _manifest(
         "study_version": study.version,
         "study_digest": study.digest,
         "slo": study.slo.model_dump(),
+        "margins": study.margins,
         "cluster": profile,
         "kind": profile["kind"],
         "configuration": configuration,
@@ -174,10 +190,11 @@ def _manifest(
             "received": len(requests) - errors,
             "errors": errors,
         },
+        "token_counts": source.token_counts,
         "status": source.status,
         "reason": source.reason,
         "depends_on": {"imported": digest(artifacts.summary), "trace": trace.sha256},
-        "inferred": inferred,
+        "inferred": [*source.inferred, *_assumed(source, configuration)],
     }
 
 
@@ -206,6 +223,7 @@ def _files(source: Source, recipe: Configuration) -> dict[str, bytes | Path]:
         files[f"manifests/{name}"] = (recipe.folder / name).read_bytes()
     for pattern in KEPT:
         for file in artifacts.folder.glob(pattern):
-            if file.is_file() and not file.name.split(".json")[0].endswith(LEFT):
+            own = file.name.startswith((artifacts.prefix, SERVER_METRICS, ".aiperf"))
+            if file.is_file() and own and not file.name.split(".json")[0].endswith(LEFT):
                 files[f"artifacts/{file.name}"] = file
     return files

@@ -45,6 +45,7 @@ class RunManifest(Declared):
     study_version: int
     study_digest: str
     slo: Slo | None = None
+    margins: dict[str, float] | None = None
     cluster: dict[str, Any]
     kind: Literal["simulated", "live", "kubernetes", "imported"]
     configuration: str
@@ -57,6 +58,7 @@ class RunManifest(Declared):
     versions: dict[str, str]
     host: dict[str, Any]
     counts: Counts
+    token_counts: Literal["server", "client"] | None = None
     status: Literal["complete", "partial", "failed"]
     reason: str | None = None
     depends_on: dict[str, Any]

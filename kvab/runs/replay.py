@@ -200,6 +200,7 @@ class Replay:
             "study_version": job.study.version,
             "study_digest": job.study.digest,
             "slo": job.study.slo.model_dump(),
+            "margins": job.study.margins,
             "cluster": job.cluster.model_dump(mode="json"),
             "kind": job.cluster.kind,
             "configuration": job.configuration,
@@ -230,6 +231,7 @@ class Replay:
                 "received": job.rows - errors,
                 "errors": errors,
             },
+            "token_counts": requests.attrs.get("token_counts"),
             "status": "complete",
             "depends_on": job.depends_on(),
         }

@@ -5,7 +5,7 @@ Input: a path. Output: its requests, what is known of the run, and what had to b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,21 @@ import pandas as pd
 from kvab import metrics, runs, tidy
 from kvab.aiperf import PACKED, RECORDS, SUMMARY, Artifacts, aggregates, read_artifacts, rows
 from kvab.aiperf.archives import folder_of, holding
+from kvab.aiperf.artifacts import NO_SUMMARY
+from kvab.aiperf.rows import LOST
 from kvab.errors import InputError
+from kvab.formats import number, percent
 from kvab.study import Slo, Study
 from kvab.trace import Trace, find_trace, read_trace, trace_place
 
 PATTERNS = (SUMMARY, *(RECORDS + end for end in PACKED))
+REPEATS = "profile_runs/run_*"  # of --num-profile-runs
+COUNTERS = ("server", "client")
+SAME_COUNTS = 0.01  # share by which the server's and AIPerf's token counts may differ in silence
+NOT_STREAMED = (
+    "not streamed: TTFT and ITL were not measured, so no request can be judged good or not; run "
+    "AIPerf with --streaming"
+)
 SAME_SCHEDULE_MS = 1000.0  # two runs of one schedule issue a request within this of each other
 
 
@@ -47,6 +57,8 @@ class Source:
         The trace that the artifacts replayed, if it is known.
     inferred : list of str
         What was taken from elsewhere than the files.
+    token_counts : str or None
+        Whose token counts are used, the ``server``'s or the ``client``'s; None where not known.
     """
 
     path: Path
@@ -59,6 +71,12 @@ class Source:
     artifacts: Artifacts | None = None
     trace: Trace | None = None
     inferred: tuple[str, ...] = ()
+    token_counts: str | None = None
+
+    @property
+    def load(self) -> str | None:
+        """What paced the requests instead of a schedule or a trace, where that is known."""
+        return self.artifacts.load if self.artifacts and not self.trace else None
 
     def summary(self, slo: Slo) -> dict[str, Any]:
         """Return the document of ``kvab summarize``; one of a partial run says so in ``status``."""
@@ -69,7 +87,7 @@ class Source:
             document = metrics.summarize(self.requests, slo, self.expected)
         if self.status == "partial":
             document |= {"status": self.status, "reason": self.reason}
-        return document
+        return document | {"token_counts": self.token_counts}
 
     def told(self, slo: Slo) -> list[str]:
         """Return what a reader must know beside the numbers, a line each."""
@@ -77,25 +95,74 @@ class Source:
         lines = [*notes, *(f"inferred: {line}" for line in self.inferred)]
         if self.requests is None and self.artifacts is not None:
             lines += [f"missing: {line}" for line in aggregates.missing(self.artifacts, slo)]
+        lines += [*self._other_counts(slo), *self._not_streamed()]
         if self.status != "complete":
             lines.append(f"{self.status}: {self.reason}; no verdict rests on it")
         return [f"{self.path}: {line}" for line in lines]
 
+    def _other_counts(self, slo: Slo) -> list[str]:
+        """Say what AIPerf's own token counts give, where the server's differ from them."""
+        if self.artifacts is None or self.artifacts.records is None or self.requests is None:
+            return []
+        table, own, differ = self.requests, self.artifacts.records.table, []
+        for kind, noun in (("input", "prompts"), ("output", "answers")):
+            counts = own[[f"{who}_{kind}_tokens" for who in COUNTERS]].dropna()
+            server, client = (int(counts[name].sum()) for name in counts)
+            if counts.diff(axis=1).iloc[:, 1].abs().sum() > SAME_COUNTS * client:
+                differ.append(f"{noun} have {server:,} tokens by the server, {client:,} by AIPerf")
+        if not differ:
+            return []
+        said = f"token counts: {' and '.join(differ)}"
+        if self.token_counts == "client":
+            return [f"{said}; AIPerf's are used, as named (--token-counts server takes the others)"]
+        theirs, here = (
+            f"ITL mean {number(float(each['itl_ms'].mean()))} ms, good "
+            f"{percent(float(metrics.good(each, slo).mean()))}"
+            for each in (table.assign(itl_ms=table["client_itl_ms"]), table)
+        )
+        return [
+            f"{said}; the server's are used, as it made them one by one: {here}. By AIPerf's own: "
+            f"{theirs} (--token-counts client takes those)"
+        ]
 
-def of_run(run: runs.Run) -> Source:
-    """Return a run folder as a source."""
+    def _not_streamed(self) -> list[str]:
+        if self.requests is None or metrics.streamed(self.requests):
+            return []
+        return [NOT_STREAMED]
+
+
+def of_run(run: runs.Run, counts: str | None = None) -> Source:
+    """Return a run folder as a source.
+
+    Raises
+    ------
+    InputError
+        If other token counts are asked for than those it was written with.
+    """
     manifest = run.manifest
+    if counts and counts != manifest.token_counts:
+        raise InputError(
+            f"{run.path}: --token-counts {counts}: the run was written with those of "
+            f"{manifest.token_counts or 'an unknown origin'}; import its artifacts/ anew"
+        )
     about = [
         ("run", f"{manifest.configuration} r{manifest.repeat} on {manifest.cluster['name']}"),
         ("kind", f"{manifest.kind}, {manifest.status}"),
         ("workload", f"{manifest.trace.name}, {manifest.trace.rows:,} rows"),
     ]
-    counts, status = manifest.counts.expected, manifest.status
-    return Source(run.path, about, run.requests, counts, status, manifest.reason, run)
+    expected, status = manifest.counts.expected, manifest.status
+    return Source(
+        run.path, about, run.requests, expected, status, manifest.reason, run,
+        token_counts=manifest.token_counts,
+    )  # fmt: skip
 
 
 def read_source(
-    path: Path, study: Study, trace: Path | None = None, expected: int | None = None
+    path: Path,
+    study: Study,
+    trace: Path | None = None,
+    expected: int | None = None,
+    counts: str | None = None,
 ) -> Source:
     """Return a run folder, a folder of AIPerf artifacts, or an archive of one.
 
@@ -109,43 +176,94 @@ def read_source(
         The trace that the artifacts replayed instead.
     expected : int, optional
         Requests that AIPerf was to send, where its summary does not say.
+    counts : {'server', 'client'}, optional
+        Whose token counts to use, by default the server's where it reports them.
 
     Raises
     ------
     InputError
         If it is none of these, or more than one run.
     """
+    found = read_sources(path, study, trace, expected, counts)
+    if len(found) > 1:
+        raise InputError(
+            f"{path}: expected one run, got {len(found)} of --num-profile-runs; name the folder of "
+            "one, such as profile_runs/run_0001 (`kvab compare` and `kvab import` take them all)"
+        )
+    return found[0]
+
+
+def read_sources(
+    path: Path,
+    study: Study,
+    trace: Path | None = None,
+    expected: int | None = None,
+    counts: str | None = None,
+) -> list[Source]:
+    """Return the run that a path names, or the repeats where AIPerf made several; as above."""
     if (path / "run.json").exists():
         if trace is not None or expected is not None:
             raise InputError(
                 f"{path}: a run folder says itself what was replayed; leave --trace and --rows out"
             )
-        return of_run(runs.read_run(path))
+        return [of_run(runs.read_run(path), counts)]
     with folder_of(path) as folder:
-        return of_artifacts(path, folder, study, trace, expected)
+        return [
+            of_artifacts(name, each, study, trace, expected, counts)
+            for name, each in opened_runs(path, folder)
+        ]
+
+
+def opened_runs(path: Path, folder: Path) -> list[tuple[Path, Path]]:
+    """Return the name and the place of each run of AIPerf in an opened path, repeats in order."""
+    if folder.is_file():
+        return [(path, folder)]
+    repeats = sorted(folder.rglob(REPEATS))
+    if len({each.parent for each in repeats}) == 1:
+        return [(path / each.relative_to(folder), each) for each in repeats]
+    return [(path, holding(folder, PATTERNS, path))]
 
 
 def of_artifacts(
-    path: Path, folder: Path, study: Study, trace: Path | None = None, expected: int | None = None
+    path: Path,
+    place: Path,
+    study: Study,
+    trace: Path | None = None,
+    expected: int | None = None,
+    counts: str | None = None,
 ) -> Source:
-    """Return the artifacts in an opened folder as a source, called by ``path``."""
-    found = read_artifacts(holding(folder, PATTERNS, path))
+    """Return the artifacts in an opened place as a source, called by ``path``."""
+    found = read_artifacts(place)
     replayed, inferred = _trace(found, study, trace, expected)
-    requests = None
+    requests = whose = None
     if found.records is not None:
-        requests = tidy.from_aiperf(found, replayed, expected)
+        requests = tidy.from_aiperf(found, replayed, expected, counts)
         inferred += requests.attrs.pop("inferred")
+        whose = requests.attrs["token_counts"]
+        if found.partial == NO_SUMMARY and expected and not (requests["error"] == LOST).any():
+            found = replace(found, partial=None)  # as many as were to be sent
+    elif counts == "server":
+        raise InputError(
+            f"{path}: --token-counts server: only AIPerf's summary was kept, on its own counts"
+        )
     status = "complete" if found.whole else "partial"
     sent = (len(requests) if requests is not None else found.expected) or 0
     about = [
         ("artifacts", f"{path}, AIPerf {found.version or 'of unknown version'}"),
         ("status", status if found.whole else f"{status}: {found.partial}"),
-        ("workload", f"{replayed.name if replayed else 'unknown trace'}, {sent or '?'} rows"),
+        ("workload", f"{_workload(found, replayed)}, {sent or '?'} rows"),
     ]
     total = None if requests is None else len(requests)
     return Source(
-        path, about, requests, total, status, found.partial, None, found, replayed, tuple(inferred)
-    )
+        path, about, requests, total, status, found.partial, None, found, replayed,
+        tuple(inferred), whose,
+    )  # fmt: skip
+
+
+def _workload(found: Artifacts, trace: Trace | None) -> str:
+    if trace:
+        return trace.name
+    return f"no trace, {found.load}" if found.load else "unknown trace"
 
 
 def _trace(
@@ -190,8 +308,24 @@ def comparable(arms: list[list[Source]]) -> list[list[pd.DataFrame]]:
     if folders := [source.run for source in found if source.run]:
         runs.check_comparable(folders)
     _check_traces(found)
+    if not paired(arms):
+        return [[source.requests for source in arm if source.requests is not None] for arm in arms]
     reference = next((s for s in found if _has_schedule(s)), found[0])
     return [[_on_clock(source, reference) for source in arm] for arm in arms]
+
+
+def told_counts(arms: list[list[Source]]) -> list[str]:
+    """Say where the runs to compare are on different token counts."""
+    whose = sorted({each.token_counts for arm in arms for each in arm if each.token_counts})
+    if len(whose) < 2:
+        return []
+    return ["token counts: the server's of some runs, AIPerf's of others, which can differ; "
+            "--token-counts client takes AIPerf's of all"]  # fmt: skip
+
+
+def paired(arms: list[list[Source]]) -> bool:
+    """Return whether requests of one arm have partners in the other: both replayed a schedule."""
+    return not any(source.load for arm in arms for source in arm)
 
 
 def _aggregates_only(source: Source) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.errors import InputError
-from kvab.metrics import LATENCIES, METRICS, Slo, good, served
+from kvab.metrics import LATENCIES, METRICS, Slo, good, served, streamed, unlike
 from kvab.statistics.bootstrap import Design, Sample, block_bursts
 
 BASELINE, COMPARISON = "baseline", "comparison"
@@ -110,8 +110,10 @@ def _check_same(reference: pd.DataFrame, table: pd.DataFrame, where: str, first:
         raise InputError(f"{where}: row {odd[0]} {has} ({len(odd)} rows differ); {mend}")
     shift_ms = np.abs(table["arrival_ms"] - reference["arrival_ms"]).to_numpy()
     _refuse(~(shift_ms <= ARRIVAL_TOLERANCE_MS), "arrival_ms", reference, table, where, first)
-    length = table["input_tokens"].to_numpy() != reference["input_tokens"].to_numpy()
-    wrong = length & served(table) & served(reference)
+    both = served(table) & served(reference)
+    wrong = np.zeros(len(both), bool)
+    lengths = (each["input_tokens"].to_numpy()[both] for each in (table, reference))
+    wrong[both] = unlike(*lengths)
     _refuse(wrong, "input_tokens", reference, table, where, first)
 
 
@@ -137,11 +139,13 @@ def arm_table(pairs: pd.DataFrame, arm: str) -> pd.DataFrame:
 def values(pairs: pd.DataFrame, arm: str, slo: Slo, one_token: bool = False) -> dict:
     """Return the values of every metric in one arm, float arrays along the rows of ``pairs``.
 
-    Latencies are NaN where undefined; ``good_share`` is 0 or 1 on every row, failed ones too.
+    Latencies are NaN where undefined; ``good_share`` is 0 or 1 on every row, failed ones too, and
+    NaN on all where answers were not streamed.
     """
     table = arm_table(pairs, arm)
     result = {key: table[METRICS[key].column].to_numpy(float) for key in LATENCIES}
-    return {**result, "good_share": good(table, slo, one_token).astype(float)}
+    judged = good(table, slo, one_token).astype(float)
+    return {**result, "good_share": judged if streamed(table) else np.full(len(table), np.nan)}
 
 
 def differences(first: Mapping, second: Mapping) -> dict[str, np.ndarray]:

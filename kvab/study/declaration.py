@@ -187,7 +187,7 @@ def root() -> Path:
 
 
 def default_study() -> Path:
-    """Return the study meant where none is named: the only one, or the only published one.
+    """Return the file of the study meant where none is named: the only one, or only published one.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def default_study() -> Path:
     published = [path for path in known if (checkout / PUBLISHED / path.parent.name).is_dir()]
     for meant in (known, published):
         if len(meant) == 1:
-            return meant[0].relative_to(checkout)
+            return meant[0]
     names = ", ".join(str(path.relative_to(checkout)) for path in known) or "none"
     raise InputError(f"{checkout / 'recipes'}: which study? there are: {names}; name one (--study)")
 
@@ -209,5 +209,6 @@ def load_study(path: str | Path = "") -> Study:
 
     A relative path counts from the checkout.
     """
-    path = root() / (path or default_study())
+    path = Path(path or default_study())
+    path = path if path.is_absolute() else root() / path
     return read_declaration(path, Study, folder=path.parent)

@@ -207,7 +207,7 @@ def changed(column, row, value):
     ("comparison", "message"),
     [
         (changed("row", 7, 6), "comparison, repeat 1: row 6 stands twice"),
-        (changed("input_tokens", 7, 5), "comparison, repeat 1: row 7 has input_tokens 5"),
+        (changed("input_tokens", 7, 9000), "comparison, repeat 1: row 7 has input_tokens 9000"),
         (changed("arrival_ms", 7, 1.0), "comparison, repeat 1: row 7 has arrival_ms 1"),
         (requests().iloc[:200], r"comparison, repeat 1: row 200 is missing \(100 rows differ\)"),
         (changed("row", 7, 900), r"comparison, repeat 1: row 7 is missing \(2 rows differ\)"),

@@ -72,6 +72,13 @@ def test_sound_runs_are_green(live, tmp_path):
     assert gate(Runs(tmp_path / "simulated", "simulated-h200").evidence()).reasons == []
 
 
+def test_a_chat_template_on_every_prompt_is_no_other_workload(live):
+    live.doctor(BASELINE, column("input_tokens", lambda n: n + 14))
+    evidence = live.evidence()
+    assert gate(evidence).reasons == []
+    assert evidence.comparison.pairs == 600
+
+
 # --- one way each ------------------------------------------------------------------------------
 
 
@@ -149,7 +156,7 @@ WAYS = {
     "errors": (KV, column("error", "HTTP 500", slice(0, 6)), "failed requests.*found 1.17%"),
     "short answers": (BASELINE, column("output_tokens", lambda n: n - 1, [3]), "answer tokens as"),
     "other answers asked for": (BASELINE, short_and_unasked, "answer tokens as asked"),
-    "other prompts": (BASELINE, column("input_tokens", lambda n: n + 1, [3]), "prompt tokens as"),
+    "other prompts": (BASELINE, column("input_tokens", lambda n: 2 * n + 65, [3]), "prompt tokens"),
     "a slower clock": (
         AGG_KV, column("arrival_ms", lambda ms: 1.1 * ms), "arrivals as in the trace",
     ),
