@@ -76,18 +76,21 @@ publish: env ## copy this machine's complete runs to book/published
 check: lint ## everything that must hold before a change is handed over, but the tests
 	$(BIN)/kvab report --from book/published --out build/check
 
-bench: env ## measure speed as ratios within one run
+bench: env ## measure speed as ratios within one run, write docs/performance.md
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/records.py
 	$(BIN)/python benchmarks/comparison.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/performance.py
 
-faults: env ## kill runs and harm them in other ways, count what went wrong (twenty minutes at most)
-	timeout --foreground 20m $(BIN)/python tests/faults/campaign.py
+faults: env ## kill runs and harm them in other ways, write docs/reliability.md (twenty minutes at most)
+	timeout --foreground 20m $(BIN)/python tests/faults/campaign.py; ended=$$?; \
+	$(BIN)/python tests/faults/reliability.py; exit $$ended
 
-fuzz: env ## feed each reader 100,000 broken inputs, count what came of them (a quarter of an hour)
-	$(BIN)/python tests/fuzz/fuzz.py --inputs 100000 --out book/published/fuzzing.json
+fuzz: env ## feed each reader 100,000 broken inputs, write docs/reliability.md (a quarter of an hour)
+	$(BIN)/python tests/fuzz/fuzz.py --inputs 100000 --out book/published/fuzzing.json; ended=$$?; \
+	$(BIN)/python tests/faults/reliability.py; exit $$ended
 
 audit: env ## look for known vulnerabilities in requirements.lock
 	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kvab.errors import DependencyError, KvabError
-from kvab.recipes import check_gpus, declared_topology
+from kvab.errors import DependencyError, InputError, KvabError
+from kvab.recipes import Configuration, check_gpus, declared_topology, read_configuration
+from kvab.recipes.forms import BETA_FILE, beta_text
 from kvab.runs.jobs import open_cluster
-from kvab.study import Study, load_cluster, load_study, root
-from kvab.trace import read_trace, trace_place
+from kvab.study import Live, Simulated, Study, check_product, load_cluster, load_study, root
+from kvab.study.declaration import TraceSource
+from kvab.trace import Trace, read_trace, trace_place
 
 FREE_BYTES = 2_000_000_000
 
@@ -28,8 +30,10 @@ class Finding:
     what: str
 
 
-def check_declarations() -> list[str]:
+def check_declarations(*, fix: bool = False) -> list[str]:
     """Read every study, configuration and cluster profile; return what was read. Asks nobody.
+
+    With ``fix`` the v1beta1 forms of the deployments are written anew where they differ.
 
     Raises
     ------
@@ -42,8 +46,22 @@ def check_declarations() -> list[str]:
         read += [f"{study.name}: {declared_topology(study, name).describe()}"
                  for name in study.configurations]  # fmt: skip
         check_gpus(study)
+        for name in study.configurations:
+            read += _check_beta(read_configuration(study.configuration_folder(name), name), fix)
     profiles = sorted((root() / "recipes" / "clusters").glob("*.yaml"))
     return read + [f"{path.stem}: {load_cluster(path.stem).description}" for path in profiles]
+
+
+def _check_beta(recipe: Configuration, fix: bool) -> list[str]:
+    """Hold the v1beta1 form of a deployment against ``deploy.yaml``, where there is one."""
+    path = recipe.folder / BETA_FILE
+    text = beta_text(recipe.deploy) if path.exists() else ""
+    if not text or path.read_text() == text:
+        return []
+    if not fix:
+        raise InputError(f"{path}: not what deploy.yaml says; run `kvab check --fix`")
+    path.write_text(text)
+    return [f"{path}: written anew from deploy.yaml"]
 
 
 def findings(study: Path, cluster: str) -> list[Finding]:
@@ -54,7 +72,7 @@ def findings(study: Path, cluster: str) -> list[Finding]:
         found.append(_try(f"{name}: ", partial(_described, declared, name)))
     found.append(_try("gpus: ", partial(_gpus, declared)))
     found += _of_cluster(declared, cluster)
-    found.append(_try("trace: ", partial(_trace, declared)))
+    found += _of_trace(declared)
     free = shutil.disk_usage(root()).free
     found.append(
         Finding(free > FREE_BYTES, f"{free / 1e9:.0f} GB free; runs and book need about 2 GB")
@@ -84,6 +102,7 @@ def _of_cluster(declared: Study, name: str) -> list[Finding]:
     """Return what the cluster lacks: for Kubernetes each thing that a run needs."""
     try:
         profile = load_cluster(name)
+        check_product(declared, profile)
         if profile.kind == "kubernetes":
             from kvab.cluster import assembly
             from kvab.runs import remote
@@ -93,11 +112,23 @@ def _of_cluster(declared: Study, name: str) -> list[Finding]:
         if profile.kind == "live":
             from kvab.live.serving import LiveStack
 
-            found = LiveStack(profile).findings(declared.model.name)
-            return [Finding(ok, what) for ok, what in found]
+            live = LiveStack(profile).findings(declared.model.name)
+            found = [Finding(ok, what) for ok, what in live]
+        else:
+            found = [_try("cluster: ", lambda: _cluster(name))]
     except KvabError as error:
         return [Finding(False, f"cluster: {error}")]
-    return [_try("cluster: ", lambda: _cluster(name))]
+    if all(finding.ok for finding in found):
+        found += [_try(f"{each}: ", partial(_timed, declared, each, profile))
+                  for each in declared.configurations]  # fmt: skip
+    return found
+
+
+def _timed(declared: Study, name: str, profile: Simulated | Live) -> str:
+    """Return that the simulator, whose times live engines wait for too, knows a configuration."""
+    from kvab.simulate import Simulator
+
+    return Simulator(profile).check(declared_topology(declared, name))
 
 
 def _cluster(name: str) -> str:
@@ -107,14 +138,36 @@ def _cluster(name: str) -> str:
     return f"{name} ({profile.kind}): {versions}"
 
 
-def _trace(study: Study) -> str:
-    declared, place = study.trace, trace_place(study.trace)
+def _of_trace(declared: Study) -> list[Finding]:
+    """Return that the trace is there, and for whose context some of its rows are too long."""
+    try:
+        trace = _read(declared.trace)
+    except KvabError as error:
+        return [Finding(False, f"trace: {error}")]
+    found = [Finding(True, f"trace: {trace.path}, {len(trace):,} rows, sha256 as declared")]
+    tokens = trace.input_tokens + trace.output_tokens
+    for name in declared.configurations:
+        try:
+            groups = declared_topology(declared, name).groups.values()
+        except KvabError:
+            continue  # which is said already
+        context = min(group.context_length for group in groups)
+        if count := int((tokens > context).sum()):
+            found.append(Finding(False, (
+                f"{name}: {count:,} of {len(trace):,} trace rows are longer than its context of "
+                f"{context:,} tokens (prompt and answer; the longest {tokens.max():,}), and fail "
+                "or are cut short; raise --max-model-len in deploy.yaml, or choose another trace"
+            )))  # fmt: skip
+    return found
+
+
+def _read(declared: TraceSource) -> Trace:
+    place = trace_place(declared)
     if not place.is_file():
         raise DependencyError(
             f"{place}: not there; run `kvab trace fetch`, or name the file in KVAB_TRACE: where it "
             "can be neither found nor downloaded a made-up workload is replayed"
         )
-    trace = read_trace(
+    return read_trace(
         place, name=declared.name, block_tokens=declared.block_tokens, sha256=declared.sha256
     )
-    return f"{trace.path}, {len(trace):,} rows, sha256 as declared"

@@ -97,6 +97,10 @@ def test_a_configuration(copy):
     entry.update(path="vllm/disagg-5p3d", label="Disaggregated 5P + 3D, KV router", short="B53")
     entry["factors"] = {"split": "disaggregated", "routing": "kv"}
     path.write_text(yaml.safe_dump(declared, sort_keys=False))
+    ended = kvab(copy, "check")
+    assert ended.returncode == 2
+    assert "deploy.v1beta1.yaml: not what deploy.yaml says; run `kvab check --fix`" in ended.stderr
+    assert "5 prefill" in done(copy, "check", "--fix")
     assert "5 prefill" in done(copy, "check")
 
 
@@ -155,22 +159,22 @@ def test_a_figure_and_a_page(copy):
             "figures.ttft_over_rows(load_evidence(study, cluster, runs))"
         ),
     ]
-    nbformat.write(page, copy / "notebooks/13_slowest.ipynb")
+    nbformat.write(page, copy / "notebooks/11_slowest.ipynb")
     edit(
         copy,
         "book/_toc.yml",
         "      - file: reproduce\n",
-        "      - file: 13_slowest\n      - file: reproduce\n",
+        "      - file: 11_slowest\n      - file: reproduce\n",
     )
-    row = "| how long its own steps take | [](12_performance) |"
+    row = "| how your numbers compare with these | [](reproduce) |"
     edit(
         copy,
         "notebooks/index.ipynb",
         row,
-        f"| how long the slowest waits | [](13_slowest) |\\n{row}",
+        f"| how long the slowest waits | [](11_slowest) |\\n{row}",
     )
     done(copy, "report", "--from", "book/published", "--out", copy.parent / "out")
-    html = (copy.parent / "out/html/13_slowest.html").read_text()
+    html = (copy.parent / "out/html/11_slowest.html").read_text()
     assert "How long does the slowest wait?" in html
     assert re.search(r"The slowest first token took \d+ ms\.", html)
-    assert "13_slowest.html" in (copy.parent / "out/html/index.html").read_text()
+    assert "11_slowest.html" in (copy.parent / "out/html/index.html").read_text()

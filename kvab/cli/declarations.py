@@ -15,19 +15,26 @@ app = typer.Typer()
 def new(
     name: Annotated[str, typer.Argument(help="Name of the new study: recipes/NAME/.")],
     like: StudyOption,
+    profile: Annotated[
+        str, typer.Option(help="The cluster profile to copy with it.")
+    ] = "simulated-h200",
 ) -> None:
     """Begin a study of your own: copy one that works, and say what to change."""
     from kvab.study.copying import new_study
 
-    print(new_study(name, like))
+    print(new_study(name, like, profile))
 
 
 @app.command()
-def check() -> None:
+def check(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write deploy.v1beta1.yaml anew from deploy.yaml.")
+    ] = False,
+) -> None:
     """Check every study, configuration and cluster profile of recipes/; asks no cluster."""
     from kvab.doctor import check_declarations
 
-    for line in check_declarations():
+    for line in check_declarations(fix=fix):
         print(line)
 
 

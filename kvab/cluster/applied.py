@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ PLACEHOLDERS = (
     "your-storage-class-name",
     "replace-with-your-rwx-class",
 )
+RESET, RESET_UNTIL = "--router-reset-states", (1, 4)  # the runtime that no longer knows it
 VERSIONED = re.compile(r":v?\d+\.\d+\.\d+[\w.+-]*$")
 SLACK_S = 1800  # installation of AIPerf, and time to write its files
 
@@ -76,6 +76,10 @@ def deployment(configuration: Configuration, profile: Kubernetes) -> Manifest:
                 f"recipes/clusters/{profile.name}.yaml: image: expected a tag that is a version, "
                 f"got {image}; add runtime_version, the version of the runtime in it"
             )
+        if part.program == FRONTEND and _runtime(service, image) >= RESET_UNTIL:
+            for key in ("command", "args"):
+                words = pod["mainContainer"].get(key, [])
+                pod["mainContainer"][key] = [w.replace(RESET, "") for w in words if w != RESET]
         if profile.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": profile.image_pull_secret}]
         if profile.tolerations:
@@ -87,6 +91,12 @@ def deployment(configuration: Configuration, profile: Kubernetes) -> Manifest:
         for path in ("resources.requests", "resources.limits"):
             _rename_devices(at(service, path) or {}, profile.rdma_resource)
     return manifest
+
+
+def _runtime(service: dict[str, Any], image: str) -> tuple[int, ...]:
+    """Return major and minor version of the runtime that serves."""
+    text = service.get("runtimeVersionOverride") or image.rpartition(":")[2]
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
 def _rename_devices(amounts: dict[str, Any], resource: str | None) -> None:
@@ -271,20 +281,6 @@ def replicas(manifest: Manifest) -> dict[str, int]:
     """Return the wanted pods of each component of a deployment."""
     services = manifest["spec"]["services"]
     return {name: service.get("replicas", 1) for name, service in services.items()}
-
-
-def image_problems(configuration: Configuration, manifest: Manifest) -> Iterator[str]:
-    """Yield the frontend's arguments that its image does not know."""
-    for name, part in configuration.components().items():
-        service = manifest["spec"]["services"][name]
-        image = service["extraPodSpec"]["mainContainer"]["image"]
-        text = service.get("runtimeVersionOverride") or image.rpartition(":")[2].lstrip("v")
-        version = tuple(int(number) for number in re.findall(r"\d+", text)[:2])
-        if part.program == FRONTEND and "--router-reset-states" in part.flags and version >= (1, 4):
-            yield (
-                f"{name}: --router-reset-states is gone from runtime 1.4.0 on, and the image is "
-                f"{text}; drop the flag from {configuration.folder / 'deploy.yaml'}"
-            )
 
 
 def component(configuration: Configuration) -> str:

@@ -134,17 +134,6 @@ class Assembly:
         pods = f"{readiness.DEPLOYMENT}={self.recipe.deployment}"
         return [pods, *(f"job-name={name}" for name in jobs)], names
 
-    def stays(self) -> str:
-        """Return what is left in the namespace for later runs, and how to remove it."""
-        made = [applied.download(self.job.study, self.profile)]
-        made += applied.storage(self.job.study, self.profile)
-        kinds = {"Job": "job", "PersistentVolumeClaim": "pvc"}
-        names = " ".join(f"{kinds[each['kind']]}/{each['metadata']['name']}" for each in made)
-        return (
-            "model files, caches and the artifacts of every run stay for later runs; "
-            f"`kubectl -n {self.profile.namespace} delete {names}` removes them for good"
-        )
-
     @cached_property
     def state_file(self) -> Path:
         """Where it is noted, beside the run, that the cluster holds something of it."""

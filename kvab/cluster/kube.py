@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import sys
 import time
 import weakref
 from collections.abc import Callable
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay
@@ -25,12 +28,16 @@ from kvab.cluster.apierrors import (
     told,
 )
 from kvab.cluster.connecting import api_client
+from kvab.errors import DependencyError, InputError
+from kvab.recipes import forms
 from kvab.secrecy import hide
 from kvab.study import Kubernetes
 
 Object = dict[str, Any]
-NVIDIA = "/apis/nvidia.com/v1alpha1"
+NVIDIA = "/apis/nvidia.com/{version}"
+DEFINITION = "dynamographdeployments.nvidia.com"
 CALL_S = 60.0
+WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')  # RFC 9111, 5.5, as Kubernetes uses it
 
 
 class Kind(NamedTuple):
@@ -57,6 +64,17 @@ KINDS = {
         "/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", False
     ),
 }
+
+
+@cache
+def _warn(text: str) -> None:
+    """Say what the API server warns of; the same text is said once."""
+    print(f"the API server warns: {hide(text)}", file=sys.stderr)
+
+
+def _warnings(header: str) -> None:
+    for text in WARNING.findall(header):
+        _warn(re.sub(r"\\(.)", r"\1", text))
 
 
 class Kube:
@@ -109,7 +127,7 @@ class Kube:
         return retrying(once)
 
     def _send(self, method: str, path: str, query: Any, body: Any, *, text: bool = False) -> Any:
-        (answer, _, _) = self.api.call_api(
+        (answer, _, headers) = self.api.call_api(
             path,
             method,
             query_params=list((query or {}).items()),
@@ -119,6 +137,7 @@ class Kube:
             _preload_content=False,
             _request_timeout=CALL_S,
         )
+        _warnings(headers.get("Warning", ""))
         if text:
             return answer.data.decode("utf-8", "replace")
         try:
@@ -127,11 +146,32 @@ class Kube:
             got = " ".join(answer.data[:80].decode("utf-8", "replace").split())
             raise Unreadable(f"expected JSON of the API server, got {got!r}") from None
 
-    def path(self, kind: str, name: str = "") -> str:
-        """Return the path of a kind, or of one object of it."""
+    def path(self, kind: str, name: str = "", version: str = "") -> str:
+        """Return the path of a kind, or of one object of it, in the version that is stored."""
         prefix, plural, namespaced = KINDS[kind]
+        prefix = prefix.format(version=version or self.version) if prefix == NVIDIA else prefix
         inside = f"/namespaces/{self.namespace}" if namespaced else ""
         return f"{prefix}{inside}/{plural}" + (f"/{name}" if name else "")
+
+    @cached_property
+    def version(self) -> str:
+        """The version of Dynamo's kinds that the cluster stores; the other is deprecated there."""
+        try:
+            definition = self.get("CustomResourceDefinition", DEFINITION)
+        except DependencyError:
+            definition = None  # not allowed to read it: every operator serves the first version
+        versions = definition["spec"]["versions"] if definition else []
+        stored = (each["name"] for each in versions if each.get("storage"))
+        return "v1beta1" if "v1beta1" in stored else "v1alpha1"
+
+    def form(self, manifest: Object) -> Object:
+        """Return a manifest in the version that the cluster stores, as it is where it has none."""
+        if manifest["kind"] != "DynamoGraphDeployment" or self.version == "v1alpha1":
+            return manifest
+        try:
+            return forms.to_beta(manifest)
+        except InputError:
+            return manifest  # which is served as well
 
     def get(self, kind: str, name: str) -> Object | None:
         """Return an object, None if there is none."""
@@ -156,8 +196,10 @@ class Kube:
         query = {"fieldValidation": "Strict", "fieldManager": "kvab"}
         if dry_run:
             query["dryRun"] = "All"
+        manifest = self.form(manifest)
+        path = self.path(kind, version=manifest["apiVersion"].rpartition("/")[2])
         try:
-            return self.call("POST", self.path(kind), query, manifest, what=f"{kind} {name}")
+            return self.call("POST", path, query, manifest, what=f"{kind} {name}")
         except Existing:
             found = self.get(kind, name)
             ours = manifest["metadata"].get("annotations") or {}

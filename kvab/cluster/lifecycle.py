@@ -8,7 +8,6 @@ something to find.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -139,7 +138,7 @@ class Cluster:
         self.folder = applied.artifact_folder(manifests[2], run_id)
         for manifest in manifests:
             name = f"applied/{manifest['kind'].lower()}.json"
-            self.applied[name] = json.dumps(manifest, indent=1).encode()
+            self.applied[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
 
     def replay(
         self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None
@@ -237,7 +236,6 @@ class Cluster:
             return
         presence.remove(self.kube, self.run)
         self.run.state_file.unlink(missing_ok=True)
-        print(self.run.stays(), file=sys.stderr)
 
     def _files(self) -> AbstractContextManager[Pod]:
         """Return a running pod that mounts the volume, made for it if the benchmark's is gone."""

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 from kvab.cluster import applied
 from kvab.cluster.apierrors import OverQuota, WebhookDown
-from kvab.cluster.kube import Kube
+from kvab.cluster.kube import DEFINITION, Kube
 from kvab.cluster.marks import STUDY_LABEL
 from kvab.errors import DependencyError, KvabError
 from kvab.recipes.manifests import Configuration
 from kvab.study import Gpus, Kubernetes
 
 Manifest = dict[str, Any]
-CRD = "dynamographdeployments.nvidia.com"
 ORIGIN = "nvidia.com/dynamo-operator-origin-version"
 RBAC = "have recipes/rbac.yaml applied"
 
@@ -47,7 +46,7 @@ class Need(NamedTuple):
                 review["subresource"] = sub
             if not self.cluster_wide:
                 review["namespace"] = profile.namespace
-            named = {"secrets": profile.hf_token_secret, "customresourcedefinitions": CRD}
+            named = {"secrets": profile.hf_token_secret, "customresourcedefinitions": DEFINITION}
             named |= {"namespaces": profile.namespace, "storageclasses": profile.storage_class}
             if resource in named:
                 review["name"] = named[resource]
@@ -88,7 +87,7 @@ def server_version(kube: Kube) -> str:
 
 def versions(kube: Kube) -> dict[str, str]:
     """Return the versions that a run records: the server's, and the definition's."""
-    definition = kube.get("CustomResourceDefinition", CRD) or {"spec": {"versions": []}}
+    definition = kube.get("CustomResourceDefinition", DEFINITION) or {"spec": {"versions": []}}
     served = [each for each in definition["spec"]["versions"] if each.get("served")]
     names = ", ".join(v["name"] + (" (stored)" if v.get("storage") else "") for v in served)
     return {"kubernetes": server_version(kube), "dynamographdeployments": names or "none"}
@@ -126,10 +125,9 @@ def findings(
                    f"{profile.hf_token_secret} --from-literal=HF_TOKEN=...`"))  # fmt: skip
     yield from _devices(kube, profile, gpus, arms)
     for configuration, manifests in arms:
-        problems = list(applied.image_problems(configuration, manifests[0]))
-        yield from (Finding(False, f"{configuration.name}: {problem}") for problem in problems)
-        if not problems:
-            yield Finding(True, f"{configuration.name}: the image knows the frontend's flags")
+        if applied.RESET in str(configuration.deploy) and applied.RESET not in str(manifests[0]):
+            what = f"{applied.RESET} is left out, the image's runtime no longer has it"
+            yield Finding(True, f"{configuration.name}: {what}")
     if namespace.ok and allowed.ok:
         named = [("storage and model", shared)]
         named += [(configuration.name, manifests) for configuration, manifests in arms]
@@ -186,17 +184,17 @@ def _permissions(kube: Kube, profile: Kubernetes, needs: tuple[Need, ...]) -> st
 
 
 def _definition(kube: Kube, arms: list[tuple[Configuration, list[Manifest]]]) -> str:
-    definition = kube.get("CustomResourceDefinition", CRD)
+    definition = kube.get("CustomResourceDefinition", DEFINITION)
     if definition is None:
-        raise DependencyError(f"{CRD} is not defined; install Dynamo's operator")
+        raise DependencyError(f"{DEFINITION} is not defined; install Dynamo's operator")
     served = [v["name"] for v in definition["spec"]["versions"] if v.get("served")]
-    wanted = {manifests[0]["apiVersion"].rpartition("/")[2] for _, manifests in arms}
+    wanted = {kube.form(each[0])["apiVersion"].rpartition("/")[2] for _, each in arms}
     if missing := sorted(wanted - set(served)):
         raise DependencyError(
             f"the recipes are {', '.join(missing)}, the cluster serves {', '.join(served)}; "
             "install an operator that serves it"
         )
-    return f"serves {', '.join(served)}"
+    return f"serves {', '.join(served)}; applied as {', '.join(sorted(wanted))}"
 
 
 def _exists(kube: Kube, kind: str, name: str, mend: str) -> str:

@@ -1,8 +1,8 @@
-"""What is deployed: manifests read, changed, rendered, compared."""
+"""What is deployed: manifests read and checked, as fields or as a topology."""
 
 from kvab.recipes.benchmark import aiperf_command, goodput_slo
 from kvab.recipes.declared import check_gpus, declared_topology
-from kvab.recipes.fields import difference, flatten
+from kvab.recipes.fields import flatten
 from kvab.recipes.flags import VLLM_DEFAULTS
 from kvab.recipes.folder import read_configuration
 from kvab.recipes.manifests import Configuration
@@ -17,7 +17,6 @@ __all__ = [
     "aiperf_command",
     "check_gpus",
     "declared_topology",
-    "difference",
     "flatten",
     "goodput_slo",
     "read_configuration",

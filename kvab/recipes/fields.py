@@ -1,6 +1,6 @@
-"""Every field of a ``deploy.yaml`` by name, and the fields in which two differ.
+"""Every field of a ``deploy.yaml`` by name.
 
-Input: configurations. Output: texts by field; a table of the difference.
+Input: a configuration. Output: texts by field.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any
-
-import pandas as pd
 
 from kvab.recipes.manifests import Configuration, at
 
@@ -45,20 +43,3 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(below, f"{path}.{key}" if path else str(key))
     else:
         yield path, value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def difference(a: Configuration, b: Configuration) -> pd.DataFrame:
-    """Return the fields in which two ``deploy.yaml`` differ.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``field`` and the names of the two, all text; empty where one has no such field.
-    """
-    left, right = flatten(a), flatten(b)
-    rows = [
-        (field, left.get(field, ""), right.get(field, ""))
-        for field in dict.fromkeys([*left, *right])
-        if left.get(field) != right.get(field)
-    ]
-    return pd.DataFrame(rows, columns=["field", a.name, b.name])

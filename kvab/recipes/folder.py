@@ -7,9 +7,12 @@ are about one deployment and can be applied.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kvab.declare import read_yaml
+from kvab.errors import InputError
 from kvab.recipes.benchmark import check_benchmark, option
+from kvab.recipes.forms import BETA, to_alpha
 from kvab.recipes.manifests import DEPLOY, FRONTEND, KIND, PERF, VLLM, Configuration, at
 
 AMOUNTS = ("resources.requests", "resources.limits")
@@ -27,7 +30,8 @@ def read_configuration(folder: Path | str, name: str | None = None) -> Configura
     """
     folder = Path(folder)
     deploy, perf = (read_yaml(folder / file) for file in (DEPLOY, PERF))
-    configuration = Configuration(name or folder.name, folder, deploy[0] if deploy else {}, perf)
+    manifest = _alpha(folder / DEPLOY, deploy[0] if deploy else {})
+    configuration = Configuration(name or folder.name, folder, manifest, perf)
     for key, expected in KIND.items():
         if (got := configuration.get(configuration.deploy, key, str)) != expected:
             configuration.refuse(key, f"{expected}, got {got or 'nothing'}")
@@ -48,6 +52,14 @@ def read_configuration(folder: Path | str, name: str | None = None) -> Configura
     _check_pods(configuration)
     check_benchmark(configuration)
     return configuration
+
+
+def _alpha(path: Path, manifest: Any) -> Any:
+    """Return a deployment in the form in which its topology is read."""
+    try:
+        return to_alpha(manifest) if at(manifest, "apiVersion") == BETA else manifest
+    except InputError as error:
+        raise InputError(f"{path}: {error}; fix it there") from None
 
 
 def _check_pods(configuration: Configuration) -> None:

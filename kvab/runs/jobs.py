@@ -11,7 +11,7 @@ from typing import Any
 from kvab import recipes
 from kvab.errors import InputError
 from kvab.job import Job
-from kvab.study import Kubernetes, Live, Simulated, Study, load_cluster
+from kvab.study import Kubernetes, Live, Simulated, Study, check_product, load_cluster
 from kvab.study.sweep import AS_DECLARED, Variant
 from kvab.trace import Trace, find_trace
 
@@ -34,19 +34,21 @@ def plan_job(
     ------
     InputError
         If the configuration, cluster or repeat is not declared, the manifests are not what the
-        study says or of unequal hardware, or the trace has fewer rows.
+        study says or of unequal hardware, the cluster has other GPUs than the study is about, or
+        the trace has fewer rows.
     """
     study.configuration_folder(configuration)
     study.seed(repeat)
+    profile = load_cluster(cluster)
+    check_product(study, profile)
+    recipes.check_gpus(study)
     trace = trace or find_trace(study.trace)
     if rows is not None and not 1 <= rows <= len(trace):
         raise InputError(f"{trace.path}: expected rows from 1 to {len(trace)}, got {rows}")
-    profile, replayed = load_cluster(cluster), variant.trace(trace)
-    rows = rows or len(trace)
+    rows, replayed = rows or len(trace), variant.trace(trace)
     identity = open_cluster(profile).identity()
     job = Job(study, profile, configuration, repeat, rows, replayed, folder, identity, variant)
     check_topology(job)
-    recipes.check_gpus(study)
     return job
 
 

@@ -5,6 +5,7 @@ Input: a profile, a topology and a trace. Output: the requests table and the sim
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import json
 import os
@@ -19,15 +20,22 @@ from kvab.errors import DependencyError, InputError
 from kvab.recipes import Topology
 from kvab.simulate import engine
 from kvab.simulate.predictions import prediction, sent_ms, write_trace
-from kvab.study import Simulated
+from kvab.study import Live, Simulated
 from kvab.tidy import from_simulator
 from kvab.trace import Trace
+
+
+def _measured() -> list[dict[str, str]]:
+    """Return the simulator's own list of what it has measured data of."""
+    from aisimulate_core.sdk.common import get_support_matrix
+
+    return get_support_matrix()
 
 
 class Simulator:
     """NVIDIA's simulator as a cluster."""
 
-    def __init__(self, profile: Simulated) -> None:
+    def __init__(self, profile: Simulated | Live) -> None:
         self.profile = profile
 
     def identity(self) -> dict[str, str]:
@@ -58,13 +66,46 @@ class Simulator:
 
         data = (get_version_slots(self.profile.hardware, self.profile.backend) or {}).get("current")
         if data is None:
+            has = {row["System"] for row in _measured() if row["Backend"] == self.profile.backend}
+            which = has or {row["Backend"] for row in _measured()}
             raise InputError(
                 f"cluster {self.profile.name}: the simulator has no measured data for hardware "
-                f"{self.profile.hardware} with backend {self.profile.backend}; mend the profile"
+                f"{self.profile.hardware} with backend {self.profile.backend}; it has "
+                f"{'hardware' if has else 'backends'} {', '.join(sorted(which))}"
             )
         return {name: identity[name] for name in ("ai-dynamo", "aisimulate")} | {
             "kernel data": data
         }
+
+    def check(self, topology: Topology) -> str:
+        """Return that the simulator can time a topology; loads its engines, replays nothing.
+
+        Raises
+        ------
+        InputError
+            If it has no data of the model on this hardware and backend, or the model does not fit.
+        """
+        self.prepare()
+        hardware, backend = self.profile.hardware, self.profile.backend
+        model = next(iter(topology.groups.values())).model
+        try:
+            engine.check(prediction(topology, self.profile, Path(os.devnull), 1))
+        except ValueError as error:
+            place = {"System": hardware, "Backend": backend, "Status": "PASS"}
+            models = {row["HuggingFaceID"] for row in _measured() if place.items() <= row.items()}
+            if model in models:
+                reason = str(error).rstrip(".")
+                raise InputError(
+                    f"{topology.deployment}: the simulator cannot serve {model} on {hardware}: "
+                    f"{reason}; change deploy.yaml or the profile"
+                ) from None
+            near = difflib.get_close_matches(model, models, 3, 0) if models else ["none"]
+            raise InputError(
+                f"{topology.deployment}: the simulator has no measured data of {model} on "
+                f"{hardware} with {backend}; of the {len(models)} models that it has there the "
+                f"nearest are {', '.join(near)}"
+            ) from None
+        return f"the simulator has {model} on {hardware} with {backend}"
 
     def deploy(self, topology: Topology) -> None:
         """Keep the topology that the replay simulates; there is nothing to wait for."""

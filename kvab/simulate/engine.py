@@ -51,6 +51,17 @@ def run(config: dict, progress: Callable[[int], None] | None) -> Any:
     )
 
 
+def check(config: dict) -> None:
+    """Load the engines of a prediction as a replay does, and replay nothing.
+
+    Raises
+    ------
+    ValueError
+        The simulator's own words on what it cannot time, or on what does not fit.
+    """
+    _workers(_compiled(config)[0].backend_deployment)
+
+
 def _compiled(config: dict) -> tuple[Any, dict[str, Any]]:
     """Return the replay's specification, and what the router is told."""
     from aisimulate.compiler import prediction_to_replay_spec

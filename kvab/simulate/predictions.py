@@ -15,7 +15,7 @@ import pandas as pd
 
 from kvab.errors import InputError
 from kvab.recipes import Topology, WorkerGroup
-from kvab.study import Simulated
+from kvab.study import Live, Simulated
 from kvab.trace import Trace
 
 ALIKE_STEP_MS = 0.001
@@ -53,7 +53,9 @@ def sent_ms(trace: Trace, order: np.ndarray) -> np.ndarray:
     return (sent["at_ms"] + alike * ALIKE_STEP_MS).to_numpy()
 
 
-def prediction(topology: Topology, profile: Simulated, trace_path: Path, block_tokens: int) -> dict:
+def prediction(
+    topology: Topology, profile: Simulated | Live, trace_path: Path, block_tokens: int
+) -> dict:
     """Return the simulator's prediction file for a topology, as ``aisimulate predict`` reads it.
 
     Raises

@@ -1,7 +1,7 @@
 """What is declared, and where everything lies."""
 
 from kvab.study.declaration import Arm, Gpus, Slo, Study, default_study, load_study, root
-from kvab.study.profiles import Kubernetes, Live, Simulated, load_cluster
+from kvab.study.profiles import Kubernetes, Live, Simulated, check_product, load_cluster
 
 __all__ = [
     "Arm",
@@ -11,6 +11,7 @@ __all__ = [
     "Simulated",
     "Slo",
     "Study",
+    "check_product",
     "default_study",
     "load_cluster",
     "load_study",

@@ -1,6 +1,7 @@
 """A new study begun from one that works.
 
-Input: a study and a name. Output: a folder under ``recipes/`` that is a study of that name.
+Input: a study, a cluster profile and a name. Output: a folder under ``recipes/`` that is a study of
+that name, and a profile for it under ``recipes/clusters/``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from kvab.errors import InputError
 from kvab.study.declaration import load_study, root
+from kvab.study.profiles import load_cluster
 
 NAME = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"  # it becomes part of Kubernetes labels
 NEXT = """\
@@ -24,19 +26,22 @@ NEXT = """\
   the AIPerf command: the same model, and --goodput as in slo
 {folder}/model-cache/
   which model files a Kubernetes cluster fetches once
-kvab doctor --study {study}
-  says what does not fit together yet
-kvab report --study {study}
+{profile}
+  where it is replayed: name and description; hardware, the simulator's measured data of the chip
+  that gpus.product names, and backend
+kvab doctor --study {study} --cluster {cluster}
+  says what does not fit together yet, and what the simulator has no data of
+kvab report --study {study} --cluster {cluster}
   replays everything and builds its book"""
 
 
-def new_study(name: str, like: Path) -> str:
-    """Copy a study's declaration and manifests under another name; return what to change next.
+def new_study(name: str, like: Path, cluster: str = "simulated-h200") -> str:
+    """Copy a study's declaration, manifests and a profile to new names; return what to change next.
 
     Raises
     ------
     InputError
-        If the name cannot be a study's, or ``recipes/`` has something of that name.
+        If the name cannot be a study's, or ``recipes/`` has something of the new names.
     """
     if not re.match(NAME, name):
         raise InputError(
@@ -44,9 +49,11 @@ def new_study(name: str, like: Path) -> str:
             "as my-study"
         )
     source = load_study(like)
-    target = root() / "recipes" / name
-    if target.exists():
-        raise InputError(f"{target}: exists already; choose another name")
+    target, like_profile = root() / "recipes" / name, load_cluster(cluster)
+    profile = target.parent / "clusters" / f"{like_profile.kind}-{name}.yaml"
+    for place in (target, profile):
+        if place.exists():
+            raise InputError(f"{place}: exists already; choose another name")
     said = re.escape(source.name)
     own = re.compile(rf"(?<![\w/-]){said}(?![\w-])|(?<=/){said}(?=/)")
     with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as beside:
@@ -57,6 +64,10 @@ def new_study(name: str, like: Path) -> str:
                 text = re.sub(r"(?m)^version: \d+$", "version: 1", text)
             path.write_text(text, encoding="utf-8")
         load_study(copy / "study.yaml")
+        text = profile.with_stem(cluster).read_text(encoding="utf-8")
+        text = re.sub("(?m)^name: .*", f"name: {profile.stem}", text)
+        profile.write_text(text, encoding="utf-8")
         copy.rename(target)
-    folder = target.relative_to(root())
-    return NEXT.format(folder=folder, study=folder / "study.yaml")
+    folder, place = target.relative_to(root()), profile.relative_to(root())
+    names = {"profile": place, "cluster": profile.stem}
+    return NEXT.format(folder=folder, study=folder / "study.yaml", **names)

@@ -5,13 +5,16 @@ Input: ``recipes/clusters/*.yaml``. Output: frozen models that the other modules
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kvab.declare import Declared, read_declaration
 from kvab.errors import InputError
-from kvab.study.declaration import Count, Positive, root
+from kvab.study.declaration import Count, Positive, Study, root
+
+PRODUCT = "nvidia.com/gpu.product"
 
 
 class Simulated(Declared):
@@ -95,3 +98,29 @@ def load_cluster(name: str) -> Simulated | Live | Kubernetes:
     if profile.name != name:
         raise InputError(f"{path}: expected name: {name} as the file is called, got {profile.name}")
     return profile
+
+
+def check_product(study: Study, profile: Simulated | Live | Kubernetes) -> None:
+    """Reject a cluster of other GPUs than the study is about, as far as its profile names them.
+
+    Raises
+    ------
+    InputError
+        Naming both.
+    """
+    if isinstance(profile, Kubernetes):
+        key, told = f"node_selector {PRODUCT}", profile.node_selector.get(PRODUCT)
+    else:
+        key, told = "hardware", profile.hardware
+    if told is not None and _chip(told) != _chip(study.gpus.product):
+        raise InputError(
+            f"{study.folder / 'study.yaml'}: gpus.product is {study.gpus.product}, but cluster "
+            f"{profile.name} has {told} ({key}); choose a profile of {study.gpus.product} with "
+            "--cluster, or change one of the two"
+        )
+
+
+def _chip(text: str) -> str:
+    """Return the name of a GPU without vendor and form: h200 of ``NVIDIA-H200`` and h200_sxm."""
+    words = re.split("[^a-z0-9]+", text.lower())
+    return next((word for word in words if re.search(r"\d", word)), text.lower())

@@ -11,6 +11,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as checked
 
+from kvab.formats import counted
+
 
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
@@ -67,8 +69,9 @@ class Topology:
     def describe(self) -> str:
         """Return the topology in one sentence."""
         workers = " and ".join(
-            f"{group.replicas} {role} workers of {group.gpus_per_worker} GPUs"
+            f"{counted(group.replicas, role + ' worker')} of "
+            + counted(group.gpus_per_worker, "GPU")
             for role, group in self.groups.items()
         )
         router = self.router.replace("_", "-")
-        return f"{self.deployment}: {workers}, {router} routing, {self.gpus} GPUs."
+        return f"{self.deployment}: {workers}, {router} routing, {counted(self.gpus, 'GPU')}."

@@ -123,11 +123,19 @@ def test_another_study_needs_no_change_of_the_code(elsewhere):
 def test_a_new_study_is_whole_and_refuses_a_taken_or_impossible_name(checkout):
     from kvab.errors import InputError
     from kvab.recipes import declared_topology
-    from kvab.study import load_study
+    from kvab.study import load_cluster, load_study
     from kvab.study.copying import new_study
 
     like = Path("recipes/qwen3-32b/study.yaml")
-    assert "kvab doctor --study recipes/mine/study.yaml" in new_study("mine", like)
+    said = new_study("mine", like)
+    assert "kvab doctor --study recipes/mine/study.yaml --cluster simulated-mine" in said
+    assert "recipes/clusters/simulated-mine.yaml\n  where it is replayed" in said
+    profile = load_cluster("simulated-mine")
+    assert (profile.kind, profile.hardware) == ("simulated", "h200_sxm")
+    assert "kubernetes-ours" in new_study("ours", like, "example-h200")
+    assert load_cluster("kubernetes-ours").namespace == "dynamo-study"
+    with pytest.raises(InputError, match="no cluster 'nowhere'"):
+        new_study("third", like, "nowhere")
     study = load_study("recipes/mine/study.yaml")
     assert study.name == "mine"
     for name in study.configurations:
@@ -140,6 +148,7 @@ def test_a_new_study_is_whole_and_refuses_a_taken_or_impossible_name(checkout):
     assert sorted(path.name for path in (checkout / "recipes").iterdir()) == [
         "clusters",
         "mine",
+        "ours",
         "qwen3-32b",
         "rbac.yaml",
     ]

@@ -30,9 +30,10 @@ RESOURCES = {
     "apps/v1": {"deployments": "Deployment", "replicasets": "ReplicaSet"},
     "batch/v1": {"jobs": "Job"},
     "storage.k8s.io/v1": {"storageclasses": "StorageClass"},
-    "nvidia.com/v1alpha1": {"dynamographdeployments": "DynamoGraphDeployment",
-                            "dynamocomponentdeployments": "DynamoComponentDeployment"},
 }  # fmt: skip
+for dynamo in ("nvidia.com/v1beta1", "nvidia.com/v1alpha1"):
+    RESOURCES[dynamo] = {"dynamographdeployments": "DynamoGraphDeployment",
+                         "dynamocomponentdeployments": "DynamoComponentDeployment"}  # fmt: skip
 KINDS = {plural: kind for held in RESOURCES.values() for plural, kind in held.items()}
 EVERYTHING = ("pods", "jobs", "dynamographdeployments", "dynamocomponentdeployments")
 
@@ -73,10 +74,12 @@ def discovered(path):
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
-        told = [{"groupVersion": f"{group}/{version}", "version": version}
-                for group, version in groups]  # fmt: skip
-        listed = [{"name": each["groupVersion"].split("/")[0], "versions": [each],
-                   "preferredVersion": each} for each in told]  # fmt: skip
+        told = {}
+        for group, version in groups:
+            served = {"groupVersion": f"{group}/{version}", "version": version}
+            told.setdefault(group, []).append(served)
+        listed = [{"name": group, "versions": versions, "preferredVersion": versions[0]}
+                  for group, versions in told.items()]  # fmt: skip
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
     version = path.removeprefix("/apis/").removeprefix("/api/")
     if version not in RESOURCES:
@@ -171,7 +174,18 @@ class ApiServer:
         match = PATH.match(path)
         if not match:
             return failure(404, f"no such path {path}")
-        return await self.resource(request, **match.groupdict())
+        asked = match.groupdict()
+        answer = await self.resource(request, **asked)
+        if asked["group"] == "nvidia.com" and (text := self.deprecated(asked["version"])):
+            answer.headers["Warning"] = f'299 - "{text}"'
+        return answer
+
+    def deprecated(self, version):
+        """Return what the definition says of a version that is deprecated."""
+        return self.served()[version].get("deprecationWarning")
+
+    def served(self):
+        return {each["name"]: each for each in definition(self.operator)["spec"]["versions"]}
 
     async def review(self, request):
         body = await request.json()
@@ -206,9 +220,13 @@ class ApiServer:
         self.used.add((group or "", resource, verb))
         if plural == "customresourcedefinitions":
             return web.json_response(self.defined())
+        if group == "nvidia.com" and version not in self.served():
+            return failure(404, "the server could not find the requested resource", "NotFound")
         space = None if plural in CLUSTER_WIDE else namespace
-        if verb in ("list", "watch"):
-            return await getattr(self, verb)(request, plural, space)
+        if verb == "watch":
+            return await self.watch(request, plural, space)
+        if verb == "list":
+            return self.list(request, f"{group}/{version}" if group else "v1", plural, space)
         if verb == "create" and not name:
             return await self.create(request, plural, space)
         name = name.partition(":")[0] if plural == "services" else name
@@ -248,10 +266,9 @@ class ApiServer:
             if wanted.items() <= (held["metadata"].get("labels") or {}).items()
         ]
 
-    async def list(self, request, plural, space):
+    def list(self, request, of, plural, space):
         found = self.chosen(request, plural, space)
         version = str(next(self.store.version))
-        of = next(key for key, held in RESOURCES.items() if plural in held)
         body = {"kind": f"{KINDS[plural]}List", "apiVersion": of}
         items = [{"apiVersion": of, "kind": KINDS[plural], **held} for held in found]
         return web.json_response({**body, "metadata": {"resourceVersion": version}, "items": items})

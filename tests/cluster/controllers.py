@@ -8,7 +8,7 @@ import asyncio
 import copy
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from store import Conflict, now
 
@@ -16,6 +16,7 @@ FINALIZER = "nvidia.com/finalizer"
 OWNER = "nvidia.com/dynamo-graph-deployment-name"
 INDEX = "batch.kubernetes.io/job-completion-index"
 NAMESPACE = "dynamo-study"
+BETA = "nvidia.com/v1beta1"
 
 
 @dataclass
@@ -75,10 +76,10 @@ class Controllers:
         annotations = manifest["metadata"].setdefault("annotations", {})
         annotations["nvidia.com/dynamo-operator-origin-version"] = f"{self.server.operator}.0"
         manifest["metadata"]["finalizers"] = [FINALIZER]
-        for name, service in manifest["spec"]["services"].items():
-            tag = service["extraPodSpec"]["mainContainer"]["image"].rpartition(":")[2]
-            if not re.match(r"\d+\.\d+\.\d+", tag) and "runtimeVersionOverride" not in service:
-                text = f"spec.services[{name}].runtimeVersionOverride is required"
+        for part in parts(manifest):
+            tag = part.image.rpartition(":")[2]
+            if not re.match(r"\d+\.\d+\.\d+", tag) and not part.runtime:
+                text = f"{part.name}: runtimeVersionOverride is required"
                 webhook = 'admission webhook "vdynamographdeployment.kb.io" denied the request: '
                 return 403, webhook + text
         return None
@@ -280,7 +281,7 @@ class Controllers:
             self.store.change("dynamographdeployments", held, status={"state": "initializing"})
             return
         space = metadata["namespace"]
-        claims = [claim["name"] for claim in held["spec"].get("pvcs", [])]
+        claims = [claim for part in parts(held) for claim in part.claims]
         missing = [c for c in claims if not self.store.get("persistentvolumeclaims", space, c)]
         if missing:
             text = f'legacy top-level PVC "{missing[0]}" does not exist and create is not enabled'
@@ -301,21 +302,21 @@ class Controllers:
     def components(self, held):
         name, space = held["metadata"]["name"], held["metadata"]["namespace"]
         made = []
-        for key, service in held["spec"]["services"].items():
-            part = f"{name}-{key.lower()}"
-            owner = self.store.get("dynamocomponentdeployments", space, part)
+        for part in parts(held):
+            own = f"{name}-{part.name.lower()}"
+            owner = self.store.get("dynamocomponentdeployments", space, own)
             if owner is None:
                 owner = self.store.create("dynamocomponentdeployments", space, {
                     "kind": "DynamoComponentDeployment",
-                    "metadata": {"name": part, "labels": {OWNER: name}, "finalizers": [FINALIZER],
+                    "metadata": {"name": own, "labels": {OWNER: name}, "finalizers": [FINALIZER],
                                  "ownerReferences": [{"uid": held["metadata"]["uid"]}]},
                 })  # fmt: skip
-            owner = self.child("Deployment", part, owner)
-            owner = self.child("ReplicaSet", f"{part}-7d4b9c", owner)
-            for number in range(service.get("replicas", 1)):
-                pod = f"{part}-{number}"
+            owner = self.child("Deployment", own, owner)
+            owner = self.child("ReplicaSet", f"{own}-7d4b9c", owner)
+            for number in range(part.replicas):
+                pod = f"{own}-{number}"
                 found = self.store.get("pods", space, pod) or self.create_pod(
-                    "ReplicaSet", owner, self.rendered(held, key, service, pod, owner)
+                    "ReplicaSet", owner, self.rendered(held, part, pod, owner)
                 )
                 made += [found] if found else []
         return made
@@ -328,23 +329,15 @@ class Controllers:
             plural, space, {"kind": kind, "metadata": metadata}
         )
 
-    def rendered(self, held, key, service, name, owner):
-        main = service["extraPodSpec"]["mainContainer"]
-        limits = service["resources"].get("limits", {})
-        asked = {"nvidia.com/gpu": limits["gpu"]} if "gpu" in limits else {}
-        container = {
-            "name": "main",
-            "image": main["image"],
-            "resources": {"limits": asked | limits.get("custom", {})},
-        }
-        if "envFromSecret" in service:
-            container["envFrom"] = [{"secretRef": {"name": service["envFromSecret"]}}]
-        claims = [mount["name"] for mount in service.get("volumeMounts", [])]
-        volumes = [{"name": c, "persistentVolumeClaim": {"claimName": c}} for c in claims]
+    def rendered(self, held, part, name, owner):
+        container = {"name": "main", "image": part.image, "resources": {"limits": part.limits}}
+        if part.secret:
+            container["envFrom"] = [{"secretRef": {"name": part.secret}}]
+        volumes = [{"name": c, "persistentVolumeClaim": {"claimName": c}} for c in part.claims]
         labels = {
             OWNER: held["metadata"]["name"],
-            "nvidia.com/dynamo-component": key,
-            "nvidia.com/dynamo-component-type": service["componentType"],
+            "nvidia.com/dynamo-component": part.name,
+            "nvidia.com/dynamo-component-type": part.kind,
         }
         return {
             "kind": "Pod",
@@ -355,10 +348,11 @@ class Controllers:
 
     def status(self, held, pods):
         services, waiting = {}, []
-        for key, service in held["spec"]["services"].items():
+        name = "components" if held["apiVersion"] == BETA else "services"
+        for part in parts(held):
+            key, wanted = part.name, part.replicas
             own = [p for p in pods if p["metadata"]["labels"]["nvidia.com/dynamo-component"] == key]
             up = sum(p.get("status", {}).get("phase") == "Running" for p in own)
-            wanted = service.get("replicas", 1)
             services[key] = {"componentKind": "Deployment", "replicas": wanted,
                              "updatedReplicas": wanted, "readyReplicas": up}  # fmt: skip
             if up < wanted:
@@ -366,9 +360,66 @@ class Controllers:
         if waiting:
             text = "Resources not ready: " + "; ".join(waiting)
             ready = condition("False", "some_resources_are_not_ready", text)
-            return {"state": "pending", "conditions": [ready], "services": services}
+            return {"state": "pending", "conditions": [ready], name: services}
         ready = condition("True", "all_resources_are_ready", "All resources are ready")
-        return {"state": "successful", "conditions": [ready], "services": services}
+        return {"state": "successful", "conditions": [ready], name: services}
+
+
+class Part(NamedTuple):
+    """What the operator renders of a component, whichever form it was written in."""
+
+    name: str
+    kind: str
+    replicas: int
+    image: str
+    args: list
+    limits: dict
+    secret: str
+    claims: list
+    runtime: str
+
+
+def parts(deployment):
+    """Return the components of a deployment: read here on its own, as the operator would."""
+    spec = deployment["spec"]
+    if deployment["apiVersion"] == BETA:
+        return [native(component) for component in spec["components"]]
+    return [flat(name, service) for name, service in spec["services"].items()]
+
+
+def flat(name, service):
+    main, limits = service["extraPodSpec"]["mainContainer"], service["resources"]["limits"]
+    gpus = {"nvidia.com/gpu": limits["gpu"]} if "gpu" in limits else {}
+    return Part(
+        name,
+        service.get("subComponentType") or service["componentType"],
+        service.get("replicas", 1),
+        main["image"],
+        main["args"],
+        gpus | limits.get("custom", {}),
+        service.get("envFromSecret", ""),
+        [mount["name"] for mount in service.get("volumeMounts", [])],
+        service.get("runtimeVersionOverride", ""),
+    )
+
+
+def native(component):
+    pod = component["podTemplate"]["spec"]
+    (main,) = (each for each in pod["containers"] if each["name"] == "main")
+    limits = {key: n for key, n in main["resources"]["limits"].items() if "/" in key}
+    claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod.get("volumes", [])}
+    cache = [component["compilationCache"]["pvcName"]] if "compilationCache" in component else []
+    return Part(
+        component["name"],
+        component["type"],
+        component.get("replicas", 1),
+        main["image"],
+        main["args"],
+        limits,
+        main["envFrom"][0]["secretRef"]["name"] if "envFrom" in main else "",
+        [claims[mount["name"]] for mount in main.get("volumeMounts", [])] + cache,
+        component.get("runtimeVersionOverride", ""),
+    )
 
 
 def ranges(indexes):

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from aiohttp import WSMsgType, web
+from controllers import parts
 
 HERE = Path(__file__).parent
 SECRET_TEXT = "hf_abcdefghijklmnop"
@@ -179,7 +180,7 @@ class Node:
         return {"component": component, "endpoint": "generate", "instance_id": number}
 
     def _counters(self, name, held):
-        kv = "kv" in held["spec"]["services"]["Frontend"]["extraPodSpec"]["mainContainer"]["args"]
+        kv = any("kv" in part.args for part in parts(held) if part.kind == "frontend")
         events = 40 + 3 * self.requests.get(name, 0) if kv else 0
         hits = self.hits * self.requests.get(name, 0) if kv else 0
         label = 'dynamo_component_kv_cache_events_applied{event_type="stored",status='

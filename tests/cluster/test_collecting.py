@@ -224,16 +224,15 @@ def test_what_is_applied_is_the_recipe_with_the_profiles_values(emulated, small_
         tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
     )
     path = emulated.run(small_trace) / "manifests" / "applied" / "dynamographdeployment.json"
-    services = json.loads(path.read_text())["spec"]["services"]
-    recipe = emulated.checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.yaml"
-    written = yaml.safe_load(recipe.read_text())["spec"]["services"]
-    for name, service in services.items():
-        pod = service["extraPodSpec"]
+    applied = json.loads(path.read_text())
+    for component in applied["spec"]["components"]:
+        pod = component["podTemplate"]["spec"]
         assert pod.pop("imagePullSecrets") == [{"name": "registry"}]
         assert pod.pop("tolerations")[0]["key"] == "nvidia.com/gpu"
         selector = pod.pop("nodeSelector", None)
-        assert (selector is None) == (name == "Frontend")
-    assert services == written
+        assert (selector is None) == (component["name"] == "Frontend")
+    recipe = emulated.checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.v1beta1.yaml"
+    assert applied["spec"] == yaml.safe_load(recipe.read_text())["spec"]
 
 
 def test_no_secret_reaches_a_file_or_the_screen(emulated, small_trace, capsys):

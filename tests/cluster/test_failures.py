@@ -205,11 +205,11 @@ def test_a_status_that_does_not_agree_is_not_believed(emulated, small_trace, cha
 def test_success_reported_before_the_pods_are_ready_is_not_believed(emulated, small_trace):
     def early(held, usual):
         ready = condition("True", "all_resources_are_ready", "")
-        services = {
+        components = {
             key: {**value, "readyReplicas": value["replicas"]}
-            for key, value in usual.get("services", {}).items()
+            for key, value in usual.get("components", {}).items()
         }
-        return {**usual, "state": "successful", "conditions": [ready], "services": services}
+        return {**usual, "state": "successful", "conditions": [ready], "components": components}
 
     emulated.profile(limits={"deploy_s": 1.5, "grace_s": 60})
     emulated.script.status = early

@@ -172,8 +172,8 @@ def test_of_two_that_start_at_once_the_younger_gives_way(emulated, small_trace, 
             made = copy.deepcopy(manifest)
             made["metadata"] |= {"name": "agg-8xtp2", "finalizers": []}
             made["metadata"]["annotations"] |= {"kvab-run": "qwen3-32b/agg-round-robin/r1"}
-            for service in made["spec"]["services"].values():
-                service["replicas"] = 0
+            for component in made["spec"]["components"]:
+                component["replicas"] = 0
             made = emulated.store.create("dynamographdeployments", NAMESPACE, made)
             made["metadata"]["creationTimestamp"] = "1999" if older else "2999"
             emulated.store.update("dynamographdeployments", made)

@@ -5,12 +5,38 @@ from dataclasses import asdict, dataclass, fields
 
 from kvab import runs
 from kvab.errors import InputError
-from kvab.evidence.reliability import WRONG
+
+WRONG = {
+    "lost": "runs lost",
+    "duplicated": "runs made twice",
+    "altered": "results altered",
+    "locked": "runs left locked",
+    "processes": "processes left running",
+    "objects": "objects left on a cluster",
+    "leftovers": "files left over",
+    "crashed": "tracebacks",
+}
 
 
 @dataclass
 class Tally:
-    """Counts of one fault on one kind of cluster."""
+    """Counts of one fault on one kind of cluster; those named in `WRONG` aim at zero.
+
+    Attributes
+    ----------
+    injected, completed, refused : int
+        Faults brought about; runs that were complete at the end; starts that ended by themselves
+        with one line that says why.
+    lost, duplicated, altered : int
+        Runs that are gone or never complete; folders, Jobs or artifact sets too many; folders that
+        are torn or differ from an undisturbed run.
+    locked, crashed : int
+        Starts refused after the other one is dead; starts that ended with a traceback.
+    processes, objects, leftovers : int
+        Left running; left on the cluster; files left beside runs and in the temporary folder.
+    seconds : float
+        What it took, summed over starts side by side.
+    """
 
     injected: int = 0
     completed: int = 0

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvab.recipes import aiperf_command, difference, flatten, read_configuration, topology
+from kvab.recipes import aiperf_command, flatten, read_configuration, topology
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "qwen3-32b"
 STUDY = yaml.safe_load((RECIPES / "study.yaml").read_text())
@@ -154,17 +154,22 @@ def test_nothing_is_added_to_the_published_arguments(arms, arm):
     assert got == expected
 
 
+def differing(a, b):
+    """The fields in which two deploy.yaml differ."""
+    return {field for field, _ in flatten(a).items() ^ flatten(b).items()}
+
+
 def test_arms_of_one_split_differ_only_in_routing(arms):
     fields = {"metadata.name", "Frontend.args.--router-mode"}
-    split = difference(arms["disagg-round-robin"], arms["disagg-kv-router"])
-    aggregated = difference(arms["agg-round-robin"], arms["agg-kv-router"])
-    assert set(split["field"]) == fields
-    assert set(aggregated["field"]) == fields | {"VllmDecodeWorker.args.--kv-events-config"}
+    split = differing(arms["disagg-round-robin"], arms["disagg-kv-router"])
+    aggregated = differing(arms["agg-round-robin"], arms["agg-kv-router"])
+    assert split == fields
+    assert aggregated == fields | {"VllmDecodeWorker.args.--kv-events-config"}
 
 
 def test_arms_of_one_router_differ_only_in_the_workers_roles(arms):
     for a, b in (("agg-round-robin", "disagg-round-robin"), ("agg-kv-router", "disagg-kv-router")):
-        fields = set(difference(arms[a], arms[b])["field"])
+        fields = differing(arms[a], arms[b])
         shared = {field for field in fields if not field.startswith("VllmPrefillWorker.")}
         assert shared - {"VllmDecodeWorker.args.--kv-events-config"} == {
             "metadata.name",
@@ -199,27 +204,33 @@ def test_arm_is_what_the_study_declares(arms, arm):
     assert {group.model for group in got.groups.values()} == {STUDY["model"]["name"]}
 
 
-@pytest.fixture(scope="module", params=["1.1", "1.2", "1.5"])
-def validator(request):
+FORMS = [("1.1", "v1alpha1"), ("1.2", "v1alpha1"), ("1.5", "v1alpha1"), ("1.5", "v1beta1")]
+FILES = {"v1alpha1": "deploy.yaml", "v1beta1": "deploy.v1beta1.yaml"}
+
+
+@pytest.fixture(scope="module")
+def schema():
     pytest.importorskip("kubernetes", reason="the Kubernetes client (extra `cluster`) is missing")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[1] / "cluster"))
         from schemas import deployment_validator
-    return deployment_validator(request.param, "v1alpha1")
+    return deployment_validator
 
 
+@pytest.mark.parametrize(("operator", "version"), FORMS)
 @pytest.mark.parametrize("arm", ARMS)
-def test_deploy_is_valid_under_each_operator(validator, arm):
-    (manifest,) = documents(f"vllm/{arm}/deploy.yaml")
-    errors = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)]
-    assert errors == []
+def test_deploy_is_valid_under_each_operator(schema, operator, version, arm):
+    (manifest,) = documents(f"vllm/{arm}/{FILES[version]}")
+    found = schema(operator, version).iter_errors(manifest)
+    assert [f"{error.json_path}: {error.message}" for error in found] == []
 
 
-def test_schema_check_refuses_what_strict_validation_refuses(validator):
+@pytest.mark.parametrize("operator", ["1.1", "1.2", "1.5"])
+def test_schema_check_refuses_what_strict_validation_refuses(schema, operator):
     (manifest,) = documents("vllm/agg-round-robin/deploy.yaml")
     manifest["spec"]["services"]["Frontend"]["subComponentType"] = None
     manifest["spec"]["services"]["VllmDecodeWorker"]["replica"] = 8
-    paths = [error.json_path for error in validator.iter_errors(manifest)]
+    paths = [error.json_path for error in schema(operator, "v1alpha1").iter_errors(manifest)]
     assert sorted(paths) == [
         "$.spec.services.Frontend.subComponentType",
         "$.spec.services.VllmDecodeWorker",

@@ -10,7 +10,6 @@ from kvab.errors import InputError
 from kvab.recipes import (
     VLLM_DEFAULTS,
     aiperf_command,
-    difference,
     flatten,
     goodput_slo,
     read_configuration,
@@ -371,8 +370,8 @@ def test_worker_flag_on_the_frontend_is_named(edited):
         (
             "agg-round-robin",
             "nvidia.com/v1alpha1",
-            "nvidia.com/v1beta1",
-            ["apiVersion", "got nvidia.com/v1beta1"],
+            "nvidia.com/v1",
+            ["apiVersion", "got nvidia.com/v1;"],
         ),
         ("agg-round-robin", "metadata:", "metadata: [", ["deploy.yaml:6", "YAML"]),
         ("agg-round-robin", "- name: HF_HOME\n", "- nome: HF_HOME\n", ["Frontend.env", "a name"]),
@@ -475,7 +474,7 @@ def test_perf_that_does_not_fit_is_refused(edited, old, new, part):
     refused(edited("agg-round-robin", (old, new), file="perf.yaml"), "perf.yaml", part)
 
 
-# --- digests, fields and differences -----------------------------------------------------------
+# --- digests and fields ------------------------------------------------------------------------
 
 
 def test_digest_ignores_comments_and_order_of_keys(edited):
@@ -508,24 +507,9 @@ def test_flatten_names_arguments_by_flag():
     assert flat["VllmDecodeWorker.env.HF_HOME"] == "/home/dynamo/.cache/huggingface"
 
 
-def test_difference_is_empty_for_the_same_manifests():
-    a = read_configuration(VLLM / "agg-round-robin", "a")
-    assert difference(a, read_configuration(VLLM / "agg-round-robin", "b")).empty
-
-
-def test_difference_ignores_the_order_of_arguments(edited):
+def test_flatten_ignores_the_order_of_arguments(edited):
     moved = '- --async-scheduling\n            - --block-size\n            - "64"'
     folder = edited("agg-round-robin", (moved, f"{ARG_BLOCK}\n            - --async-scheduling"))
-    a = read_configuration(VLLM / "agg-round-robin", "a")
-    assert difference(a, read_configuration(folder, "b")).empty
-
-
-def test_difference_lists_the_differing_fields_alone():
-    a = read_configuration(VLLM / "disagg-round-robin")
-    b = read_configuration(VLLM / "disagg-kv-router")
-    table = difference(a, b)
-    assert list(table.columns) == ["field", "disagg-round-robin", "disagg-kv-router"]
-    assert table.to_numpy().tolist() == [
-        ["metadata.name", "disagg-6p-2d", "disagg-router-6p-2d"],
-        ["Frontend.args.--router-mode", "", "kv"],
-    ]
+    assert flatten(read_configuration(folder)) == flatten(
+        read_configuration(VLLM / "agg-round-robin")
+    )

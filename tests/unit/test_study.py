@@ -1,5 +1,9 @@
 """Declarations: what is accepted, and what is refused by name."""
 
+import hashlib
+import re
+from contextlib import nullcontext
+
 import pytest
 import yaml
 
@@ -7,7 +11,7 @@ from kvab.cli import main
 from kvab.doctor import check_declarations, findings
 from kvab.errors import InputError
 from kvab.runs.jobs import plan_job
-from kvab.study import load_cluster, load_study, root
+from kvab.study import check_product, load_cluster, load_study, root
 from kvab.trace import read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
@@ -91,13 +95,114 @@ def test_unequal_hardware_may_be_declared(checkout):
     with pytest.raises(InputError, match=r"gpus\.count: expected 20, which disagg-kv-router fills"):
         check_declarations()
     change(checkout, lambda content: content["gpus"].update(count=20))
-    assert "qwen3-32b: disagg-router-6p-2d: 9 prefill" in "\n".join(check_declarations())
+    with pytest.raises(InputError, match=r"v1beta1\.yaml: not what deploy\.yaml says; run `kvab c"):
+        check_declarations()
+    told = check_declarations(fix=True)
+    assert "qwen3-32b: disagg-router-6p-2d: 9 prefill" in "\n".join(told)
+    assert check_declarations() == [line for line in told if "written anew" not in line]
 
 
 def test_more_gpus_than_any_configuration_fills_are_rejected(checkout):
     change(checkout, lambda content: content["gpus"].update(count=32))
     with pytest.raises(InputError, match=r"gpus\.count: expected 16, .* got 32; correct it"):
         check_declarations()
+
+
+# --- hardware, model and trace against each other ------------------------------------------------
+
+
+@pytest.mark.parametrize("cluster", ["simulated-h200", "live-cpu", "example-h200"])
+def test_a_cluster_of_other_gpus_is_rejected_and_both_are_named(checkout, small_trace, cluster):
+    change(checkout, lambda content: content["gpus"].update(product="H100"))
+    with pytest.raises(
+        InputError, match=rf"product is H100, but cluster {cluster} has .*200"
+    ) as no:
+        plan_job(load_study(STUDY), cluster, "agg-round-robin", trace=read_trace(small_trace))
+    assert "--cluster" in str(no.value)
+    assert f"cluster: {no.value}" in wrong(cluster)
+
+
+@pytest.mark.parametrize(
+    ("product", "hardware", "fits"),
+    [
+        ("H200", "h200_sxm", True),
+        ("NVIDIA-H100-80GB-HBM3", "h100_sxm", True),
+        ("A100 80GB", "h100_sxm", False),
+        ("GB200", "b200_sxm", False),
+        ("L40S", "l40s", True),
+        ("RTX PRO 6000", "rtx_pro_6000_server", True),
+        ("Hopper", "h200_sxm", False),
+    ],
+)
+def test_a_chip_is_known_by_vendor_and_form_or_without(product, hardware, fits):
+    study, profile = load_study(STUDY), load_cluster("simulated-h200")
+    gpus = study.gpus.model_copy(update={"product": product})
+    study = study.model_copy(update={"gpus": gpus})
+    profile = profile.model_copy(update={"hardware": hardware})
+    with nullcontext() if fits else pytest.raises(InputError, match=product):
+        check_product(study, profile)
+
+
+def test_a_cluster_that_does_not_name_its_gpus_is_judged_when_its_nodes_are_seen(checkout):
+    profile = load_cluster("example-h200").model_copy(update={"node_selector": {}})
+    change(checkout, lambda content: content["gpus"].update(product="H100"))
+    assert check_product(load_study(STUDY), profile) is None
+
+
+def everywhere(checkout, old, new):
+    for path in (checkout / "recipes").rglob("*.yaml"):
+        path.write_text(path.read_text().replace(old, new))
+
+
+def wrong(cluster="simulated-h200"):
+    return [each.what for each in findings(STUDY, cluster) if not each.ok]
+
+
+@pytest.fixture
+def simulator():
+    pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
+
+
+def test_doctor_asks_the_simulator_for_the_model(checkout, simulator):
+    before = [each.what for each in findings(STUDY, "simulated-h200") if each.ok]
+    assert "disagg-kv-router: the simulator has Qwen/Qwen3-32B on h200_sxm with vllm" in before
+    everywhere(checkout, "Qwen/Qwen3-32B", "Qwen/Qwen3-4B")
+    said = [what for what in wrong() if "no measured data of Qwen/Qwen3-4B on h200_sxm" in what]
+    assert len(said) == 4
+    assert "the nearest are Qwen/Qwen3-8B," in said[0]
+
+
+def test_doctor_asks_the_simulator_whether_the_model_fits(checkout, simulator):
+    everywhere(checkout, "Qwen/Qwen3-32B", "meta-llama/Meta-Llama-3.1-405B")
+    assert len([what for what in wrong() if "405B on h200_sxm: no KV budget" in what]) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("h200_sxm", "h200_pcie", "it has hardware a100_sxm, "),
+        ("backend: vllm", "backend: tgi", "it has backends sglang, trtllm, vllm"),
+    ],
+)
+def test_doctor_lists_what_the_simulator_has(checkout, simulator, old, new, said):
+    everywhere(checkout, old, new)
+    assert [what for what in wrong() if what.startswith("cluster") and said in what]
+
+
+def test_doctor_counts_the_rows_that_are_longer_than_the_context(
+    checkout, monkeypatch, small_trace
+):
+    monkeypatch.setenv("KVAB_TRACE", str(small_trace))
+    digest = hashlib.sha256(small_trace.read_bytes()).hexdigest()
+    change(checkout, lambda content: content["trace"].update(sha256=digest, rows=40))
+    assert not [what for what in wrong() if "longer than" in what]
+    deploy = checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.yaml"
+    deploy.write_text(re.sub(r'(--max-model-len\n +- )"131072"', r'\1"2048"', deploy.read_text()))
+    trace = read_trace(small_trace)
+    tokens = trace.input_tokens + trace.output_tokens
+    (what,) = [what for what in wrong() if "longer than" in what]
+    assert f"disagg-kv-router: {(tokens > 2048).sum()} of 40 trace rows" in what
+    assert "context of 2,048 tokens" in what and f"the longest {tokens.max():,}" in what
 
 
 def test_a_key_that_stands_twice_is_refused_with_its_line(checkout):
