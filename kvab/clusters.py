@@ -6,7 +6,7 @@ are compared, never pooled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -34,11 +34,14 @@ class Clusters:
         What pages call the reference: ``published``, or the cluster's name.
     places : dict of str to Evidence
         The clusters by the name that pages give them: the reader's, then the published.
+    left_out : dict of str to str
+        The clusters whose runs cannot be read or compared, each with why and the remedy.
     """
 
     reference: Evidence
     known: str
     places: dict[str, Evidence]
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def simulated(self) -> bool:
@@ -133,27 +136,38 @@ def load_clusters(
     InputError
         If there is none, or a run is damaged.
     """
-    own = _places(study, folder)
+    own, odd = _places(study, folder)
     if (root() / folder).resolve() != (root() / published).resolve():
         known = {each.key for each in own.values()}
-        own |= {f"{name} (published)": each for name, each in _places(study, published).items()
+        public, more = _places(study, published)
+        odd |= {f"{name} (published)": why for name, why in more.items()}
+        own |= {f"{name} (published)": each for name, each in public.items()
                 if each.key not in known}  # fmt: skip
     try:
-        return Clusters(load_published(study, published), "published", own)
+        return Clusters(load_published(study, published), "published", own, odd)
     except InputError:  # a study of one's own has nothing published yet
         if not own:
             raise
         first = next(iter(own))
-        return Clusters(own[first], first, own)
+        return Clusters(own[first], first, own, odd)
 
 
-def _places(study: str | Path, folder: str | Path) -> dict[str, Evidence]:
+def _places(study: str | Path, folder: str | Path) -> tuple[dict[str, Evidence], dict[str, str]]:
+    """Return the clusters with runs of both configurations, and why others are left out."""
     declared = load_study(study)
     both = {declared.baseline, declared.comparison}
-    found = {}
+    found, odd = {}, {}
     for path in sorted((root() / folder / declared.name).glob("*/")):
-        if any(path.glob(f"{declared.baseline}/r*/run.json")):
+        if not any(path.glob(f"{declared.baseline}/r*/run.json")):
+            continue
+        try:
             evidence = load_evidence(study, path.name, folder)
-            if both <= evidence.runs.keys():
+            # Gate and comparison are wanted of every cluster, and kept.
+            if both <= evidence.runs.keys() and gate(evidence) and evidence.comparison:
                 found[path.name] = evidence
-    return found
+        except InputError as error:
+            odd[path.name] = (
+                f"{path}: left out of the book, for its runs cannot be compared; move the folder "
+                f"away, or replay or import it again ({error})"
+            )
+    return found, odd

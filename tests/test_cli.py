@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -227,3 +229,42 @@ def test_blocks_of_another_size_are_described(tmp_path):
     refused(kvab("trace", "describe", tmp_path / "trace.jsonl"), "trace.jsonl:1")
     process = kvab("trace", "describe", tmp_path / "trace.jsonl", "--block-tokens", 16)
     assert process.returncode == 0, process.stderr
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Run kvab as installed from a package, where there is no checkout."""
+    shutil.copytree(ROOT / "kvab", tmp_path / "site" / "kvab")
+    environment = {k: v for k, v in os.environ.items() if k not in ("KVAB_ROOT", "KVAB_TRACE")}
+    environment |= {"PYTHONPATH": str(tmp_path / "site"), "KVAB_CACHE": str(tmp_path / "cache")}
+    (tmp_path / "here").mkdir()
+
+    def run(*words, **more):
+        return subprocess.run(
+            [sys.executable, "-m", "kvab", *map(str, words)],
+            cwd=tmp_path / "here", env=environment | more, capture_output=True, text=True,
+        )  # fmt: skip
+
+    return run
+
+
+def test_results_are_shown_without_a_checkout(elsewhere):
+    data = ROOT / "tests" / "data" / "aiperf"
+    shown = elsewhere("summarize", data / "concurrency", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["bounds"] == "of the study qwen3-32b, by default"
+    compared = elsewhere("compare", data / "0.9.0", data / "0.13.0", "--ttft-ms", "700")
+    assert compared.returncode == 0, compared.stderr
+    assert "TTFT 700 ms, ITL 25 ms, TTFT as named, ITL of AIPerf's --goodput" in compared.stdout
+    packed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert packed["package-data"]["kvab"] == ["study/default.yaml"]
+
+
+def test_paths_count_from_the_working_folder(elsewhere, recorded_trace, tmp_path):
+    shutil.copytree(ROOT / "tests" / "data" / "aiperf" / "0.13.0", tmp_path / "here" / "mine")
+    words = ["import", "mine", "--cluster", "x", "--configuration", "agg-round-robin"]
+    process = elsewhere(*words, "--trace", recorded_trace, "--runs", "filed", KVAB_ROOT=str(ROOT))
+    assert process.returncode == 0, process.stderr
+    assert Path(process.stdout.strip()).is_relative_to(tmp_path / "here" / "filed")
+    process = elsewhere("summarize", "mine", "--study", "study.yaml", KVAB_ROOT=str(ROOT))
+    assert (process.returncode, "here/study.yaml: expected a file" in process.stderr) == (2, True)

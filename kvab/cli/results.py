@@ -144,6 +144,7 @@ def bundle(
     """
     from kvab.report.bundle import bundle as pack
 
-    made = pack(study, paths, out, hosts=hosts)
+    made, left = pack(study, paths, out, hosts=hosts)
+    tell(left)
     size_mb = out.stat().st_size / 1e6
     print(f"{out}: {', '.join(made.clusters)}; {len(made.files)} files, {size_mb:.1f} MB")

@@ -101,7 +101,10 @@ def _book(
     }
     check = load_check(study, evidence.cluster, folder)
     sweep = load_sweep(study, evidence.cluster, folder)
-    places = load_clusters(study, folder).places
+    clusters = load_clusters(study, folder)
+    places = clusters.places
+    for line in clusters.left_out.values():
+        print(line, file=sys.stderr)
     shown = [each and each.key for each in (evidence, sweep, check, *places.values())]
     measured = [path.read_text(encoding="utf-8") for place in MEASURED
                 for path in sorted((root() / place).glob("*.json"))]  # fmt: skip

@@ -45,7 +45,9 @@ class Contents(Declared):
     files: dict[str, str]
 
 
-def bundle(study: Path, paths: list[Path], out: Path, *, hosts: bool = False) -> Contents:
+def bundle(
+    study: Path, paths: list[Path], out: Path, *, hosts: bool = False
+) -> tuple[Contents, list[str]]:
     """Pack runs with all that a book needs of them.
 
     Parameters
@@ -62,6 +64,9 @@ def bundle(study: Path, paths: list[Path], out: Path, *, hosts: bool = False) ->
     Returns
     -------
     Contents
+        What the bundle holds.
+    list of str
+        The studies at or below the paths that it leaves out.
 
     Raises
     ------
@@ -96,7 +101,22 @@ def bundle(study: Path, paths: list[Path], out: Path, *, hosts: bool = False) ->
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )
     _write(out, {CONTENTS: contents.model_dump_json(indent=1, by_alias=True).encode(), **files})
-    return contents
+    return contents, _others(declared, {place for place, _ in chosen}, paths)
+
+
+def _others(study: Study, places: set[Path], paths: list[Path]) -> list[str]:
+    """Return which studies have runs in the folders that were named, but are not packed."""
+    found = {
+        run.parents[3]
+        for place in places.intersection(path.resolve() for path in paths)
+        for run in place.glob(f"*/*/*/r*/{RUN}")
+    }
+    return [
+        f"{path}: left out, a bundle holds one study ({study.name}); pack it with --study "
+        f"recipes/{path.name}/study.yaml"
+        for path in sorted(found)
+        if path.name != study.name
+    ]
 
 
 def _chosen(study: Study, paths: list[Path]) -> list[tuple[Path, Path]]:

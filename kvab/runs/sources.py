@@ -115,6 +115,8 @@ class Source:
         said = f"token counts: {' and '.join(differ)}"
         if self.token_counts == "client":
             return [f"{said}; AIPerf's are used, as named (--token-counts server takes the others)"]
+        if not differ[-1].startswith("answers"):
+            return [f"{said}, as with a chat template; the server's are used"]
         theirs, here = (
             f"ITL mean {number(float(each['itl_ms'].mean()))} ms, good "
             f"{percent(float(metrics.good(each, slo).mean()))}"

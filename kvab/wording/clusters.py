@@ -56,15 +56,17 @@ def commands(clusters: Clusters) -> str:
 def whose(clusters: Clusters) -> str:
     """Return what is compared with what."""
     reference = clusters.reference
+    left = ", ".join(clusters.left_out)
+    out = f" Left out, as its runs cannot be compared: {plain(left)}." if left else ""
     if not clusters.others:
         return (
             f"There are only the runs on {plain(reference.cluster)} ({reference.repeats} repeats); "
-            "nothing to compare them with yet."
+            f"nothing to compare them with yet.{out}"
         )
     return (
         f"Reference: {plain(clusters.known)}, {plain(reference.cluster)}, {reference.repeats} "
         f"repeats. Compared with it: {plain(', '.join(clusters.others))}. Each cluster has "
-        "lines of its own, never pooled."
+        f"lines of its own, never pooled.{out}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from kvab import runs
 from kvab.errors import InputError
 from kvab.evidence import load_evidence
+from kvab.report.building import report_bundle
 from kvab.report.bundle import CONTENTS, bundle, unpacked
 from kvab.study import root
 
@@ -126,3 +128,18 @@ def test_without_runs_or_with_another_ending_nothing_is_written(tmp_path, name, 
     with pytest.raises(InputError, match=said):
         packed([tmp_path], tmp_path / name)
     assert not (tmp_path / name).exists()
+
+
+def test_studies_that_are_left_out_are_named(small_runs, tmp_path):
+    folder = shutil.copytree(small_runs, tmp_path / "runs")
+    shutil.copytree(folder / "qwen3-32b", folder / "other")
+    _, left = bundle(root() / STUDY, [folder], tmp_path / "both.tar.zst")
+    assert len(left) == 1
+    assert left[0].startswith(f"{folder / 'other'}: left out, a bundle holds one study")
+    inside = folder / "qwen3-32b" / "simulated-h200"
+    assert bundle(root() / STUDY, [inside], tmp_path / "one.tar.zst")[1] == []
+
+
+def test_a_cluster_that_a_bundle_does_not_hold_is_rejected(whole, tmp_path):
+    with pytest.raises(InputError, match=r"holds simulated-h200, not mine; name one of them"):
+        report_bundle(whole, "mine", tmp_path)

@@ -73,3 +73,21 @@ def test_a_study_with_nothing_published_compares_with_its_own_first(sound, tmp_p
 
 def test_the_card_explains_its_words():
     assert all(word in tables.RULE.lower() for word in (AGREE, DIFFER, UNKNOWN))
+
+
+def test_one_odd_cluster_is_left_out_with_a_notice(sound, tmp_path):
+    place = shutil.copytree(sound / "qwen3-32b" / "live-cpu", sound / "qwen3-32b" / "odd")
+    path = place / "disagg-kv-router" / "r1"
+    run = runs.read_run(path)
+    files = {name: (path / name).read_bytes() for name in run.manifest.files}
+    files["requests.parquet"] = runs.requests_bytes(run.requests.iloc[:590])
+    manifest = run.manifest.model_dump(by_alias=True, exclude={"files"})
+    manifest["trace"]["rows"] = 590
+    manifest["counts"] = {"expected": 590, "received": 590, "errors": 0}
+    shutil.rmtree(path)
+    runs.write_run(path, manifest, files)
+    found = load_clusters(STUDY, sound, sound)
+    assert list(found.places) == ["live-cpu"]
+    assert found.left_out["odd"].startswith(f"{place}: left out of the book")
+    assert "move the folder away" in found.left_out["odd"]
+    assert "Left out, as its runs cannot be compared: odd." in told.whose(found)
