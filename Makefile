@@ -29,12 +29,13 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-lint: env ## check style, types, spelling, notebooks and declarations
+lint: env ## check style, types, scripts, spelling, notebooks and declarations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify $(wildcard notebooks/*.ipynb)
 	git ls-files '*.py' '*.md' '*.y*ml' '*.ipynb' Makefile | xargs $(BIN)/codespell
 	$(BIN)/mypy
+	git ls-files '*.sh' .ci/run .ci/large-files postBuild | xargs $(BIN)/shellcheck
 	$(BIN)/kvab check >/dev/null
 	.ci/large-files
 

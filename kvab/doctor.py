@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.recipes import Configuration, check_gpus, declared_topology, read_configuration
+from kvab.recipes.benchmark import check_scripts, read_scripts
 from kvab.recipes.forms import BETA_FILE, beta_text
 from kvab.runs.jobs import open_cluster
 from kvab.study import Live, Simulated, Study, check_product, load_cluster, load_study, root
@@ -46,8 +47,11 @@ def check_declarations(*, fix: bool = False) -> list[str]:
         read += [f"{study.name}: {declared_topology(study, name).describe()}"
                  for name in study.configurations]  # fmt: skip
         check_gpus(study)
+        scripts = read_scripts(study.folder)
         for name in study.configurations:
-            read += _check_beta(read_configuration(study.configuration_folder(name), name), fix)
+            recipe = read_configuration(study.configuration_folder(name), name)
+            check_scripts(recipe, scripts)
+            read += _check_beta(recipe, fix)
     profiles = sorted((root() / "recipes" / "clusters").glob("*.yaml"))
     return read + [f"{path.stem}: {load_cluster(path.stem).description}" for path in profiles]
 

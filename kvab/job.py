@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from kvab.declare import digest
 from kvab.recipes import Configuration, read_configuration
+from kvab.recipes.benchmark import read_scripts
 from kvab.study import Kubernetes, Live, Simulated, Study
 from kvab.study.sweep import AS_DECLARED, Variant
 from kvab.trace import Trace, burst_order
@@ -70,6 +72,8 @@ class Job:
         manifests = {"deploy.yaml": recipe.digest}
         if self.cluster.kind != "simulated":
             manifests["perf.yaml"] = recipe.perf_digest
+        if self.cluster.kind == "kubernetes":
+            manifests["benchmark"] = digest(read_scripts(self.study.folder)["data"])
         return {
             **manifests,
             "trace": self.trace.sha256,

@@ -11,9 +11,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from kvab.cluster.marks import STUDY_LABEL
+from kvab.cluster.marks import DIGEST, STUDY_LABEL
 from kvab.declare import digest, read_yaml
 from kvab.errors import InputError
+from kvab.recipes.benchmark import check_scripts, read_scripts
 from kvab.recipes.manifests import FRONTEND, Configuration, at
 from kvab.study import Kubernetes, Study
 
@@ -111,8 +112,8 @@ def _rename_devices(amounts: dict[str, Any], resource: str | None) -> None:
 
 def benchmark(
     configuration: Configuration, profile: Kubernetes, sending: Sending, run_id: str
-) -> list[Manifest]:
-    """Return the ConfigMap and the Job of ``perf.yaml`` for one run.
+) -> Manifest:
+    """Return the Job of ``perf.yaml`` for one run.
 
     The Job's deadline follows from the workload: readiness, its span, the last request's timeout
     and some slack.
@@ -122,8 +123,7 @@ def benchmark(
     InputError
         If that is more than the profile allows for a replay.
     """
-    manifests = copy.deepcopy(configuration.perf)
-    job = next(part for part in manifests if part["kind"] == "Job")
+    job = copy.deepcopy(configuration.job)
     container = job["spec"]["template"]["spec"]["containers"][0]
     environment = {entry["name"]: entry for entry in container["env"]}
     environment["RUN_ID"].pop("valueFrom", None)
@@ -143,7 +143,25 @@ def benchmark(
     job["spec"]["activeDeadlineSeconds"] = deadline_s
     if profile.tolerations:
         job["spec"]["template"]["spec"]["tolerations"] = list(profile.tolerations)
-    return manifests
+    return job
+
+
+def scripts(study: Study, configuration: Configuration, profile: Kubernetes) -> Manifest:
+    """Return the ConfigMap of the benchmark's scripts, which all runs of a study share.
+
+    Raises
+    ------
+    InputError
+        If the configuration's Job does not mount and run them.
+    """
+    made = read_scripts(study.folder)
+    check_scripts(configuration, made)
+    made["metadata"] |= {
+        "namespace": profile.namespace,
+        "labels": {**made["metadata"]["labels"], STUDY_LABEL: study.name},
+        "annotations": {DIGEST: digest(made["data"])},
+    }
+    return made
 
 
 def staged_path(sha256: str) -> str:

@@ -55,13 +55,15 @@ class Assembly:
         return applied.Sending(sha256, len(order), span_s, True), content
 
     def manifests(self, run_id: str = "") -> list[Object]:
-        """Return deployment, ConfigMap and Job of the run, marked as its own."""
+        """Return deployment and Job, marked as the run's own, with the scripts between them."""
         recipe, (sending, _) = self.recipe, self.workload
         deployment = applied.deployment(recipe, self.profile)
-        plain = [deployment, *applied.benchmark(recipe, self.profile, sending, "")]
+        scripts = applied.scripts(self.job.study, recipe, self.profile)
+        plain = [deployment, scripts, applied.benchmark(recipe, self.profile, sending, "")]
         mark = self.mark(applied.content_digest(plain, sending), run_id)
-        made = [deployment, *applied.benchmark(recipe, self.profile, sending, run_id)]
-        return [mark.put(manifest, self.profile.namespace) for manifest in made]
+        job = applied.benchmark(recipe, self.profile, sending, run_id)
+        marked = [mark.put(manifest, self.profile.namespace) for manifest in (deployment, job)]
+        return [marked[0], scripts, marked[1]]
 
     def mark(self, digest: str, run_id: str) -> marks.Mark:
         """Return the marks of the run."""
@@ -98,12 +100,7 @@ class Assembly:
     @cached_property
     def job_name(self) -> str:
         """Name of the benchmark's Job."""
-        return next(m["metadata"]["name"] for m in self.recipe.perf if m["kind"] == "Job")
-
-    @cached_property
-    def scripts_name(self) -> str:
-        """Name of the ConfigMap with the benchmark's scripts."""
-        return next(m["metadata"]["name"] for m in self.recipe.perf if m["kind"] == "ConfigMap")
+        return self.recipe.job["metadata"]["name"]
 
     @property
     def helper(self) -> str:
@@ -164,9 +161,9 @@ def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Find
         recipe = read_configuration(study.configuration_folder(name), name)
         sending = applied.Sending(study.trace.sha256, study.trace.rows, 0.0, False)
         mark = marks.Mark(study.name, f"{study.name}/{name}/doctor", "doctor", "")
-        plain = [applied.deployment(recipe, profile)]
-        plain += applied.benchmark(recipe, profile, sending, "doctor")
-        arms.append((recipe, [mark.put(each, profile.namespace) for each in plain]))
+        job = applied.benchmark(recipe, profile, sending, "doctor")
+        plain = [mark.put(m, profile.namespace) for m in (applied.deployment(recipe, profile), job)]
+        arms.append((recipe, [*plain, applied.scripts(study, recipe, profile)]))
     # Whoever asks waits for the answer: little patience.
     yield from _findings(study, profile, Kube(profile).hasty(), arms)
 

@@ -117,6 +117,7 @@ class Cluster:
         deploying.refuse_others(self.kube, mark, names)
         found = presence.found_again(self.kube, self.run, mark)
         self.made = True
+        preparing.place_scripts(self.kube, self.run.manifests()[1])
         if found is None:
             run_id = self.run.new_id()
             # Noted first: whatever happens to this process, a later start looks for it.
@@ -155,7 +156,7 @@ class Cluster:
         if self.replayed:
             return
         sending, content = self.run.workload
-        _, scripts, job = self.run.manifests(self.run_id)
+        job = self.run.manifests(self.run_id)[2]
         found = presence.benchmark(self.kube, self.run)
         if found is None:
             if sending.staged:
@@ -163,7 +164,6 @@ class Cluster:
                     upload(pod, content, applied.staged_path(sending.sha256))
             state = benchmarking.state(self.kube, self.expected)
             job["metadata"]["annotations"][marks.BEFORE] = json.dumps(state)
-            self.kube.create(scripts)
             found = self.kube.create(job)
         self.run.note(self.run_id, "replaying")
         before = marks.annotation(found, marks.BEFORE)

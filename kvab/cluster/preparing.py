@@ -43,6 +43,24 @@ def claim_storage(kube: Kube, claims: list[Manifest]) -> None:
             )
 
 
+def place_scripts(kube: Kube, scripts: Manifest) -> None:
+    """Create the benchmark's scripts where they are not, in place of another version of them.
+
+    Raises
+    ------
+    DependencyError
+        If something else has their name.
+    """
+    name, study = scripts["metadata"]["name"], scripts["metadata"]["labels"][marks.STUDY_LABEL]
+    found = kube.get("ConfigMap", name)
+    if found and found.get("data") == scripts["data"]:
+        return
+    if found:
+        marks.check_own(found, study)
+        deploying.remove(kube, "ConfigMap", name, study)
+    kube.create(scripts)
+
+
 def fetch_model(kube: Kube, job: Manifest) -> None:
     """Run the download to its end, unless the same one has succeeded.
 

@@ -61,7 +61,7 @@ def remove(kube: Kube, run: Assembly) -> None:
 
 
 def _remove_benchmark(kube: Kube, run: Assembly) -> None:
-    """Remove the run's Job, its scripts and the helper pod, if they are the study's."""
-    names = {"Job": run.job_name, "ConfigMap": run.scripts_name, "Pod": run.helper}
+    """Remove the run's Job and the helper pod, if they are the study's."""
+    names = {"Job": run.job_name, "Pod": run.helper}
     for kind, name in names.items():
         deploying.remove(kube, kind, name, run.job.study.name)

@@ -1,4 +1,4 @@
-"""``perf.yaml``: the AIPerf command and what a run sets in it.
+"""``perf.yaml``: the AIPerf command, what a run sets in it, and the scripts that its Job mounts.
 
 Input: a configuration. Output: the command, its bounds of a good request, or what is wrong.
 """
@@ -6,8 +6,11 @@ Input: a configuration. Output: the command, its bounds of a good request, or wh
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+from kvab.declare import read_yaml
+from kvab.errors import InputError
 from kvab.recipes.manifests import DEPLOY, PERF, Configuration, at, texts
 
 BENCHMARK_ENV = ("RUN_ID", "TRACE_SHA256", "READY_S")  # a run puts its own values there
@@ -22,11 +25,8 @@ def check_benchmark(configuration: Configuration) -> None:
     InputError
         Naming what it lacks.
     """
-    kinds = [at(part, "kind") for part in configuration.perf]
-    if sorted(map(str, kinds)) != ["ConfigMap", "Job"]:
-        told = ", ".join(map(str, kinds)) or "nothing"
-        configuration.refuse("kind", f"one ConfigMap and one Job, got {told}", PERF)
-    for part in [configuration.deploy, *configuration.perf]:
+    job = configuration.job
+    for part in (configuration.deploy, job):
         metadata, file = at(part, "metadata"), DEPLOY if part is configuration.deploy else PERF
         if not isinstance(at(metadata, "name"), str):
             configuration.refuse(f"{part['kind']}.metadata.name", "a name, got none", file)
@@ -34,7 +34,6 @@ def check_benchmark(configuration: Configuration) -> None:
             if not isinstance(metadata.get(key, {}), dict):
                 expected = f"a mapping or nothing, got {metadata[key]!r:.60}"
                 configuration.refuse(f"{part['kind']}.metadata.{key}", expected, file)
-    job = next(part for part in configuration.perf if part["kind"] == "Job")
     pod = at(job, "spec.template.spec")
     variables = _named(configuration, "env", pod["containers"][0].get("env"), BENCHMARK_ENV)
     _named(configuration, "volumes", pod.get("volumes"), ("perf-cache",))
@@ -49,6 +48,49 @@ def check_benchmark(configuration: Configuration) -> None:
     for where, text in numbers.items():
         if not re.fullmatch(r"\d+(\.\d+)?", str(text)):
             configuration.refuse(where, f"seconds, got {text!r:.60}", PERF)
+
+
+def read_scripts(study: Path) -> dict[str, Any]:
+    """Return the ConfigMap of a study's scripts, as ``kubectl apply -k`` makes it of their folder.
+
+    Raises
+    ------
+    InputError
+        If the folder is not whole.
+    """
+    path = study / "benchmark" / "kustomization.yaml"
+    try:
+        (declared,) = read_yaml(path)
+        (made,) = declared["configMapGenerator"]
+        metadata = {"name": made["name"], "labels": {**declared["generatorOptions"]["labels"]}}
+        data = {name: (path.parent / name).read_text(encoding="utf-8") for name in made["files"]}
+    except (LookupError, TypeError, ValueError, OSError) as error:
+        raise InputError(
+            f"{path}: expected one configMapGenerator with a name and files that are there, and "
+            f"generatorOptions with labels ({error}); copy it from the study that you began with"
+        ) from None
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def check_scripts(configuration: Configuration, scripts: dict[str, Any]) -> None:
+    """Reject a Job that does not run one of the study's scripts from where it mounts them.
+
+    Raises
+    ------
+    InputError
+        Naming what differs.
+    """
+    name, pod = scripts["metadata"]["name"], at(configuration.job, "spec.template.spec")
+    container = pod["containers"][0]
+    volumes = [each["name"] for each in pod["volumes"] if at(each, "configMap.name") == name]
+    if not volumes:
+        configuration.refuse("volumes", f"the ConfigMap {name} of ../../benchmark, got none", PERF)
+    mounts = container.get("volumeMounts") or []
+    folders = [at(each, "mountPath") for each in mounts if at(each, "name") in volumes]
+    programs = [f"{folder}/{script}" for folder in folders for script in scripts["data"]]
+    if (command := container.get("command")) not in [["bash", program] for program in programs]:
+        known = " or ".join(programs) or f"a script of the volume {volumes[0]}, mounted"
+        configuration.refuse("command", f"bash and {known}, got {command!r:.60}", PERF)
 
 
 def _named(
@@ -68,14 +110,13 @@ def _named(
 
 def aiperf_command(configuration: Configuration) -> list[str]:
     """Return the AIPerf command of ``perf.yaml``, as written in the arguments of its Job."""
-    jobs = [part for part in configuration.perf if at(part, "kind") == "Job"]
-    containers = at(jobs[0], "spec.template.spec.containers") if len(jobs) == 1 else None
+    containers = at(configuration.job, "spec.template.spec.containers")
     command: list[str] | None = (
         at(containers[0], "args") if isinstance(containers, list) and containers else None
     )
     if command is None or not texts(command) or command[:2] != ["aiperf", "profile"]:
-        expected = "one Job whose args are 'aiperf profile' and its options, all texts"
-        configuration.refuse("kind", f"{expected}, got something else", PERF)
+        expected = "'aiperf profile' and its options, all texts"
+        configuration.refuse("args", f"{expected}, got something else", PERF)
     return command
 
 

@@ -60,6 +60,15 @@ class Configuration:
         """SHA-256 of the parsed ``perf.yaml`` as canonical JSON."""
         return digest(self.perf)
 
+    @property
+    def job(self) -> dict[str, Any]:
+        """The Job of ``perf.yaml``; in that of an older run the scripts' ConfigMap is beside it."""
+        jobs = [part for part in self.perf if at(part, "kind") == "Job"]
+        if len(jobs) != 1:
+            kinds = ", ".join(str(at(part, "kind")) for part in self.perf) or "nothing"
+            self.refuse("kind", f"one Job, got {kinds}", PERF)
+        return jobs[0]
+
     def refuse(self, where: str, expected: str, file: str = DEPLOY) -> NoReturn:
         """Raise the error of a manifest: the place, what was expected and what came."""
         raise InputError(f"{self.folder / file}: {where}: expected {expected}; mend it there")

@@ -5,6 +5,7 @@ from apiserver import TOKEN, ApiServer
 from controllers import NAMESPACE, Controllers
 from node import Node
 
+from kvab.recipes.benchmark import read_scripts
 from kvab.runs.replay import start
 
 PROFILE = {
@@ -74,6 +75,13 @@ class Emulated:
         path = self.checkout / "recipes" / "clusters" / "emulated.yaml"
         path.write_text(yaml.safe_dump(made))
 
+    def scripts(self, study="qwen3-32b", **data):
+        """Apply the benchmark's folder as kubectl does, with files or the study's name changed."""
+        made = read_scripts(self.checkout / "recipes" / "qwen3-32b")
+        made["data"] |= data
+        made["metadata"]["labels"]["kvab-study"] = study
+        self.server.do(self.store.create, "configmaps", NAMESPACE, made)
+
     def delete(self, plural, name):
         self.server.do(self.store.delete, plural, NAMESPACE, name)
 
@@ -105,7 +113,8 @@ class Emulated:
         found = [f"{kind}/{held['metadata']['name']}" for kind in kinds
                  for held in self.store.find(kind)]  # fmt: skip
         found += [f"jobs/{held['metadata']['name']}" for held in self.store.find("jobs")]
-        return [name for name in found if "model-download" not in name]
+        return [name for name in found
+                if "model-download" not in name and name != "configmaps/benchmark"]  # fmt: skip
 
     def stop(self):
         self.node.close()

@@ -1,5 +1,6 @@
 """A whole run on the emulated cluster: what it leaves, and what it takes away."""
 
+import json
 import shutil
 import subprocess
 
@@ -7,6 +8,7 @@ import pytest
 from controllers import NAMESPACE
 
 from kvab import runs
+from kvab.errors import DependencyError
 from kvab.report.published import publish
 
 
@@ -16,6 +18,47 @@ def test_a_run_is_deployed_replayed_collected_and_torn_down(emulated, small_trac
     assert run.manifest.status == "complete"
     assert run.manifest.counts.received == 40
     assert run.requests["error"].isna().all()
+    assert emulated.left() == []
+
+
+def held(emulated):
+    return emulated.store.get("configmaps", NAMESPACE, "benchmark")
+
+
+def test_scripts_that_kubectl_applied_serve_every_run_and_stay(emulated, small_trace):
+    emulated.scripts()
+    before = held(emulated)
+    path = emulated.run(small_trace)
+    assert held(emulated) == before
+    kept = json.loads((path / "manifests/applied/configmap.json").read_text())
+    assert kept["data"] == before["data"]
+
+
+def test_a_run_makes_the_scripts_where_they_are_not_and_the_next_finds_them(emulated, small_trace):
+    first, second = (emulated.replay(small_trace, repeat=repeat) for repeat in (1, 2))
+    for replay in (first, second):
+        replay.prepare()
+        replay.deploy()
+        uid = held(emulated)["metadata"]["uid"]
+        replay.teardown()
+    assert held(emulated)["metadata"]["uid"] == uid
+    assert "steps.py" in held(emulated)["data"]
+
+
+def test_scripts_of_another_version_are_replaced_and_those_of_others_left_alone(
+    emulated, small_trace
+):
+    emulated.scripts(**{"run.sh": "exit 1"})
+    emulated.run(small_trace)
+    assert held(emulated)["data"]["run.sh"].startswith("#!/usr/bin/env bash")
+
+    emulated.delete("configmaps", "benchmark")
+    emulated.scripts("another", **{"run.sh": "exit 1"})
+    replay = emulated.replay(small_trace, repeat=2)
+    replay.prepare()
+    with pytest.raises(DependencyError, match=r"ConfigMap benchmark: expected none or one made"):
+        replay.deploy()
+    assert held(emulated)["data"]["run.sh"] == "exit 1"
     assert emulated.left() == []
 
 

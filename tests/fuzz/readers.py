@@ -140,16 +140,15 @@ class ManifestReader(Reader):
 
     def seeds(self):
         for name in ("agg-kv-router", "disagg-kv-router"):
-            (deploy,), (scripts, job) = (yaml.safe_load_all((RECIPES / name / file).read_text())
-                                         for file in MANIFESTS)  # fmt: skip
+            deploy, job = (yaml.safe_load((RECIPES / name / file).read_text())
+                           for file in MANIFESTS)  # fmt: skip
             pod = job["spec"]["template"]["spec"]
             container = pod["containers"][0]
             args = container["args"]
             args[2:] = [each for at, each in enumerate(args) if {each, args[at - 1]} & OPTIONS]
             container["env"] = [each for each in container["env"] if each["name"] in BENCHMARK_ENV]
             pod["volumes"] = pod["volumes"][-1:]
-            perf = dumped(scripts, {"kind", "metadata", "name"}) + b"---\n" + dumped(job, REPLAYED)
-            yield dumped(deploy, DEPLOYED) + BETWEEN + perf
+            yield dumped(deploy, DEPLOYED) + BETWEEN + dumped(job, REPLAYED)
 
     def read(self, data):
         for name, content in zip(MANIFESTS, parts(data), strict=True):
@@ -164,7 +163,7 @@ class ManifestReader(Reader):
         assert recipes.aiperf_command(found)[:2] == ["aiperf", "profile"]
         manifest = applied.deployment(found, PROFILE)
         assert applied.replicas(manifest) and applied.needs(manifest)["nvidia.com/gpu"] >= 1
-        job = applied.benchmark(found, PROFILE, SENT, "a-run")[-1]
+        job = applied.benchmark(found, PROFILE, SENT, "a-run")
         assert applied.files_pod(job, "files")["spec"]["volumes"]
         assert applied.artifact_folder(job, "a-run")
         if not sampled(data):

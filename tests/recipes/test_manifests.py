@@ -18,7 +18,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kvab.doctor import check_declarations
+from kvab.errors import InputError
 from kvab.recipes import aiperf_command, flatten, read_configuration, topology
+from kvab.recipes.benchmark import read_scripts
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "qwen3-32b"
 STUDY = yaml.safe_load((RECIPES / "study.yaml").read_text())
@@ -41,7 +44,7 @@ def documents(path):
 
 
 def job(arm):
-    (found,) = (part for part in documents(f"vllm/{arm}/perf.yaml") if part["kind"] == "Job")
+    (found,) = documents(f"vllm/{arm}/perf.yaml")
     return found
 
 
@@ -291,6 +294,7 @@ def test_benchmarks_differ_only_in_names():
         for arm in ARMS
     }
     assert len(texts) == 1
+    assert max(len(text.splitlines()) for text in texts) <= 110
 
 
 def test_benchmark_outlasts_its_steps_and_is_tried_once():
@@ -356,7 +360,9 @@ def test_router_modes_exist_in_the_installed_frontend():
     assert {"kv", "round-robin"} <= set(choices[1].split(","))
 
 
-# --- the scripts of perf.yaml at work, with a small command in the place of AIPerf -------------
+# --- the benchmark's scripts at work, with a small command in the place of AIPerf --------------
+
+SCRIPTS = RECIPES / "benchmark"
 
 TRACE = b'{"timestamp": 0, "input_length": 512, "output_length": 2, "hash_ids": [0]}\n'
 
@@ -401,9 +407,6 @@ def pod(tmp_path, python):
     missing = [tool for tool in ("tmux", "bash") if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed")
-    (configmap, _) = documents("vllm/disagg-kv-router/perf.yaml")
-    for name, text in configmap["data"].items():
-        (tmp_path / name).write_text(text)
     handler = type("Handler", (Serving,), {})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -422,7 +425,7 @@ def pod(tmp_path, python):
     }
 
     def run(script, **changed):
-        command = ["bash", str(tmp_path / "run.sh"), "bash", "-c", script, "aiperf"]
+        command = ["bash", str(SCRIPTS / "run.sh"), "bash", "-c", script, "aiperf"]
         command += ["-m", "Qwen/Qwen3-32B", "--url", url]
         command += ["--input-file", str(tmp_path / "traces" / "trace.jsonl")]
         command += ["--artifact-dir", str(tmp_path / "run-1")]
@@ -530,13 +533,52 @@ def test_benchmark_does_not_start_before_an_answer_is_complete(pod):
     assert "an answer without tokens or without an end" in done.stderr
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_scripts_are_well_formed(arm):
-    scripts = documents(f"vllm/{arm}/perf.yaml")[0]["data"]
-    done = subprocess.run(["bash", "-n"], input=scripts["run.sh"], text=True, capture_output=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "set -euo pipefail" in scripts["run.sh"]
-    compile(scripts["steps.py"], "steps.py", "exec")
+def test_shellcheck_finds_nothing_in_the_shell_scripts():
+    program = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([program, *SCRIPTS.glob("*.sh")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kubectl_makes_the_same_configmap_of_the_folder():
+    done = subprocess.run(["kubectl", "kustomize", SCRIPTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout) == read_scripts(RECIPES)
+    assert read_scripts(RECIPES)["metadata"]["labels"]["kvab-study"] == "qwen3-32b"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("name: benchmark\n        - name: model", "name: other\n        - name: model",
+         "volumes: expected the ConfigMap benchmark of ../../benchmark, got none"),
+        ("mountPath: /opt/benchmark", "mountPath: /opt/scripts",
+         "command: expected bash and /opt/scripts/run.sh or /opt/scripts/steps.py, got"),
+        ("- name: scripts\n              mount", "- name: perf-cache\n              mount",
+         "command: expected bash and a script of the volume scripts, mounted, got"),
+    ],
+)  # fmt: skip
+def test_a_job_that_does_not_run_the_scripts_is_rejected(checkout, old, new, said):
+    path = checkout / "recipes/qwen3-32b/vllm/agg-kv-router/perf.yaml"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=rf"perf\.yaml: {re.escape(said)}"):
+        check_declarations()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [("run.sh", None, None), ("kustomization.yaml", "configMapGenerator", "resources")],
+)
+def test_a_folder_of_scripts_that_is_not_whole_is_rejected(checkout, file, old, new):
+    path = checkout / "recipes/qwen3-32b/benchmark" / file
+    if old:
+        path.write_text(path.read_text().replace(old, new))
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"kustomization\.yaml: expected one configMapGenerator"):
+        check_declarations()
 
 
 def test_no_two_arms_share_a_name_or_a_folder():

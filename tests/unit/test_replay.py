@@ -25,9 +25,12 @@ DEPLOY = "recipes/qwen3-32b/vllm/{}/deploy.yaml"
 pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
 
 
-def job(small_trace, folder, configuration="disagg-kv-router", repeat=1, rows=None):
+def job(
+    small_trace, folder, configuration="disagg-kv-router", repeat=1, rows=None,
+    cluster="simulated-h200",
+):  # fmt: skip
     trace = read_trace(small_trace)
-    return plan_job(load_study(), "simulated-h200", configuration, repeat, rows, trace, folder)
+    return plan_job(load_study(), cluster, configuration, repeat, rows, trace, folder)
 
 
 def change(checkout, configuration, edit):
@@ -114,6 +117,20 @@ def test_manifests_of_another_configuration_are_refused(checkout, small_trace, t
         InputError, match=r"deploy\.yaml: .* disaggregated and kv, got .*round_robin"
     ):
         job(small_trace, tmp_path)
+
+
+def test_a_run_on_gpus_depends_on_the_scripts_and_no_other_does(checkout, small_trace, tmp_path):
+    def told():
+        jobs = (job(small_trace, tmp_path, cluster=name) for name in ("example-h200", "live-cpu"))
+        return [each.depends_on() for each in jobs]
+
+    before = told()
+    path = checkout / "recipes/qwen3-32b/benchmark/run.sh"
+    path.write_text(path.read_text() + "# changed\n")
+    after = told()
+    assert before[1] == after[1]
+    changed = {key for key in before[0] if before[0][key] != after[0][key]}
+    assert changed == {"benchmark"}
 
 
 def test_a_goodput_that_is_not_the_studys_is_refused(checkout, small_trace, tmp_path):
