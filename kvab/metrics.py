@@ -76,12 +76,22 @@ LATENCIES = tuple(key for key, metric in METRICS.items() if metric.column)
 
 PERCENTILES = {"p50": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
 STATISTICS = ("mean", *PERCENTILES, "min", "max", "std")
+OVERLOAD = (503, 529)  # Dynamo's frontend to 1.2, and from 1.3 on
 COMPARED = ("mean", "p50", "p90", "p95", "p99")
 
 
 def served(table: pd.DataFrame) -> np.ndarray:
     """Return which rows have an answer: a bool array, true where ``error`` is null."""
     return table["error"].isna().to_numpy()
+
+
+def overloaded(table: pd.DataFrame) -> np.ndarray:
+    """Return which rows were rejected for overload: a bool array.
+
+    An error begins with the HTTP status, as AIPerf's records have it.
+    """
+    status = table["error"].astype("string").str.split(n=1).str[0]
+    return status.isin([str(code) for code in OVERLOAD]).to_numpy(bool)
 
 
 def good(table: pd.DataFrame, slo: Slo, one_token: bool = False) -> np.ndarray:
@@ -231,6 +241,7 @@ def summarize(table: pd.DataFrame, slo: Slo, expected: int | None = None) -> dic
             "expected": expected,
             "received": received,
             "errors": len(table) - received,
+            "overload": int(overloaded(table).sum()),
             "one_token": int((rows["output_tokens"] == 1).sum()),
         },
         **{key: statistics(rows[METRICS[key].column]) for key in LATENCIES},

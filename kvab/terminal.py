@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 Lines = list[tuple[str, str]]
 
 
+def rejected(overload: int | None) -> str:
+    """Return how many of the failed requests were rejected for overload; nothing if none was."""
+    return f", {overload:,} of them rejected for overload (HTTP 503 or 529)" if overload else ""
+
+
 def bounds_lines(slo: Slo, basis: str) -> Lines:
     """Return what a good request keeps to, and where that comes from."""
     return [("bounds", f"TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms, {basis}")]
@@ -33,7 +38,7 @@ def summary_lines(source: Source, slo: Slo, basis: str = "") -> Lines:
         (
             "requests",
             f"{number(counts['received'], 0)} of {number(counts['expected'], 0)}, "
-            f"{counts['errors']} failed",
+            f"{counts['errors']} failed{rejected(counts['overload'])}",
         ),
         (
             "good requests",

@@ -8,6 +8,9 @@ round-robin reports no reuse, and no check can tell whether its caches were cold
 Another trace than the study's is no failure: replayed on purpose (``--trace``) by every arm, it is
 a fair comparison on another workload, and every page says so. Arms that replayed different traces
 are not compared at all: `kvab.evidence.load_evidence` refuses them before any check.
+
+A frontend that rejects requests does so when most of them come: what it then serves is a lighter
+workload than the other arm's, so far fewer may be rejected for overload than may fail otherwise.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from kvab.results import remember, source_digest
 from kvab.runs import Run, RunManifest, summaries
 
 ERROR_LIMIT_SHARE = 0.01
+OVERLOAD_LIMIT_SHARE = 0.001  # a tenth of the requests that a 99th percentile rests on
 SEND_LAG_LIMIT_MS = 50.0
 ARRIVAL_LIMIT_MS = 0.01  # published times are rounded to it
 REUSE_WORTH_SHARE = 0.01  # of the prompt tokens, which caches could save beyond round-robin
@@ -102,6 +106,13 @@ def _run_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, b
         f"<= {ERROR_LIMIT_SHARE:.0%}",
         f"{errors:.2%}",
         (errors <= ERROR_LIMIT_SHARE),
+    )
+    overload = float(metrics.overloaded(table).mean())
+    yield (
+        "requests rejected for overload (HTTP 503, 529)",
+        f"<= {OVERLOAD_LIMIT_SHARE:.1%}",
+        f"{overload:.2%}",
+        overload <= OVERLOAD_LIMIT_SHARE,
     )
     yield from _row_checks(table[metrics.served(table)], evidence.workload.table)
     yield from _worker_checks(run, deployed)

@@ -45,7 +45,13 @@ def test_summarize_prints_the_contract(small_runs):
     process = kvab("summarize", path, "--json")
     document = json.loads(process.stdout)
     assert process.returncode == 0
-    assert document["requests"] == {"expected": 40, "received": 40, "errors": 0, "one_token": 1}
+    assert document["requests"] == {
+        "expected": 40,
+        "received": 40,
+        "errors": 0,
+        "overload": 0,
+        "one_token": 1,
+    }
     assert set(document) == {
         "schema", "requests", "ttft_ms", "itl_ms", "latency_ms", "good", "output_tokens_per_s",
         "duration_s", "cached_share", "token_counts", "bounds",
@@ -73,7 +79,13 @@ def test_artifacts_of_aiperf_are_summarized_with_what_was_inferred_beside(record
     process = kvab("summarize", data / "0.6.0", "--trace", recorded_trace, "--json")
     document = json.loads(process.stdout)
     assert process.returncode == 0
-    assert document["requests"] == {"expected": 60, "received": 60, "errors": 0, "one_token": 1}
+    assert document["requests"] == {
+        "expected": 60,
+        "received": 60,
+        "errors": 0,
+        "overload": 0,
+        "one_token": 1,
+    }
     assert document["good"]["count"] == 40
     assert "inferred: trace: trace, which is not the study's" in process.stderr
     assert "inferred: expected requests: 60" in process.stderr

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from kvab.aiperf import Artifacts
 from kvab.aiperf.records import TO_MS
-from kvab.metrics import SCHEMA, STATISTICS, Slo
+from kvab.metrics import OVERLOAD, SCHEMA, STATISTICS, Slo
 
 LARGEST = 1e300  # beyond it a product may overflow
 NAMES = {
@@ -39,6 +39,7 @@ def document(artifacts: Artifacts, slo: Slo) -> dict[str, Any]:
             "expected": expected,
             "received": served,
             "errors": failed,
+            "overload": _overload(artifacts) if failed else 0,
             "one_token": None,
         },
         **{key: _statistics(artifacts, name) for key, name in NAMES.items()},
@@ -68,6 +69,15 @@ def missing(artifacts: Artifacts, slo: Slo) -> list[str]:
             f"--goodput was {bounds}"
         )
     return told
+
+
+def _overload(artifacts: Artifacts) -> int | None:
+    """Return how many requests were rejected for overload, None where no error is told."""
+    told: Any = artifacts.summary.get("error_summary")
+    try:
+        return sum(each["count"] for each in told if each["error_details"]["code"] in OVERLOAD)
+    except (KeyError, TypeError):
+        return None
 
 
 def _entry(artifacts: Artifacts, name: str) -> dict[str, Any]:

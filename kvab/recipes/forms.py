@@ -63,7 +63,7 @@ def to_alpha(manifest: Object) -> Object:
         Naming a field that v1alpha1 does not have, or that is not what it should be.
     """
     made = copy.deepcopy(manifest)
-    spec = made["spec"]
+    spec = made.get("spec")
     if not isinstance(spec, dict) or not isinstance(spec.get("components"), list):
         raise InputError("spec.components: expected a list")
     if "env" in spec:
@@ -74,8 +74,10 @@ def to_alpha(manifest: Object) -> Object:
             raise InputError(f"spec.components: expected names, got {component!r:.60}")
         name = component.pop("name")
         services[name] = _converted(name, component, _service)
-    claims = [mount["name"] for each in services.values() for mount in each.get("volumeMounts", [])]
-    spec["pvcs"] = [{"name": claim, "create": False} for claim in dict.fromkeys(claims)]
+    spec["pvcs"] = []
+    for mount in (mount for each in services.values() for mount in each.get("volumeMounts", [])):
+        claim = {"name": mount["name"], "create": False}
+        spec["pvcs"] += [claim] if claim not in spec["pvcs"] else []
     return {**made, "apiVersion": ALPHA, "spec": {**spec, "services": services}}
 
 

@@ -12,9 +12,10 @@ import pandas as pd
 from kvab import runs
 from kvab.evidence import Evidence
 from kvab.formats import Table
+from kvab.metrics import overloaded
 from kvab.runs.sources import of_run
 from kvab.study import Slo
-from kvab.terminal import summary_lines
+from kvab.terminal import rejected, summary_lines
 from kvab.trace.describe import describe_rows
 from kvab.validity import Gate
 
@@ -41,7 +42,8 @@ def runs_table(evidence: Evidence) -> Table:
             "order of rows": run.manifest.order,
             "expected": f"{run.manifest.counts.expected:,}",
             "received": f"{run.manifest.counts.received:,}",
-            "errors": run.manifest.counts.errors,
+            "errors": f"{run.manifest.counts.errors:,}"
+            + rejected(int(overloaded(run.requests).sum())),
             "status": run.manifest.status,
             "ended (UTC)": f"{run.manifest.end:%Y-%m-%d %H:%M}",
             "requests.parquet": run.manifest.files["requests.parquet"][:8],

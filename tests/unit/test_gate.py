@@ -154,6 +154,10 @@ WAYS = {
         "one row a request.*599 are rows of|as (asked|in the trace): expected all rows, found 1 ",
     ),
     "errors": (KV, column("error", "HTTP 500", slice(0, 6)), "failed requests.*found 1.17%"),
+    "overload": (
+        DISAGG, column("error", "529 Overloaded", slice(0, 1)),
+        r"rejected for overload \(HTTP 503, 529\): expected <= 0\.1%, found 0\.33%",
+    ),
     "short answers": (BASELINE, column("output_tokens", lambda n: n - 1, [3]), "answer tokens as"),
     "other answers asked for": (BASELINE, short_and_unasked, "answer tokens as asked"),
     "other prompts": (BASELINE, column("input_tokens", lambda n: 2 * n + 65, [3]), "prompt tokens"),

@@ -7,7 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.metrics import LATENCIES, METRICS, STATISTICS, good, percentile, statistics, summarize
+from kvab.metrics import (
+    LATENCIES,
+    METRICS,
+    STATISTICS,
+    good,
+    overloaded,
+    percentile,
+    statistics,
+    summarize,
+)
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
 
@@ -35,6 +44,15 @@ def test_the_registry_is_in_display_order_and_knows_its_directions():
     assert list(METRICS) == ["ttft_ms", "itl_ms", "latency_ms", "good_share"]
     assert LATENCIES == ("ttft_ms", "itl_ms", "latency_ms")
     assert [metric.better for metric in METRICS.values()] == ["lower"] * 3 + ["higher"]
+
+
+def test_requests_rejected_for_overload_are_counted_by_their_status():
+    texts = ["503 Service Unavailable all workers are busy", "529 overloaded", "500 5290 tokens",
+             "5031", "no record", None]  # fmt: skip
+    shed = table(error=pd.array(texts, dtype="string"))
+    assert overloaded(shed).tolist() == [True, True, False, False, False, False]
+    assert summarize(shed, SLO)["requests"]["overload"] == 2
+    assert summarize(table(), SLO)["requests"]["overload"] == 0
 
 
 def test_good_includes_the_bounds():
@@ -80,7 +98,8 @@ def test_summary_counts_expected_received_errors_and_one_token():
         error=pd.array([None, None, "lost", "HTTP 500"], dtype="string"),
     )
     summary = summarize(rows, SLO)
-    assert summary["requests"] == {"expected": 4, "received": 2, "errors": 2, "one_token": 1}
+    counts = {"expected": 4, "received": 2, "errors": 2, "overload": 0, "one_token": 1}
+    assert summary["requests"] == counts
     assert summary["good"]["count"] == 2
     assert summary["good"]["share"] == 0.5
 

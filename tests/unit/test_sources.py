@@ -21,6 +21,7 @@ from kvab.runs.judging import study_of, terms
 from kvab.runs.sources import comparable, paired, read_source, read_sources
 from kvab.study import Slo, load_study
 from kvab.study.copying import new_study
+from kvab.terminal import summary_lines
 from kvab.trace import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"
@@ -130,11 +131,47 @@ def test_a_summary_alone_says_what_it_can(study, copy):
     assert set(document) == {*whole, "token_counts"}
     for key in ("ttft_ms", "latency_ms", "itl_ms"):
         assert document[key] == pytest.approx(whole[key], rel=1e-9)
-    assert document["requests"] == {"expected": 60, "received": 60, "errors": 0, "one_token": None}
+    counts = {"expected": 60, "received": 60, "errors": 0, "overload": 0, "one_token": None}
+    assert document["requests"] == counts
     assert document["good"]["count"] == whole["good"]["count"]
     assert "no pairs and no intervals" in told(source, study)
     with pytest.raises(InputError, match=r"mean TTFT 1,428\.7 ms.*need profile_export.jsonl"):
         comparable([[source], [source]])
+
+
+def shed(folder, statuses):
+    """Fail the first requests of artifacts with these HTTP statuses; return the folder."""
+    path = folder / "profile_export.jsonl.gz"
+    records = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    for record, status in zip(records, statuses, strict=False):
+        record["error"] = {"code": status, "type": "", "message": "overloaded"}
+        record["metrics"] = {}
+    path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in records).encode()))
+    path = folder / "profile_export_aiperf.json"
+    summary = json.loads(path.read_text())
+    summary["request_count"]["avg"] = len(records) - len(statuses)
+    summary["error_request_count"] = {"unit": "requests", "avg": len(statuses)}
+    summary["error_summary"] = [
+        {"error_details": {"code": status}, "count": statuses.count(status)}
+        for status in set(statuses)
+    ]
+    path.write_text(json.dumps(summary))
+    return folder
+
+
+def test_requests_rejected_for_overload_are_told_with_and_without_records(study, copy):
+    folder = shed(copy("shed"), [503, 529, 529, 500])
+    source = read_source(folder, study)
+    assert source.summary(study.slo)["requests"] | {"one_token": 0} == {
+        "expected": 60, "received": 56, "errors": 4, "overload": 3, "one_token": 0,
+    }  # fmt: skip
+    (line,) = (value for name, value in summary_lines(source, study.slo) if name == "requests")
+    assert line == "56 of 60, 4 failed, 3 of them rejected for overload (HTTP 503 or 529)"
+    (folder / "profile_export.jsonl.gz").unlink()
+    assert read_source(folder, study).summary(study.slo)["requests"]["overload"] == 3
+    path = folder / "profile_export_aiperf.json"
+    path.write_text(path.read_text().replace("error_summary", "another_key"))
+    assert read_source(folder, study).summary(study.slo)["requests"]["overload"] is None
 
 
 def test_a_cancelled_run_is_shown_as_partial_and_not_compared(study, copy):
