@@ -1,5 +1,6 @@
 """The command line as a user meets it: one clear line and the right exit code."""
 
+import http.server
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+
+import threading
 from pathlib import Path
 
 import pytest
@@ -280,3 +283,54 @@ def test_paths_count_from_the_working_folder(elsewhere, recorded_trace, tmp_path
     assert Path(process.stdout.strip()).is_relative_to(tmp_path / "here" / "filed")
     process = elsewhere("summarize", "mine", "--study", "study.yaml", KVAB_ROOT=str(ROOT))
     assert (process.returncode, "here/study.yaml: expected a file" in process.stderr) == (2, True)
+
+
+def away(checkout, tmp_path):
+    """A study whose trace cannot be had: what asks for it is counted."""
+    asked = []
+
+    class Away(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Away)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    study = checkout / "recipes" / "qwen3-32b" / "study.yaml"
+    at = f"http://127.0.0.1:{server.server_port}/trace.jsonl"
+    study.write_text(re.sub(r"url: .*conversation_trace.*", f"url: {at}", study.read_text()))
+    told = {"KVAB_TRACE": "", "KVAB_CACHE": tmp_path / "cache", "KVAB_ROOT": checkout}
+    yield lambda *words: (kvab(*words, "--runs", tmp_path / "runs", **told), len(asked))
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--configuration", "fast"], "no configuration 'fast'"),
+        (["run", "--configuration", "agg-round-robin", "--rows", "99999"], "rows from 1 to 12031"),
+        (["run", "--configuration", "agg-round-robin", "--repeat", "9"], "repeat from 1 to 3"),
+        (["report", "--repeats", "9"], "repeat from 1 to 3"),
+        (["report", "--cluster", "mine"], "no cluster 'mine'"),
+        (["report", "--on", "mine"], "no cluster 'mine'"),
+        (["capacity", "--rows", "0"], "rows from 1 to 12031"),
+    ],
+)
+def test_options_are_checked_before_the_trace_is_fetched(away, words, said):
+    process, asked = away(*words)
+    refused(process, said)
+    assert asked == 0
+
+
+def test_a_trace_that_cannot_be_had_is_asked_for_once(away):
+    """By the command; the kernel of its notebook replays what the command found."""
+    process, asked = away("run", "--configuration", "agg-round-robin", "--rows", 20)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("SYNTHETIC WORKLOAD") == 1
+    assert asked == 3  # the tries of one download
+    manifest = json.loads((Path(process.stdout.splitlines()[0]) / "run.json").read_text())
+    assert manifest["trace"]["name"] == "SYNTHETIC WORKLOAD (seed 1)"

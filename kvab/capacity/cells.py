@@ -27,7 +27,7 @@ from kvab.runs import campaign
 from kvab.runs.jobs import check_topology, plan_job
 from kvab.study import Slo, Study, load_cluster, load_study, root
 from kvab.study.sweep import AS_DECLARED, Capacity, Variant
-from kvab.trace import Trace, find_trace
+from kvab.trace import Trace
 
 TABLE, SUMMARY = "capacity.parquet", "capacity.json"
 
@@ -150,7 +150,7 @@ def sweep(
             "use --cluster simulated-h200"
         )
     read = load_study(study)
-    workload = find_trace(read.trace, trace)
+    workload = campaign.workload(read, cluster, rows, None, trace, on)
     cells = plan(read, cluster, rows, workload, root() / folder)
     spreads = spread.plan(read, cluster, rows, workload, root() / folder)
     jobs = list({job.path: job for job in [*(job for job, _ in cells), *spreads]}.values())

@@ -36,17 +36,15 @@ def run(
     from kvab.report.notebooks import run_replay_notebook
     from kvab.runs.jobs import open_cluster, plan_job
     from kvab.study import load_study
-    from kvab.trace import find_trace
 
-    workload = find_trace(load_study(study).trace, trace)
-    job = plan_job(load_study(study), cluster, configuration, repeat, rows, workload, runs)
+    job = plan_job(load_study(study), cluster, configuration, repeat, rows, trace, runs)
     parameters = {
         "study": str(study),
         "cluster": cluster,
         "configuration": configuration,
         "repeat": repeat,
         "rows": rows or 0,
-        "trace": str(trace.resolve()) if trace else "",
+        "trace": str(job.trace.path.resolve()),  # found once: the kernel does not look for it
         "runs": str(runs),
         "keep": keep,
     }

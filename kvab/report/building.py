@@ -73,7 +73,7 @@ def report(
     imported = is_imported(load_study(checkout / study), cluster, folder)
     replays = published is None and not imported
     if replays:
-        replay_missing(checkout / study, cluster, rows, repeats, trace, folder, on)
+        trace = replay_missing(checkout / study, cluster, rows, repeats, trace, folder, on)
     evidence = load_evidence(checkout / study, cluster, folder)
     if published is None and evidence.manifest.kind == "live":
         make_twins(evidence, find_trace(evidence.study.trace, trace), folder)
@@ -148,10 +148,10 @@ def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path
 def replay_missing(
     study: Path, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
     folder: Path, on: str | None = None,
-) -> None:  # fmt: skip
-    """Replay every run of the study that does not serve as it is, side by side."""
+) -> Path:  # fmt: skip
+    """Replay every run of the study that does not serve as it is; return where the trace is."""
     declared = load_study(study)
-    workload = find_trace(declared.trace, trace)
+    workload = campaign.workload(declared, cluster, rows, repeats, trace, on)
     save_workload(workload, folder / declared.name)
     jobs = [
         plan_job(declared, cluster, name, repeat, rows, workload, folder)
@@ -163,3 +163,4 @@ def replay_missing(
         print(f"{run.configuration} r{run.repeat}: {run.state} ({run.why})", file=sys.stderr)
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
     campaign.replay_all(missing, on=on)
+    return workload.path

@@ -21,9 +21,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kvab import runs
 from kvab.errors import DependencyError, KvabError
 from kvab.job import Job
+from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
+from kvab.study import Study, load_cluster
+from kvab.trace import Trace
 
 OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
+
+
+def workload(
+    study: Study, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
+    on: str | None,
+) -> Trace:  # fmt: skip
+    """Return the trace that is replayed, found once all else that was asked for is checked."""
+    if on:
+        load_cluster(on)
+    return plan_job(study, cluster, study.baseline, repeats or 1, rows, trace).trace
 
 
 def plan(jobs: Iterable[Job]) -> list[runs.Planned]:

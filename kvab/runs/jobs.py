@@ -22,12 +22,13 @@ def plan_job(
     configuration: str,
     repeat: int = 1,
     rows: int | None = None,
-    trace: Trace | None = None,
+    trace: Trace | Path | None = None,
     folder: Path = Path("runs"),
     variant: Variant = AS_DECLARED,
 ) -> Job:
     """Return a checked job; ``rows`` is the number of first trace rows, None for all.
 
+    ``trace`` is the workload, or as for `find_trace`; it is found once the rest is checked.
     A variant replays the trace at another speed, or the topology with another split.
 
     Raises
@@ -41,15 +42,21 @@ def plan_job(
     study.seed(repeat)
     profile = load_cluster(cluster)
     check_product(study, profile)
+    variant.topology(recipes.declared_topology(study, configuration))
     recipes.check_gpus(study)
-    trace = trace or find_trace(study.trace)
-    if rows is not None and not 1 <= rows <= len(trace):
-        raise InputError(f"{trace.path}: expected rows from 1 to {len(trace)}, got {rows}")
-    rows, replayed = rows or len(trace), variant.trace(trace)
     identity = open_cluster(profile).identity()
-    job = Job(study, profile, configuration, repeat, rows, replayed, folder, identity, variant)
-    check_topology(job)
-    return job
+    if trace is None:
+        _check_rows(rows, study.trace.rows, study.trace.name)
+    if not isinstance(trace, Trace):
+        trace = find_trace(study.trace, trace)
+    _check_rows(rows, len(trace), trace.path)
+    rows, replayed = rows or len(trace), variant.trace(trace)
+    return Job(study, profile, configuration, repeat, rows, replayed, folder, identity, variant)
+
+
+def _check_rows(rows: int | None, most: int, where: str | Path) -> None:
+    if rows is not None and not 1 <= rows <= most:
+        raise InputError(f"{where}: expected rows from 1 to {most}, got {rows}")
 
 
 def check_topology(job: Job) -> recipes.Topology:

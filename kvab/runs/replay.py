@@ -22,7 +22,6 @@ from kvab.runs.jobs import check_topology, open_cluster, plan_job
 from kvab.runs.workload import save_workload
 from kvab.secrecy import hide
 from kvab.study import load_study, root
-from kvab.trace import find_trace
 
 
 def start(
@@ -42,10 +41,10 @@ def start(
     ``keep`` leaves the deployment up afterwards, to look at it.
     """
     declared = load_study(study)
-    workload = find_trace(declared.trace, Path(trace) if trace else None)
+    named = Path(trace) if trace else None
     folder = root() / runs
     name = configuration or declared.baseline
-    job = plan_job(declared, cluster, name, repeat, rows or None, workload, folder)
+    job = plan_job(declared, cluster, name, repeat, rows or None, named, folder)
     return Replay(job, keep=keep)
 
 

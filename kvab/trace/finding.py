@@ -73,8 +73,8 @@ def find_trace(declaration: Declaration, path: Path | None = None) -> Trace:
         from kvab.trace.synthesize import made_up
 
         log.warning("%s; replaying a made-up workload instead: SYNTHETIC WORKLOAD", error)
-        path, name = made_up(declaration.rows, block_tokens, cache_folder())
-        return read_trace(path, name=name, block_tokens=block_tokens)
+        path = made_up(declaration.rows, block_tokens, cache_folder())
+        return read_trace(path, block_tokens=block_tokens)
     return read_trace(
         place, name=declaration.name, block_tokens=block_tokens, sha256=declaration.sha256
     )

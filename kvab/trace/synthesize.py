@@ -151,19 +151,20 @@ def write_synthetic(
     return write_lines(Path(path), [json.dumps(row) for row in made], overwrite=overwrite)
 
 
-def made_up(rows: int, block_tokens: int, folder: Path) -> tuple[Path, str]:
-    """Write the made-up trace that stands in for a study's own; return its path and name.
+def made_up(rows: int, block_tokens: int, folder: Path) -> Path:
+    """Write the made-up trace that stands in for a study's own; its file is called what it is.
 
     It is written anew each time, so that a file left by an older version is not replayed. Where
     ``folder`` cannot be written, a temporary one takes its place.
     """
-    path = folder / f"synthetic-{rows}-{block_tokens}-{SEED}.jsonl"
+    name = f"SYNTHETIC WORKLOAD (seed {SEED}).jsonl"
+    path = folder / f"synthetic-{rows}-{block_tokens}" / name
     try:
         write_synthetic(path, rows, block_tokens=block_tokens, overwrite=True)
     except InputError:
         path = Path(tempfile.mkdtemp(prefix="kvab-")) / path.name
         write_synthetic(path, rows, block_tokens=block_tokens)
-    return path, f"SYNTHETIC WORKLOAD (seed {SEED})"
+    return path
 
 
 def _timestamps_ms(rows: int, rng: np.random.Generator) -> np.ndarray:

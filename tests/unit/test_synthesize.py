@@ -185,9 +185,8 @@ def test_an_existing_file_is_not_overwritten_unasked(tmp_path):
 
 
 def test_the_stand_in_names_its_seed(tmp_path):
-    path, name = made_up(30, 512, tmp_path)
-    assert name == "SYNTHETIC WORKLOAD (seed 1)"
-    assert len(read_trace(path)) == 30
+    trace = read_trace(made_up(30, 512, tmp_path))
+    assert (trace.name, len(trace)) == ("SYNTHETIC WORKLOAD (seed 1)", 30)
 
 
 @pytest.mark.skipif(not REAL, reason="KVAB_TRACE does not name the real trace")
