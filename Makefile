@@ -3,9 +3,6 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 UV := 0.13.9
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
-	&& echo $$p && break; done)
 COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-strip-extras --no-header --no-annotate \
 	--prerelease if-necessary-or-explicit --quiet -o requirements.lock
@@ -14,19 +11,23 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env lint test coverage test-slow test-hostile report book capacity publish check bench faults fuzz audit licences readme lock clean live
+.PHONY: help env venv lint test coverage test-slow test-hostile report book capacity publish check bench faults fuzz audit licences readme lock clean live
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 env: $(VENV)/.ready ## make .venv with the exact versions of requirements.lock
 
-$(VENV)/.ready: requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "expected Python 3.11 or 3.12 on PATH; install one or set PYTHON=" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# Seen to each time, so that a PYTHON that does not fit is rejected; `PYTHON=python3.13 make env`.
+venv:
+	@.ci/venv $(VENV) $(UV)
+
+# In compat mode the checkout is on the path of modules: a folder of its name cannot shadow it.
+$(VENV)/.ready: requirements.lock pyproject.toml | venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . \
+		--config-settings editable_mode=compat
 	@touch $@
 
 lint: env ## check style, types, scripts, spelling, notebooks and declarations
@@ -102,8 +103,8 @@ readme: env ## write the published answer and its picture into README.md
 licences: env ## list the licences of all dependencies in docs/licences.md
 	$(BIN)/python .ci/licences.py
 
-lock: ## resolve requirements.lock anew
-	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV); }
+lock: venv ## resolve requirements.lock anew
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV)
 	rm -f requirements.lock
 	$(BIN)/uv $(COMPILE)
 

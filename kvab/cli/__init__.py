@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Annotated
 
 import typer
 
+import kvab
 from kvab.cli import declarations, replaying, results, traces
 from kvab.errors import UNWRITABLE, InputError, KvabError
 
@@ -19,10 +21,28 @@ app = typer.Typer(
     help="Does disaggregated, KV-aware routing pay off? Replay the study's configurations on a "
     "cluster, compare them, and build the report. `kvab report` does all of it.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # the frames of rich cost a second of start-up
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"kvab {kvab.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _itself(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which this is."),
+    ] = False,
+) -> None:
+    pass
+
+
 for part in (replaying, results, declarations):
     app.add_typer(part.app)
 app.add_typer(traces.trace_app, name="trace")
