@@ -7,9 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
-
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -285,6 +284,7 @@ def test_paths_count_from_the_working_folder(elsewhere, recorded_trace, tmp_path
     assert (process.returncode, "here/study.yaml: expected a file" in process.stderr) == (2, True)
 
 
+@pytest.fixture
 def away(checkout, tmp_path):
     """A study whose trace cannot be had: what asks for it is counted."""
     asked = []
