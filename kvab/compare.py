@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from kvab.formats import counted
 from kvab.metrics import LATENCIES, METRICS, SCHEMA, Slo
 from kvab.statistics.bootstrap import Design, mean, replicate
 from kvab.statistics.contrasts import (
@@ -287,15 +288,15 @@ def _notes(both: Sequence[Mapping], design: Design, repeats: Sequence[int]) -> l
             notes.append(f"The {arm} was not streamed: only its latency can be compared.")
     if len(set(repeats)) > 1:
         notes.append(
-            f"The baseline has {repeats[0]} repeats and the comparison {repeats[1]}: "
+            f"The baseline has {counted(repeats[0], 'repeat')} and the comparison {repeats[1]}: "
             f"the first {min(repeats)} of each are compared."
         )
     if min(repeats) == 1:
         notes.append("One repeat: variation from run to run is unknown.")
     if design.blocks <= 2:
         notes.append(
-            f"{design.bursts} bursts in blocks of {design.block_bursts} are too few for an "
-            "interval: the estimates stand without one and no verdict is possible."
+            f"{counted(design.bursts, 'burst')} in blocks of {design.block_bursts} are too few for "
+            "an interval: the estimates stand without one and no verdict is possible."
         )
     elif design.blocks < FEW_BLOCKS:
         notes.append(f"Only {design.blocks:.1f} blocks: the intervals are wide and rough.")

@@ -10,10 +10,13 @@ import html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
 
 ACTIVE = re.compile(r"[\\`*_\[\]<>{}|~$&]")  # what Markdown, HTML and MyST read as more than text
 
@@ -58,6 +61,26 @@ def counted(count: int, thing: str) -> str:
     ('1 replay', '1,200 replays')
     """
     return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
+def span(seconds: float) -> str:
+    """Return a length of time as one would say it.
+
+    Examples
+    --------
+    >>> span(3536), span(262), span(40)
+    ('59 minutes', '4.4 minutes', '40 seconds')
+    """
+    if seconds < 90:
+        return counted(round(seconds), "second")
+    return f"{number(seconds / 60, 0 if seconds >= 600 else 1)} minutes"
+
+
+def markdown(text: str) -> Markdown | None:
+    """Return a text for a notebook to show; an empty one leaves nothing instead of a box."""
+    from IPython.display import Markdown  # which the command line does without
+
+    return Markdown(text) if text else None  # type: ignore[no-untyped-call]
 
 
 def percent(share: float | None, decimals: int = 1) -> str:

@@ -22,6 +22,7 @@ from kvab import metrics, runs
 from kvab.capacity import spread
 from kvab.declare import Declared
 from kvab.errors import InputError
+from kvab.formats import counted
 from kvab.job import Job
 from kvab.runs import campaign
 from kvab.runs.jobs import check_topology, plan_job
@@ -157,7 +158,9 @@ def sweep(
     planned = campaign.plan(jobs)
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
     kept = len(jobs) - len(missing)
-    print(f"{len(jobs)} cells: {kept} complete, {len(missing)} to replay", file=sys.stderr)
+    print(
+        f"{counted(len(jobs), 'cell')}: {kept} complete, {len(missing)} to replay", file=sys.stderr
+    )
     missing.sort(key=lambda job: job.variant.speed)  # the slowest first
     campaign.replay_all(missing, on=on)
     place = write_tables(cells)

@@ -84,6 +84,11 @@ class Evidence:
         """The configurations that were run, in declared order."""
         return {name: self.study.configurations[name] for name in self.runs}
 
+    @property
+    def replayed(self) -> pd.DataFrame:
+        """The rows of the workload that were replayed: its first ones."""
+        return self.workload.table.iloc[: self.manifest.trace.rows]
+
     @cached_property
     def gpus(self) -> dict[str, int]:
         """GPUs that each configuration filled, by the manifests of its first run."""

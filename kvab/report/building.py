@@ -14,6 +14,7 @@ from kvab.declare import digest
 from kvab.errors import GateError, InputError
 from kvab.evidence import Evidence, load_evidence
 from kvab.evidence.model_check import load_check, make_twins
+from kvab.formats import counted
 from kvab.report import pages, publication
 from kvab.report.bundle import unpacked
 from kvab.results import source_digest
@@ -81,7 +82,7 @@ def report(
     index = pages.build(checkout / out, _book(checkout / study, evidence, judged, trace, replays))
     if not judged.green:
         raise GateError(
-            f"the validity gate is red, {len(judged.reasons)} checks failed; first: "
+            f"the validity gate is red, {counted(len(judged.reasons), 'check')} failed; first: "
             f"{judged.reasons[0]}; the book says the rest: {index}"
         )
     return headline(evidence, judged), index

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kvab import runs
 from kvab.errors import DependencyError, KvabError
+from kvab.formats import counted
 from kvab.job import Job
 from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
@@ -110,7 +111,7 @@ def _follow(jobs: list[Job], pending: list[Future], told: Any, quiet: bool) -> N
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
-        total = bar.add_task(f"{len(jobs)} replays", total=sum(job.rows for job in jobs))
+        total = bar.add_task(counted(len(jobs), "replay"), total=sum(job.rows for job in jobs))
         done = dict.fromkeys(range(len(jobs)), 0)
         while not all(future.done() for future in pending):
             try:
@@ -138,8 +139,9 @@ def replay_in_turn(jobs: list[Job]) -> None:
     failed: list[KvabError] = []
     minutes = sum(job.span_s + OVERHEAD_S for job in jobs) / 60
     print(
-        f"{len(jobs)} replays one after the other, in the trace's own time: about {minutes:.0f} "
-        "minutes, and what the cluster takes to deploy; complete runs are kept when stopped",
+        f"{counted(len(jobs), 'replay')} one after the other, in the trace's own time: about "
+        f"{minutes:.0f} minutes, and what the cluster takes to deploy; complete runs are kept when "
+        "stopped",
         file=sys.stderr,
     )
     for job in sorted(jobs, key=lambda job: job.repeat):
@@ -157,7 +159,7 @@ def replay_in_turn(jobs: list[Job]) -> None:
             print(failed[-1], file=sys.stderr)
     if failed:
         first = failed[0]
-        raise type(first)(f"{len(failed)} of {len(jobs)} replays failed; first: {first}")
+        raise type(first)(f"{len(failed)} of {counted(len(jobs), 'replay')} failed; first: {first}")
 
 
 _told: Any = None

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.capacity.sweep import Sweep
-from kvab.formats import Table, interval, number, percent, unless_missing
+from kvab.formats import Table, counted, interval, number, percent, unless_missing
 from kvab.wording.loads import ends_text, load_text, ratio_text
 
 
@@ -37,7 +37,7 @@ def loads(swept: Sweep) -> Table:
         frame,
         "Largest load, in multiples of the trace's arrival speed, at which this share of requests "
         f"is good (95 % workload interval, {statistics.resamples:,} resamples, blocks of "
-        f"{swept.curves.block_bursts} bursts on average). Never extrapolated beyond "
+        f"{counted(swept.curves.block_bursts, 'burst')} on average). Never extrapolated beyond "
         f"{replayed[0]:g}x to {replayed[-1]:g}x.",
         ("configuration",),
     )
@@ -86,8 +86,8 @@ def splits(swept: Sweep) -> Table:
         )  # fmt: skip
     caption = (
         f"{swept.arms[swept.study.comparison].label} at the trace's own speed, xPyD: x prefill and "
-        f"y decode workers, {next(iter(swept.split_cells.values())).gpus} GPUs in all. Intervals "
-        "are workload intervals; the differences are paired."
+        f"y decode workers, {counted(next(iter(swept.split_cells.values())).gpus, 'GPU')} in all. "
+        "Intervals are workload intervals; the differences are paired."
     )
     return Table(pd.DataFrame(lines), caption, ("split",))
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kvab.clusters import Clusters
 from kvab.evidence import Evidence
-from kvab.formats import Table, interval, number, percent, signed
+from kvab.formats import Table, counted, interval, number, percent, signed
 from kvab.metrics import METRICS
 
 PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
@@ -55,7 +55,7 @@ def cards(clusters: Clusters) -> Table:
             lines.append({"cluster": place, "verdict": f"cannot be compared: {found}"})
             continue
         for key, row in found.iterrows():
-            verdict = f"{row['verdict']}\n({row['rows']:,} rows)"
+            verdict = f"{row['verdict']}\n({counted(row['rows'], 'row')})"
             lines.append({**_line(place, str(key), row), "verdict": verdict})
     text = ("cluster", "verdict")
     columns = ["cluster", "verdict", "published", "yours", "gap"]

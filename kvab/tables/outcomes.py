@@ -13,7 +13,7 @@ import pandas as pd
 from kvab import metrics
 from kvab.capacity.sweep import Sweep
 from kvab.evidence import Evidence
-from kvab.formats import Table, interval, number, percent, signed
+from kvab.formats import Table, counted, interval, number, percent, signed
 from kvab.runs import summaries
 from kvab.validity import WITHHELD, Gate
 
@@ -69,7 +69,7 @@ def outcome(evidence: Evidence) -> Table:
     method = result["method"]
     return Table(
         pd.DataFrame(lines),
-        f"{result['pairs']:,} pairs. Intervals: {method['name']}, {method['resamples']:,} "
+        f"{counted(result['pairs'], 'pair')}. Intervals: {method['name']}, {method['resamples']:,} "
         f"resamples, blocks of {number(method['block_s'], 0)} s on average. They say how the "
         "numbers would move with other minutes of this workload, not from run to run.",
         ("",),
@@ -96,10 +96,10 @@ def variation(evidence: Evidence) -> Table:
         )
     return Table(
         pd.DataFrame(lines),
-        f"±: half of each 95 % interval; run to run over {evidence.repeats} repeats. A/A: the "
-        "baseline against itself, the largest difference between two repeats. Detectable: the "
-        "smallest true difference that an A/A comparison would call different from zero four "
-        "times in five.",
+        f"±: half of each 95 % interval; run to run over {counted(evidence.repeats, 'repeat')}. "
+        "A/A: the baseline against itself, the largest difference between two repeats. "
+        "Detectable: the smallest true difference that an A/A comparison would call different "
+        "from zero four times in five.",
         ("difference of",),
     )
 

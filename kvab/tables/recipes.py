@@ -79,7 +79,8 @@ def differences(evidence: Evidence) -> Table:
     frame = _difference(evidence, evidence.study.baseline, evidence.study.comparison)
     return Table(
         frame,
-        "The baseline's aggregated worker is compared with both the prefill and the decode worker.",
+        "Workers are compared by role; a role that one of the two lacks, with the worker that does "
+        "its work there.",
         tuple(frame.columns),
     )
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kvab import runs
 from kvab.evidence import Evidence
-from kvab.formats import Table
+from kvab.formats import Table, counted
 from kvab.metrics import overloaded
 from kvab.runs.sources import of_run
 from kvab.study import Slo
@@ -24,7 +24,14 @@ def workload(evidence: Evidence) -> Table:
     """Return the description of the trace."""
     description = evidence.workload.description
     lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
-    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), "", ("quantity",))
+    trace = evidence.manifest.trace
+    caption = (
+        f"The whole trace; replayed were the first {trace.rows:,} of its "
+        f"{counted(trace.total_rows, 'request')}."
+        if trace.rows < trace.total_rows
+        else ""
+    )
+    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), caption, ("quantity",))
 
 
 def run(path: Path, slo: Slo) -> Table:

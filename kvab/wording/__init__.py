@@ -1,6 +1,6 @@
 """Numbers as sentences."""
 
-from kvab.wording.analysis import attribution, robustness, variation
+from kvab.wording.analysis import all_factors, attribution, factors, robustness, variation
 from kvab.wording.outcomes import (
     answer,
     banner,
@@ -14,9 +14,11 @@ from kvab.wording.outcomes import (
 )
 
 __all__ = [
+    "all_factors",
     "answer",
     "attribution",
     "banner",
+    "factors",
     "headline",
     "how_known",
     "known_limits",

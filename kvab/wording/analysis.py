@@ -5,6 +5,8 @@ Input: the evidence. Output: Markdown.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -14,6 +16,38 @@ from kvab.formats import interval, number, plain, signed
 from kvab.metrics import METRICS
 from kvab.validity import Gate
 from kvab.wording.outcomes import NO_VERDICT
+
+FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}
+
+
+def _differ(evidence: Evidence, names: Iterable[str]) -> list[str]:
+    """Return in which factors some configurations differ."""
+    placed = [evidence.study.configurations[name].factors for name in names]
+    return [text for key, text in FACTORS.items() if len({getattr(at, key) for at in placed}) > 1]
+
+
+def factors(evidence: Evidence) -> str:
+    """Return in which factors baseline and comparison differ, and what tells them apart."""
+    differ = _differ(evidence, (evidence.study.baseline, evidence.study.comparison))
+    if not differ:
+        return "Baseline and comparison have the same split and the same routing."
+    if len(differ) == 1:
+        return f"Baseline and comparison differ in one factor: {differ[0]}."
+    apart = (
+        f"What would tell them apart has no run: {plain(evidence.missing)}."
+        if evidence.missing
+        else "Configurations that have one factor without the other tell them apart."
+    )
+    return f"Baseline and comparison differ in two factors at once: {' and '.join(differ)}. {apart}"
+
+
+def all_factors(evidence: Evidence) -> str:
+    """Return in which factors any two configurations differ."""
+    differ = _differ(evidence, evidence.arms)
+    what = f"in {' and in '.join(differ)}, and in what follows from that" if differ else (
+        "only in the fields listed above"
+    )  # fmt: skip
+    return f"The configurations differ {what}."
 
 
 def attribution(evidence: Evidence, judged: Gate) -> str:
@@ -37,6 +71,13 @@ def attribution(evidence: Evidence, judged: Gate) -> str:
         sizes = {e: abs(table.loc[(metric, statistic, e), "value"]) for e in ("routing", "split")}
         return max(sizes, key=lambda effect: sizes[effect])
 
+    row = table.loc[("good_share", "share", "interaction")]
+    depends = (
+        "what one factor brings depends on the other, because a good request needs both a first "
+        "token and a pace within bounds"
+        if row["ci_low"] > 0 or row["ci_high"] < 0
+        else "these runs do not show that what one factor brings depends on the other"
+    )
     shares = evidence.good_shares["share"]
     base = shares[evidence.study.baseline]
     steps = ", ".join(
@@ -50,8 +91,7 @@ def attribution(evidence: Evidence, judged: Gate) -> str:
         f"of ITL (p99) moves mostly with the **{larger('itl_ms', 'p99')}**: routing "
         f"{said('itl_ms', 'p99', 'routing')}, split {said('itl_ms', 'p99', 'split')}. Against the "
         f"baseline the good share changes by these points: {steps}. The interaction is "
-        f"{said('good_share', 'share', 'interaction')}: what one factor brings depends on the "
-        "other, because a good request needs both a first token and a pace within bounds."
+        f"{said('good_share', 'share', 'interaction')}: {depends}."
     )
 
 

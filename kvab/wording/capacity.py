@@ -5,6 +5,7 @@ Input: the sweep. Output: Markdown, and plain text for captions.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from kvab.capacity.sweep import Sweep
@@ -34,7 +35,7 @@ def _carries(swept: Sweep, name: str) -> str:
     row = _kept(swept, name, swept.headline)
     known = load_text(row["low"], row["high"])
     text = known.replace("x", " times the trace's arrival speed")
-    return f"{'up to ' if found(row) else ''}{text} ({LEVEL} {ends_text(row, _loads(swept))})"
+    return f"up to {text} ({LEVEL} {ends_text(row, _loads(swept))})" if found(row) else text
 
 
 def _rows(swept: Sweep) -> str:
@@ -45,9 +46,13 @@ def _rows(swept: Sweep) -> str:
     return f"the first {trace.rows:,} of {counted(trace.total_rows, 'request')}"
 
 
-def _load(swept: Sweep) -> str:
-    """Return what a ratio of loads is a ratio of: per GPU where their numbers differ."""
-    return "load" if len(set(swept.gpus.values())) == 1 else "load per GPU"
+def _compared(swept: Sweep, how: str) -> str:
+    """Return how many times the load is carried, per GPU where their numbers differ."""
+    row = swept.ratios.loc[swept.headline]
+    if row["low"] <= 0 and np.isinf(row["high"]):
+        return "the ratio of their loads is not known"
+    load = "load" if len(set(swept.gpus.values())) == 1 else "load per GPU"
+    return how.format(ratio=ratio_text(row), load=load)
 
 
 def headline(swept: Sweep) -> str:
@@ -55,6 +60,7 @@ def headline(swept: Sweep) -> str:
     study = swept.study
     both = [study.configurations[name] for name in (study.comparison, study.baseline)]
     row = swept.ratios.loc[swept.headline]
+    ends = f" ({ends_text(row)})" if found(row) else ""
     where = "In simulation" if swept.simulated else f"On {plain(swept.cluster)}"
     where += ", on a SYNTHETIC WORKLOAD" if swept.synthetic else ""
     first, second = (_carries(swept, name) for name in (study.comparison, study.baseline))
@@ -62,8 +68,8 @@ def headline(swept: Sweep) -> str:
     filled = f"the same {gpus[0]}" if gpus[0] == gpus[1] else f"{gpus[0]} against {gpus[1]}"
     return (
         f"{where}, {both[0].phrase} keep {percent(swept.headline, 0)} of requests good {first}, "
-        f"{both[1].phrase} {second}: {ratio_text(row)} the {_load(swept)} on "
-        f"{filled} GPUs ({ends_text(row)})."
+        f"{both[1].phrase} {second}: "
+        f"{_compared(swept, f'{{ratio}} the {{load}} on {filled} GPUs')}{ends}."
     )
 
 
@@ -76,13 +82,14 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     rows = [_kept(swept, name, swept.headline) for name in (study.comparison, study.baseline)]
     first, second = (load_text(row["low"], row["high"]) for row in rows)
     row = swept.ratios.loc[swept.headline]
+    ends = f"{LEVEL} {ends_text(row)}; " if found(row) else ""
     kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     stale = f" {_stale(swept)}" if swept.changes else ""
     return (
         f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good, "
         f"the comparison carries arrivals at {first} the trace's speed, the baseline at {second}: "
-        f"**{ratio_text(row)} the {_load(swept)}** ({LEVEL} {ends_text(row)}; *{kind}*).{stale}"
+        f"**{_compared(swept, '{ratio} the {load}')}** ({ends}*{kind}*).{stale}"
     )
 
 
@@ -135,9 +142,11 @@ def _ratios(swept: Sweep) -> str:
 def load_caption(swept: Sweep) -> str:
     """Return the caption of the load figure."""
     row = swept.ratios.loc[swept.headline]
+    carried = "the comparison carries {ratio} the baseline's {load}"
+    ends = f" ({LEVEL} {ends_text(row)})" if found(row) else ""
     return (
-        f"At {percent(swept.headline, 0)} good requests the comparison carries {ratio_text(row)} "
-        f"the baseline's {_load(swept)} ({LEVEL} {ends_text(row)}). Above: good share against the "
+        f"At {percent(swept.headline, 0)} good requests {_compared(swept, carried)}{ends}. "
+        "Above: good share against the "
         f"speed of arrivals, each point one replay of {_rows(swept)}, bands its workload interval. "
         f"Below: where each curve falls through {percent(swept.headline, 0)}, with the workload "
         "interval."
@@ -159,11 +168,16 @@ def split_caption(swept: Sweep) -> str:
     """Return the caption of the split figure."""
     splits, best = swept.curves.splits, _best_split(swept)
     others = splits.drop(best)["share"]
+    keeps = f"{best} keeps most requests good"
+    if not others.empty and others.max() == splits.loc[best, "share"]:
+        keeps = f"No split keeps more requests good than {best}"
+    second = "" if others.empty else f"; the next best, {others.idxmax()}, {percent(others.max())}"
+    router = swept.arms[swept.study.comparison].factors.routing
+    behind = "the KV router" if router == "kv" else f"{router} routing"
     return (
-        f"{best} keeps most requests good, {percent(splits.loc[best, 'share'])}; the next best, "
-        f"{others.idxmax()}, {percent(others.max())}. Good share with its {LEVEL}, mean TTFT and "
-        f"p99 ITL by split at the trace's own speed, behind the KV router; the filled point is "
-        f"the split of deploy.yaml."
+        f"{keeps}, {percent(splits.loc[best, 'share'])}{second}. Good "
+        f"share with its {LEVEL}, mean TTFT and p99 ITL by split at the trace's own speed, behind "
+        f"{behind}; the filled point is the split of deploy.yaml."
     )
 
 
@@ -182,12 +196,19 @@ def ceiling(swept: Sweep) -> str:
         if top["share"] < target
     ]  # fmt: skip
     out = f" So no configuration keeps {' or '.join(missed)} at any load." if missed else ""
-    late, one = (percent(n / cell.requests) for n in (cell.late_first_token, cell.one_token))
+    said = []
+    if cell.late_first_token:
+        said.append(f"{percent(cell.late_first_token / cell.requests)} get their first token late")
+    if cell.one_token:
+        one = percent(cell.one_token / cell.requests)
+        said.append(f"{one} have one-token answers, which are never good")
+    even = (
+        f"Even at {lowest:g} times the trace's speed, of the comparison's requests "
+        f"{' and '.join(said)}. Slower arrivals do not change that: a long prompt takes as long to "
+        "prefill, and requests of one timestamp still arrive together. "
+    )
     return (
-        f"Even at {lowest:g} times the trace's speed {late} of requests get their first token late "
-        f"under the comparison, and {one} have one-token answers, which are never good. "
-        "Slower arrivals do not mend that: a long prompt takes as long to prefill, and the "
-        "requests of one burst still arrive at one instant. The highest share anywhere is "
+        f"{even if said else ''}The highest share anywhere is "
         f"{percent(top['share'])} ({swept.arms[top['configuration']].label} at {top['load']:g}x)."
         f"{out}"
     )

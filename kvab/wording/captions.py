@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from kvab.evidence import Evidence
-from kvab.formats import interval, number, percent, signed
+from kvab.formats import counted, interval, number, percent, signed
 from kvab.metrics import LATENCIES, METRICS
 
 KINDS = {
@@ -31,10 +31,11 @@ def source(evidence: Evidence, runs: bool = True) -> str:
     kind = KINDS[evidence.manifest.kind]
     if not runs:
         kind = "made up: SYNTHETIC WORKLOAD" if evidence.synthetic else "a recorded trace"
-        return f"Source: {trace.name}, {trace.total_rows:,} requests; {kind}."
+        return f"Source: {trace.name}, {counted(trace.total_rows, 'request')}; {kind}."
     synthetic = " SYNTHETIC WORKLOAD." if evidence.synthetic else ""
     return (
-        f"Source: {evidence.cluster}, {evidence.repeats} replays of {trace.rows:,} requests for "
+        f"Source: {evidence.cluster}, {counted(evidence.repeats, 'replay')} of "
+        f"{counted(trace.rows, 'request')} for "
         f"each configuration; {kind}.{synthetic}"
     )
 
@@ -43,7 +44,7 @@ def good_shares(evidence: Evidence) -> str:
     """Return the caption of the good-share figure."""
     table, arms = evidence.good_shares["share"], evidence.arms
     first = evidence.study.baseline
-    if len(arms) < 4:
+    if evidence.missing:
         finding = " ".join(f"{arms[n].label}: {percent(s)} good." for n, s in table.items())
     else:
         alone = max((n for n in arms if arms[n].role == "ablation"), key=lambda n: table[n])
@@ -63,9 +64,9 @@ def arrivals(evidence: Evidence) -> str:
     """Return the caption of the arrivals figure."""
     d = evidence.workload.description
     return (
-        f"{d['rows']:,} requests share {d['distinct_timestamps']:,} timestamps: bursts of up to "
-        f"{d['largest_burst']}. Left: requests a minute along the trace. Right: how many requests "
-        "come at one tick of its clock."
+        f"{counted(d['rows'], 'request')} at {counted(d['distinct_timestamps'], 'timestamp')}, up "
+        f"to {d['largest_burst']} at one. Left: requests a minute along the trace. Right: how many "
+        "requests come at one tick of its clock."
     )
 
 
@@ -75,10 +76,10 @@ def lengths(evidence: Evidence) -> str:
     ratio = table["input_tokens"].sum() / table["output_tokens"].sum()
     shared = table["reusable_tokens"].sum() / table["input_tokens"].sum()
     return (
-        f"Prompts hold {number(ratio, 0)} times as many tokens as answers, and "
-        f"{percent(shared, 0)} of prompt tokens had been seen before as a prefix. Distributions of "
-        "prompt length, answer length and the share of each prompt that an earlier prompt began "
-        "with."
+        f"Prompts hold {number(ratio, 0 if ratio >= 10 else 1)} times as many tokens as answers, "
+        f"and {percent(shared, 0)} of prompt tokens had been seen before as a prefix. "
+        "Distributions of prompt length, answer length and the share of each prompt that an "
+        "earlier prompt began with."
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import pandas as pd
 
 from kvab.clusters import Clusters
-from kvab.formats import plain
+from kvab.formats import counted, plain
 from kvab.metrics import METRICS
 from kvab.statistics.agreement import AGREE, DIFFER
+from kvab.study import root
+from kvab.study.declaration import PUBLISHED
 from kvab.validity import WITHHELD
 from kvab.wording.captions import KINDS
 
@@ -32,10 +34,10 @@ def forest_caption(clusters: Clusters) -> str:
     withheld = verdicts.count(WITHHELD)
     red = f" (withheld on {withheld}, whose gate is red)" if withheld else ""
     return (
-        f"The comparison's good share is better on {verdicts.count('better')} of {len(verdicts)} "
-        f"clusters{red}. Difference of the good share and ratio of the mean latencies, comparison "
-        "over baseline, with 95 % workload intervals. Requests differ in number, so a short run "
-        "shows only its part of the trace."
+        f"The comparison's good share is better on {verdicts.count('better')} of "
+        f"{counted(len(verdicts), 'cluster')}{red}. Difference of the good share and ratio of the "
+        "mean latencies, comparison over baseline, with 95 % workload intervals. Requests differ "
+        "in number, so a short run shows only its part of the trace."
     )
 
 
@@ -43,11 +45,17 @@ def commands(clusters: Clusters) -> str:
     """Return the commands that make runs and compare them, for this study."""
     study = clusters.reference.study
     both = f"{{{study.baseline},{study.comparison}}}"
+    if (root() / PUBLISHED / study.name).is_dir():
+        named, report = "", "make report    # simulated, no GPU, minutes\n"
+        report += "make book      # this book from the published runs alone\n"
+    else:
+        path = study.folder / "study.yaml"
+        inside = path.relative_to(root()) if path.is_relative_to(root()) else path
+        named = f" --study {inside} --cluster {clusters.reference.cluster}"
+        report = f"kvab report{named}\n"
     return (
-        "```bash\n"
-        "make report    # simulated, no GPU, minutes\n"
-        "make book      # this book from the published runs alone\n"
-        f"kvab run --configuration {study.comparison}\n"
+        f"```bash\n{report}"
+        f"kvab run{named} --configuration {study.comparison}\n"
         f"kvab compare runs/{study.name}/{clusters.reference.cluster}/{both}/r1\n"
         "```"
     )
@@ -60,13 +68,14 @@ def whose(clusters: Clusters) -> str:
     out = f" Left out, as its runs cannot be compared: {plain(left)}." if left else ""
     if not clusters.others:
         return (
-            f"There are only the runs on {plain(reference.cluster)} ({reference.repeats} repeats); "
-            f"nothing to compare them with yet.{out}"
+            f"There are only the runs on {plain(reference.cluster)} "
+            f"({counted(reference.repeats, 'repeat')}); nothing to compare them with yet.{out}"
         )
     return (
-        f"Reference: {plain(clusters.known)}, {plain(reference.cluster)}, {reference.repeats} "
-        f"repeats. Compared with it: {plain(', '.join(clusters.others))}. Each cluster has "
-        f"lines of its own, never pooled.{out}"
+        f"Reference: {plain(clusters.known)}, {plain(reference.cluster)}, "
+        f"{counted(reference.repeats, 'repeat')}. Compared with it: "
+        f"{plain(', '.join(clusters.others))}. Each cluster has lines of its own, never "
+        f"pooled.{out}"
     )
 
 
@@ -84,8 +93,8 @@ def learned(clusters: Clusters) -> str:
         told = [f"{word} on {_names(found, verdict)}" for verdict, word in
                 ((AGREE, "agrees"), (DIFFER, "differs")) if _names(found, verdict)]  # fmt: skip
         rest = len(found) - sum(found["verdict"].isin([AGREE, DIFFER]))
-        told += [f"cannot tell on {rest} of {len(found)} metrics"] if rest else []
-        lines.append(f"- **{place}**, {found['rows'].iloc[0]:,} rows: {', '.join(told)}.")
+        told += [f"cannot tell on {rest} of {counted(len(found), 'metric')}"] if rest else []
+        lines.append(f"- **{place}**, {counted(found['rows'].iloc[0], 'row')}: {', '.join(told)}.")
     return "\n".join(lines) or "Nothing yet: add a cluster of your own."
 
 

@@ -6,7 +6,7 @@ Input: the evidence. Output: Markdown.
 from __future__ import annotations
 
 from kvab.evidence import Evidence
-from kvab.formats import interval, number, percent, plain, signed
+from kvab.formats import counted, interval, number, percent, plain, signed, span
 from kvab.metrics import LATENCIES, METRICS
 from kvab.study import Arm
 from kvab.validity import Gate
@@ -64,7 +64,22 @@ def headline(evidence: Evidence, judged: Gate) -> str:
         f"{percent(row['comparison'])} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
         f"{slo.itl_ms:g} ms, {baseline.phrase} {percent(row['baseline'])}: a difference of "
         f"{signed(100 * row['difference'], 1)} points (95 % workload interval "
-        f"{interval(row['ci_low'], row['ci_high'], 100)})."
+        f"{interval(row['ci_low'], row['ci_high'], 100)}).{undecided(evidence, 'good_share')}"
+    )
+
+
+def undecided(evidence: Evidence, metric: str) -> str:
+    """Return why a verdict is open though its interval excludes zero; nothing if it does not."""
+    basis = evidence.comparison.to_json()["verdict_basis"][metric]
+    low, high = basis["ci_low"], basis["ci_high"]
+    if basis["verdict"] != "inconclusive" or low is None or low <= 0 <= high:
+        return ""
+    if abs(basis["difference"]) <= basis["margin"]:
+        return " The interval excludes zero, but the difference is within the practical margin."
+    return (
+        " The interval excludes zero, but it is one of "
+        f"{len(evidence.comparison.to_json()['verdict'])} tested together: adjusted for that "
+        f"(Holm), p is {number(basis['p_holm'], 3)}."
     )
 
 
@@ -98,7 +113,9 @@ def counterpoint(evidence: Evidence) -> str:
     result = evidence.comparison.to_json()
     ttft, faster = result["metrics"]["ttft_ms"], result["faster_share"]["ttft_ms"]
     mean, p99, itl = ttft["mean"], ttft["p99"], result["metrics"]["itl_ms"]["p99"]
-    most = "Most requests" if faster > 0.5 else "Yet not most requests"
+    gains = {"better": True, "worse": False}.get(result["verdict"]["good_share"])
+    most = "most requests" if faster > 0.5 else "not most requests"
+    most = f"Yet {most}" if gains == (faster <= 0.5) else most.capitalize()
     return (
         f"The mean TTFT goes from {number(mean['baseline'])} to {number(mean['comparison'])} ms, "
         f"its p99 from {number(p99['baseline'])} to {number(p99['comparison'])} ms and the p99 ITL "
@@ -122,9 +139,10 @@ def known_limits(evidence: Evidence) -> str:
         return ""
     versions = {name: plain(text) for name, text in evidence.manifest.versions.items()}
     hardware = plain(evidence.manifest.cluster["hardware"])
+    recorded = "made up" if evidence.synthetic else "a recorded trace"
     return (
         ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
-        f"(ai-dynamo {versions['ai-dynamo']}), the workload is a recorded trace, the engines are "
+        f"(ai-dynamo {versions['ai-dynamo']}), the workload is {recorded}, the engines are "
         f"NVIDIA's simulator (aisimulate {versions['aisimulate']}, kernel data "
         f"{versions['kernel data']} measured on {hardware}). Network, frontend, KV transfer and "
         "scheduling jitter of a real cluster are not in these numbers. A repeat shuffles the order "
@@ -135,13 +153,15 @@ def known_limits(evidence: Evidence) -> str:
 
 def how_known(evidence: Evidence) -> str:
     """Return how the answer was found, in a paragraph."""
-    study, minutes = evidence.study, evidence.workload.description["duration_s"] / 60
+    study, trace = evidence.study, evidence.manifest.trace
+    last_s = evidence.replayed["arrival_ms"].max() / 1000
     count, gpus = len(evidence.arms), sorted(set(evidence.gpus.values()))
-    filled = f"the same {gpus[0]} GPUs" if len(gpus) == 1 else f"{gpus[0]} to {gpus[-1]} GPUs"
+    same = f"the same {counted(gpus[0], 'GPU')}"
+    filled = same if len(gpus) == 1 else f"{gpus[0]} to {gpus[-1]} GPUs"
     return (
         f"Each of the {count} configurations fills {filled} and replays the same "
-        f"{minutes:.0f} minutes of {plain(evidence.manifest.trace.name)}, request by "
-        "request on its schedule. Requests are paired on the trace row, the interval beside each "
+        f"{counted(trace.rows, 'request')}, {span(last_s)} of {plain(trace.name)}, each "
+        "when the trace says. Requests are paired on the trace row, the interval beside each "
         "difference respects that bursts of requests depend on each other, and a gate checks that "
         f"every run tested what it claims. {study.about} The numbers here are computed when this "
         "book is built, from the runs listed in [](04_runs)."
@@ -153,7 +173,7 @@ def outcome(evidence: Evidence, judged: Gate) -> str:
     if not judged.green:
         return NO_VERDICT
     result, study = evidence.comparison.to_json(), evidence.study
-    lines = []
+    lines, notes = [], []
     for key, verdict in result["verdict"].items():
         margin = study.margins[key]
         allowed = (
@@ -163,14 +183,16 @@ def outcome(evidence: Evidence, judged: Gate) -> str:
         )
         row = result["good_share"] if key == "good_share" else result["metrics"][key]["mean"]
         factor = METRICS[key].factor
+        if reason := undecided(evidence, key):
+            notes.append(f"{METRICS[key].label}:{reason}")
         lines.append(
             f"| {METRICS[key].label} | **{verdict}** | {signed(factor * row['difference'])} "
             f"{'points' if key == 'good_share' else 'ms'} | {allowed} |"
         )
-    notes = "".join(f"\n\n{note}" for note in result["notes"])
+    told = "".join(f"\n\n{note}" for note in [*notes, *result["notes"]])
     return (
         "| metric | verdict | difference of the mean | margin declared beforehand |\n"
-        "|---|---|---|---|\n" + "\n".join(lines) + notes + "\n\nThe rule stands in [](methods)."
+        "|---|---|---|---|\n" + "\n".join(lines) + told + "\n\nThe rule stands in [](methods)."
     )
 
 
@@ -183,9 +205,10 @@ def requests(evidence: Evidence) -> str:
         f"Pair by pair, {percent(faster['ttft_ms'])} of requests have a lower TTFT, "
         f"{percent(faster['itl_ms'])} a lower ITL and {percent(faster['latency_ms'])} a lower "
         f"latency under the comparison; the median paired TTFT difference (Hodges-Lehmann) is "
-        f"{signed(_value(median))} ms. {pairs['only_comparison']:,} requests are good under the "
-        f"comparison alone, {pairs['only_baseline']:,} under the baseline alone, "
-        f"{pairs['both']:,} under both and {pairs['neither']:,} under neither (repeats pooled)."
+        f"{signed(_value(median))} ms. Good under the comparison alone: "
+        f"{counted(pairs['only_comparison'], 'request')}, under the baseline alone: "
+        f"{pairs['only_baseline']:,}, under both: {pairs['both']:,}, under neither: "
+        f"{pairs['neither']:,} (repeats pooled)."
     )
 
 
@@ -213,7 +236,7 @@ def losses(evidence: Evidence) -> str:
                 )
     only = result["good_table"]["only_baseline"]
     if only:
-        said.append(f"{only:,} requests that the baseline serves in time are late")
+        said.append(f"late, though the baseline serves them in time: {counted(only, 'request')}")
     if not said:
         return "Where the comparison loses: nowhere measured."
     lines = "\n".join(f"- {each}" for each in said)

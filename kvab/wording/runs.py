@@ -6,7 +6,7 @@ Input: the evidence. Output: Markdown.
 from __future__ import annotations
 
 from kvab.evidence import Evidence
-from kvab.formats import plain
+from kvab.formats import counted, plain
 from kvab.validity import Gate
 
 
@@ -19,7 +19,7 @@ def exclusions(evidence: Evidence) -> str:
         if name not in evidence.runs
     ]
     said += [
-        f"{evidence.arms[name].label}: {len(found)} of {study.repeats} repeats"
+        f"{evidence.arms[name].label}: {len(found)} of {counted(study.repeats, 'repeat')}"
         for name, found in evidence.runs.items()
         if len(found) < study.repeats
     ]

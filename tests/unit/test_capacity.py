@@ -226,6 +226,43 @@ def test_loads_of_unequal_hardware_are_compared_per_gpu(published):
     assert "the load on the same 16 GPUs" in wording.headline(published)
 
 
+def test_a_ratio_that_is_not_known_is_said_to_be_so(published):
+    unknown = published.curves.ratios.assign(low=0.0, high=INF, ci_low=0.0, ci_high=INF)
+    swept = replace(published)
+    swept.__dict__["curves"] = replace(published.curves, ratios=unknown)
+    for said in (
+        wording.headline(swept),
+        wording.second_headline(swept, SimpleNamespace(green=True)),
+        wording.load_caption(swept),
+    ):
+        assert "the ratio of their loads is not known" in said
+        assert "–" not in said and "not known the load" not in said
+
+
+def test_what_an_idle_cluster_serves_late_is_said_only_where_there_is_any(published):
+    assert "get their first token late and" in wording.ceiling(published)
+    none = {"late_first_token": 0, "one_token": 0}
+    cells = [cell.model_copy(update=none) for cell in published.summary.cells]
+    summary = published.summary.model_copy(update={"cells": cells})
+    assert wording.ceiling(replace(published, summary=summary)).startswith("The highest share")
+
+
+def test_splits_that_serve_alike_are_not_ranked(published):
+    assert "keeps most requests good" in wording.split_caption(published)
+    alike = replace(published)
+    splits = published.curves.splits.assign(share=0.9)
+    alike.__dict__["curves"] = replace(published.curves, splits=splits)
+    assert wording.split_caption(alike).startswith("No split keeps more requests good than 3P5D")
+
+
+def test_a_sweep_of_some_rows_is_not_called_one_of_the_whole(published):
+    assert "one replay of all 12,031 requests" in wording.load_caption(published)
+    trace = published.summary.trace.model_copy(update={"rows": 600})
+    summary = published.summary.model_copy(update={"trace": trace})
+    said = wording.load_caption(replace(published, summary=summary))
+    assert "one replay of the first 600 of 12,031 requests" in said
+
+
 def test_a_cluster_without_a_sweep_shows_the_published_one(tmp_path):
     swept = load_sweep(STUDY, "live-cpu", tmp_path)
     assert "The published sweep" in wording.provenance(swept)

@@ -401,7 +401,8 @@ def shown(page, **parameters):
             names |= parameters
             continue
         value = eval(compile(ast.Expression(last.value), page, "eval"), names)
-        texts.append(value.data if isinstance(value, Markdown) else value._repr_html_())
+        if value is not None:  # what there is nothing to say of leaves no box
+            texts.append(value.data if isinstance(value, Markdown) else value._repr_html_())
     return "\n".join(texts)
 
 

@@ -1,0 +1,299 @@
+"""Sentences on studies of all sizes: what is said of the published one must not be said of others.
+
+Made-up evidence: a study of three configurations, forty requests, no bursts, open verdicts.
+"""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from kvab import tables, wording
+from kvab.evidence import load_evidence
+from kvab.formats import counted, markdown, span
+from kvab.study import root
+from kvab.tables import runs as run_tables
+from kvab.wording import captions, clusters, outcomes, runs, workload
+
+STUDY, ARMS = "recipes/qwen3-32b/study.yaml", ("agg-round-robin", "disagg-kv-router")
+
+
+@pytest.fixture(scope="module")
+def published():
+    return load_evidence(STUDY, "simulated-h200", "book/published")
+
+
+def requests(arrival_s, prompt=1500, answer=100, reusable=0):
+    table = pd.DataFrame({"arrival_ms": 1000.0 * np.asarray(arrival_s)})
+    sizes = {"input_tokens": prompt, "output_tokens": answer, "reusable_tokens": reusable}
+    return table.assign(row=range(len(table)), **sizes)
+
+
+def replaying(evidence, table, rows=None, **trace):
+    """Evidence of another workload, of which the first rows were replayed."""
+    rows = rows or len(table)
+    told = {"rows": rows, "total_rows": len(table), "name": "orders", **trace}
+    of = {
+        name: [
+            replace(run, manifest=run.manifest.model_copy(
+                update={"trace": run.manifest.trace.model_copy(update=told)}))
+            for run in found[:1]
+        ]
+        for name, found in evidence.runs.items()
+    }  # fmt: skip
+    description = {"rows": len(table), "duration_s": float(table["arrival_ms"].max() / 1000)}
+    return replace(
+        evidence, runs=of, workload=SimpleNamespace(table=table, description=description)
+    )
+
+
+def without(evidence, *names):
+    """Evidence of a study that declares fewer configurations."""
+    kept = {n: arm for n, arm in evidence.study.configurations.items() if n not in names}
+    found = {n: each for n, each in evidence.runs.items() if n not in names}
+    study = evidence.study.model_copy(update={"configurations": kept})
+    return replace(evidence, study=study, runs=found)
+
+
+class Judged(SimpleNamespace):
+    """A comparison whose numbers are made up; what is not given is the published one's."""
+
+    def to_json(self):
+        return self.told
+
+
+def comparing(evidence, **changes):
+    told = {**evidence.comparison.to_json(), **changes}
+    changed = replace(evidence)
+    changed.__dict__["comparison"] = Judged(told=told)
+    return changed
+
+
+GREEN = SimpleNamespace(green=True)
+
+
+def test_one_of_a_thing_is_singular():
+    assert [counted(n, "replay") for n in (0, 1, 2, 1200)] == [
+        "0 replays", "1 replay", "2 replays", "1,200 replays",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0 seconds"), (89, "89 seconds"), (262, "4.4 minutes"),
+                          (3536, "59 minutes")],
+)  # fmt: skip
+def test_a_length_of_time_is_said_in_its_own_unit(seconds, said):
+    assert span(seconds) == said
+
+
+def test_the_length_is_that_of_the_rows_replayed(published):
+    table = requests(np.linspace(0, 3600, 120))
+    assert "the same 120 requests, 60 minutes of orders" in wording.how_known(
+        replaying(published, table)
+    )
+    said = wording.how_known(replaying(published, table, rows=40))
+    assert "the same 40 requests, 20 minutes of orders" in said
+    assert "the same 3 requests, 61 seconds" in wording.how_known(
+        replaying(published, table, rows=3)
+    )
+    assert "12,031 requests, 59 minutes of Mooncake" in wording.how_known(published)
+
+
+def test_bursts_are_said_only_of_requests_that_come_in_bursts(published):
+    assert "share their timestamp with others, and the order inside such a burst" in (
+        workload.clock(published)
+    )
+    assert "Requests come in bursts" in workload.lesson(published)
+    nearly = replaying(published, requests([*range(1, 39), 40, 40]))
+    assert workload.clock(nearly).startswith(
+        "Requests come mostly one by one: 2 of 40 share their timestamp with another."
+    )
+    assert "Requests come mostly one by one" in workload.lesson(nearly)
+    alone = replaying(published, requests(range(40)))
+    assert "one by one: no two of them share a timestamp" in workload.clock(alone)
+    assert "which changes nothing here" in workload.clock(alone)
+
+
+def test_lengths_are_those_of_the_workload(published):
+    assert "Prompts are long against answers" in workload.lengths(published)
+    assert re.search(r"[\d,]+ requests with one answer token", workload.lengths(published))
+    short = replaying(published, requests(range(40), prompt=150, answer=100))
+    assert "Answers hold a good part" in workload.lengths(short)
+    assert "one answer token" not in workload.lengths(short)
+    assert "prompts hold 1.5 times as many tokens as answers" in workload.lesson(short)
+    assert "saves next to nothing" in workload.lesson(short)
+    assert "is worth something" in workload.lesson(published)
+    one = requests(range(40))
+    one.loc[7, "output_tokens"] = 1
+    assert "1 request with one answer token" in workload.lengths(replaying(published, one))
+
+
+def test_the_table_of_the_trace_says_that_it_is_of_the_whole(published):
+    description = {**published.workload.description}
+    few = replaying(published, published.workload.table, rows=40)
+    few = replace(few, workload=SimpleNamespace(table=few.workload.table, description=description))
+    assert run_tables.workload(few).caption == (
+        "The whole trace; replayed were the first 40 of its 12,031 requests."
+    )
+    assert run_tables.workload(published).caption == ""
+
+
+def test_a_made_up_workload_is_not_called_recorded(published):
+    made_up = replaying(published, requests(range(40)), synthetic=True)
+    assert "the workload is made up" in wording.known_limits(made_up)
+    assert "the workload is a recorded trace" in wording.known_limits(published)
+
+
+def test_factors_are_those_in_which_the_two_differ(published):
+    assert wording.factors(published).endswith("one factor without the other tell them apart.")
+    three = without(published, "agg-kv-router")
+    assert wording.factors(three).endswith("has no run: aggregated + kv.")
+    study = published.study
+    same_routing = {
+        name: arm.model_copy(update={"role": role})
+        for (name, arm), role in zip(
+            study.configurations.items(), ("baseline", "ablation", "comparison", "ablation"),
+            strict=True,
+        )
+    }  # fmt: skip
+    one = replace(published, study=study.model_copy(update={"configurations": same_routing}))
+    assert wording.factors(one) == (
+        "Baseline and comparison differ in one factor: how prefill and decode share the GPUs."
+    )
+    two = without(published, "agg-kv-router", "disagg-kv-router")
+    assert wording.all_factors(two) == (
+        "The configurations differ in how prefill and decode share the GPUs, and in what follows "
+        "from that."
+    )
+
+
+def test_three_configurations_are_not_called_four(published):
+    three = without(published, "agg-kv-router")
+    assert "Each of the 3 configurations" in wording.how_known(three)
+    assert "One factor alone" not in captions.good_shares(three)
+    assert "no run of aggregated + kv" in wording.attribution(three, GREEN)
+
+
+def test_what_factors_do_together_is_said_only_where_it_is_seen(published):
+    assert "depends on the other, because" in wording.attribution(published, GREEN)
+    table = published.attribution.table.copy()
+    at = (table["metric"] == "good_share") & (table["effect"] == "interaction")
+    table.loc[at, ["value", "ci_low", "ci_high"]] = [0.001, -0.01, 0.012]
+    unclear = replace(published)
+    unclear.__dict__["attribution"] = SimpleNamespace(table=table)
+    assert "do not show that what one factor brings depends" in wording.attribution(unclear, GREEN)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "faster", "said"),
+    [
+        ("better", 0.8, " Most requests: 80 %"),
+        ("better", 0.3, " Yet not most requests: 30 %"),
+        ("worse", 0.3, " Not most requests: 30 %"),
+        ("worse", 0.8, " Yet most requests: 80 %"),
+        ("inconclusive", 0.3, " Not most requests: 30 %"),
+        ("no difference", 0.8, " Most requests: 80 %"),
+    ],
+)
+def test_yet_stands_only_where_the_typical_request_contradicts_the_verdict(
+    published, verdict, faster, said
+):
+    told = published.comparison.to_json()
+    evidence = comparing(
+        published,
+        verdict={**told["verdict"], "good_share": verdict},
+        faster_share={**told["faster_share"], "ttft_ms": faster},
+    )
+    assert said in outcomes.counterpoint(evidence)
+
+
+def opened(evidence, **basis):
+    """Leave the verdict on the good share open, on these numbers."""
+    told = evidence.comparison.to_json()
+    known = {"verdict": "inconclusive", "difference": 0.02, "ci_low": 0.001, "ci_high": 0.039}
+    known |= {"p": 0.04, "p_holm": 0.12, "margin": 0.01, **basis}
+    return comparing(
+        evidence,
+        verdict={**told["verdict"], "good_share": known["verdict"]},
+        verdict_basis={**told["verdict_basis"], "good_share": known},
+    )
+
+
+def test_an_open_verdict_beside_an_interval_without_zero_gives_the_reason(published):
+    evidence = opened(published)
+    reason = (
+        " The interval excludes zero, but it is one of 4 tested together: adjusted for that "
+        "(Holm), p is 0.120."
+    )
+    assert wording.headline(evidence, GREEN).startswith("These runs cannot tell, in simulation")
+    assert wording.headline(evidence, GREEN).endswith(reason)
+    assert f"Good requests:{reason}" in wording.outcome(evidence, GREEN).replace(
+        outcomes.METRICS["good_share"].label, "Good requests"
+    )
+    small = opened(published, difference=0.005, ci_high=0.009 + 0.002, p_holm=0.01)
+    assert wording.headline(small, GREEN).endswith("within the practical margin.")
+
+
+@pytest.mark.parametrize(
+    "basis",
+    [{"ci_low": -0.001}, {"verdict": "better"}, {"ci_low": None, "ci_high": None}],
+    ids=["includes zero", "decided", "no interval"],
+)
+def test_no_reason_is_given_where_none_is_needed(published, basis):
+    assert wording.headline(opened(published, **basis), GREEN).endswith(").")
+
+
+def test_single_runs_replays_and_checks_are_singular(published):
+    one = replaying(published, requests(range(40)))
+    assert "simulated-h200, 1 replay of 40 requests for each" in captions.source(one)
+    assert "run to run over 1 repeat." in tables.variation(published_once(published)).caption
+    alone = SimpleNamespace(reference=one, others={}, known="published", left_out={})
+    assert "(1 repeat)" in clusters.whose(alone)
+    assert "1 of 3 repeats" in runs.exclusions(one)
+
+
+def published_once(published):
+    return replace(published, runs={name: found[:1] for name, found in published.runs.items()})
+
+
+def test_commands_name_a_study_that_is_not_the_published_one(published):
+    told = SimpleNamespace(reference=published)
+    assert "make report" in clusters.commands(told)
+    study = published.study.model_copy(
+        update={"name": "mine", "folder": root() / "recipes" / "mine"}
+    )
+    said = clusters.commands(SimpleNamespace(reference=replace(published, study=study)))
+    assert "kvab report --study recipes/mine/study.yaml --cluster simulated-h200\n" in said
+    assert "make" not in said
+
+
+def test_nothing_to_say_leaves_no_box():
+    assert markdown("") is None
+    assert markdown("said").data == "said"
+
+
+# What stands in notebooks and book as it is must hold for every study.
+ONLY_THE_PUBLISHED = re.compile(
+    r"\bhour\b|\b(two|four|eight) (configurations|things)|two by two|\b512\b|Mooncake|"
+    r"Qwen|\bconversations\b|requests come in bursts|Prompts are long|H200 on",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("path", sorted((root() / "notebooks").glob("*.ipynb")),
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_the_prose_of_notebooks_fits_every_study(path):
+    cells = nbformat.read(path, as_version=4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert ONLY_THE_PUBLISHED.findall(prose) == []
+    assert not [cell for cell in cells if "Markdown(" in cell.source]  # an empty one shows a box
+
+
+@pytest.mark.parametrize("page", ["glossary.md", "methods.md"])
+def test_the_prose_of_the_book_fits_every_study(page):
+    text = (root() / "book" / page).read_text()
+    assert ONLY_THE_PUBLISHED.findall(text.replace("GPU-hours", "")) == []
