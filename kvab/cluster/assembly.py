@@ -131,6 +131,18 @@ class Assembly:
         pods = f"{readiness.DEPLOYMENT}={self.recipe.deployment}"
         return [pods, *(f"job-name={name}" for name in jobs)], names
 
+    def stays(self) -> str:
+        """Return what is left in the namespace for later runs, and how to remove it."""
+        study = self.job.study
+        made = [applied.download(study, self.profile), *applied.storage(study, self.profile)]
+        made.append(applied.scripts(study, self.recipe, self.profile))
+        kinds = {"Job": "job", "PersistentVolumeClaim": "pvc", "ConfigMap": "configmap"}
+        names = " ".join(f"{kinds[each['kind']]}/{each['metadata']['name']}" for each in made)
+        return (
+            "model files, caches, scripts and the artifacts of every run stay for later runs; "
+            f"`kubectl -n {self.profile.namespace} delete {names}` removes them for good"
+        )
+
     @cached_property
     def state_file(self) -> Path:
         """Where it is noted, beside the run, that the cluster holds something of it."""

@@ -36,7 +36,7 @@ MENDS = (
 class Cause(NamedTuple):
     """Why a deployment cannot come up; one that may pass counts after the grace time."""
 
-    subject: str
+    subject: str  # empty for the object itself that is watched
     reason: str
     message: str
     passing: bool = True
@@ -45,7 +45,8 @@ class Cause(NamedTuple):
 
     def __str__(self) -> str:
         """Say what is wrong and how to mend it, in one line."""
-        return f"{self.subject}: {self.reason}: {' '.join(self.message.split())}{self.mend}"
+        subject = f"{self.subject}: " if self.subject else ""
+        return f"{subject}{self.reason}: {' '.join(self.message.split())}{self.mend}"
 
     @property
     def mend(self) -> str:
@@ -128,6 +129,7 @@ def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterato
         Regular expression of the names of what it owns; its own name if left out.
     """
     since, names = owner["metadata"]["creationTimestamp"], names or owner["metadata"]["name"]
+    itself = f"{owner.get('kind')} {owner['metadata']['name']}"
     about: dict[str, list[Object]] = {}
     for event in events:
         subject = event.get("involvedObject") or {}
@@ -136,7 +138,8 @@ def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterato
     for name, own in about.items():
         newest = max(reversed(own), key=_when)  # of one second, the last of the list
         if newest.get("reason") in NO_PODS and _when(newest)[:19] >= since[:19]:
-            yield Cause(name, newest["reason"], newest.get("message", ""))
+            subject = "" if name == itself else name
+            yield Cause(subject, newest["reason"], newest.get("message", ""))
 
 
 class Grace:

@@ -8,6 +8,7 @@ something to find.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -236,6 +237,7 @@ class Cluster:
             return
         presence.remove(self.kube, self.run)
         self.run.state_file.unlink(missing_ok=True)
+        print(self.run.stays(), file=sys.stderr)
 
     def _files(self) -> AbstractContextManager[Pod]:
         """Return a running pod that mounts the volume, made for it if the benchmark's is gone."""

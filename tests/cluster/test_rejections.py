@@ -86,6 +86,19 @@ def test_pods_that_cannot_be_created_say_why_within_half_a_minute(emulated, smal
     assert "FailedCreate" in (path / "diagnostics/events.json").read_text()
 
 
+@pytest.mark.parametrize("job", ["model-download", f"{NAME}-benchmark"])
+def test_jobs_whose_pods_cannot_be_created_say_why(emulated, small_trace, job):
+    def hook(plural, manifest):
+        if plural == "pods" and manifest["metadata"].get("labels", {}).get("job-name") == job:
+            return 403, f'pods "{manifest["metadata"]["name"]}" is forbidden: {WEBHOOK}'
+
+    emulated.server.admission.append(hook)
+    error, _ = attempt(emulated, small_trace)
+    assert str(error).startswith(f"Job {job}: FailedCreate: Error creating: pods ")
+    assert f"{WEBHOOK}; change the recipe as it says, or ask whoever" in str(error)
+    assert emulated.left() == []
+
+
 def test_the_wait_for_pods_ends_before_the_grace_time_of_other_causes():
     cause = causes.Cause("ReplicaSet x", "FailedCreate", "exceeded quota")
     grace = causes.Grace(60)

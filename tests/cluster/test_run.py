@@ -1,8 +1,10 @@
 """A whole run on the emulated cluster: what it leaves, and what it takes away."""
 
 import json
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from controllers import NAMESPACE
@@ -60,6 +62,18 @@ def test_scripts_of_another_version_are_replaced_and_those_of_others_left_alone(
         replay.deploy()
     assert held(emulated)["data"]["run.sh"] == "exit 1"
     assert emulated.left() == []
+
+
+def test_what_stays_is_said_at_the_end_and_in_the_readme(emulated, small_trace, capsys):
+    emulated.run(small_trace)
+    kinds = {"pvc": "persistentvolumeclaims", "job": "jobs", "configmap": "configmaps"}
+    stays = {(short, held["metadata"]["name"]) for short, plural in kinds.items()
+             for held in emulated.store.find(plural)}  # fmt: skip
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"`kubectl -n {NAMESPACE} delete " in last
+    assert set(re.findall(r"(pvc|job|configmap)/([\w-]+)", last)) == stays
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert [name for _, name in stays if f"`{name}`" not in readme] == []
 
 
 def test_a_published_run_names_no_machine(emulated, small_trace, tmp_path):
