@@ -15,6 +15,7 @@ from kvab.cluster.marks import DIGEST, STUDY_LABEL
 from kvab.declare import digest, read_yaml
 from kvab.errors import InputError
 from kvab.recipes.benchmark import check_scripts, read_scripts
+from kvab.recipes.forms import to_beta
 from kvab.recipes.manifests import FRONTEND, Configuration, at
 from kvab.study import Kubernetes, Study
 
@@ -252,34 +253,20 @@ def pods(manifest: Manifest) -> list[tuple[Manifest, int]]:
     Quotas, limit ranges, pod security and policies speak about pods: an API server takes a
     deployment that can never have one.
     """
-    name, spec = manifest["metadata"]["name"], manifest.get("spec") or {}
+    name = manifest["metadata"]["name"]
     if manifest["kind"] == "Job":
-        return [(_pod(name, spec["template"].get("metadata"), spec["template"]["spec"]), 1)]
-    made = []
-    for key, service in (spec.get("services") or {}).items():
-        pod = copy.deepcopy(service["extraPodSpec"])
-        main = {**pod.pop("mainContainer"), "name": "main"}
-        main["resources"] = {
-            kind: _amounts(at(service, f"resources.{kind}") or {})
-            for kind in ("requests", "limits")
-        }
-        pod["containers"] = [main, *pod.get("containers", [])]
-        full_name = f"{name}-{key.lower().replace('.', '-')}"
-        metadata = service.get("extraPodMetadata")
-        made.append((_pod(full_name, metadata, pod), service.get("replicas", 1)))
-    return made
+        return [(_pod(name, manifest["spec"]["template"]), 1)]
+    if manifest["kind"] != "DynamoGraphDeployment":
+        return []
+    return [
+        (_pod(f"{name}-{part['name'].lower()}", part["podTemplate"]), part.get("replicas", 1))
+        for part in to_beta(manifest)["spec"]["components"]
+    ]
 
 
-def _pod(name: str, metadata: Manifest | None, spec: Manifest) -> Manifest:
-    metadata = {**(metadata or {}), "name": name}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-
-
-def _amounts(service: Manifest) -> Manifest:
-    """Return what a service of a deployment asks for by the names that containers use."""
-    names = {"cpu": "cpu", "memory": "memory", "gpu": "nvidia.com/gpu"}
-    amounts = {name: service[key] for key, name in names.items() if key in service}
-    return amounts | (service.get("custom") or {})
+def _pod(name: str, template: Manifest) -> Manifest:
+    metadata = {**(template.get("metadata") or {}), "name": name}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
 
 def all_in_one(listed: list[tuple[Manifest, int]]) -> Manifest:
@@ -292,7 +279,7 @@ def all_in_one(listed: list[tuple[Manifest, int]]) -> Manifest:
         for number, part in enumerate(parts)
     ]
     spec = {"securityContext": first.get("securityContext") or {}, "containers": containers}
-    return _pod(f"{listed[0][0]['metadata']['name']}-and-others", None, spec)
+    return _pod(f"{listed[0][0]['metadata']['name']}-and-others", {"spec": spec})
 
 
 def replicas(manifest: Manifest) -> dict[str, int]:
