@@ -119,6 +119,10 @@ OnOption = Annotated[
     str | None,
     typer.Option(help="A Kubernetes profile to replay on, in one Indexed Job; else this machine."),
 ]
+TakeOverOption = Annotated[
+    bool,
+    typer.Option("--take-over", help="On Kubernetes: take runs from clients that are alive."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from kvab.cli.options import (
     RowsOption,
     RunsOption,
     StudyOption,
+    TakeOverOption,
     TraceOption,
 )
 
@@ -31,6 +33,7 @@ def run(
     rows: RowsOption = None,
     trace: TraceOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment up.")] = False,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Replay one configuration on one cluster by executing notebooks/03_replay.ipynb."""
     from kvab.report.notebooks import run_replay_notebook
@@ -47,11 +50,13 @@ def run(
         "trace": str(job.trace.path.resolve()),  # found once: the kernel does not look for it
         "runs": str(runs),
         "keep": keep,
+        "take_over": take_over,
     }
     target = job.path.with_name(f"{job.path.name}.replay.ipynb")
     try:
         notebook = run_replay_notebook(parameters, target)
     except KeyboardInterrupt:  # the notebook's kernel is gone: what it started is stopped here
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # nbclient's tasks miss the kernel
         if not keep:
             open_cluster(job.cluster, job).teardown()
         raise
@@ -78,6 +83,7 @@ def report(
         ),
     ] = None,
     on: OnOption = None,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Replay what is missing, analyze it and build the book; ends with the headline."""
     from kvab.report import building
@@ -86,7 +92,16 @@ def report(
         headline, index = building.report_bundle(from_, cluster, out)
     else:
         headline, index = building.report(
-            study, cluster or "simulated-h200", rows, repeats, trace, out, runs, from_, on
+            study,
+            cluster or "simulated-h200",
+            rows,
+            repeats,
+            trace,
+            out,
+            runs,
+            from_,
+            on,
+            take_over,
         )
     print(f"\n{headline}\n{index}")
 

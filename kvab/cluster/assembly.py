@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -74,6 +75,13 @@ class Assembly:
         """Return the marks by which an earlier start of the same run is known."""
         plain = self.manifests()[0]
         return self.mark(plain["metadata"]["annotations"][marks.DIGEST], "")
+
+    def lease(self) -> Object:
+        """Return the Lease of the run, which at most one client holds."""
+        mark = self.digest_mark()
+        name = re.sub("[^a-z0-9-]+", ".", f"kvab.{mark.run}".lower()).strip(".-")
+        made = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}
+        return mark.put(made, self.profile.namespace)
 
     def files_pod(self, run_id: str) -> Object:
         """Return the pod through which files go in and out."""

@@ -37,9 +37,10 @@ def refuse_others(kube: Kube, mark: marks.Mark, names: set[str], own: Object | N
         run = (metadata.get("annotations") or {}).get(marks.RUN)
         if run == mark.run or (own and _age(own) <= _age(found)):
             continue
+        made_by = f" (made by {who})" if (who := marks.owner_of(found)) else ""
         raise DependencyError(
             f"deployment {metadata['name']} of {run or 'another owner'} holds the GPUs since "
-            f"{metadata.get('creationTimestamp')}; finish that run, or free them with "
+            f"{metadata.get('creationTimestamp')}{made_by}; finish that run, or free them with "
             f"`kubectl -n {kube.namespace} delete dgd {metadata['name']}`"
         )
 

@@ -51,6 +51,7 @@ class Kind(NamedTuple):
 KINDS = {
     "DynamoGraphDeployment": Kind(NVIDIA, "dynamographdeployments"),
     "DynamoComponentDeployment": Kind(NVIDIA, "dynamocomponentdeployments"),
+    "Lease": Kind("/apis/coordination.k8s.io/v1", "leases"),
     "Job": Kind("/apis/batch/v1", "jobs"),
     "Pod": Kind("/api/v1", "pods"),
     "Event": Kind("/api/v1", "events"),
@@ -83,6 +84,8 @@ class Kube:
     def __init__(self, profile: Kubernetes) -> None:
         self.namespace, self.limits = profile.namespace, profile.limits
         self.api = api_client(profile)
+        # Asked before each call, and told whether it changes something; raises to forbid it.
+        self.guard: Callable[[bool], None] = lambda changes: None
         weakref.finalize(self, self.api.rest_client.pool_manager.clear)
 
     def hasty(self) -> Kube:
@@ -113,6 +116,7 @@ class Kube:
         def once() -> Any:
             return self._send(method, path, query, body)
 
+        self.guard(method != "GET")
         with told(what or f"{method} {path}"):
             return self.patiently(once)
 
@@ -207,6 +211,18 @@ class Kube:
             if dry_run or (ours and ours.items() <= theirs.items()):
                 return found or manifest
             raise
+
+    def replace(self, manifest: Object) -> Object:
+        """Replace exactly the version that the manifest was made of, and return the new one.
+
+        Raises
+        ------
+        Existing
+            If there is a newer one.
+        """
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        path, query = self.path(kind, name), {"fieldManager": "kvab"}
+        return self.call("PUT", path, query, manifest, what=f"{kind} {name}")
 
     def delete(self, kind: str, name: str, uid: str) -> None:
         """Ask for the deletion of exactly this object; its children follow in the background.

@@ -11,8 +11,8 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property
-from typing import Any
+from functools import cached_property, wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,22 +30,41 @@ from kvab.cluster import (
 )
 from kvab.cluster.assembly import Assembly
 from kvab.cluster.kube import Kube
+from kvab.cluster.lease import Held, Lease
 from kvab.cluster.podexec import Pod
 from kvab.cluster.podfiles import Spoiled, helper_pod, upload
-from kvab.errors import DependencyError, InputError
+from kvab.errors import DependencyError, InputError, KvabError
 from kvab.job import Job
 from kvab.recipes import Topology
 from kvab.study import Kubernetes
 from kvab.trace import Trace
 
 PROBES_PER_WORKER = 2
+T = TypeVar("T")
+
+
+def while_held(step: Callable[..., T]) -> Callable[..., T]:
+    """Return a step that says so when it failed because another client took the run over."""
+
+    @wraps(step)
+    def taken(cluster: Cluster, *given: Any) -> T:
+        try:
+            return step(cluster, *given)
+        except KvabError:
+            if cluster.lease.is_lost():
+                raise Held(cluster.lease.lost) from None
+            raise
+
+    return taken
 
 
 class Cluster:
     """The cluster of a profile; with a job, its run on it."""
 
-    def __init__(self, profile: Kubernetes, job: Job | None = None) -> None:
-        self.profile, self._job = profile, job
+    def __init__(
+        self, profile: Kubernetes, job: Job | None = None, *, take_over: bool = False
+    ) -> None:
+        self.profile, self._job, self.take_over = profile, job, take_over
         self.provenance: dict[str, Any] = {}
         self.applied: dict[str, bytes] = {}
         self.made = self.replayed = False
@@ -75,6 +94,28 @@ class Cluster:
         """The client; made when it is first needed."""
         return Kube(self.profile)
 
+    @cached_property
+    def lease(self) -> Lease:
+        """The right to work on the run, through a client of its own."""
+        return Lease(Kube(self.profile), self.run.lease())
+
+    def _hold(self, take_over: bool = False) -> None:
+        """Make this the run's one client.
+
+        Raises
+        ------
+        Held
+            If another one is alive, or left what this one would replace.
+        """
+        self.lease.take(take_over)
+        if not take_over:
+            try:
+                presence.check_left(self.kube, self.run)
+            except Held:
+                self.lease.leave()
+                raise
+        self.kube.guard = self.lease.guard
+
     def prepare(self) -> dict[str, str]:
         """Check the cluster, make sure of storage and model files; return versions.
 
@@ -83,12 +124,15 @@ class Cluster:
         InputError
             If the profile or a manifest is wrong.
         DependencyError
-            If the cluster lacks something: all of it in one line.
+            If the cluster lacks something, all of it in one line; or another client has the run.
         """
         applied.check_profile(self.profile)
         missing = [found.what for found in self.run.findings(self.kube) if not found.ok]
         if missing:
             raise DependencyError(f"cluster {self.profile.name}: {'; '.join(missing)}")
+        self._hold(self.take_over)
+        if not self.run.state_file.exists():
+            self.run.note("", "preparing")
         versions = preflight.versions(self.kube)
         study, self.made = self.job.study, True
         preparing.claim_storage(self.kube, applied.storage(study, self.profile))
@@ -96,6 +140,7 @@ class Cluster:
         self.versions = {**versions, "model revision": study.model.revision}
         return self.versions
 
+    @while_held
     def deploy(self, topology: Topology) -> None:
         """Create the deployment, or find the one that an earlier start made, and wait for it.
 
@@ -142,6 +187,7 @@ class Cluster:
             name = f"applied/{manifest['kind'].lower()}.json"
             self.applied[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
 
+    @while_held
     def replay(
         self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None
     ) -> None:
@@ -189,6 +235,7 @@ class Cluster:
         self.run.note(self.run_id, "replayed", digest=self.run.digest_mark().digest, **kept)
         self.replayed = True
 
+    @while_held
     def collect(self) -> tuple[pd.DataFrame, dict[str, bytes]]:
         """Return the requests table and the artifacts by file name.
 
@@ -219,14 +266,17 @@ class Cluster:
 
     def release(self) -> str:
         """Tear down what failed; artifacts that only wait to be collected stay, and it says so."""
-        if not self.replayed:
+        if not self.replayed or self.lease.is_lost():
             self.teardown()
             return ""
         presence.remove(self.kube, self.run)
+        self.lease.leave()
         return "the replay itself is done: run the same command again to collect its artifacts"
 
     def teardown(self) -> None:
-        """Delete the run's deployment, Job and helpers; storage stays.
+        """Delete the run's deployment, Job, helpers and lease; storage stays.
+
+        What another client works on is left alone.
 
         Raises
         ------
@@ -235,8 +285,13 @@ class Cluster:
         """
         if not self.made and not self.run.state_file.exists():
             return
+        try:
+            self._hold()
+        except Held:
+            return
         presence.remove(self.kube, self.run)
         self.run.state_file.unlink(missing_ok=True)
+        self.lease.leave()
         print(self.run.stays(), file=sys.stderr)
 
     def _files(self) -> AbstractContextManager[Pod]:
@@ -246,5 +301,6 @@ class Cluster:
 
     def diagnostics(self) -> dict[str, bytes]:
         """Return what tells why the run failed, by file name; nothing if nothing was made."""
-        found = diagnostics.files(self.kube, *self.run.witnesses()) if self.made else {}
+        ours = self.made and not self.lease.lost
+        found = diagnostics.files(self.kube, *self.run.witnesses()) if ours else {}
         return {**self.applied, **found}

@@ -6,7 +6,11 @@ Input: what a run is. Output: labels and annotations of everything that it creat
 from __future__ import annotations
 
 import copy
+import getpass
 import json
+import os
+import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ STUDY_LABEL, RUN, RUN_ID, DIGEST, BEFORE = (
     "kvab-digest",
     "kvab-before",
 )
+USER, HOST = "kvab-user", "kvab-host"
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Mark:
         marked = copy.deepcopy(manifest)
         metadata = marked["metadata"]
         metadata["namespace"] = namespace
-        metadata.setdefault("labels", {})[STUDY_LABEL] = self.study
+        metadata.setdefault("labels", {}).update({STUDY_LABEL: self.study, **owner()})
         metadata.setdefault("annotations", {}).update(
             {RUN: self.run, RUN_ID: self.run_id, DIGEST: self.digest}
         )
@@ -46,8 +51,39 @@ class Mark:
 
     def owns(self, found: Manifest) -> bool:
         """Whether an object belongs to this run, made of the same manifests."""
-        annotations = found["metadata"].get("annotations") or {}
-        return (annotations.get(RUN), annotations.get(DIGEST)) == (self.run, self.digest)
+        return (run_of(found), digest_of(found)) == (self.run, self.digest)
+
+
+def run_of(found: Manifest) -> str | None:
+    """Return the run that an object belongs to."""
+    run: str | None = (found["metadata"].get("annotations") or {}).get(RUN)
+    return run
+
+
+def digest_of(found: Manifest) -> str | None:
+    """Return the digest of what was applied with an object."""
+    digest: str | None = (found["metadata"].get("annotations") or {}).get(DIGEST)
+    return digest
+
+
+def owner() -> dict[str, str]:
+    """Return the labels that say who made an object: user and host."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a user without a name, as in some containers
+        user = str(os.getuid())
+    return {USER: _label(user), HOST: _label(socket.gethostname())}
+
+
+def _label(text: str) -> str:
+    """Return a text as the value of a label may be."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:63].strip("._-") or "unknown"
+
+
+def owner_of(found: Manifest) -> str:
+    """Return user and host that made an object, empty where it does not say."""
+    labels = found["metadata"].get("labels") or {}
+    return f"{labels[USER]}@{labels[HOST]}" if {USER, HOST} <= labels.keys() else ""
 
 
 def annotation(found: Manifest, key: str) -> Any:

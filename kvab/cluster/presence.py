@@ -11,6 +11,7 @@ from kvab.cluster import deploying, marks
 from kvab.cluster.assembly import Assembly
 from kvab.cluster.causes import condition
 from kvab.cluster.kube import Kube
+from kvab.cluster.lease import Held
 
 Object = dict[str, Any]
 
@@ -38,7 +39,8 @@ def found_again(kube: Kube, run: Assembly, mark: marks.Mark) -> Object | None:
         ids = {part["metadata"]["annotations"].get(marks.RUN_ID) for part in parts}
         if len(ids) == 1 and not condition(job, "Failed"):
             return found
-    _remove_benchmark(kube, run)
+    for kind, part in _benchmark_parts(run).items():
+        deploying.remove(kube, kind, part, run.job.study.name)
     if found:
         deploying.take_down(kube, name, found["metadata"]["uid"])
     return None
@@ -53,15 +55,36 @@ def remove(kube: Kube, run: Assembly) -> None:
         If something does not go away; it is named.
     """
     name = run.recipe.deployment
-    _remove_benchmark(kube, run)
+    mine = run.mark("", "").run
+    for kind, part in _benchmark_parts(run).items():
+        found = kube.get(kind, part)
+        if found and marks.run_of(found) == mine:
+            deploying.remove(kube, kind, part, run.job.study.name)
     found = kube.get(deploying.DEPLOYMENT, name)
-    own, mine = found["metadata"] if found else {}, run.mark("", "").run
-    if not found or (own.get("annotations") or {}).get(marks.RUN) == mine:
-        deploying.take_down(kube, name, own.get("uid"))  # or see the rest of it go
+    if not found or marks.run_of(found) == mine:
+        uid = found["metadata"]["uid"] if found else None
+        deploying.take_down(kube, name, uid)  # or see the rest of it go
 
 
-def _remove_benchmark(kube: Kube, run: Assembly) -> None:
-    """Remove the run's Job and the helper pod, if they are the study's."""
-    names = {"Job": run.job_name, "Pod": run.helper}
-    for kind, name in names.items():
-        deploying.remove(kube, kind, name, run.job.study.name)
+def _benchmark_parts(run: Assembly) -> dict[str, str]:
+    """Return the names of the Job and the helper pod, by kind."""
+    return {"Job": run.job_name, "Pod": run.helper}
+
+
+def check_left(kube: Kube, run: Assembly) -> None:
+    """Leave alone what somebody else's client, which is gone, left of the run with other inputs.
+
+    Raises
+    ------
+    Held
+        Naming who, and how to replace it.
+    """
+    found, mark = kube.get(deploying.DEPLOYMENT, run.recipe.deployment), run.digest_mark()
+    if not found or marks.run_of(found) != mark.run or mark.owns(found):
+        return
+    who = marks.owner_of(found)
+    if who not in ("", marks.owner_of(run.lease())):
+        raise Held(
+            f"deployment {run.recipe.deployment} of {mark.run}: made by {who} of other rows or "
+            "manifests, and no client of it is alive; replace it with --take-over"
+        )

@@ -40,6 +40,7 @@ def report(
     runs: Path = Path("runs"),
     published: Path | None = None,
     on: str | None = None,
+    take_over: bool = False,
 ) -> tuple[str, Path]:
     """Make the book of one cluster and return its headline and index.html.
 
@@ -63,6 +64,8 @@ def report(
         Build from these runs instead, without cluster, simulator or trace.
     on : str, optional
         A Kubernetes profile that replays what is missing, instead of this machine.
+    take_over : bool
+        Take runs from clients of somebody else that are alive.
 
     Raises
     ------
@@ -74,7 +77,9 @@ def report(
     imported = is_imported(load_study(checkout / study), cluster, folder)
     replays = published is None and not imported
     if replays:
-        trace = replay_missing(checkout / study, cluster, rows, repeats, trace, folder, on)
+        trace = replay_missing(
+            checkout / study, cluster, rows, repeats, trace, folder, on, take_over
+        )
     evidence = load_evidence(checkout / study, cluster, folder)
     if published is None and evidence.manifest.kind == "live":
         make_twins(evidence, find_trace(evidence.study.trace, trace), folder)
@@ -148,7 +153,7 @@ def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path
 
 def replay_missing(
     study: Path, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
-    folder: Path, on: str | None = None,
+    folder: Path, on: str | None = None, take_over: bool = False,
 ) -> Path:  # fmt: skip
     """Replay every run of the study that does not serve as it is; return where the trace is."""
     declared = load_study(study)
@@ -163,5 +168,5 @@ def replay_missing(
     for run in planned:
         print(f"{run.configuration} r{run.repeat}: {run.state} ({run.why})", file=sys.stderr)
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
-    campaign.replay_all(missing, on=on)
+    campaign.replay_all(missing, on=on, take_over=take_over)
     return workload.path

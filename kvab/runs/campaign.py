@@ -52,11 +52,14 @@ def plan(jobs: Iterable[Job]) -> list[runs.Planned]:
     return planned
 
 
-def replay_all(jobs: list[Job], *, on: str | None = None, quiet: bool = False) -> None:
+def replay_all(
+    jobs: list[Job], *, on: str | None = None, quiet: bool = False, take_over: bool = False
+) -> None:
     """Replay jobs side by side, one a core, under one progress bar in requests.
 
     Only the simulator runs side by side: for other kinds see `replay_in_turn`. ``on`` names a
-    Kubernetes profile that does it instead of this machine.
+    Kubernetes profile that does it instead of this machine; ``take_over`` takes runs on Kubernetes
+    from clients that are alive.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def replay_all(jobs: list[Job], *, on: str | None = None, quiet: bool = False) -
         replay_on(jobs, on)
         return
     if jobs[0].cluster.kind != "simulated":
-        replay_in_turn(jobs)
+        replay_in_turn(jobs, take_over)
         return
     _replay_side_by_side(jobs, quiet)
 
@@ -125,7 +128,7 @@ def _follow(jobs: list[Job], pending: list[Future], told: Any, quiet: bool) -> N
         bar.update(total, completed=sum(job.rows for job in jobs))
 
 
-def replay_in_turn(jobs: list[Job]) -> None:
+def replay_in_turn(jobs: list[Job], take_over: bool = False) -> None:
     """Replay jobs one after the other, a repeat of every configuration before the next repeat.
 
     Each is deployed anew, so that its caches are cold; neighbours in time share what drifts on
@@ -147,7 +150,7 @@ def replay_in_turn(jobs: list[Job]) -> None:
     for job in sorted(jobs, key=lambda job: job.repeat):
         name = f"{job.configuration} r{job.repeat}"
         print(f"{name}:", file=sys.stderr)
-        replay = Replay(job)
+        replay = Replay(job, take_over=take_over)
         try:
             replay.prepare()
             replay.deploy()

@@ -64,10 +64,13 @@ def check_topology(job: Job) -> recipes.Topology:
     return job.variant.topology(recipes.declared_topology(job.study, job.configuration))
 
 
-def open_cluster(profile: Simulated | Live | Kubernetes, job: Job | None = None) -> Any:
+def open_cluster(
+    profile: Simulated | Live | Kubernetes, job: Job | None = None, *, take_over: bool = False
+) -> Any:
     """Return the kind of cluster that a profile declares, with its five steps.
 
-    A cluster that outlives this process needs the job, to find its own deployment again.
+    A cluster that outlives this process needs the job, to find its own deployment again; with
+    ``take_over`` a run is taken from a client that is alive.
     """
     if isinstance(profile, Simulated):
         from kvab.simulate import Simulator
@@ -79,4 +82,4 @@ def open_cluster(profile: Simulated | Live | Kubernetes, job: Job | None = None)
         return LiveStack(profile, job.recipe if job else None)
     from kvab.cluster.lifecycle import Cluster
 
-    return Cluster(profile, job)
+    return Cluster(profile, job, take_over=take_over)

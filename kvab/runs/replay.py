@@ -33,29 +33,31 @@ def start(
     trace: str = "",
     runs: str | Path = "runs",
     keep: bool = False,
+    take_over: bool = False,
 ) -> Replay:
     """Return a replay ready for its five steps, from the parameters of a notebook.
 
     Zero rows mean all, an empty trace the study's own, an empty configuration its baseline;
     relative paths count from the checkout.
-    ``keep`` leaves the deployment up afterwards, to look at it.
+    ``keep`` leaves the deployment up afterwards, to look at it; ``take_over`` takes the run from a
+    client of somebody else that is alive.
     """
     declared = load_study(study)
     named = Path(trace) if trace else None
     folder = root() / runs
     name = configuration or declared.baseline
     job = plan_job(declared, cluster, name, repeat, rows or None, named, folder)
-    return Replay(job, keep=keep)
+    return Replay(job, keep=keep, take_over=take_over)
 
 
 class Replay:
     """One run, step by step; a run that is complete is shown and not repeated."""
 
-    def __init__(self, job: Job, *, keep: bool = False) -> None:
+    def __init__(self, job: Job, *, keep: bool = False, take_over: bool = False) -> None:
         self.job, self.keep = job, keep
         self.claim = Claim(job.path)
         self._look()
-        self.cluster = open_cluster(job.cluster, job)
+        self.cluster = open_cluster(job.cluster, job, take_over=take_over)
 
     def _look(self) -> None:
         """Find out whether the run is complete; one set aside that serves comes back."""

@@ -41,7 +41,8 @@ class Limits(Declared):
     """Longest waits on a cluster, in seconds.
 
     ``retry_s`` bounds the patience with an API server that does not answer, ``grace_s`` how long
-    a cause of failure that may pass is watched, ``poll_s`` the time between two looks.
+    a cause of failure that may pass is watched, ``poll_s`` the time between two looks. A client on
+    another machine counts as gone when it has shown no sign of life for ``lease_s``.
     """
 
     prepare_s: Positive = 600
@@ -50,6 +51,7 @@ class Limits(Declared):
     teardown_s: Positive = 900
     retry_s: Positive = 300
     grace_s: Annotated[float, Field(ge=0)] = 60
+    lease_s: Positive = 60
     poll_s: Positive = 5
 
 

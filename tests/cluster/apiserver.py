@@ -29,6 +29,7 @@ RESOURCES = {
            "nodes": "Node"},
     "apps/v1": {"deployments": "Deployment", "replicasets": "ReplicaSet"},
     "batch/v1": {"jobs": "Job"},
+    "coordination.k8s.io/v1": {"leases": "Lease"},
     "storage.k8s.io/v1": {"storageclasses": "StorageClass"},
 }  # fmt: skip
 for dynamo in ("nvidia.com/v1beta1", "nvidia.com/v1alpha1"):
@@ -218,6 +219,11 @@ class ApiServer:
             who = f'User "tester" cannot {verb} resource "{resource}" in API group "{group or ""}"'
             return failure(403, f"{resource} is forbidden: {who}", "Forbidden")
         self.used.add((group or "", resource, verb))
+        if sub == "exec":  # since 1.35 the upgrade of a GET is asked for as the creation it is
+            if not self.allowed(group or "", resource, "create", name):
+                who = f'User "tester" cannot create resource "{resource}" in API group ""'
+                return failure(403, f'pods "{name}" is forbidden: {who}', "Forbidden")
+            self.used.add((group or "", resource, "create"))
         if plural == "customresourcedefinitions":
             return web.json_response(self.defined())
         if group == "nvidia.com" and version not in self.served():
@@ -233,6 +239,11 @@ class ApiServer:
         if sub == "proxy":
             return await self.node.serve(request, name, rest)
         held = self.store.get(plural, space or "", name)
+        if held is None and verb == "update" and plural == "leases":
+            body = await request.json()  # a PUT may create one, unless it names another's uid
+            if "uid" not in body["metadata"]:
+                return web.json_response(self.store.create(plural, space, body), status=201)
+            return failure(409, "Precondition failed: UID in precondition", "Conflict")
         if held is None:
             return failure(404, f'{plural} "{name}" not found', "NotFound")
         if sub == "log":

@@ -23,6 +23,7 @@ PROFILE = {
         "teardown_s": 5,
         "retry_s": 5,
         "grace_s": 0.3,
+        "lease_s": 3,
         "poll_s": 0.1,
     },
 }
@@ -109,7 +110,13 @@ class Emulated:
 
     def left(self):
         """Return what a run must not leave behind."""
-        kinds = ("dynamographdeployments", "dynamocomponentdeployments", "pods", "configmaps")
+        kinds = (
+            "dynamographdeployments",
+            "dynamocomponentdeployments",
+            "pods",
+            "configmaps",
+            "leases",
+        )
         found = [f"{kind}/{held['metadata']['name']}" for kind in kinds
                  for held in self.store.find(kind)]  # fmt: skip
         found += [f"jobs/{held['metadata']['name']}" for held in self.store.find("jobs")]

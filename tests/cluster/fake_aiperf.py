@@ -16,6 +16,7 @@ def option(name):
 
 folder = Path(option("--artifact-dir"))
 pace_s = float(os.environ.get("PACE_S", "0"))
+hold = Path(os.environ.get("HOLD", "/nothing-holds-it"))
 rows = [json.loads(line) for line in Path(option("--input-file")).read_text().splitlines()]
 print(f"Profiling: 0/{len(rows)}", flush=True)
 if os.environ.get("AIPERF_EXIT"):
@@ -62,6 +63,8 @@ with (folder / "profile_export.jsonl").open("w") as out:
         out.write(json.dumps(record) + "\n")
         out.flush()
         time.sleep(pace_s)
+        while hold.exists():
+            time.sleep(0.05)
 summary = {
     "schema_version": "1.0",
     "aiperf_version": "0.13.0",

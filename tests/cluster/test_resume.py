@@ -4,39 +4,15 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+from clients import kill_nine, kvab_run, wait_for
 from controllers import NAMESPACE, pending
 
 from kvab import runs
 from kvab.errors import DependencyError
 from kvab.runs import campaign
-
-COMMAND = [sys.executable, "-m", "kvab", "run", "--cluster", "emulated"]
-
-
-def kvab_run(emulated, trace, *options):
-    command = [*COMMAND, "--configuration", "disagg-kv-router", "--trace", str(trace)]
-    return subprocess.Popen(
-        [*command, "--runs", str(emulated.runs), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(condition, what, timeout_s=60):
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    pytest.fail(f"no {what} in {timeout_s} s")
 
 
 def benchmark(emulated):
@@ -44,17 +20,8 @@ def benchmark(emulated):
     return emulated.store.get("jobs", NAMESPACE, name)
 
 
-def kill_nine(process):
-    """End a command and its notebook's kernel as a power cut would."""
-    import psutil
-
-    for child in psutil.Process(process.pid).children(recursive=True):
-        child.send_signal(signal.SIGKILL)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def test_a_killed_replay_is_attached_to_and_finished(emulated, small_trace):
+    emulated.profile(limits={"lease_s": 3600})  # whose holder is known to be dead is not waited for
     emulated.node.environment["PACE_S"] = "0.3"
     first = kvab_run(emulated, small_trace)
     records = emulated.node.volume / "artifacts"

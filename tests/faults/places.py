@@ -19,7 +19,7 @@ ROWS = 12
 KINDS = ("simulated", "live", "kubernetes")
 SCALE = 12  # limits of the emulated cluster are the profile's own, divided by this
 LIMITS = {"prepare_s": 50, "deploy_s": 600, "teardown_s": 75, "retry_s": 25, "grace_s": 5,
-          "poll_s": 0.1}  # fmt: skip
+          "lease_s": 5, "poll_s": 0.1}  # fmt: skip
 
 
 def write_trace(path):
