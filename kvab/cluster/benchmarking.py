@@ -101,7 +101,8 @@ def wait_finished(
         while True:
             job, pods = kube.get("Job", name), kube.list("Pod", f"job-name={name}")
             if job is None:
-                raise DependencyError(f"Job {name} was deleted while it ran; run again")
+                seen = f"; its log ended with: {counter.log}" if counter.log else ""
+                raise DependencyError(f"Job {name} was deleted while it ran; run again{seen}")
             serving = causes.restarts(kube.list("Pod", expected.selector))
             if what := causes.changed_pods(before, serving):
                 raise DependencyError(
@@ -109,7 +110,7 @@ def wait_finished(
                     f"({what}); its latencies are worth nothing; see diagnostics/"
                 )
             if failed := condition(job, "Failed"):
-                raise DependencyError(_failure(kube, name, failed, pods))
+                raise DependencyError(_failure(kube, name, failed, pods, counter.log))
             if condition(job, "Complete"):
                 counter.tell(rows)
                 return
@@ -123,8 +124,9 @@ def wait_finished(
             kube.changed(f"job-name={name}", kube.limits.poll_s)
 
 
-def _failure(kube: Kube, name: str, failed: Object, pods: list[Object]) -> str:
-    code, log = "unknown", ""
+def _failure(kube: Kube, name: str, failed: Object, pods: list[Object], seen: str) -> str:
+    """Return how a Job failed; of pods that are gone, the last lines that were seen."""
+    code, log = "unknown", seen
     for pod in pods:
         container = causes.main_container(pod)
         for status in (pod.get("status") or {}).get("containerStatuses", []):
@@ -151,6 +153,7 @@ class Counter:
         self.kube, self.folder, self.rows, self.span_s = kube, folder, rows, span_s
         self.progress = progress
         self.looked_s, self.first_s, self.text = -COUNT_S, 0.0, "waits for the benchmark's pod"
+        self.log = ""
 
     def tell(self, done: int) -> None:
         """Hand the number of requests done on."""
@@ -166,6 +169,8 @@ class Counter:
         self.looked_s = now_s
         name = running[0]["metadata"]["name"]
         container = causes.main_container(running[0])
+        log = self.kube.log(name, container, lines=50)
+        self.log = last_lines(log, 4) or self.log
         try:
             out = Pod(self.kube, name, container).run(
                 "sh", "-c", COUNT_RECORDS, "sh", self.folder, timeout_s=30
@@ -174,7 +179,7 @@ class Counter:
         except (DependencyError, ValueError):
             return self.text  # the pod has just ended, or the connection was lost: look again
         if not numbers or not numbers[0]:
-            self.text = last_lines(self.kube.log(name, container, lines=20), 1) or self.text
+            self.text = last_lines(log, 1) or self.text
             return self.text
         self.first_s = self.first_s or now_s
         left_s = max(0.0, self.span_s - (now_s - self.first_s))

@@ -14,14 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kvab.cluster import causes
+from kvab.cluster import causes, deploying, marks
 from kvab.cluster.kube import Kube
-from kvab.cluster.podexec import Broken, Pod
+from kvab.cluster.podexec import Failed, Pod
 from kvab.declare import inside
 from kvab.errors import DependencyError
 
 PART_BYTES = 32 * 2**20
 MARKER = "finished.json"
+ENDED = {"Succeeded", "Failed"}
 # Prompts and raw answers: gigabytes that no page reads; they stay on the volume.
 SKIPPED = ("inputs.json", "profile_export_raw.jsonl")
 
@@ -44,6 +45,8 @@ def helper_pod(kube: Kube, manifest: dict[str, Any], job: str | None = None) -> 
             yield Pod(kube, pod["metadata"]["name"], causes.main_container(pod))
             return
     name = manifest["metadata"]["name"]
+    if ENDED & {((kube.get("Pod", name) or {}).get("status") or {}).get("phase")}:
+        deploying.remove(kube, "Pod", name, manifest["metadata"]["labels"][marks.STUDY_LABEL])
     found = kube.create(manifest)
     try:
         grace = causes.Grace(kube.limits.grace_s)
@@ -52,6 +55,9 @@ def helper_pod(kube: Kube, manifest: dict[str, Any], job: str | None = None) -> 
             told = [*causes.of_pod(found), *causes.of_events(kube.list("Event"), [found])]
             if cause := grace.lasting(told, time.monotonic()):
                 raise DependencyError(str(cause))
+            if (phase := (found.get("status") or {}).get("phase")) in ENDED:
+                why = f": {told[0]}" if told else ""
+                raise DependencyError(f"pod {name} ended ({phase}) before it could be used{why}")
             if time.monotonic() > deadline:
                 raise DependencyError(f"pod {name} did not start; see `kubectl describe pod`")
             time.sleep(min(1.0, kube.limits.poll_s))
@@ -106,9 +112,7 @@ def read_marker(pod: Pod, folder: str, run_id: str) -> dict[str, Any]:
     try:
         marker = json.loads(pod.patiently("cat", f"{folder}/{MARKER}"))
         ended, whose, _ = marker["exit_code"], marker["run_id"], marker["files"]
-    except Broken:
-        raise
-    except (DependencyError, ValueError, LookupError, TypeError):
+    except (Failed, ValueError, LookupError, TypeError):
         raise Spoiled(
             f"{folder}/{MARKER}: the benchmark did not finish its artifacts; see its log in "
             "diagnostics/, and run again"

@@ -76,13 +76,13 @@ def fetch_model(kube: Kube, job: Manifest) -> None:
         found = None
     if found is None:
         found = kube.create(job)
-    deadline = time.monotonic() + kube.limits.prepare_s
+    deadline, end = time.monotonic() + kube.limits.prepare_s, ""
     grace = causes.Grace(kube.limits.grace_s)
     with Display(f"Job {name}") as display:
         while not condition(found, "Complete"):
             pods = kube.list("Pod", f"job-name={name}")
             if failed := condition(found, "Failed"):
-                end = _log_end(kube, pods) or "nothing"
+                end = _log_end(kube, pods) or end or "nothing"
                 deploying.remove(kube, "Job", name, study)
                 raise DependencyError(
                     f"Job {name}: {failed.get('reason')}: {failed.get('message', '')}; "
@@ -100,7 +100,8 @@ def fetch_model(kube: Kube, job: Manifest) -> None:
                     f"Job {name}: not done in {kube.limits.prepare_s:g} s; it goes on: run again "
                     "later, or raise limits.prepare_s of the profile"
                 )
-            display.show(_log_end(kube, pods, 1) or _phases(pods))
+            end = _log_end(kube, pods) or end
+            display.show(end.rpartition(" | ")[2] or _phases(pods))
             kube.changed(f"job-name={name}", kube.limits.poll_s)
             found = kube.get("Job", name)
             if found is None:
@@ -129,9 +130,9 @@ def _phases(pods: list[Manifest]) -> str:
     return ", ".join(pod.get("status", {}).get("phase", "Unknown") for pod in pods) or "no pod yet"
 
 
-def _log_end(kube: Kube, pods: list[Manifest], lines: int = 5) -> str:
+def _log_end(kube: Kube, pods: list[Manifest]) -> str:
     if not pods:
         return ""
     newest = max(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
     container = causes.main_container(newest)
-    return last_lines(kube.log(newest["metadata"]["name"], container, lines=50), lines)
+    return last_lines(kube.log(newest["metadata"]["name"], container, lines=50), 5)

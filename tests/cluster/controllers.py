@@ -97,15 +97,19 @@ class Controllers:
             if all(pod["metadata"]["ownerReferences"][0]["uid"] == metadata["uid"] for pod in own):
                 self.indexed(job, own)
             return
+        if not own and metadata["uid"] in self.script.started and not job["spec"]["backoffLimit"]:
+            text = "Job has reached the specified backoff limit"  # its pod was removed
+            self.finish(job, "Failed", "BackoffLimitExceeded", text)
+            return
         if not own:
             self.spawn(job, f"{name}-{metadata['uid'][:5]}")
-            self.script.started[name] = asyncio.get_event_loop().time()
+            self.script.started[metadata["uid"]] = asyncio.get_event_loop().time()
             return
-        passed = asyncio.get_event_loop().time() - self.script.started.get(name, 1e12)
+        passed = asyncio.get_event_loop().time() - self.script.started.get(metadata["uid"], 1e12)
         phase = own[0].get("status", {}).get("phase")
         if passed > job["spec"]["activeDeadlineSeconds"]:
             self.finish(job, "Failed", "DeadlineExceeded", "Job was active longer than deadline")
-            self.node.kill(own[0]["metadata"]["name"])
+            self.store.delete("pods", NAMESPACE, own[0]["metadata"]["name"])
         elif phase == "Succeeded":
             self.finish(job, "Complete", "Completed", "")
         elif phase == "Failed":

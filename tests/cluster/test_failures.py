@@ -284,15 +284,42 @@ def test_a_benchmark_that_fails_tells_its_exit_code_and_its_last_words(emulated,
     assert emulated.left() == []
 
 
-def test_a_benchmark_over_its_deadline_is_ended(emulated, small_trace):
-    def shorten(plural, manifest):
-        if plural == "jobs" and "benchmark" in manifest["metadata"]["name"]:
-            manifest["spec"]["activeDeadlineSeconds"] = 1
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("deadline", "DeadlineExceeded, exit code unknown: Job was active longer than deadline"),
+        ("pod removed", "BackoffLimitExceeded"),
+        ("job removed", "was deleted while it ran"),
+    ],
+)
+def test_of_a_benchmark_whose_pod_is_gone_the_last_lines_seen_are_told(
+    emulated, small_trace, end, said
+):
+    logged = []
 
-    emulated.server.admission.append(shorten)
+    def strike(method, path):
+        held = emulated.store.get("jobs", NAMESPACE, "disagg-router-6p-2d-benchmark")
+        pods = [
+            pod for pod in emulated.store.find("pods") if "benchmark" in pod["metadata"]["name"]
+        ]
+        if path.endswith("/log") and pods and pods[0]["metadata"]["name"] in path:
+            logged.append("Profiling" in emulated.node.log(pods[0], previous=False))
+        if held and pods and any(logged) and not path.endswith("/log"):
+            if end == "deadline":
+                spec = {**held["spec"], "activeDeadlineSeconds": 0}
+                emulated.store.change("jobs", held, spec=spec)
+            elif end == "pod removed":
+                emulated.store.delete("pods", NAMESPACE, pods[0]["metadata"]["name"])
+            else:
+                emulated.store.delete("jobs", NAMESPACE, held["metadata"]["name"])
+        return False
+
+    fault = type("Strike", (), {"cut": None, "hits": staticmethod(strike)})
+    emulated.server.faults.append(fault)
     emulated.node.environment["PACE_S"] = "1"
     error, _ = attempt(emulated, small_trace)
-    assert "DeadlineExceeded" in str(error)
+    assert said in str(error)
+    assert "Profiling: 0/40" in str(error).partition("its log end")[2]
     assert emulated.left() == []
 
 
