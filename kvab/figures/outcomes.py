@@ -197,5 +197,5 @@ def effects_by_group(evidence: Evidence) -> Drawing:
     for place in axes:
         place.grid(axis="x")
     axes[0].set_yticks(at, [f"{row.by}: {row.group}" for row in rows.itertuples()], fontsize=7)
-    alt = "Differences with intervals by group: " + captions.effects_by_group(evidence.groups)
-    return figure, captions.effects_by_group(evidence.groups), alt
+    alt = "Differences with intervals by group: " + captions.effects_by_group(evidence)
+    return figure, captions.effects_by_group(evidence), alt

@@ -88,6 +88,11 @@ class Statistics(Declared):
     resamples: Annotated[int, Field(ge=100)]
     seed: int
 
+    @property
+    def percent(self) -> str:
+        """The level of the intervals as pages write it."""
+        return f"{100 * self.level:g} %"
+
 
 class Study(Declared):
     """The whole declaration of a study, with the folder it was read from."""

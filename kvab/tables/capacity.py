@@ -36,9 +36,9 @@ def loads(swept: Sweep) -> Table:
     return Table(
         frame,
         "Largest load, in multiples of the trace's arrival speed, at which this share of requests "
-        f"is good (95 % workload interval, {statistics.resamples:,} resamples, blocks of "
-        f"{counted(swept.curves.block_bursts, 'burst')} on average). Never extrapolated beyond "
-        f"{replayed[0]:g}x to {replayed[-1]:g}x.",
+        f"is good ({statistics.percent} workload interval, {statistics.resamples:,} resamples, "
+        f"blocks of {counted(swept.curves.block_bursts, 'burst')} on average). Never extrapolated "
+        f"beyond {replayed[0]:g}x to {replayed[-1]:g}x.",
         ("configuration",),
     )
 
@@ -73,8 +73,8 @@ def splits(swept: Sweep) -> Table:
             {
                 "split": name + (" (deployed)" if name == swept.deployed else ""),
                 "good": percent(row["share"]),
-                "95 % interval [%]": f"{number(100 * row['low'], 1)} to "
-                f"{number(100 * row['high'], 1)}",
+                f"{swept.study.statistics.percent} interval [%]": f"{number(100 * row['low'], 1)} "
+                f"to {number(100 * row['high'], 1)}",
                 "points from the deployed": "–" if name == swept.deployed else interval(
                     row["difference_low"], row["difference_high"], 100),
                 "TTFT mean [ms]": number(cell.ttft_ms.mean),

@@ -17,7 +17,7 @@ from kvab.metrics import METRICS
 PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
 RULE = (
     "Means, comparison minus baseline, on the rows and repeats that both have; the gap is "
-    "yours minus {known}. Agree: the whole 95 % workload interval of the gap lies within ± the "
+    "yours minus {known}. Agree: the whole {level} workload interval of the gap lies within ± the "
     "margin. Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
 )
 
@@ -42,7 +42,8 @@ def overview(clusters: Clusters) -> Table:
     return Table(
         pd.DataFrame(lines),
         "Comparison against baseline on each cluster, never pooled: requests × repeats, good share "
-        "(95 % workload interval) and its verdict, ratios of means.",
+        f"({clusters.reference.study.statistics.percent} workload interval) and its verdict, "
+        "ratios of means.",
         ("cluster", "verdict"),
     )
 
@@ -61,7 +62,8 @@ def cards(clusters: Clusters) -> Table:
     columns = ["cluster", "verdict", "published", "yours", "gap"]
     frame = pd.DataFrame(lines, columns=columns).fillna("–")
     frame = frame.rename(columns={"published": clusters.known})
-    return Table(frame, RULE.format(known=clusters.known), text)
+    level = clusters.reference.study.statistics.percent
+    return Table(frame, RULE.format(known=clusters.known, level=level), text)
 
 
 def _line(place: str, key: str, row: pd.Series) -> dict[str, str]:

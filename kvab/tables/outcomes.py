@@ -30,7 +30,7 @@ def _effect(label: str, row: dict, factor: float = 1, decimals: int | None = Non
         "baseline": number(factor * row["baseline"], decimals),
         "comparison": number(factor * row["comparison"], decimals),
         "difference": signed(factor * row["difference"], decimals),
-        "95 % interval": interval(row["ci_low"], row["ci_high"], factor),
+        "interval": interval(row["ci_low"], row["ci_high"], factor),
         "ratio": number(row["ratio"], 2),
     }
 
@@ -52,7 +52,7 @@ def headline(evidence: Evidence) -> Table:
     return Table(
         pd.DataFrame(lines),
         f"Baseline: {baseline}. Comparison: {comparison}. {kind.capitalize()}; intervals are "
-        "workload intervals.",
+        f"{evidence.study.statistics.percent} workload intervals.",
         ("",),
     )
 
@@ -69,7 +69,8 @@ def outcome(evidence: Evidence) -> Table:
     method = result["method"]
     return Table(
         pd.DataFrame(lines),
-        f"{counted(result['pairs'], 'pair')}. Intervals: {method['name']}, {method['resamples']:,} "
+        f"{counted(result['pairs'], 'pair')}. Intervals: "
+        f"{evidence.study.statistics.percent}, {method['name']}, {method['resamples']:,} "
         f"resamples, blocks of {number(method['block_s'], 0)} s on average. They say how the "
         "numbers would move with other minutes of this workload, not from run to run.",
         ("",),
@@ -96,10 +97,10 @@ def variation(evidence: Evidence) -> Table:
         )
     return Table(
         pd.DataFrame(lines),
-        f"±: half of each 95 % interval; run to run over {counted(evidence.repeats, 'repeat')}. "
-        "A/A: the baseline against itself, the largest difference between two repeats. "
-        "Detectable: the smallest true difference that an A/A comparison would call different "
-        "from zero four times in five.",
+        f"±: half of each {evidence.study.statistics.percent} interval; run to run over "
+        f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, the largest "
+        "difference between two repeats. Detectable: the smallest true difference that an A/A "
+        "comparison would call different from zero four times in five.",
         ("difference of",),
     )
 
@@ -127,7 +128,8 @@ def robustness(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Table:
         line = lines.setdefault(row.choice, {"choice": row.choice})
         line[name] = f"{verdict}\n{value} ± {half}"
     frame = pd.DataFrame([*lines.values()])
-    caption = "Verdict, and the difference that it is about with its 95 % workload interval."
+    level = evidence.study.statistics.percent
+    caption = f"Verdict, and the difference that it is about with its {level} workload interval."
     return Table(frame, caption, tuple(frame.columns))
 
 
@@ -212,12 +214,13 @@ def attribution(evidence: Evidence) -> Table:
                 else f"{metric.short} {row.statistic} [ms]",
                 "effect of": row.effect,
                 "value": signed(metric.factor * row.value, 1 if share else None),
-                "95 % interval": interval(row.ci_low, row.ci_high, metric.factor),
+                "interval": interval(row.ci_low, row.ci_high, metric.factor),
             }
         )
     wide = pd.DataFrame(lines)
-    wide["shown"] = wide["value"] + "\n(" + wide["95 % interval"] + ")"
+    wide["shown"] = wide["value"] + "\n(" + wide["interval"] + ")"
     order = [list(dict.fromkeys(wide[column])) for column in ("metric", "effect of")]
     wide = wide.pivot(index="metric", columns="effect of", values="shown").loc[*order]
     frame = wide.reset_index().rename_axis(columns=None)
-    return Table(frame, "Value (95 % workload interval).", ("metric",))
+    caption = f"Value ({evidence.study.statistics.percent} workload interval)."
+    return Table(frame, caption, ("metric",))

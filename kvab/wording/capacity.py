@@ -15,12 +15,14 @@ from kvab.validity import Gate
 from kvab.wording.loads import ends_text, found, load_text, ratio_text
 from kvab.wording.outcomes import unequal
 
-LEVEL = "95 % workload interval"
-
 NO_SWEEP = (
     ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
     "study.yaml and run `kvab capacity`.\n:::"
 )
+
+
+def _level(swept: Sweep) -> str:
+    return f"{swept.study.statistics.percent} workload interval"
 
 
 def _loads(swept: Sweep) -> list[float]:
@@ -35,7 +37,7 @@ def _carries(swept: Sweep, name: str) -> str:
     row = _kept(swept, name, swept.headline)
     known = load_text(row["low"], row["high"])
     text = known.replace("x", " times the trace's arrival speed")
-    return f"up to {text} ({LEVEL} {ends_text(row, _loads(swept))})" if found(row) else text
+    return f"up to {text} ({_level(swept)} {ends_text(row, _loads(swept))})" if found(row) else text
 
 
 def _rows(swept: Sweep) -> str:
@@ -82,7 +84,7 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     rows = [_kept(swept, name, swept.headline) for name in (study.comparison, study.baseline)]
     first, second = (load_text(row["low"], row["high"]) for row in rows)
     row = swept.ratios.loc[swept.headline]
-    ends = f"{LEVEL} {ends_text(row)}; " if found(row) else ""
+    ends = f"{_level(swept)} {ends_text(row)}; " if found(row) else ""
     kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     stale = f" {_stale(swept)}" if swept.changes else ""
@@ -143,7 +145,7 @@ def load_caption(swept: Sweep) -> str:
     """Return the caption of the load figure."""
     row = swept.ratios.loc[swept.headline]
     carried = "the comparison carries {ratio} the baseline's {load}"
-    ends = f" ({LEVEL} {ends_text(row)})" if found(row) else ""
+    ends = f" ({_level(swept)} {ends_text(row)})" if found(row) else ""
     return (
         f"At {percent(swept.headline, 0)} good requests {_compared(swept, carried)}{ends}. "
         "Above: good share against the "
@@ -176,8 +178,8 @@ def split_caption(swept: Sweep) -> str:
     behind = "the KV router" if router == "kv" else f"{router} routing"
     return (
         f"{keeps}, {percent(splits.loc[best, 'share'])}{second}. Good "
-        f"share with its {LEVEL}, mean TTFT and p99 ITL by split at the trace's own speed, behind "
-        f"{behind}; the filled point is the split of deploy.yaml."
+        f"share with its {_level(swept)}, mean TTFT and p99 ITL by split at the trace's own speed, "
+        f"behind {behind}; the filled point is the split of deploy.yaml."
     )
 
 
@@ -247,7 +249,7 @@ def splits(swept: Sweep) -> str:
         row = table.loc[best]
         said.append(
             f"The deployed {swept.deployed} keeps {percent(table.loc[swept.deployed, 'share'])}: "
-            f"{signed(100 * row['difference'], 1)} points for {best} ({LEVEL} "
+            f"{signed(100 * row['difference'], 1)} points for {best} ({_level(swept)} "
             f"{interval_text(row['difference_low'], row['difference_high'], 100)})."
         )
     elif swept.deployed:

@@ -56,7 +56,8 @@ def good_shares(evidence: Evidence) -> str:
         )
     return (
         f"{finding} Share of good requests by configuration: each repeat a point, the bar the "
-        "95 % workload interval (block bootstrap over arrival time)."
+        f"{evidence.study.statistics.percent} workload interval (block bootstrap over arrival "
+        "time)."
     )
 
 
@@ -127,8 +128,8 @@ def quantile_differences(evidence: Evidence) -> str:
     findings = [f"{METRICS[key].short} is {_signs(curve)}" for key, curve in curves.items()]
     return (
         f"Under the comparison {'; '.join(findings)}. Difference of each quantile, comparison "
-        "minus baseline, with a 95 % band that holds at all quantiles at once; symmetric log "
-        "scale."
+        f"minus baseline, with a {evidence.study.statistics.percent} band that holds at all "
+        "quantiles at once; symmetric log scale."
     )
 
 
@@ -162,17 +163,18 @@ def worker_balance(evidence: Evidence) -> str:
     )
 
 
-def effects_by_group(groups: pd.DataFrame) -> str:
+def effects_by_group(evidence: Evidence) -> str:
     """Return the caption of the groups figure."""
+    groups = evidence.groups
     most = groups.loc[groups["ttft_ms_faster_share"].idxmax()]
     least = groups.loc[groups["ttft_ms_faster_share"].idxmin()]
     return (
         f"{percent(most['ttft_ms_faster_share'], 0)} of requests with {most['by']} of "
         f"{most['group']} get their first token sooner, with {least['by']} of {least['group']} "
         f"only {percent(least['ttft_ms_faster_share'], 0)}. Mean paired difference of TTFT and of "
-        "the good share with 95 % workload intervals, and share of pairs with a lower TTFT, by "
-        "terciles of prompt length and of the prompt tokens that an earlier request had brought, "
-        "and along the trace."
+        f"the good share with {evidence.study.statistics.percent} workload intervals, and share of "
+        "pairs with a lower TTFT, by terciles of prompt length and of the prompt tokens that an "
+        "earlier request had brought, and along the trace."
     )
 
 

@@ -36,8 +36,9 @@ def forest_caption(clusters: Clusters) -> str:
     return (
         f"The comparison's good share is better on {verdicts.count('better')} of "
         f"{counted(len(verdicts), 'cluster')}{red}. Difference of the good share and ratio of the "
-        "mean latencies, comparison over baseline, with 95 % workload intervals. Requests differ "
-        "in number, so a short run shows only its part of the trace."
+        "mean latencies, comparison over baseline, with "
+        f"{clusters.reference.study.statistics.percent} workload intervals. Requests differ in "
+        "number, so a short run shows only its part of the trace."
     )
 
 

@@ -63,7 +63,8 @@ def headline(evidence: Evidence, judged: Gate) -> str:
         f"{VERDICTS[result['verdict']['good_share']]}, {where}: {comparison.phrase} kept "
         f"{percent(row['comparison'])} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
         f"{slo.itl_ms:g} ms, {baseline.phrase} {percent(row['baseline'])}: a difference of "
-        f"{signed(100 * row['difference'], 1)} points (95 % workload interval "
+        f"{signed(100 * row['difference'], 1)} points ({evidence.study.statistics.percent} "
+        "workload interval "
         f"{interval(row['ci_low'], row['ci_high'], 100)}).{undecided(evidence, 'good_share')}"
     )
 
@@ -92,7 +93,8 @@ def short_answer(evidence: Evidence, judged: Gate) -> str:
     return (
         f"{VERDICTS[result['verdict']['good_share']]}, {where}: {percent(row['comparison'])} of "
         f"requests within TTFT {slo.ttft_ms / 1000:g} s and ITL {slo.itl_ms:g} ms against "
-        f"{percent(row['baseline'])} ({signed(100 * row['difference'], 1)} points, 95 % interval "
+        f"{percent(row['baseline'])} ({signed(100 * row['difference'], 1)} points, "
+        f"{evidence.study.statistics.percent} interval "
         f"{interval(row['ci_low'], row['ci_high'], 100)})."
     )
 

@@ -271,6 +271,25 @@ def test_commands_name_a_study_that_is_not_the_published_one(published):
     assert "make" not in said
 
 
+def test_the_level_is_the_studys(published):
+    study = published.study
+    settings = study.statistics.model_copy(update={"level": 0.9})
+    ninety = replace(published, study=study.model_copy(update={"statistics": settings}))
+    for name in ("comparison", "quantile_differences", "groups", "good_shares", "noise_floor"):
+        ninety.__dict__[name] = getattr(published, name)  # numbers matter not here
+    for said in (
+        wording.headline(ninety, GREEN),
+        wording.short_answer(ninety, GREEN),
+        captions.good_shares(ninety),
+        captions.quantile_differences(ninety),
+        captions.effects_by_group(ninety),
+        tables.headline(ninety).caption,
+        tables.outcome(ninety).caption,
+        tables.variation(ninety).caption,
+    ):
+        assert "90 %" in said and "95 %" not in said
+
+
 def test_nothing_to_say_leaves_no_box():
     assert markdown("") is None
     assert markdown("said").data == "said"
