@@ -125,7 +125,8 @@ class Evidence:
         if configuration not in self.runs:
             raise InputError(
                 f"no run of {configuration} on {self.cluster}; "
-                f"run `kvab run --cluster {self.cluster} --configuration {configuration}`"
+                f"run `kvab run --cluster {self.cluster} --configuration {configuration}`, or "
+                "import it"
             )
         return [run.requests for run in self.runs[configuration]]
 

@@ -81,6 +81,8 @@ def report(
             checkout / study, cluster, rows, repeats, trace, folder, on, take_over
         )
     evidence = load_evidence(checkout / study, cluster, folder)
+    for name in (evidence.study.baseline, evidence.study.comparison):
+        evidence.tables(name)  # no page can do without these two
     if published is None and evidence.manifest.kind == "live":
         make_twins(evidence, find_trace(evidence.study.trace, trace), folder)
     judged = gate(evidence)

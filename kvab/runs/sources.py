@@ -95,7 +95,7 @@ class Source:
         lines = [*notes, *(f"inferred: {line}" for line in self.inferred)]
         if self.requests is None and self.artifacts is not None:
             lines += [f"missing: {line}" for line in aggregates.missing(self.artifacts, slo)]
-        lines += [*self._other_counts(slo), *self._not_streamed()]
+        lines += [*self._other_counts(slo), *self._not_streamed(), *self._other_goodput()]
         if self.status != "complete":
             lines.append(f"{self.status}: {self.reason}; no verdict rests on it")
         return [f"{self.path}: {line}" for line in lines]
@@ -126,6 +126,12 @@ class Source:
             f"{said}; the server's are used, as it made them one by one: {here}. By AIPerf's own: "
             f"{theirs} (--token-counts client takes those)"
         ]
+
+    def _other_goodput(self) -> list[str]:
+        """Say which bounds of AIPerf's own goodput are not judged here."""
+        named = aggregates.goodput(self.artifacts) if self.artifacts else {}
+        other = sorted(named.keys() - {aggregates.NAMES[key] for key in ("ttft_ms", "itl_ms")})
+        return [f"AIPerf's --goodput also bounds {', '.join(other)}: not judged"] if other else []
 
     def _not_streamed(self) -> list[str]:
         if self.requests is None or metrics.streamed(self.requests):
@@ -237,6 +243,8 @@ def of_artifacts(
     """Return the artifacts in an opened place as a source, called by ``path``."""
     found = read_artifacts(place)
     replayed, inferred = _trace(found, study, trace, expected)
+    if replayed and found.load:
+        inferred.append(f"arrivals: the trace's, though {found.load} paced the requests")
     requests = whose = None
     if found.records is not None:
         requests = tidy.from_aiperf(found, replayed, expected, counts)

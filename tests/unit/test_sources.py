@@ -337,6 +337,11 @@ def test_bounds_are_the_commands_then_the_runs_then_aiperfs_then_the_studys(
     )  # fmt: skip
 
 
+def test_a_bound_of_aiperf_that_is_not_judged_is_named(study, copy):
+    source = read_source(with_goodput(copy("a"), request_latency=5000.0), study)
+    assert "AIPerf's --goodput also bounds request_latency: not judged" in told(source, study)
+
+
 def test_runs_made_for_different_bounds_need_bounds_named(study, copy):
     pair = [
         read_source(with_goodput(copy(str(ms)), time_to_first_token=ms), study)
