@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,15 +25,21 @@ def _default_study() -> Path:
     return default_study()
 
 
-def _under_root(name: str) -> Callable[[], Path]:
-    """Return a default that lies in the checkout; a named path counts from the working folder."""
+def _place(flag: str, name: str, text: str) -> Any:
+    """Return an option for a place in the checkout; a named one counts from the working folder."""
 
-    def place() -> Path:
+    def default() -> Path:
         from kvab.study import root
 
         return root() / name
 
-    return place
+    return typer.Option(
+        flag,
+        default_factory=default,
+        resolve_path=True,
+        show_default=f"{name} of the checkout",
+        help=text,
+    )
 
 
 StudyOption = Annotated[
@@ -73,36 +79,9 @@ SentOption = Annotated[
 ReplayedOption = Annotated[
     Path | None, typer.Option("--trace", help="The trace that AIPerf replayed, if not the study's.")
 ]
-RunsOption = Annotated[
-    Path,
-    typer.Option(
-        "--runs",
-        default_factory=_under_root("runs"),
-        resolve_path=True,
-        show_default="runs of the checkout",
-        help="The folder of runs.",
-    ),
-]
-PublishedOption = Annotated[
-    Path,
-    typer.Option(
-        "--to",
-        default_factory=_under_root("book/published"),
-        resolve_path=True,
-        show_default="book/published of the checkout",
-        help="Folder of the published runs.",
-    ),
-]
-OutOption = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        default_factory=_under_root("book/_build"),
-        resolve_path=True,
-        show_default="book/_build of the checkout",
-        help="Where the book is built.",
-    ),
-]
+RunsOption = Annotated[Path, _place("--runs", "runs", "The folder of runs.")]
+PublishedOption = Annotated[Path, _place("--to", "book/published", "Folder of the published runs.")]
+OutOption = Annotated[Path, _place("--out", "book/_build", "Where the book is built.")]
 CountsOption = Annotated[
     Counts | None,
     typer.Option(
