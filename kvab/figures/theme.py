@@ -9,6 +9,7 @@ import base64
 import functools
 import html
 import io
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ ABLATIONS = (
 
 def arm_styles(arms: dict[str, Arm]) -> dict[str, dict[str, str]]:
     """Return colour, line and marker of each configuration; roles keep theirs everywhere."""
-    ablations = iter(ABLATIONS)
+    ablations = itertools.cycle(ABLATIONS)
     return {name: STYLES.get(arm.role) or next(ablations) for name, arm in arms.items()}
 
 

@@ -141,6 +141,8 @@ def known_limits(evidence: Evidence) -> str:
         return ""
     versions = {name: plain(text) for name, text in evidence.manifest.versions.items()}
     hardware = plain(evidence.manifest.cluster["hardware"])
+    kv = any(arm.factors.routing == "kv" for arm in evidence.arms.values())
+    ties = "; behind the KV router, ties broken at random add to that" if kv else ""
     recorded = "made up" if evidence.synthetic else "a recorded trace"
     return (
         ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
@@ -148,7 +150,7 @@ def known_limits(evidence: Evidence) -> str:
         f"NVIDIA's simulator (aisimulate {versions['aisimulate']}, kernel data "
         f"{versions['kernel data']} measured on {hardware}). Network, frontend, KV transfer and "
         "scheduling jitter of a real cluster are not in these numbers. A repeat shuffles the order "
-        "inside each burst; behind the KV router, ties broken at random add to that. Nothing else "
+        f"inside each burst{ties}. Nothing else "
         "varies from run to run.\n:::"
     )
 

@@ -14,6 +14,7 @@ import pytest
 
 from kvab import tables, wording
 from kvab.evidence import load_evidence
+from kvab.figures.theme import arm_styles
 from kvab.formats import counted, markdown, span
 from kvab.study import root
 from kvab.tables import runs as run_tables
@@ -169,6 +170,19 @@ def test_factors_are_those_in_which_the_two_differ(published):
         "The configurations differ in how prefill and decode share the GPUs, and in what follows "
         "from that."
     )
+
+
+def test_ties_of_the_kv_router_are_said_only_of_one(published):
+    assert "behind the KV router, ties" in wording.known_limits(published)
+    assert "KV router" not in wording.known_limits(
+        without(published, "agg-kv-router", "disagg-kv-router")
+    )
+
+
+def test_further_configurations_have_a_style_too(published):
+    arms = published.study.configurations
+    ablation = arms["agg-kv-router"]
+    assert len(arm_styles({**arms, "third": ablation, "fourth": ablation})) == 6
 
 
 def test_three_configurations_are_not_called_four(published):
