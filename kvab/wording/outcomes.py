@@ -107,7 +107,8 @@ def answer(evidence: Evidence, judged: Gate) -> str:
             f":::{{danger}}\n**{RED}** The runs did not test what "
             f"they claim:\n{reasons}\n\nSee [the runs](04_runs).\n:::"
         )
-    return f"**{headline(evidence, judged)}**\n\n{counterpoint(evidence)} {_kind(evidence)}"
+    more = unequal(evidence.arms, evidence.gpus)
+    return f"**{headline(evidence, judged)}**\n\n{counterpoint(evidence)} {_kind(evidence)}{more}"
 
 
 def counterpoint(evidence: Evidence) -> str:

@@ -284,6 +284,7 @@ def test_unequal_hardware_turns_the_gate_red_unless_it_is_declared(live):
     assert gate(declared).green
     said = "Unequal hardware: the configurations fill different numbers of GPUs (Aggregated, round"
     assert said in wording.banner(declared)
+    assert said in wording.answer(declared, gate(declared))
     assert "fills 16 to 20 GPUs" in wording.how_known(declared)
     shown = tables.goodput(declared).frame.set_index("configuration")
     told = shown.loc["Disaggregated, KV router"]
