@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kvab.errors import DependencyError, InputError, KvabError
+from kvab.errors import DependencyError, InputError, KvabError, lacking
 from kvab.recipes import Configuration, check_gpus, declared_topology, read_configuration
 from kvab.recipes.benchmark import check_scripts, read_scripts
 from kvab.recipes.forms import BETA_FILE, beta_text
@@ -120,8 +120,8 @@ def _of_cluster(declared: Study, name: str) -> list[Finding]:
             found = [Finding(ok, what) for ok, what in live]
         else:
             found = [_try("cluster: ", lambda: _cluster(name))]
-    except KvabError as error:
-        return [Finding(False, f"cluster: {error}")]
+    except (KvabError, ModuleNotFoundError) as error:
+        return [Finding(False, f"cluster: {lacking(str(error)) or error}")]
     if all(finding.ok for finding in found):
         found += [_try(f"{each}: ", partial(_timed, declared, each, profile))
                   for each in declared.configurations]  # fmt: skip

@@ -53,6 +53,12 @@ def summary_lines(source: Source, slo: Slo, basis: str = "") -> Lines:
     return lines
 
 
+def header_lines(arms: list[list[Source]], level: float) -> Lines:
+    """Return which arms are compared, and of what level the intervals in brackets are."""
+    first, second = ("; ".join(source.about[0][1] for source in arm) for arm in arms)
+    return [("baseline", first), ("comparison", second), ("intervals", percent(level, 0))]
+
+
 def comparison_lines(comparison: Comparison) -> Lines:
     """Return differences with intervals and the verdicts."""
     result = comparison.to_json()

@@ -1,5 +1,6 @@
 """The command line as a user meets it: one clear line and the right exit code."""
 
+import errno
 import http.server
 import json
 import os
@@ -334,3 +335,101 @@ def test_a_trace_that_cannot_be_had_is_asked_for_once(away):
     assert asked == 3  # the tries of one download
     manifest = json.loads((Path(process.stdout.splitlines()[0]) / "run.json").read_text())
     assert manifest["trace"]["name"] == "SYNTHETIC WORKLOAD (seed 1)"
+
+
+@pytest.mark.parametrize("group", [[], ["trace"]])
+def test_summaries_fit_a_terminal(group):
+    process = kvab(*group, "-h", COLUMNS="80")
+    assert process.returncode == 0
+    lines = process.stdout.splitlines()[1:]  # after the usage
+    assert [line for line in lines if len(line) > 80 or line.endswith("...")] == []
+
+
+def test_the_shell_completes_commands():
+    told = {"_KVAB_COMPLETE": "complete_bash", "COMP_WORDS": "kvab su", "COMP_CWORD": "1"}
+    command = Path(sys.executable).with_name("kvab")
+    process = subprocess.run([command], env={**os.environ, **told}, capture_output=True, text=True)
+    assert process.stdout.split() == ["summarize"], process.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_our_signs_gets_simpler_ones(small_runs, encoding):
+    folder = small_runs / "qwen3-32b" / "simulated-h200"
+    arms = [folder / name / "r1" for name in ("agg-round-robin", "disagg-kv-router")]
+    process = kvab("compare", *arms, PYTHONIOENCODING=encoding)
+    assert process.returncode == 0, process.stderr
+    found = dict(re.split("  +", line, maxsplit=1) for line in process.stdout.splitlines())
+    assert found["baseline"] == "agg-round-robin r1 on simulated-h200"
+    assert found["comparison"] == "disagg-kv-router r1 on simulated-h200"
+    assert found["intervals"] == "95 %"
+    assert re.search(r": [+-][\d,.]+ \(", found["latency mean [ms]"])
+
+
+def test_names_keep_what_they_can_in_ascii():
+    from kvab.cli import SIMPLER
+
+    assert "Zoë … \u2212 ±1 \u00d7 → 中".encode("ascii", SIMPLER) == b"Zoe ... - +-1 x -> ?"
+
+
+def test_a_place_with_far_too_many_folders_is_rejected(tmp_path, monkeypatch):
+    from kvab.aiperf import archives
+    from kvab.errors import InputError
+
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert archives.within(tmp_path, tmp_path) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    monkeypatch.setattr(archives, "MOST_FOLDERS", 2)
+    with pytest.raises(InputError, match="more than 2 folders; name the folder of one run"):
+        archives.within(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("package", "cluster", "extra"),
+    [
+        ("httpx", "live-cpu", "live"),
+        ("aisimulate_core", "simulated-h200", "simulate"),
+        ("kubernetes", "mine", "cluster"),
+    ],
+)
+def test_a_missing_extra_is_named_in_one_line(
+    checkout, small_trace, tmp_path, package, cluster, extra
+):
+    """Where it is asked for first: by the command, or by the kernel of its notebook."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] == {package!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    clusters = checkout / "recipes" / "clusters"
+    profile = (clusters / "example-h200.yaml").read_text().replace("my-", "")
+    (clusters / "mine.yaml").write_text(profile.replace("name: example-h200", "name: mine"))
+    told = {"PYTHONPATH": tmp_path / "site", "KVAB_ROOT": checkout}
+    process = kvab("run", "--cluster", cluster, "--configuration", "agg-round-robin", "--rows", 5,
+                   "--trace", small_trace, "--runs", tmp_path / "runs", **told)  # fmt: skip
+    assert process.returncode == 3, process.stderr
+    last = process.stderr.strip().splitlines()[-1]
+    assert f"the package {package} is not installed" in last
+    assert f"with its extra `{extra}`" in last and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "free space"),
+        (errno.EROFS, "name a place that you may write"),
+        (errno.EEXIST, "name another place"),
+    ],
+)
+def test_what_cannot_be_written_comes_with_its_own_remedy(monkeypatch, capsys, code, said):
+    from kvab import cli
+
+    def fail(**_):
+        raise OSError(code, os.strerror(code), "runs")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([])
+    assert capsys.readouterr().err.endswith(f"{os.strerror(code)}: 'runs'); {said}\n")

@@ -5,6 +5,7 @@ Input: a path that a user names. Output: a folder; that of an archive is gone wh
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 import tempfile
@@ -20,6 +21,7 @@ from kvab.errors import InputError
 
 ARTIFACT = re.compile(r"\.jsonl?(\.(gz|bz2|zst))?$")
 MOST_MEMBERS = 10_000
+MOST_FOLDERS = 2_000
 MOST_BYTES = 64 << 30
 FREE_BYTES = 256 << 20  # below this size an archive may unpack to any multiple of itself
 MOST_TIMES = 200  # larger; AIPerf's records pack to a tenth
@@ -135,6 +137,25 @@ def _refused(path: Path, name: str, what: str) -> InputError:
     return InputError(f"{path}: expected files only, got {what} ({name!r:.80}); pack it again")
 
 
+def within(folder: Path, shown: Path) -> list[Path]:
+    """Return a folder and those below it.
+
+    Raises
+    ------
+    InputError
+        If they are far more than artifacts have.
+    """
+    places = []
+    for place, _, _ in os.walk(folder):
+        places.append(Path(place))
+        if len(places) > MOST_FOLDERS:
+            raise InputError(
+                f"{shown}: expected a run folder or AIPerf's artifacts, got more than "
+                f"{MOST_FOLDERS:,} folders; name the folder of one run"
+            )
+    return places
+
+
 def holding(folder: Path, patterns: tuple[str, ...], shown: Path) -> Path:
     """Return the one folder at or below ``folder`` that holds a file of one of the patterns.
 
@@ -145,7 +166,8 @@ def holding(folder: Path, patterns: tuple[str, ...], shown: Path) -> Path:
     """
     if any(True for pattern in patterns for _ in folder.glob(pattern)):
         return folder
-    found = sorted({file.parent for pattern in patterns for file in folder.rglob(pattern)})
+    found = sorted(place for place in within(folder, shown)
+                   if any(True for pattern in patterns for _ in place.glob(pattern)))  # fmt: skip
     if len(found) > 1:
         names = ", ".join(str(place.relative_to(folder)) for place in found[:4])
         raise InputError(

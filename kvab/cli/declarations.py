@@ -19,7 +19,7 @@ def new(
         str, typer.Option(help="The cluster profile to copy with it.")
     ] = "simulated-h200",
 ) -> None:
-    """Begin a study of your own: copy one that works, and say what to change."""
+    """Begin a study of your own: copy one that works. Says what to change."""
     from kvab.study.copying import new_study
 
     print(new_study(name, like, profile))
@@ -31,7 +31,7 @@ def check(
         bool, typer.Option("--fix", help="Write deploy.v1beta1.yaml anew from deploy.yaml.")
     ] = False,
 ) -> None:
-    """Check every study, configuration and cluster profile of recipes/; asks no cluster."""
+    """Check all studies, configurations and cluster profiles. Asks no cluster."""
     from kvab.doctor import check_declarations
 
     for line in check_declarations(fix=fix):
@@ -40,7 +40,7 @@ def check(
 
 @app.command()
 def doctor(study: StudyOption, cluster: ClusterOption = "simulated-h200") -> None:
-    """Say what is missing for a cluster and how to mend it; changes nothing."""
+    """Say what is missing for a cluster and how to fix it. Changes nothing."""
     from kvab.doctor import findings
 
     found = findings(study, cluster)

@@ -35,7 +35,7 @@ def run(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment up.")] = False,
     take_over: TakeOverOption = False,
 ) -> None:
-    """Replay one configuration on one cluster by executing notebooks/03_replay.ipynb."""
+    """Replay one configuration on one cluster. Executes notebooks/03_replay.ipynb."""
     from kvab.report.notebooks import run_replay_notebook
     from kvab.runs.jobs import open_cluster, plan_job
     from kvab.study import load_study
@@ -85,7 +85,7 @@ def report(
     on: OnOption = None,
     take_over: TakeOverOption = False,
 ) -> None:
-    """Replay what is missing, analyze it and build the book; ends with the headline."""
+    """Replay what is missing, analyze it and build the book. Ends with the headline."""
     from kvab.report import building
 
     if from_ and from_.suffix == ".zst":
@@ -115,7 +115,7 @@ def capacity(
     trace: TraceOption = None,
     on: OnOption = None,
 ) -> None:
-    """Sweep arrival speed and split on a simulated cluster; complete cells are kept."""
+    """Sweep arrival speed and split on a simulated cluster. Complete cells are kept."""
     from kvab.capacity.cells import sweep
 
     print(sweep(study, cluster, rows, trace, runs, on))

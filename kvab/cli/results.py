@@ -65,12 +65,12 @@ def compare(
     itl_ms: ItlOption = None,
     token_counts: CountsOption = None,
 ) -> None:
-    """Compare two configurations request by request; differences are comparison minus baseline."""
+    """Compare two configurations request by request. Differences: comparison minus baseline."""
     from kvab.compare import compare as compare_tables
     from kvab.compare import compare_unpaired
     from kvab.runs.judging import study_of, terms
     from kvab.runs.sources import comparable, paired, read_sources, told_counts
-    from kvab.terminal import bounds_lines, comparison_lines
+    from kvab.terminal import bounds_lines, comparison_lines, header_lines
 
     named = [[Path(name) for name in names.split(",")] for names in (baseline, comparison)]
     declared = study_of([path for arm in named for path in arm], study)
@@ -90,7 +90,8 @@ def compare(
         slo = by.slo.model_dump()
         print_json(result.to_json() | {"slo": slo, "bounds": by.basis, "token_counts": counts})
     else:
-        print_table([*bounds_lines(by.slo, by.basis), *comparison_lines(result)])
+        lines = header_lines(arms, declared.statistics.level)
+        print_table([*lines, *bounds_lines(by.slo, by.basis), *comparison_lines(result)])
 
 
 @app.command("import")
@@ -105,7 +106,7 @@ def import_(
     trace: ReplayedOption = None,
     token_counts: CountsOption = None,
 ) -> None:
-    """Make a run folder of AIPerf's artifacts, so that `kvab report` takes it as its own."""
+    """Make a run folder of AIPerf's artifacts. `kvab report` takes it as its own."""
     from kvab.runs.imports import import_runs
 
     for written, told in import_runs(
@@ -122,7 +123,7 @@ def publish(
     to: PublishedOption,
     cluster: ClusterOption = "simulated-h200",
 ) -> None:
-    """Copy the complete runs of a cluster, made small, to book/published."""
+    """Copy a cluster's complete runs to book/published, made small."""
     from kvab.report.published import publish as publish_runs
 
     for path in publish_runs(study, cluster, runs, to):
@@ -138,7 +139,7 @@ def bundle(
         bool, typer.Option(help="Keep names of nodes, pods and contexts; left out otherwise.")
     ] = False,
 ) -> None:
-    """Pack runs with all that a book needs of them; `kvab report --from` builds it elsewhere.
+    """Pack runs with all that a book needs. `kvab report --from` builds it elsewhere.
 
     Records, logs and diagnostics stay behind, and names of machines unless asked for.
     """

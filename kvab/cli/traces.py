@@ -34,7 +34,7 @@ def describe(
     as_json: JsonOption = False,
     block_tokens: BlockOption = 512,
 ) -> None:
-    """Print the figures of the page's setup table, and what it does not say."""
+    """Print the figures of a trace, and what it does not say."""
     from kvab.trace import read_trace
     from kvab.trace.describe import describe as description_of
     from kvab.trace.describe import describe_rows
@@ -70,7 +70,7 @@ def synthesize(
     rows: Annotated[int, typer.Option(help="How many requests.")] = 12031,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal traces.")] = 1,
 ) -> None:
-    """Make a SYNTHETIC WORKLOAD with the published marginals, where the trace cannot be had."""
+    """Make up a SYNTHETIC WORKLOAD with the published marginals."""
     from kvab.trace.synthesize import write_synthetic
 
     if out.exists():

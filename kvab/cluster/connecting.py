@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from kvab.errors import DependencyError, InputError
+from kvab.errors import InputError
 from kvab.study import Kubernetes
 
 
@@ -17,18 +17,11 @@ def api_client(profile: Kubernetes) -> Any:
 
     Raises
     ------
-    DependencyError
-        If the client library is not installed.
     InputError
         If there is no kubeconfig, or it has no such context.
     """
-    try:
-        from kubernetes import client, config
-    except ImportError:
-        raise DependencyError(
-            "the Kubernetes client is not installed; run `make env`, or install kvab with its "
-            "extra `cluster`"
-        ) from None
+    from kubernetes import client, config
+
     settings = client.Configuration()
     settings.retries = False  # ours wait longer, and know what passes
     try:

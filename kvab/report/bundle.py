@@ -23,7 +23,7 @@ import kvab
 from kvab import runs
 from kvab.aiperf import archives
 from kvab.declare import Declared
-from kvab.errors import InputError
+from kvab.errors import InputError, remedy
 from kvab.report.nameless import nameless
 from kvab.report.published import MANIFESTS, TABLES
 from kvab.runs.workload import workload_path
@@ -174,7 +174,7 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         runs.write_beside(out, codec.compress(packed.getvalue(), asbytes=True))
     except OSError as error:
-        raise InputError(f"{out}: cannot write here ({error.strerror}); free it") from None
+        raise InputError(f"{out}: cannot write here ({error.strerror}); {remedy(error)}") from None
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def _raise_cause(error: Any, target: Path) -> None:
 
     kind = getattr(kvab.errors, error.ename.rsplit(".", 1)[-1], DependencyError)
     where = "" if issubclass(kind, KvabError) and kind is not DependencyError else f" (in {target})"
-    raise kind(f"{error.evalue}{where}") from None
+    raise kind(kvab.errors.lacking(error.evalue) or f"{error.evalue}{where}") from None
 
 
 def tidy(path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kvab.errors import DependencyError, InputError, KvabError
+from kvab.errors import DependencyError, InputError, KvabError, remedy
 
 
 class Claim:
@@ -48,7 +48,7 @@ class Claim:
         except OSError as error:
             self.leave()
             raise InputError(
-                f"{self.path}: cannot write here ({error.strerror}); free it"
+                f"{self.path}: cannot write here ({error.strerror}); {remedy(error)}"
             ) from None
 
     def _who(self) -> str:

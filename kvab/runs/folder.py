@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvab import tidy
-from kvab.errors import InputError
+from kvab.errors import InputError, remedy
 from kvab.results import write
 from kvab.runs.manifest import RunManifest, read_manifest
 
@@ -100,7 +100,7 @@ def write_run(path: Path, manifest: dict[str, Any], files: Mapping[str, bytes | 
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
-        raise InputError(f"{path}: cannot write here ({error.strerror}); free it") from None
+        raise InputError(f"{path}: cannot write here ({error.strerror}); {remedy(error)}") from None
     try:
         text = checked.model_dump_json(indent=2, by_alias=True) + "\n"
         for name, content in {**files, "run.json": text.encode()}.items():
@@ -110,7 +110,9 @@ def write_run(path: Path, manifest: dict[str, Any], files: Mapping[str, bytes | 
             set_aside(path)
         beside.rename(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot write the run ({error.strerror}); free space") from None
+        raise InputError(
+            f"{path}: cannot write the run ({error.strerror}); {remedy(error)}"
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return path

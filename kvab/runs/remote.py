@@ -21,7 +21,7 @@ from kvab.cluster.causes import condition
 from kvab.cluster.kube import Kube
 from kvab.cluster.podexec import Broken, Pod
 from kvab.cluster.podfiles import download_run, helper_pod, upload
-from kvab.errors import DependencyError, InputError, KvabError
+from kvab.errors import DependencyError, InputError, KvabError, remedy
 from kvab.job import Job
 from kvab.runs import indexed
 from kvab.runs.cell import Campaign, campaign_of, empty_campaign
@@ -211,7 +211,7 @@ def _bring_home(pod: Pod, job: Job) -> None:
             set_aside(job.path)
         beside.rename(job.path)
     except OSError as error:
-        raise InputError(f"{job.path}: cannot write the run ({error}); free space") from None
+        raise InputError(f"{job.path}: cannot write the run ({error}); {remedy(error)}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         claim.leave()

@@ -15,7 +15,7 @@ from typing import Any
 
 import kvab
 from kvab import runs, tidy
-from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError
+from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
 from kvab.job import Job
 from kvab.runs.claims import Claim
 from kvab.runs.jobs import check_topology, open_cluster, plan_job
@@ -137,8 +137,8 @@ class Replay:
         except BaseException as error:
             reason = hide(str(error)) or type(error).__name__
             unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
-            if unwritable:
-                reason = f"{name}: cannot write ({error}); free space"
+            if isinstance(error, OSError) and unwritable:
+                reason = f"{name}: cannot write ({error}); {remedy(error)}"
             kept = self.abandon(reason)
             then = f"; {kept}" if kept else ""
             if unwritable:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from kvab import metrics, runs, tidy
 from kvab.aiperf import PACKED, RECORDS, SUMMARY, Artifacts, aggregates, read_artifacts, rows
-from kvab.aiperf.archives import folder_of, holding
+from kvab.aiperf.archives import folder_of, holding, within
 from kvab.aiperf.artifacts import NO_SUMMARY
 from kvab.aiperf.rows import LOST
 from kvab.errors import InputError
@@ -226,7 +226,7 @@ def opened_runs(path: Path, folder: Path) -> list[tuple[Path, Path]]:
     """Return the name and the place of each run of AIPerf in an opened path, repeats in order."""
     if folder.is_file():
         return [(path, folder)]
-    repeats = sorted(folder.rglob(REPEATS))
+    repeats = sorted(each for place in within(folder, path) for each in place.glob(REPEATS))
     if len({each.parent for each in repeats}) == 1:
         return [(path / each.relative_to(folder), each) for each in repeats]
     return [(path, holding(folder, PATTERNS, path))]
