@@ -15,7 +15,7 @@ from kvab.cluster.marks import DIGEST, STUDY_LABEL
 from kvab.declare import digest, read_yaml
 from kvab.errors import InputError
 from kvab.recipes.benchmark import check_scripts, read_scripts
-from kvab.recipes.forms import to_beta
+from kvab.recipes.forms import pod_templates
 from kvab.recipes.manifests import FRONTEND, Configuration, at
 from kvab.study import Kubernetes, Study
 
@@ -259,8 +259,8 @@ def pods(manifest: Manifest) -> list[tuple[Manifest, int]]:
     if manifest["kind"] != "DynamoGraphDeployment":
         return []
     return [
-        (_pod(f"{name}-{part['name'].lower()}", part["podTemplate"]), part.get("replicas", 1))
-        for part in to_beta(manifest)["spec"]["components"]
+        (_pod(f"{name}-{key.lower()}", template), count)
+        for key, (template, count) in pod_templates(manifest).items()
     ]
 
 

@@ -81,6 +81,16 @@ def to_alpha(manifest: Object) -> Object:
     return {**made, "apiVersion": ALPHA, "spec": {**spec, "services": services}}
 
 
+def pod_templates(manifest: Object) -> dict[str, tuple[Object, int]]:
+    """Return pod template and replicas of each component of a v1alpha1 deployment, by name.
+
+    Fields that v1beta1 does not have are left out: they are not the pod's.
+    """
+    services = copy.deepcopy(manifest["spec"]["services"])
+    parts = {name: _component(service) for name, service in services.items()}
+    return {name: (part["podTemplate"], part.get("replicas", 1)) for name, part in parts.items()}
+
+
 def beta_text(manifest: Object) -> str:
     """Return the content of `BETA_FILE` for a v1alpha1 deployment."""
     text: str = yaml.safe_dump(to_beta(manifest), sort_keys=False, width=1000)

@@ -82,7 +82,7 @@ def test_doctor_says_how_to_mend_each_thing(emulated):
         ({"image": "registry/runtime:latest"}, 2, "image: expected a tag that is a version, got "
          "registry/runtime:latest; add runtime_version"),
         ({"image": f"registry/runtime@sha256:{'0' * 64}"}, 2, "add runtime_version"),
-        ({"node_selector": {"nvidia.com/gpu.product": "NVIDIA-B200"}}, 3,
+        ({"node_selector": {"pool": "none"}}, 3,
          "needs 16 nvidia.com/gpu on nodes that the profile selects, allocatable: none"),
         ({"limits": {"replay_s": 100}}, 2, "limits.replay_s: expected at least"),
     ],
