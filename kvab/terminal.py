@@ -68,8 +68,7 @@ def comparison_lines(comparison: Comparison) -> Lines:
         (
             "good requests",
             f"{percent(share['baseline'])} -> {percent(share['comparison'])}: "
-            f"{signed(100 * share['difference'], 1)} points "
-            f"({interval(share['ci_low'], share['ci_high'], 100)})",
+            f"{_change(share, 100)}",
         ),
     ]
     for key in LATENCIES:
@@ -77,8 +76,7 @@ def comparison_lines(comparison: Comparison) -> Lines:
             lines.append(
                 (
                     f"{METRICS[key].short} {statistic} [ms]",
-                    f"{number(row['baseline'])} -> {number(row['comparison'])}: "
-                    f"{signed(row['difference'])} ({interval(row['ci_low'], row['ci_high'])})",
+                    f"{number(row['baseline'])} -> {number(row['comparison'])}: {_change(row)}",
                 )
             )
     lines += [
@@ -87,3 +85,12 @@ def comparison_lines(comparison: Comparison) -> Lines:
     lines += [(f"verdict, {METRICS[k].short}", v) for k, v in result["verdict"].items()]
     lines += [("note", note) for note in result["notes"]]
     return lines
+
+
+def _change(row: dict[str, float | None], factor: float = 1) -> str:
+    """Return a difference with its interval; of a share in points."""
+    if row["difference"] is None:
+        return "not measured in both"
+    apart = row["difference"]
+    shown = signed(apart) if factor == 1 else f"{signed(factor * apart, 1)} points"
+    return f"{shown} ({interval(row['ci_low'], row['ci_high'], factor)})"

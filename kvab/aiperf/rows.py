@@ -62,6 +62,8 @@ def by_row(
         assert trace is not None  # rows are those of a trace
         lines, count, sent = rows, len(rows), _as_sent(trace, rows)
     placed, inferred = place(records, sent, source)
+    if lines is None:
+        _check_sent(artifacts, placed, count)
     total = _expected(artifacts, placed, sent, count, inferred)
     if (placed < 0).any():
         inferred.append(f"{(placed < 0).sum()} failed requests that name no row are left out")
@@ -127,6 +129,16 @@ def _as_sent(trace: Trace, lines: np.ndarray) -> Trace:
     )
 
 
+def _check_sent(artifacts: Artifacts, placed: np.ndarray, rows: int | None) -> None:
+    """Reject a number of requests above what AIPerf says, or what is left of a whole run."""
+    ended = max(len(placed), int(placed.max()) + 1) if artifacts.whole else None
+    sent = artifacts.expected or ended
+    if rows and sent and rows > sent:
+        raise InputError(
+            f"{artifacts.folder}: --rows {rows}: AIPerf sent {sent} requests; leave the option out"
+        )
+
+
 def _expected(
     artifacts: Artifacts,
     placed: np.ndarray,
@@ -136,11 +148,6 @@ def _expected(
 ) -> int:
     """Return how many requests were to be sent."""
     total, highest = rows or artifacts.expected, int(placed.max())
-    sent = artifacts.expected or (max(len(placed), highest + 1) if artifacts.whole else None)
-    if rows and sent and rows > sent:
-        raise InputError(
-            f"{artifacts.folder}: --rows {rows}: AIPerf sent {sent} requests; leave the option out"
-        )
     if total is None:
         total = highest + 1
         inferred.append(f"expected requests: {total}, the last row that has a record")

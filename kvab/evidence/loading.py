@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from kvab import runs
+from kvab import metrics, runs
 from kvab.errors import InputError
 from kvab.evidence.outcomes import Evidence
+from kvab.runs.sources import NOT_STREAMED
 from kvab.runs.workload import load_workload
 from kvab.study import load_study, root
+
+RUNS = "*/*/r*/run.json"  # in a study's folder of runs
 
 
 def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Evidence:
@@ -30,17 +33,22 @@ def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Eviden
     Raises
     ------
     InputError
-        If there are no runs, one is damaged, or they replayed different workloads.
+        If there are no runs, one is damaged or was not streamed, or they replayed different
+        workloads.
     """
     declared = load_study(study)
     folder = root() / folder
     found: dict[str, list[runs.Run]] = {}
     for path in runs.find_runs(folder, declared, cluster):
         run = runs.read_run(path)
+        if not metrics.streamed(run.requests):
+            raise InputError(f"{path}: {NOT_STREAMED}")
         found.setdefault(run.manifest.configuration, []).append(run)
     if not found:
+        held = sorted({path.parents[2].name for path in (folder / declared.name).glob(RUNS)})
         raise InputError(
             f"{folder / declared.name / cluster}: no runs; run `kvab report --cluster {cluster}`"
+            + (f", or name a cluster that has some: {', '.join(held)}" if held else "")
         )
     every = [run for each in found.values() for run in each]
     runs.check_comparable(every)
@@ -61,7 +69,7 @@ def load_published(study: str | Path, folder: str | Path) -> Evidence:
     declared = load_study(study)
     place = root() / folder / declared.name
     sizes: Counter[str] = Counter()
-    for path in place.glob("*/*/r*/run.json"):
+    for path in place.glob(RUNS):
         sizes[path.parents[2].name] += runs.read_manifest(path.parent).trace.rows
     if not sizes:
         raise InputError(f"{place}: no published runs; make them with `make publish`")

@@ -12,7 +12,7 @@ import pytest
 
 from kvab import metrics, runs
 from kvab.aiperf import archives
-from kvab.compare import compare_unpaired
+from kvab.compare import compare, compare_unpaired
 from kvab.errors import InputError
 from kvab.evidence import load_evidence
 from kvab.runs.imports import import_runs, is_imported
@@ -21,7 +21,7 @@ from kvab.runs.judging import study_of, terms
 from kvab.runs.sources import comparable, paired, read_source, read_sources
 from kvab.study import Slo, load_study
 from kvab.study.copying import new_study
-from kvab.terminal import summary_lines
+from kvab.terminal import comparison_lines, summary_lines
 from kvab.trace import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"
@@ -460,7 +460,17 @@ def test_answers_that_were_not_streamed_are_said_and_not_judged(study, checkout,
     found = compare_unpaired([source.requests], [source.requests], study.slo, resamples=200)
     assert "The baseline was not streamed: only its latency can be compared." in found.notes
     assert found.good_share["difference"] is None
+    assert ("good requests", "– -> –: not measured in both") in comparison_lines(found)
     assert found.metrics["latency_ms"]["mean"]["ci_low"] is not None
+
+
+def test_pairs_that_were_not_streamed_compare_their_latency(study):
+    table = read_source(DATA / "0.13.0", study).requests
+    table = table.assign(ttft_ms=float("nan"), itl_ms=float("nan"))
+    found = compare([table], [table.assign(latency_ms=table["latency_ms"] + 5)], study.slo)
+    assert found.good_share["difference"] is None
+    assert found.metrics["latency_ms"]["mean"]["difference"] == pytest.approx(5)
+    assert ("faster, latency", "0.0 %") in comparison_lines(found)
 
 
 def test_a_run_that_is_set_aside_is_said(checkout, recorded_trace, caplog):
