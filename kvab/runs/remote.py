@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import ValidationError
-
 from kvab import runs
-from kvab.cluster import applied, deploying, diagnostics, preflight, preparing
-from kvab.cluster.causes import condition
+from kvab.cluster import applied, causes, deploying, diagnostics, marks, preflight, preparing
+from kvab.cluster.causes import condition, last_lines
 from kvab.cluster.kube import Kube
 from kvab.cluster.podexec import Broken, Pod
 from kvab.cluster.podfiles import download_run, helper_pod, upload
+from kvab.declare import digest, read_yaml
 from kvab.errors import DependencyError, InputError, KvabError, remedy
 from kvab.job import Job
-from kvab.runs import indexed
-from kvab.runs.cell import Campaign, campaign_of, empty_campaign
+from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.claims import Claim
 from kvab.runs.folder import set_aside
-from kvab.study import Kubernetes, Study, load_cluster
+from kvab.study import Kubernetes, Study, load_cluster, root
 from kvab.watching import Display
 
 Object = dict[str, Any]
+# As in recipes/campaign.yaml.
+CHECKOUT, RUNS, VOLUME = "/opt/campaign", "/perf-cache/runs", "perf-cache"
+CELL = "cells_"
+INDEX = "batch.kubernetes.io/job-completion-index"
 # It asks for neither GPUs nor Dynamo's operator, and reads no secret.
 NEEDS = tuple(
     need
@@ -55,37 +58,91 @@ def replay_on(jobs: list[Job], on: str) -> None:
         If the cluster lacks something, another campaign of the study is under way, or a cell
         failed: how many, and why the first did. The other cells are kept.
     """
-    profile = _profile(jobs, on)
-    study, campaign = jobs[0].study, campaign_of(jobs)
-    kube, (cells, manifest) = Kube(profile), indexed.manifests(profile, campaign)
-    missing = [f.what for f in _findings(kube, profile, campaign) if not f.ok]
-    if missing:
+    profile, study = _profile(jobs, on), jobs[0].study
+    kube, (told, job) = Kube(profile), manifests(profile, study, jobs)
+    found = preflight.basics(kube, profile, NEEDS)
+    if all(each.ok for each in found):
+        found.append(_dry_run(kube, [told, job]))
+    if missing := [each.what for each in found if not each.ok]:
         raise DependencyError(f"cluster {on}: {'; '.join(missing)}")
-    name, helper = manifest["metadata"]["name"], indexed.helper(manifest)
-    held = _under_way(kube, campaign, name)
-    with _cleared(kube, name, jobs[0]):
+    helper = applied.files_pod(job, f"{job['metadata']['name']}-files")
+    helper["metadata"] = {**job["metadata"], **helper["metadata"]}
+    held = _under_way(kube, told, jobs[0])
+    with _cleared(kube, job["metadata"]["name"], jobs[0]):
         if held is None:
             claims = applied.storage(study, profile)
-            volume = [each for each in claims if each["metadata"]["name"] == indexed.CLAIM]
-            preparing.claim_storage(kube, volume)
+            preparing.claim_storage(kube, [c for c in claims if c["metadata"]["name"] == VOLUME])
             with helper_pod(kube, helper) as pod:
                 content = jobs[0].trace.path.read_bytes()
-                upload(pod, content, applied.staged_path(campaign.trace_sha256))
-            kube.create(cells)
-            kube.create(manifest)
-            held = campaign
-        numbered = {held.cells.index(cell): job
-                    for cell, job in zip(campaign.cells, jobs, strict=True)}  # fmt: skip
-        failed = indexed.watch(kube, name, set(numbered), len(held.cells))
+                upload(pod, content, applied.staged_path(jobs[0].trace.sha256))
+            kube.create(told)
+            kube.create(job)
+            held = told["data"]
+        keys = {text: key for key, text in held.items() if key.startswith(CELL)}
+        numbered = {int(keys[cell_text(each)].removeprefix(CELL)): each for each in jobs}
+        failed = _watch(kube, job["metadata"]["name"], set(numbered), len(keys))
         failed |= _collect(kube, helper, {n: numbered[n] for n in numbered if n not in failed})
-        told = [f"index {n}, {held.cells[n].place}: {why}" for n, why in sorted(failed.items())]
-        for line in told:
+        lines = [f"index {n}, {_place(numbered[n])}: {why}" for n, why in sorted(failed.items())]
+        for line in lines:
             print(line, file=sys.stderr)
-        if told:
+        if lines:
             raise DependencyError(
-                f"{len(told)} of {len(jobs)} cells failed; first: {told[0]}; the others are kept, "
-                "run the same command again"
+                f"{len(lines)} of {len(jobs)} cells failed; first: {lines[0]}; the others are "
+                "kept, run the same command again"
             )
+
+
+def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Finding]:
+    """Yield whether a cluster that is to take campaigns would take one of the study."""
+    if profile.campaign_image:
+        yield _dry_run(Kube(profile), manifests(profile, study, []))
+
+
+def _dry_run(kube: Kube, made: list[Object]) -> preflight.Finding:
+    return preflight.look("dry run, campaign", lambda: preflight.dry_run(kube, made))
+
+
+def manifests(profile: Kubernetes, study: Study, jobs: list[Job]) -> list[Object]:
+    """Return what the pods read, as a ConfigMap, and their Job; marked as the campaign's own."""
+    files = checkout_of(jobs[0]) if jobs else {}
+    files |= {f"cells/{index}": cell_text(job) for index, job in enumerate(jobs)}
+    sha256 = jobs[0].trace.sha256 if jobs else study.trace.sha256
+    (job,) = read_yaml(root() / "recipes" / "campaign.yaml")
+    name, spec = f"{study.name.replace('.', '-')}-campaign", job["spec"]
+    pod, limit_s = spec["template"]["spec"], profile.limits.replay_s
+    pod["containers"][0] |= {
+        "image": profile.campaign_image,
+        "args": [CHECKOUT, applied.staged_path(sha256), RUNS],
+    }
+    items = [{"key": _key(path), "path": path} for path in files]
+    pod["volumes"][0]["configMap"] = {"name": name, "items": items}
+    pod["activeDeadlineSeconds"] = round(limit_s)
+    if profile.tolerations:
+        pod["tolerations"] = list(profile.tolerations)
+    if profile.image_pull_secret:
+        pod["imagePullSecrets"] = [{"name": profile.image_pull_secret}]
+    tries = -(-len(jobs) // profile.campaign_parallelism) * (1 + spec["backoffLimitPerIndex"])
+    spec |= {
+        "activeDeadlineSeconds": round(max(1, tries) * limit_s),
+        "completions": len(jobs),
+        "parallelism": min(len(jobs), profile.campaign_parallelism),
+    }
+    spec["template"]["metadata"] = {"labels": {marks.STUDY_LABEL: study.name}}
+    data = {_key(path): text for path, text in files.items()}
+    told = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": data}
+    for manifest in (told, job):
+        manifest["metadata"] = {"name": name}
+    mark = marks.Mark(study.name, f"{study.name}/campaign", "", digest([told, job])[:32])
+    return [mark.put(manifest, profile.namespace) for manifest in (told, job)]
+
+
+def _key(path: str) -> str:
+    """Return a path as a ConfigMap can have it for a key."""
+    return path.replace("/", "_")
+
+
+def _place(job: Job) -> str:
+    return job.path.relative_to(job.runs).as_posix()
 
 
 @contextmanager
@@ -95,21 +152,18 @@ def _cleared(kube: Kube, name: str, job: Job) -> Iterator[None]:
         yield
     except Exception as error:
         told = [str(error)]
-        try:
-            _keep_diagnostics(kube, name, job)
-        except (KvabError, OSError) as another:
-            told.append(f"keeping diagnostics: {another}")
-        try:
-            _remove(kube, name, job.study.name)
-        except KvabError as another:
-            told.append(f"clearing up: {another}")
+        for what, act in {"keeping diagnostics": _keep_diagnostics, "clearing up": _remove}.items():
+            try:
+                act(kube, name, job)
+            except (KvabError, OSError) as another:
+                told.append(f"{what}: {another}")
         if len(told) > 1:
             raise DependencyError("; then, ".join(told)) from error
         raise
     except BaseException:  # stopped on purpose: nothing to explain
-        _remove(kube, name, job.study.name)
+        _remove(kube, name, job)
         raise
-    _remove(kube, name, job.study.name)
+    _remove(kube, name, job)
 
 
 def _profile(jobs: list[Job], on: str) -> Kubernetes:
@@ -131,52 +185,86 @@ def _profile(jobs: list[Job], on: str) -> Kubernetes:
     return profile
 
 
-def _findings(kube: Kube, profile: Kubernetes, campaign: Campaign) -> list[preflight.Finding]:
-    found = preflight.basics(kube, profile, NEEDS)
-    if all(each.ok for each in found):
-        found.append(dry_run(kube, profile, campaign))
-    return found
-
-
-def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Finding]:
-    """Yield whether a cluster that is to take campaigns would take one of the study."""
-    if profile.campaign_image:
-        yield dry_run(Kube(profile), profile, empty_campaign(study))
-
-
-def dry_run(kube: Kube, profile: Kubernetes, campaign: Campaign) -> preflight.Finding:
-    """Return whether the cluster would take a campaign."""
-    made = indexed.manifests(profile, campaign)
-    return preflight.look("dry run, campaign", lambda: preflight.dry_run(kube, made))
-
-
-def _under_way(kube: Kube, campaign: Campaign, name: str) -> Campaign | None:
-    """Return the campaign that is there already and replays these cells; clear an ended one.
+def _under_way(kube: Kube, told: Object, asked: Job) -> dict[str, str] | None:
+    """Return what the pods of a campaign that replays these cells read; clear an ended one.
 
     Cells that an earlier start brought home are no longer asked for, so more may be held.
     """
-    job, cells = kube.get("Job", name), kube.get("ConfigMap", name)
-    if job and cells:
-        try:
-            held = Campaign.model_validate_json(cells["data"][indexed.FILE])
-        except (KeyError, ValidationError):
-            held = None
-        if held and campaign.files.items() <= held.files.items():
-            if all(cell in held.cells for cell in campaign.cells):
-                return held
+    name = told["metadata"]["name"]
+    job, held = kube.get("Job", name), (kube.get("ConfigMap", name) or {}).get("data") or {}
+    if job and {*told["data"].values()} <= {*held.values()}:
+        return held
     if job and not (condition(job, "Complete") or condition(job, "Failed")):
         raise DependencyError(
-            f"Job {name}: another campaign of {campaign.study} is under way since "
+            f"Job {name}: another campaign of {asked.study.name} is under way since "
             f"{job['metadata'].get('creationTimestamp')}; wait for it, or end it with `kubectl -n "
             f"{kube.namespace} delete job {name}`"
         )
-    _remove(kube, name, campaign.study)
+    _remove(kube, name, asked)
     return None
 
 
-def _remove(kube: Kube, name: str, study: str) -> None:
+def _remove(kube: Kube, name: str, job: Job) -> None:
     for kind, each in (("Job", name), ("ConfigMap", name), ("Pod", f"{name}-files")):
-        deploying.remove(kube, kind, each, study)
+        deploying.remove(kube, kind, each, job.study.name)
+
+
+def _indexes(job: Object, key: str) -> set[int]:
+    """Return the indexes that a Job's status lists, such as ``0,3-5``."""
+    text = (job.get("status") or {}).get(key) or ""
+    ends = [part.partition("-") for part in text.split(",") if part]
+    return {n for first, _, last in ends for n in range(int(first), int(last or first) + 1)}
+
+
+def _watch(kube: Kube, name: str, asked: set[int], total: int) -> dict[int, str]:
+    """Return when the Job has ended: why indexes asked for are not complete.
+
+    Raises
+    ------
+    DependencyError
+        If no pod can start or be created, with the cause, or the Job was deleted.
+    """
+    grace = causes.Grace(kube.limits.grace_s)
+    with Display("campaign") as display:
+        while True:
+            job, pods = kube.get("Job", name), kube.list("Pod", f"job-name={name}")
+            if job is None:
+                raise DependencyError(f"Job {name} was deleted while it ran; run again")
+            done, failed = _indexes(job, "completedIndexes"), _indexes(job, "failedIndexes")
+            if condition(job, "Complete") or condition(job, "Failed"):
+                return {index: _why(kube, pods, index) for index in sorted(asked - done)}
+            phases = [(pod.get("status") or {}).get("phase") for pod in pods]
+            # Those that wait for a place while others run are no failure.
+            idle = [] if "Running" in phases else [
+                pod for pod, phase in zip(pods, phases, strict=True) if phase == "Pending"
+            ]  # fmt: skip
+            told = [cause for pod in idle for cause in causes.of_pod(pod)]
+            alive = {"Running", "Pending"} & {*phases}
+            events = kube.list("Event")
+            told += causes.of_events(events, idle) if alive else causes.of_creation(events, job)
+            if cause := grace.lasting(told, time.monotonic()):
+                raise DependencyError(f"Job {name}: {cause}")
+            left = total - len(done) - len(failed)
+            display.show(
+                f"{len(done)} of {total} cells done, {len(failed)} failed, {left} left, "
+                f"{phases.count('Running')} running"
+            )
+            kube.changed(f"job-name={name}", kube.limits.poll_s)
+
+
+def _why(kube: Kube, pods: list[Object], index: int) -> str:
+    """Return how the last try of an index ended, with the end of its log."""
+    own = [p for p in pods if (p["metadata"].get("annotations") or {}).get(INDEX) == str(index)]
+    if not own:
+        return "never started, or its pods are gone"
+    last = max(own, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
+    status = last.get("status") or {}
+    states = [each.get("state") or {} for each in status.get("containerStatuses", [])]
+    ended: Object = next((state["terminated"] for state in states if "terminated" in state), {})
+    reason = ended.get("reason") or status.get("reason") or status.get("phase", "Unknown")
+    code = f", exit code {ended['exitCode']}" if "exitCode" in ended else ""
+    log = kube.log(last["metadata"]["name"], causes.main_container(last), lines=50)
+    return f"{reason}{code}; its log ends with: {last_lines(log, 4) or 'nothing'}"
 
 
 def _collect(kube: Kube, helper: Object, numbered: dict[int, Job]) -> dict[int, str]:
@@ -198,7 +286,7 @@ def _collect(kube: Kube, helper: Object, numbered: dict[int, Job]) -> dict[int, 
 
 def _bring_home(pod: Pod, job: Job) -> None:
     """Copy a run folder beside its place, verify it, and rename it in."""
-    source = f"{indexed.RUNS}/{job.path.relative_to(job.runs).as_posix()}"
+    source = f"{RUNS}/{_place(job)}"
     beside = job.path.with_name(f".{job.path.name}.collecting")
     claim = Claim(job.path)
     claim.take()

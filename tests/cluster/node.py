@@ -67,8 +67,12 @@ class Node:
             if "configMap" in volume:
                 space = pod["metadata"]["namespace"]
                 scripts = self.server.store.get("configmaps", space, volume["configMap"]["name"])
-                for file, text in scripts["data"].items():
-                    (self.scripts / file).write_text(text)
+                items = volume["configMap"].get("items")
+                for item in items or [{"key": key, "path": key} for key in scripts["data"]]:
+                    file, text = self.scripts / item["path"], scripts["data"][item["key"]]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    if not file.exists() or file.read_text() != text:  # others may be reading it
+                        file.write_text(text)
         given = {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
         environment = {k: v for k, v in os.environ.items() if k not in ("TMUX", "KUBECONFIG")}
         environment |= given | {"TMUX_TMPDIR": self.sockets, "RETRY_S": "0.1"} | self.environment

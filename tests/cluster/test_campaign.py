@@ -1,6 +1,5 @@
 """Simulated replays as one Indexed Job: real replays in the emulated cluster's pods."""
 
-import copy
 import glob
 import json
 import os
@@ -18,8 +17,8 @@ from test_resume import wait_for
 
 from kvab import runs
 from kvab.errors import DependencyError, InputError
-from kvab.runs import campaign, indexed, remote
-from kvab.runs.cell import campaign_of
+from kvab.runs import campaign, remote
+from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
 from kvab.study import load_cluster, load_study
@@ -49,8 +48,8 @@ def cluster(emulated):
 def jobs_of(trace, folder, arms=ARMS, loads=(1, 4)):
     study, workload = load_study(), read_trace(trace)
     return [
-        plan_job(study, "simulated-h200", name, 1, None, workload, folder, Variant(speed=load))
-        for name in arms for load in loads
+        plan_job(study, "simulated-h200", name, 1, None, workload, folder, Variant(load))
+        for name in arms for load in map(float, loads)
     ]  # fmt: skip
 
 
@@ -258,7 +257,7 @@ def test_what_cannot_be_cleared_up_is_said_after_what_failed(cluster, small_trac
         monkeypatch.setattr(remote, "_remove", broken)
         raise DependencyError("the API server is gone")
 
-    monkeypatch.setattr(indexed, "watch", broken)
+    monkeypatch.setattr(remote, "_watch", broken)
     with pytest.raises(DependencyError, match=r"^the API .* gone; then, clearing up: the API .*"):
         remote.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
 
@@ -288,8 +287,8 @@ def test_names_on_the_volume_that_leave_the_folder_are_refused(
 
 def test_another_campaign_under_way_is_left_alone(cluster, small_trace):
     cluster.script.pods[NAME] = lambda pod: pending(True)
-    other = campaign_of(jobs_of(small_trace, cluster.runs, loads=(4,)))
-    for manifest in indexed.manifests(load_cluster("emulated"), other):
+    other = jobs_of(small_trace, cluster.runs, loads=(4,))
+    for manifest in remote.manifests(load_cluster("emulated"), load_study(), other):
         plural = f"{manifest['kind'].lower()}s"
         cluster.server.do(cluster.store.create, plural, NAMESPACE, manifest)
     uid = job(cluster)["metadata"]["uid"]
@@ -329,14 +328,18 @@ def test_what_cannot_be_sent_is_refused(emulated, small_trace, on, simulated, sa
 
 
 def test_an_image_of_other_versions_is_refused_in_its_pod(cluster, small_trace):
-    made = campaign_of(jobs_of(small_trace, cluster.runs, loads=(4,))).model_dump(mode="json")
-    changed = copy.deepcopy(made)
-    changed["cells"][0]["depends_on"]["aisimulate"] = "0.0.1"
-    path = cluster.folder / "campaign.json"
-    path.write_text(json.dumps(changed))
-    command = [sys.executable, "-m", "kvab.runs.cell", path, small_trace, cluster.runs]
-    told = {**os.environ, "JOB_COMPLETION_INDEX": "0"}
-    ended = subprocess.run(command, env=told, capture_output=True, text=True, timeout=60)
+    asked = jobs_of(small_trace, cluster.runs, loads=(4,))[0]
+    told = json.loads(cell_text(asked))
+    told["depends_on"]["aisimulate"] = "0.0.1"
+    files = checkout_of(asked) | {"cells/0": json.dumps(told)}
+    for name, text in files.items():
+        path = cluster.folder / "campaign" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    command = [sys.executable, "-m", "kvab.runs.cell", cluster.folder / "campaign", small_trace,
+               cluster.runs]  # fmt: skip
+    environment = {**os.environ, "JOB_COMPLETION_INDEX": "0"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2, ended.stderr
     assert "x4: expected aisimulate 0.0.1, got" in ended.stderr
     assert ended.stderr.count("\n") == 1
