@@ -57,6 +57,10 @@ test-slow: env ## run the long tests: coverage of the intervals, live replays in
 	$(BIN)/pytest -n auto -m slow $(addprefix --ignore=,$(REAL_TIME) $(HOSTILE))
 	$(BIN)/pytest -m slow $(REAL_TIME)
 
+test-kubernetes: env ## run what must hold on any cluster: make test-kubernetes KUBECONFIG=FILE
+	@test -f "$(KUBECONFIG)" || { echo "KUBECONFIG: expected the file of a cluster to throw away, got '$(KUBECONFIG)'" >&2; exit 2; }
+	KVAB_TEST_KUBECONFIG=$(abspath $(KUBECONFIG)) $(BIN)/pytest --durations=0 tests/cluster/test_any_cluster.py
+
 test-hostile: env ## run the long tests of faults, broken inputs and hostile texts
 	$(BIN)/pytest -m slow $(HOSTILE)
 

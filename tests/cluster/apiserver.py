@@ -26,7 +26,7 @@ CLUSTER_WIDE = ("namespaces", "nodes", "storageclasses", "customresourcedefiniti
 RESOURCES = {
     "v1": {"pods": "Pod", "configmaps": "ConfigMap", "secrets": "Secret", "events": "Event",
            "persistentvolumeclaims": "PersistentVolumeClaim", "namespaces": "Namespace",
-           "nodes": "Node"},
+           "nodes": "Node", "services": "Service"},
     "apps/v1": {"deployments": "Deployment", "replicasets": "ReplicaSet"},
     "batch/v1": {"jobs": "Job"},
     "coordination.k8s.io/v1": {"leases": "Lease"},
@@ -265,7 +265,9 @@ class ApiServer:
             {key: each[key] for key in ("name", "served", "storage")}
             for each in whole["spec"]["versions"]
         ]
-        return {**whole, "spec": {**whole["spec"], "versions": versions}}
+        labels = {"app.kubernetes.io/managed-by": "kvab-tests"}
+        metadata = {**whole["metadata"], "labels": labels}
+        return {**whole, "metadata": metadata, "spec": {**whole["spec"], "versions": versions}}
 
     def chosen(self, request, plural, space):
         wanted = dict(

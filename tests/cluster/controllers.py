@@ -57,6 +57,8 @@ class Controllers:
                 if self.script.operator_up:
                     for deployment in self.store.find("dynamographdeployments"):
                         self.deployment(deployment)
+                for deployment in self.store.find("deployments"):
+                    self.rollout(deployment)
                 for pod in self.store.find("pods"):
                     self.pod(pod)
                 alive = {pod["metadata"]["name"] for pod in self.store.find("pods")}
@@ -69,7 +71,7 @@ class Controllers:
 
     def admit(self, plural, manifest):
         """The operator's webhooks: a version stamped, a tag that is no version refused."""
-        if plural != "dynamographdeployments":
+        if plural != "dynamographdeployments" or not self.script.operator_up:
             return None
         for denied in self.admitted:
             return denied
@@ -141,6 +143,26 @@ class Controllers:
             self.server.event(name, reason, text, space, kind)
             self.failing[uid] = said
         return None if denied else self.store.create("pods", space, pod)
+
+    def rollout(self, held):
+        """Make the pods of a Deployment that was created with a template, and count the ready."""
+        if "spec" not in held:
+            return
+        metadata, spec = held["metadata"], held["spec"]
+        owner = self.child("ReplicaSet", f"{metadata['name']}-5c9d", held)
+        ready = 0
+        for number in range(spec["replicas"]):
+            name, template = f"{metadata['name']}-{number}", copy.deepcopy(spec["template"])
+            template["metadata"] |= {
+                "name": name, "namespace": metadata["namespace"],
+                "ownerReferences": [{"uid": owner["metadata"]["uid"]}],
+            }  # fmt: skip
+            pod = self.store.get("pods", metadata["namespace"], name) or self.create_pod(
+                "ReplicaSet", owner, {"kind": "Pod", **template}
+            )
+            ready += (pod or {}).get("status", {}).get("phase") == "Running"
+        if (held.get("status") or {}).get("readyReplicas") != ready:
+            self.store.change("deployments", held, status={"readyReplicas": ready})
 
     def indexed(self, job, own):
         """Take an Indexed Job one step further: a pod an index, each with tries of its own."""

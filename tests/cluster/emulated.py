@@ -83,6 +83,11 @@ class Emulated:
         made["metadata"]["labels"]["kvab-study"] = study
         self.server.do(self.store.create, "configmaps", NAMESPACE, made)
 
+    def quota(self, **hard):
+        """Limit what the namespace may hold."""
+        made = {"metadata": {"name": "all"}, "spec": {"hard": hard}}
+        self.server.do(self.store.create, "resourcequotas", NAMESPACE, made)
+
     def delete(self, plural, name):
         self.server.do(self.store.delete, plural, NAMESPACE, name)
 

@@ -14,15 +14,6 @@ from kvab.errors import DependencyError
 from kvab.report.published import publish
 
 
-def test_a_run_is_deployed_replayed_collected_and_torn_down(emulated, small_trace):
-    path = emulated.run(small_trace)
-    run = runs.read_run(path)
-    assert run.manifest.status == "complete"
-    assert run.manifest.counts.received == 40
-    assert run.requests["error"].isna().all()
-    assert emulated.left() == []
-
-
 def held(emulated):
     return emulated.store.get("configmaps", NAMESPACE, "benchmark")
 
