@@ -103,6 +103,14 @@ class Emulated:
             **given,
         )
 
+    def finished(self, trace):
+        """Return a replay that is ready to be collected."""
+        replay = self.replay(trace)
+        replay.prepare()
+        replay.deploy()
+        replay.replay()
+        return replay
+
     def run(self, trace, configuration="disagg-kv-router", **given):
         """Make a whole run and return its folder."""
         replay = self.replay(trace, configuration, **given)

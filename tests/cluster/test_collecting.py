@@ -17,15 +17,6 @@ from kvab.cluster import podexec, podfiles
 from kvab.errors import DependencyError
 
 
-def finished(emulated, trace):
-    """Return a replay that is ready to be collected."""
-    replay = emulated.replay(trace)
-    replay.prepare()
-    replay.deploy()
-    replay.replay()
-    return replay
-
-
 def artifacts(emulated):
     (folder,) = [path.parent for path in emulated.node.volume.rglob("finished.json")]
     return folder
@@ -44,7 +35,7 @@ def test_artifacts_arrive_whole_and_what_no_page_reads_stays(emulated, small_tra
 
 def test_a_cut_stream_is_resumed_in_parts(emulated, small_trace, monkeypatch):
     monkeypatch.setattr(podfiles, "PART_BYTES", 10_000)
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
     size = (artifacts(emulated) / "profile_export.jsonl").stat().st_size
     assert size > 30_000
     cut = Fault("EXEC", "profile_export.jsonl", cut=3_000, times=2)
@@ -58,7 +49,7 @@ def test_a_cut_stream_is_resumed_in_parts(emulated, small_trace, monkeypatch):
 def test_what_an_earlier_try_brought_is_not_fetched_again(emulated, small_trace, monkeypatch):
     monkeypatch.setattr(podfiles, "PART_BYTES", 10_000)
     monkeypatch.setattr(podexec, "TRIES", 2)
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
     broken = Fault("EXEC", r"profile_export.jsonl 20001", cut=0, times=2)
     emulated.server.faults.append(broken)
     cluster = replay.cluster
@@ -73,7 +64,7 @@ def test_what_an_earlier_try_brought_is_not_fetched_again(emulated, small_trace,
 
 
 def test_a_file_that_changed_after_its_marker_is_refused(emulated, small_trace):
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
     path = artifacts(emulated) / "profile_export.jsonl"
     path.write_bytes(path.read_bytes().replace(b"100.0", b"999.0", 1))
     with pytest.raises(DependencyError, match=r"profile_export\.jsonl: expected sha256"):
@@ -83,7 +74,7 @@ def test_a_file_that_changed_after_its_marker_is_refused(emulated, small_trace):
 
 
 def test_artifacts_without_a_marker_are_refused(emulated, small_trace):
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
     (artifacts(emulated) / "finished.json").unlink()
     with pytest.raises(DependencyError, match="the benchmark did not finish its artifacts"):
         replay.collect()
@@ -102,7 +93,7 @@ def test_a_workload_of_ours_is_brought_to_the_volume_once(emulated, small_trace,
 
 
 def test_a_full_disk_frees_the_gpus_and_a_later_start_collects(emulated, small_trace, monkeypatch):
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
 
     def full(self, *_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -134,7 +125,7 @@ def test_a_connection_lost_for_good_while_collecting_loses_no_replay(
     emulated, small_trace, monkeypatch
 ):
     monkeypatch.setattr(podexec, "TRIES", 2)
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
     emulated.server.faults.append(Fault("EXEC", "profile_export.jsonl", cut=0, times=2))
     with pytest.raises(DependencyError, match="run the same command again to collect"):
         replay.collect()
@@ -149,7 +140,7 @@ def test_changed_manifests_are_replayed_although_older_artifacts_wait(
     emulated, small_trace, monkeypatch
 ):
     monkeypatch.setattr(podexec, "TRIES", 1)
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
     emulated.server.faults.append(Fault("EXEC", "profile_export.jsonl", cut=0))
     with pytest.raises(DependencyError):
         replay.collect()
@@ -163,7 +154,7 @@ def test_changed_manifests_are_replayed_although_older_artifacts_wait(
 def test_whatever_breaks_while_the_run_is_written_nothing_stays_up(
     emulated, small_trace, monkeypatch
 ):
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
 
     def break_down(*_):
         raise KeyError("a defect of ours")

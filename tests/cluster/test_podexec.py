@@ -80,16 +80,8 @@ def test_a_command_that_fails_is_no_lost_connection(emulated, pod):
 # --- pods through which files go ---------------------------------------------------------------
 
 
-def finished(emulated, trace):
-    replay = emulated.replay(trace)
-    replay.prepare()
-    replay.deploy()
-    replay.replay()
-    return replay
-
-
 def test_artifacts_that_may_not_be_read_now_are_collected_later(emulated, small_trace):
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
     refused = Fault("GET", "-files/exec$", 403, "pods is forbidden", 9)
     emulated.server.faults.append(refused)
     with pytest.raises(DependencyError, match=r"not allowed .*run the same command again to coll"):
@@ -102,7 +94,7 @@ def test_artifacts_that_may_not_be_read_now_are_collected_later(emulated, small_
 
 def test_a_helper_pod_that_ended_an_hour_after_a_crash_is_replaced(emulated, small_trace):
     emulated.profile(limits={"grace_s": 60, "prepare_s": 60})
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
     run = replay.cluster.run
     old = run.files_pod(replay.cluster.run_id) | {"status": {"phase": "Failed"}}
     old = emulated.server.do(emulated.store.create, "pods", NAMESPACE, old)
@@ -114,7 +106,7 @@ def test_a_helper_pod_that_ended_an_hour_after_a_crash_is_replaced(emulated, sma
 
 def test_a_helper_pod_that_ends_while_it_starts_is_not_waited_for(emulated, small_trace):
     emulated.profile(limits={"grace_s": 60, "prepare_s": 60})
-    replay = finished(emulated, small_trace)
+    replay = emulated.finished(small_trace)
     evicted = {"phase": "Failed", "reason": "Evicted", "message": "low on ephemeral-storage"}
     emulated.script.pods["-files"] = evicted
     said = r"ended \(Failed\) before it could be used: .*Evicted: low on ephemeral-storage"
