@@ -109,12 +109,12 @@ def _certificate(error: BaseException) -> bool:
     return isinstance(getattr(error, "reason", None) or error, SSLError)
 
 
-def pause_s(state: RetryCallState) -> float:
+def pause_s(state: RetryCallState, first_s: float) -> float:
     """Return how long to wait before the next try: what the server asks for, else ever longer."""
     error = state.outcome.exception() if state.outcome else None
     headers = getattr(error, "headers", None) or {}
     asked = headers.get("Retry-After", "")
-    return float(asked) if asked.isdigit() else min(10.0, 0.25 * 2**state.attempt_number)
+    return float(asked) if asked.isdigit() else min(10.0, first_s * 2 ** (state.attempt_number - 1))
 
 
 def message(error: Any) -> str:

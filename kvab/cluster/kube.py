@@ -12,7 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay
@@ -125,7 +125,7 @@ class Kube:
         retrying = Retrying(
             retry=retry_if_exception(passes),
             stop=stop_after_delay(self.limits.retry_s),
-            wait=pause_s,
+            wait=partial(pause_s, first_s=self.limits.poll_s / 10),
             reraise=True,
         )
         return retrying(once)

@@ -41,8 +41,9 @@ class Limits(Declared):
     """Longest waits on a cluster, in seconds.
 
     ``retry_s`` bounds the patience with an API server that does not answer, ``grace_s`` how long
-    a cause of failure that may pass is watched, ``poll_s`` the time between two looks. A client on
-    another machine counts as gone when it has shown no sign of life for ``lease_s``.
+    a cause of failure that may pass is watched, ``poll_s`` the time between two looks, and ten
+    times the first pause before a failed call is repeated. A client on another machine counts as
+    gone when it has shown no sign of life for ``lease_s``.
     """
 
     prepare_s: Positive = 600

@@ -124,7 +124,7 @@ class ApiServer:
     async def _serve(self):
         app = web.Application(client_max_size=2**26)
         app.router.add_route("*", "/{path:.*}", self.handle)
-        self.runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.01, access_log=None)
         await self.runner.setup()
         self.site = web.TCPSite(self.runner, "127.0.0.1", 0)
         await self.site.start()

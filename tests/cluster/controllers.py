@@ -104,8 +104,8 @@ class Controllers:
             self.finish(job, "Failed", "BackoffLimitExceeded", text)
             return
         if not own:
-            self.spawn(job, f"{name}-{metadata['uid'][:5]}")
-            self.script.started[metadata["uid"]] = asyncio.get_event_loop().time()
+            if self.spawn(job, f"{name}-{metadata['uid'][:5]}"):
+                self.script.started[metadata["uid"]] = asyncio.get_event_loop().time()
             return
         passed = asyncio.get_event_loop().time() - self.script.started.get(metadata["uid"], 1e12)
         phase = own[0].get("status", {}).get("phase")
@@ -130,7 +130,7 @@ class Controllers:
             template["metadata"]["annotations"] = {INDEX: str(index)}
             variable = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
             template["spec"]["containers"][0].setdefault("env", []).append(variable)
-        self.create_pod("Job", job, {"kind": "Pod", **template})
+        return self.create_pod("Job", job, {"kind": "Pod", **template})
 
     def create_pod(self, kind, owner, pod):
         """Create a pod for its owner, whose event tells when it was not admitted or is at last."""

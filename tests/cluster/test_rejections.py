@@ -1,13 +1,16 @@
 """What the rules of a cluster reject: whoever makes the pods says so, and every rule its remedy."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from apiserver import Fault
 from controllers import NAMESPACE
 from policies import RESTRICTED
 from test_failures import attempt
+from test_preflight import dry_runs
 
-from kvab import doctor, runs
+from kvab import runs
 from kvab.cluster import apierrors, causes
 from kvab.cluster.readiness import Expected
 from kvab.errors import DependencyError, InputError
@@ -107,14 +110,6 @@ def test_the_wait_for_pods_ends_before_the_grace_time_of_other_causes():
     assert grace.lasting([cause], 120) == cause
 
 
-def dry_runs(emulated):
-    """Return what `kvab doctor` finds when it tries what a run would create."""
-    study = emulated.checkout / "recipes/qwen3-32b/study.yaml"
-    found = doctor.findings(study, "emulated")
-    assert [each for each in found if "rbac.yaml" in each.what] == []
-    return [each for each in found if each.what.startswith("dry run")]
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_doctor_finds_it_beforehand(emulated, rule):
     apply, said, fix = RULES[rule]
@@ -177,7 +172,7 @@ def test_a_webhook_that_is_down_is_given_up_on_once(emulated):
     fault = Fault("POST", "dynamographdeployments$", 500, said, times=99)
     emulated.server.faults.append(fault)
     storage, first = dry_runs(emulated)
-    assert fault.times >= 95  # the patience with one configuration, not with each of the four
+    assert fault.times >= 85  # the patience with one configuration, not with each of the four
     assert storage.ok
     assert "the API server could not call a webhook: Internal error occurred: failed" in first.what
     assert "check the pods behind it; those of nvidia.com and kb.io are Dynamo's" in first.what
@@ -222,6 +217,16 @@ def test_every_answer_has_its_own_words_and_remedy(status, said, kind, expected)
         raise error
     assert expected in str(raised.value)
     assert ("rbac.yaml" in str(raised.value)) == (" cannot list " in said)
+
+
+def test_pauses_grow_unless_the_server_asks_for_one():
+    def pause(number, **headers):
+        error = SimpleNamespace(headers=headers)
+        outcome = SimpleNamespace(exception=lambda: error)
+        return apierrors.pause_s(SimpleNamespace(outcome=outcome, attempt_number=number), 0.5)
+
+    assert [pause(number) for number in (1, 2, 3, 9)] == [0.5, 1, 2, 10]
+    assert pause(1, **{"Retry-After": "7"}) == 7
 
 
 def event(kind, name, reason="FailedCreate", at="2026-01-01T00:10:00Z", **more):
