@@ -23,7 +23,7 @@ def needed(program):
     """Return a program's path; skip where it is missing, fail where CI should have it."""
     path = shutil.which(program)
     if path is None:
-        message = f"{program} is missing; install it to run this test"
+        message = f"{program} is missing; install it, such as by apt-get install {program}"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     return path
 

@@ -47,7 +47,8 @@ def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Eviden
     if not found:
         held = sorted({path.parents[2].name for path in (folder / declared.name).glob(RUNS)})
         raise InputError(
-            f"{folder / declared.name / cluster}: no runs; run `kvab report --cluster {cluster}`"
+            f"{folder / declared.name / cluster}: no runs; name the folder that has them "
+            f"(papermill: -p runs runs), or make them: `kvab report --cluster {cluster}`"
             + (f", or name a cluster that has some: {', '.join(held)}" if held else "")
         )
     every = [run for each in found.values() for run in each]

@@ -25,7 +25,7 @@ PROFILE = Kubernetes.model_validate(
 @pytest.fixture(scope="module")
 def published():
     if not os.environ.get("KVAB_TRACE"):
-        pytest.skip("the published trace is not here: KVAB_TRACE names no file")
+        pytest.skip("the real trace: run `kvab trace fetch --to FILE` and name it in KVAB_TRACE")
     return lambda **given: plan_job(load_study(), "example-h200", "agg-round-robin", **given)
 
 

@@ -189,7 +189,9 @@ def test_the_stand_in_names_its_seed(tmp_path):
     assert (trace.name, len(trace)) == ("SYNTHETIC WORKLOAD (seed 1)", 30)
 
 
-@pytest.mark.skipif(not REAL, reason="KVAB_TRACE does not name the real trace")
+@pytest.mark.skipif(
+    not REAL, reason="the real trace: run `kvab trace fetch --to FILE` and name it in KVAB_TRACE"
+)
 def test_marginals_agree_with_the_real_trace(trace):
     real = read_trace(REAL)
     for column in ("input_tokens", "output_tokens"):

@@ -24,7 +24,9 @@ from kvab.trace import (
 from kvab.trace.describe import describe, describe_rows, reusable_tokens
 
 REAL = os.environ.get("KVAB_TRACE")
-needs_real = pytest.mark.skipif(not REAL, reason="KVAB_TRACE does not name the real trace")
+needs_real = pytest.mark.skipif(
+    not REAL, reason="the real trace: run `kvab trace fetch --to FILE` and name it in KVAB_TRACE"
+)
 
 ROWS = [
     {"timestamp": 27000, "input_length": 1000, "output_length": 5, "hash_ids": [0, 1]},
