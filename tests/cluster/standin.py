@@ -173,4 +173,5 @@ def node_devices(api, devices, labels):
     path = f"/api/v1/nodes/{nodes[0]['metadata']['name']}"
     merge = "application/merge-patch+json"
     api.call("PATCH", path, {"metadata": {"labels": labels}}, merge)
-    api.call("PATCH", f"{path}/status", {"status": {"capacity": devices}}, merge)
+    status = {"capacity": devices, "allocatable": devices}
+    api.call("PATCH", f"{path}/status", {"status": status}, merge)
