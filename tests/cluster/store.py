@@ -23,11 +23,8 @@ class Store:
         self.deleted_kinds = []
 
     def find(self, plural, namespace=None):
-        return [
-            self.objects[key]
-            for key in sorted(self.objects)
-            if key[0] == plural and namespace in (None, key[1])
-        ]
+        keys = [k for k in self.objects if k[0] == plural and namespace in (None, k[1])]
+        return [self.objects[key] for key in sorted(keys)]
 
     def get(self, plural, namespace, name):
         return self.objects.get((plural, namespace, name))
