@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from kvab import figures, wording
-from kvab.evidence import load_published
-from kvab.validity import gate
+from kvab.pages import figures, wording
+from kvab.pages.evidence import load_published
+from kvab.pages.validity import gate
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r"(?<=<!-- answer -->\n).*?(?=\n<!-- end -->)", re.S)

@@ -25,9 +25,9 @@ import pandas as pd
 import typer
 from arch.bootstrap import StationaryBootstrap
 
-from kvab.compare import compare
-from kvab.evidence import load_published
-from kvab.metrics import COMPARED, LATENCIES, PERCENTILES, good
+from kvab.pages.evidence import load_published
+from kvab.requests.metrics import COMPARED, LATENCIES, PERCENTILES, good
+from kvab.stats.compare import compare
 from kvab.study import load_study, root
 
 STUDY, PUBLISHED = "", "book/published"  # the published study

@@ -14,8 +14,8 @@ from statistics import median
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from kvab.figures.theme import THEME, WIDTH_IN
-from kvab.formats import number, percent
+from kvab.console import number, percent
+from kvab.pages.figures.theme import THEME, WIDTH_IN
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

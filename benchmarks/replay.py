@@ -25,13 +25,12 @@ from unittest import mock
 import typer
 import yaml
 
-from kvab import recipes
-from kvab.job import Job
+from kvab.clusters.job import Job
+from kvab.clusters.simulate import engine, prediction
 from kvab.runs import campaign
 from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
-from kvab.simulate import engine, prediction
-from kvab.study import load_study, root
+from kvab.study import load_study, recipes, root
 from kvab.trace import find_trace
 
 CLUSTER = "simulated-h200"

@@ -24,7 +24,7 @@ import memory
 import typer
 
 from kvab import runs
-from kvab.evidence import load_published
+from kvab.pages.evidence import load_published
 from kvab.study import load_study, root
 
 REPEATS = 50

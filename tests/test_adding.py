@@ -59,15 +59,18 @@ def named(what):
 
 def test_a_metric(copy):
     assert named("A metric") == {
-        "kvab/metrics.py", "kvab/terminal.py", "tests/unit/test_metrics.py", "book/methods.md",
-        "CHANGELOG.md",
+        "kvab/requests/metrics.py", "kvab/pages/terminal.py", "tests/unit/test_metrics.py",
+        "book/methods.md", "CHANGELOG.md",
     }  # fmt: skip
     line = '"longest_latency_ms": float(rows["latency_ms"].max()),'
     edit(
-        copy, "kvab/metrics.py", '"duration_s": seconds,', f'{line}\n        "duration_s": seconds,'
+        copy,
+        "kvab/requests/metrics.py",
+        '"duration_s": seconds,',
+        f'{line}\n        "duration_s": seconds,',
     )
     edit(
-        copy, "kvab/terminal.py", "    return lines\n\n\ndef comparison_lines",
+        copy, "kvab/pages/terminal.py", "    return lines\n\n\ndef comparison_lines",
         '    lines.append(("longest [ms]", number(summary["longest_latency_ms"])))\n'
         "    return lines\n\n\ndef comparison_lines",
     )  # fmt: skip
@@ -123,20 +126,20 @@ def test_a_study(copy):
 @pytest.mark.slow
 def test_a_figure_and_a_page(copy):
     assert named("A figure") == {
-        "kvab/wording/captions.py",
-        "kvab/figures/",
-        "kvab/figures/__init__.py",
+        "kvab/pages/wording/captions.py",
+        "kvab/pages/figures/",
+        "kvab/pages/figures/__init__.py",
     }
     assert named("A page") == {
         "notebooks/<nn>_<name>.ipynb", "book/_toc.yml", "notebooks/index.ipynb",
     }  # fmt: skip
-    with (copy / "kvab/wording/captions.py").open("a") as file:
+    with (copy / "kvab/pages/wording/captions.py").open("a") as file:
         file.write(
             "\n\ndef ttft_over_rows(evidence: Evidence) -> str:\n"
             '    """Return the caption of the figure of TTFT along the trace."""\n'
             '    return f"The slowest first token took {evidence.requests.ttft_ms.max():.0f} ms."\n'
         )
-    with (copy / "kvab/figures/outcomes.py").open("a") as file:
+    with (copy / "kvab/pages/figures/outcomes.py").open("a") as file:
         file.write(
             '\n\n@drawn("added", lambda e: e.requests[["row", "ttft_ms"]])\n'
             "def ttft_over_rows(evidence: Evidence) -> Drawing:\n"
@@ -146,7 +149,7 @@ def test_a_figure_and_a_page(copy):
             '    axes.set_ylabel("TTFT [ms]")\n'
             '    return figure, captions.ttft_over_rows(evidence), "TTFT along the trace."\n'
         )
-    faces = "kvab/figures/__init__.py"
+    faces = "kvab/pages/figures/__init__.py"
     edit(copy, faces, "    worker_balance,", "    ttft_over_rows,\n    worker_balance,")
     edit(copy, faces, '    "worker_balance",', '    "ttft_over_rows",\n    "worker_balance",')
     page = nbformat.read(copy / "notebooks/05_outcome.ipynb", nbformat.NO_CONVERT)
@@ -155,7 +158,7 @@ def test_a_figure_and_a_page(copy):
         nbformat.v4.new_markdown_cell("# How long does the slowest wait?"),
         parameters,
         nbformat.v4.new_code_cell(
-            "from kvab import figures\nfrom kvab.evidence import load_evidence\n\n"
+            "from kvab import figures\nfrom kvab.pages.evidence import load_evidence\n\n"
             "figures.ttft_over_rows(load_evidence(study, cluster, runs))"
         ),
     ]

@@ -75,7 +75,7 @@ def canaries_in(content, canaries):
 @pytest.mark.slow
 def test_no_secret_is_in_anything_that_runs_leave(emulated, small_trace, tmp_path, monkeypatch):
     """One run that fails and keeps its diagnostics, one that succeeds, and a bundle of both."""
-    from kvab.report.bundle import bundle, unpacked
+    from kvab.book.bundle import bundle, unpacked
 
     canaries = planted(emulated)
     cache, packed = tmp_path / "cache", tmp_path / "mine.tar.zst"
@@ -158,7 +158,7 @@ def leaves(tokens):
 
 @pytest.mark.parametrize("text", [*HOSTILE, ALL])
 def test_a_text_of_others_stands_in_markdown_as_it_is(text):
-    from kvab.formats import plain
+    from kvab.console import plain
 
     kinds, shown = leaves(as_html(f"They said {plain(text)}, and no more."))
     assert set(kinds) <= {"paragraph_open", "inline", "text", "paragraph_close", "text_special"}
@@ -168,7 +168,7 @@ def test_a_text_of_others_stands_in_markdown_as_it_is(text):
 def test_a_table_escapes_cells_headers_rows_and_caption():
     import pandas as pd
 
-    from kvab.formats import Table
+    from kvab.console import Table
 
     frame = pd.DataFrame({ALL: [ALL]}, index=[ALL])
     page = Table(frame, ALL, (ALL,))._repr_html_()
@@ -201,10 +201,10 @@ def hostile_runs(folder):
 
 
 def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
-    from kvab import wording
-    from kvab.evidence import load_evidence
-    from kvab.validity import gate
-    from kvab.wording import runs as run_wording
+    from kvab.pages import wording
+    from kvab.pages.evidence import load_evidence
+    from kvab.pages.validity import gate
+    from kvab.pages.wording import runs as run_wording
 
     evidence = load_evidence(STUDY, "live-cpu", hostile_runs(tmp_path))
     judged = gate(evidence)
@@ -223,9 +223,9 @@ def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
 def test_a_book_of_hostile_runs_runs_nothing_and_states_no_verdict(tmp_path, chromium):
     from playwright.sync_api import sync_playwright
 
+    from kvab.book.building import report
     from kvab.errors import GateError
-    from kvab.report.building import report
-    from kvab.wording.outcomes import RED, VERDICTS
+    from kvab.pages.wording.outcomes import RED, VERDICTS
 
     folder = hostile_runs(tmp_path / "hostile")
     with pytest.raises(GateError) as raised:
@@ -322,7 +322,7 @@ def test_the_source_runs_no_text():
 
 
 def test_the_loader_of_yaml_is_the_safe_one():
-    from kvab import declare
+    from kvab import declarations as declare
 
     assert issubclass(declare._UniqueKeys, yaml.SafeLoader)
     assert not issubclass(declare._UniqueKeys, yaml.UnsafeLoader)

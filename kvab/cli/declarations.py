@@ -32,7 +32,7 @@ def check(
     ] = False,
 ) -> None:
     """Check all studies, configurations and cluster profiles. Asks no cluster."""
-    from kvab.doctor import check_declarations
+    from kvab.cli.doctor import check_declarations
 
     for line in check_declarations(fix=fix):
         print(line)
@@ -41,7 +41,7 @@ def check(
 @app.command()
 def doctor(study: StudyOption, cluster: ClusterOption = "simulated-h200") -> None:
     """Say what is missing for a cluster and how to fix it. Changes nothing."""
-    from kvab.doctor import findings
+    from kvab.cli.doctor import findings
 
     found = findings(study, cluster)
     for finding in found:

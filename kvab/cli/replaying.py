@@ -36,7 +36,7 @@ def run(
     take_over: TakeOverOption = False,
 ) -> None:
     """Replay one configuration on one cluster. Executes notebooks/03_replay.ipynb."""
-    from kvab.report.notebooks import run_replay_notebook
+    from kvab.book.notebooks import run_replay_notebook
     from kvab.runs.jobs import open_cluster, plan_job
     from kvab.study import load_study
 
@@ -86,7 +86,7 @@ def report(
     take_over: TakeOverOption = False,
 ) -> None:
     """Replay what is missing, analyze it and build the book. Ends with the headline."""
-    from kvab.report import building
+    from kvab.book import building
 
     if from_ and from_.suffix == ".zst":
         headline, index = building.report_bundle(from_, cluster, out)
@@ -116,6 +116,6 @@ def capacity(
     on: OnOption = None,
 ) -> None:
     """Sweep arrival speed and split on a simulated cluster. Complete cells are kept."""
-    from kvab.capacity.cells import sweep
+    from kvab.runs.capacity.cells import sweep
 
     print(sweep(study, cluster, rows, trace, runs, on))

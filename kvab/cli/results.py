@@ -39,9 +39,9 @@ def summarize(
     token_counts: CountsOption = None,
 ) -> None:
     """Print the metrics of one run: TTFT, ITL, latency, goodput."""
+    from kvab.pages.terminal import summary_lines
     from kvab.runs.judging import study_of, terms
     from kvab.runs.sources import read_source
-    from kvab.terminal import summary_lines
 
     declared = study_of([path], study)
     source = read_source(path, declared, trace, rows, token_counts)
@@ -66,11 +66,11 @@ def compare(
     token_counts: CountsOption = None,
 ) -> None:
     """Compare two configurations request by request. Differences: comparison minus baseline."""
-    from kvab.compare import compare as compare_tables
-    from kvab.compare import compare_unpaired
+    from kvab.pages.terminal import bounds_lines, comparison_lines, header_lines
     from kvab.runs.judging import study_of, terms
     from kvab.runs.sources import comparable, paired, read_sources, told_counts
-    from kvab.terminal import bounds_lines, comparison_lines, header_lines
+    from kvab.stats.compare import compare as compare_tables
+    from kvab.stats.compare import compare_unpaired
 
     named = [[Path(name) for name in names.split(",")] for names in (baseline, comparison)]
     declared = study_of([path for arm in named for path in arm], study)
@@ -124,7 +124,7 @@ def publish(
     cluster: ClusterOption = "simulated-h200",
 ) -> None:
     """Copy a cluster's complete runs to book/published, made small."""
-    from kvab.report.published import publish as publish_runs
+    from kvab.book.published import publish as publish_runs
 
     for path in publish_runs(study, cluster, runs, to):
         print(path)
@@ -143,7 +143,7 @@ def bundle(
 
     Records, logs and diagnostics stay behind, and names of machines unless asked for.
     """
-    from kvab.report.bundle import bundle as pack
+    from kvab.book.bundle import bundle as pack
 
     made, left = pack(study, paths, out, hosts=hosts)
     tell(left)

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kvab import runs
+from kvab.clusters.job import Job
+from kvab.console import counted
 from kvab.errors import DependencyError, KvabError
-from kvab.formats import counted
-from kvab.job import Job
 from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
 from kvab.study import Study, load_cluster

@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
-from kvab.declare import Declared
+from kvab.clusters.job import Job
+from kvab.declarations import Declared
 from kvab.errors import InputError, KvabError
-from kvab.job import Job
-from kvab.recipes.manifests import DEPLOY, PERF
 from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
 from kvab.study import load_study
+from kvab.study.recipes.manifests import DEPLOY, PERF
 from kvab.study.sweep import Variant
 from kvab.trace import read_trace
 

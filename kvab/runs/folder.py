@@ -22,9 +22,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvab import tidy
+from kvab.cache import write
 from kvab.errors import InputError, remedy
-from kvab.results import write
+from kvab.requests import tidy
 from kvab.runs.manifest import RunManifest, read_manifest
 
 log = logging.getLogger("kvab")

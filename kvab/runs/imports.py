@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import kvab
-from kvab import metrics, runs, tidy
-from kvab.aiperf import SERVER_METRICS, Artifacts, router_counters
-from kvab.aiperf.archives import folder_of
-from kvab.declare import digest
+from kvab import runs
+from kvab.declarations import digest
 from kvab.errors import InputError
-from kvab.recipes import Configuration, read_configuration, topology
+from kvab.requests import metrics, tidy
+from kvab.requests.aiperf import SERVER_METRICS, Artifacts, router_counters
+from kvab.requests.aiperf.archives import folder_of
 from kvab.runs.jobs import plan_job
 from kvab.runs.sources import NOT_STREAMED, Source, of_artifacts, opened_runs
 from kvab.runs.workload import save_workload
 from kvab.study import Study, load_cluster, load_study, root
+from kvab.study.recipes import Configuration, read_configuration, topology
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 KIND = "imported"

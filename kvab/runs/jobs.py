@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kvab import recipes
+from kvab.clusters.job import Job
 from kvab.errors import InputError
-from kvab.job import Job
-from kvab.study import Kubernetes, Live, Simulated, Study, check_product, load_cluster
+from kvab.study import Kubernetes, Live, Simulated, Study, check_product, load_cluster, recipes
 from kvab.study.sweep import AS_DECLARED, Variant
 from kvab.trace import Trace, find_trace
 
@@ -73,13 +72,13 @@ def open_cluster(
     ``take_over`` a run is taken from a client that is alive.
     """
     if isinstance(profile, Simulated):
-        from kvab.simulate import Simulator
+        from kvab.clusters.simulate import Simulator
 
         return Simulator(profile)
     if isinstance(profile, Live):
-        from kvab.live.serving import LiveStack
+        from kvab.clusters.live.serving import LiveStack
 
         return LiveStack(profile, job.recipe if job else None)
-    from kvab.cluster.lifecycle import Cluster
+    from kvab.clusters.kubernetes.lifecycle import Cluster
 
     return Cluster(profile, job, take_over=take_over)

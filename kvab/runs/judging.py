@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvab import runs
-from kvab.aiperf import aggregates
 from kvab.errors import InputError
+from kvab.requests.aiperf import aggregates
 from kvab.runs.sources import Source
 from kvab.study import Slo, Study, default_study, load_study, root
 

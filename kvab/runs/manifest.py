@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from kvab.declare import Declared, inside
+from kvab.declarations import Declared, inside
 from kvab.errors import InputError
 from kvab.study import Slo
 

@@ -15,19 +15,27 @@ from contextlib import contextmanager
 from typing import Any
 
 from kvab import runs
-from kvab.cluster import applied, causes, deploying, diagnostics, marks, preflight, preparing
-from kvab.cluster.causes import condition, last_lines
-from kvab.cluster.kube import Kube
-from kvab.cluster.podexec import Broken, Pod
-from kvab.cluster.podfiles import download_run, helper_pod, upload
-from kvab.declare import digest, read_yaml
+from kvab.clusters.job import Job
+from kvab.clusters.kubernetes import (
+    applied,
+    causes,
+    deploying,
+    diagnostics,
+    marks,
+    preflight,
+    preparing,
+)
+from kvab.clusters.kubernetes.causes import condition, last_lines
+from kvab.clusters.kubernetes.kube import Kube
+from kvab.clusters.kubernetes.podexec import Broken, Pod
+from kvab.clusters.kubernetes.podfiles import download_run, helper_pod, upload
+from kvab.console import Display
+from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError, KvabError, remedy
-from kvab.job import Job
 from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.claims import Claim
 from kvab.runs.folder import set_aside
 from kvab.study import Kubernetes, Study, load_cluster, root
-from kvab.watching import Display
 
 Object = dict[str, Any]
 # As in recipes/campaign.yaml.

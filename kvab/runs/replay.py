@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import kvab
-from kvab import runs, tidy
+from kvab import runs
+from kvab.clusters.job import Job
+from kvab.console import hide
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
-from kvab.job import Job
+from kvab.requests import tidy
 from kvab.runs.claims import Claim
 from kvab.runs.jobs import check_topology, open_cluster, plan_job
 from kvab.runs.workload import save_workload
-from kvab.secrecy import hide
 from kvab.study import load_study, root
 
 

@@ -12,13 +12,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvab import metrics, runs, tidy
-from kvab.aiperf import PACKED, RECORDS, SUMMARY, Artifacts, aggregates, read_artifacts, rows
-from kvab.aiperf.archives import folder_of, holding, within
-from kvab.aiperf.artifacts import NO_SUMMARY
-from kvab.aiperf.rows import LOST
+from kvab import runs
+from kvab.console import number, percent
 from kvab.errors import InputError
-from kvab.formats import number, percent
+from kvab.requests import metrics, tidy
+from kvab.requests.aiperf import (
+    PACKED,
+    RECORDS,
+    SUMMARY,
+    Artifacts,
+    aggregates,
+    read_artifacts,
+    rows,
+)
+from kvab.requests.aiperf.archives import folder_of, holding, within
+from kvab.requests.aiperf.artifacts import NO_SUMMARY
+from kvab.requests.aiperf.rows import LOST
 from kvab.study import Slo, Study
 from kvab.trace import Trace, find_trace, read_trace, trace_place
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from kvab import metrics
-from kvab.metrics import LATENCIES
+from kvab.requests import metrics
+from kvab.requests.metrics import LATENCIES
 from kvab.runs import Run
 from kvab.study import Arm, Slo
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kvab.declare import Declared, digest, read_declaration
+from kvab.declarations import Declared, digest, read_declaration
 from kvab.errors import InputError
 from kvab.study.sweep import Capacity
 

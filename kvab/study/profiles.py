@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kvab.declare import Declared, read_declaration
+from kvab.declarations import Declared, read_declaration
 from kvab.errors import InputError
 from kvab.study.declaration import Count, Positive, Study, root
 

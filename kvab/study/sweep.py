@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from kvab.declare import Declared
+from kvab.declarations import Declared
 from kvab.errors import InputError
 from kvab.study.topology import Topology
 

@@ -1,6 +1,6 @@
 """What a configuration deploys, as every kind of cluster is told.
 
-Read from manifests by `kvab.recipes`; a sweep varies it.
+Read from manifests by `kvab.study.recipes`; a sweep varies it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as checked
 
-from kvab.formats import counted
+from kvab.console import counted
 
 
 def _power_of_two(value: int) -> int:

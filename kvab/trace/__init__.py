@@ -1,13 +1,12 @@
 """The workload: found, read, cut, made up, described."""
 
 from kvab.trace.cutting import slice_trace, write_lines, write_rows
-from kvab.trace.finding import cache_folder, fetch_trace, find_trace, trace_place
+from kvab.trace.finding import fetch_trace, find_trace, trace_place
 from kvab.trace.reading import Trace, burst_order, read_trace
 
 __all__ = [
     "Trace",
     "burst_order",
-    "cache_folder",
     "fetch_trace",
     "find_trace",
     "read_trace",

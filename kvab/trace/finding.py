@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from kvab.cache import cache_folder
 from kvab.errors import DependencyError
 from kvab.trace.reading import Trace, expect, read_trace
 
@@ -32,12 +33,6 @@ class Declaration(Protocol):
     def rows(self) -> int: ...  # noqa: D102
     @property
     def block_tokens(self) -> int: ...  # noqa: D102
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloaded traces: ``KVAB_CACHE``, else the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("KVAB_CACHE") or Path(base) / "kvab")
 
 
 def trace_place(declaration: Declaration) -> Path:

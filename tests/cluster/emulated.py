@@ -5,8 +5,8 @@ from apiserver import TOKEN, ApiServer
 from controllers import NAMESPACE, Controllers
 from node import Node
 
-from kvab.recipes.benchmark import read_scripts
 from kvab.runs.replay import start
+from kvab.study.recipes.benchmark import read_scripts
 
 PROFILE = {
     "kind": "kubernetes",

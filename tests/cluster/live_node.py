@@ -11,10 +11,10 @@ from aiohttp import web
 from controllers import pending
 from node import Node
 
-from kvab.live import stack
-from kvab.live.serving import LiveStack
-from kvab.recipes import read_configuration, topology
+from kvab.clusters.live import stack
+from kvab.clusters.live.serving import LiveStack
 from kvab.study import load_cluster
+from kvab.study.recipes import read_configuration, topology
 
 
 class LiveNode(Node):

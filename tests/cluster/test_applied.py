@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from kvab.cluster.applied import check_profile
-from kvab.cluster.assembly import Assembly
+from kvab.clusters.kubernetes.applied import check_profile
+from kvab.clusters.kubernetes.assembly import Assembly
 from kvab.errors import InputError
 from kvab.runs.jobs import plan_job
 from kvab.study import Kubernetes, load_cluster, load_study

@@ -13,7 +13,7 @@ from node import SECRET_TEXT
 from store import Conflict
 
 from kvab import runs
-from kvab.cluster import podexec, podfiles
+from kvab.clusters.kubernetes import podexec, podfiles
 from kvab.errors import DependencyError
 
 

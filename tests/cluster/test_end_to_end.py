@@ -15,10 +15,10 @@ from emulated import Emulated
 from live_node import LiveNode
 
 from kvab import runs
-from kvab.evidence import load_evidence
+from kvab.pages.evidence import load_evidence
+from kvab.pages.validity import gate
 from kvab.study import load_study
 from kvab.trace import find_trace
-from kvab.validity import gate
 
 ROOT = Path(__file__).parents[2]
 LIMITS = {"prepare_s": 60, "deploy_s": 240, "teardown_s": 60, "poll_s": 2}

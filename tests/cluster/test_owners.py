@@ -8,7 +8,7 @@ from clients import kvab_run, wait_for
 from controllers import NAMESPACE
 
 from kvab import runs
-from kvab.cluster import lease, marks
+from kvab.clusters.kubernetes import lease, marks
 from kvab.errors import DependencyError
 
 NAME, JOB = "disagg-router-6p-2d", "disagg-router-6p-2d-benchmark"

@@ -4,10 +4,10 @@ import pytest
 from apiserver import Fault
 from controllers import NAMESPACE
 
-from kvab.cluster import podexec
-from kvab.cluster.kube import Kube
-from kvab.cluster.podexec import Pod
-from kvab.cluster.podfiles import helper_pod
+from kvab.clusters.kubernetes import podexec
+from kvab.clusters.kubernetes.kube import Kube
+from kvab.clusters.kubernetes.podexec import Pod
+from kvab.clusters.kubernetes.podfiles import helper_pod
 from kvab.errors import DependencyError
 from kvab.study import load_cluster
 

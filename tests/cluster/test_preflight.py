@@ -11,7 +11,7 @@ from controllers import NAMESPACE
 from emulated import Emulated
 from schemas import OPERATORS
 
-from kvab.doctor import findings
+from kvab.cli.doctor import findings
 from kvab.errors import KvabError
 
 

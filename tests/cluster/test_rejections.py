@@ -11,8 +11,8 @@ from test_failures import attempt
 from test_preflight import dry_runs
 
 from kvab import runs
-from kvab.cluster import apierrors, causes
-from kvab.cluster.readiness import Expected
+from kvab.clusters.kubernetes import apierrors, causes
+from kvab.clusters.kubernetes.readiness import Expected
 from kvab.errors import DependencyError, InputError
 
 NAME = "disagg-router-6p-2d"

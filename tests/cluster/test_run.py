@@ -10,8 +10,8 @@ import pytest
 from controllers import NAMESPACE
 
 from kvab import runs
+from kvab.book.published import publish
 from kvab.errors import DependencyError
-from kvab.report.published import publish
 
 
 def held(emulated):

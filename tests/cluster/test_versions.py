@@ -6,7 +6,7 @@ import pytest
 import yaml
 from emulated import Emulated
 
-from kvab.cluster import kube
+from kvab.clusters.kubernetes import kube
 
 DEPRECATED = (
     "the API server warns: nvidia.com/v1alpha1 DynamoGraphDeployment is deprecated; "

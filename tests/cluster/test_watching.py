@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from kvab import watching
-from kvab.cluster import board
-from kvab.cluster.readiness import COMPONENT, Expected
+from kvab import console
+from kvab.clusters.kubernetes import board
+from kvab.clusters.kubernetes.readiness import COMPONENT, Expected
 
 EXPECTED = Expected("dgd", "uid", {"Frontend": 1, "Worker": 2}, "Frontend", "svc", "model", 0, 2)
 
@@ -47,8 +47,8 @@ def test_the_table_shows_counts_states_and_the_latest_event():
 def test_a_log_gets_a_line_a_change_and_a_terminal_a_live_table(
     monkeypatch, capsys, terminal, lines
 ):
-    monkeypatch.setenv(watching.TERMINAL, terminal)
-    with watching.Display("dgd") as display:
+    monkeypatch.setenv(console.TERMINAL, terminal)
+    with console.Display("dgd") as display:
         for note in ("waits for pods", "waits for pods", "waits for models"):
             display.show(note, board.component_table(EXPECTED, PODS, EVENTS))
     error = capsys.readouterr().err

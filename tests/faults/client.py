@@ -21,8 +21,9 @@ MARK = "KVAB_FAULTS"
 DAY_S = 86_400.0
 IMPORTED = """aisimulate.compiler aisimulate.config.cli aisimulate.config_adapter aisimulate.runner
     aisimulate_core.sdk.perf_database dynamo.llm dynamo.mocker.config dynamo.replay.api
-    dynamo.router.simulation kubernetes.client kubernetes.config kubernetes.stream kvab.aiperf
-    kvab.cluster.lifecycle kvab.live.serving kvab.runs.replay kvab.simulate"""
+    dynamo.router.simulation kubernetes.client kubernetes.config kubernetes.stream
+    kvab.requests.aiperf kvab.clusters.kubernetes.lifecycle kvab.clusters.live.serving
+    kvab.runs.replay kvab.clusters.simulate"""
 SERVER = multiprocessing.get_context("forkserver")
 
 
@@ -59,7 +60,7 @@ def unsettle(seed):
 
 def take_steps(order, told):
     """Take the five steps; before each tell its name, and wait to be let go where that is asked."""
-    from kvab.cluster import podfiles
+    from kvab.clusters.kubernetes import podfiles
     from kvab.runs.jobs import open_cluster
     from kvab.runs.replay import start
 

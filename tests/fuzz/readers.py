@@ -17,13 +17,14 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from kvab import aiperf, recipes, runs, tidy
-from kvab.aiperf import aggregates
-from kvab.cluster import applied
-from kvab.metrics import summarize
-from kvab.recipes.benchmark import BENCHMARK_ENV
-from kvab.report import bundle
-from kvab.study import Slo, load_cluster, root
+from kvab import runs
+from kvab.book import bundle
+from kvab.clusters.kubernetes import applied
+from kvab.requests import aiperf, tidy
+from kvab.requests.aiperf import aggregates
+from kvab.requests.metrics import summarize
+from kvab.study import Slo, load_cluster, recipes, root
+from kvab.study.recipes.benchmark import BENCHMARK_ENV
 from kvab.trace import read_trace
 from kvab.trace.synthesize import synthesize
 

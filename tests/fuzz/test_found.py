@@ -9,9 +9,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from readers import BETWEEN, READERS, SLO, SUM
 
-from kvab import aiperf, declare, tidy
-from kvab.aiperf import aggregates
+from kvab import declarations as declare
 from kvab.errors import InputError
+from kvab.requests import aiperf, tidy
+from kvab.requests.aiperf import aggregates
 from kvab.runs import read_run
 
 YAML = {

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from kvab import runs
+from kvab.clusters.live.processes import Programs
 from kvab.errors import DependencyError
-from kvab.live.processes import Programs
 from kvab.runs.jobs import check_topology, open_cluster, plan_job
 from kvab.study import load_study
 from kvab.trace import find_trace, read_trace
@@ -107,7 +107,7 @@ def the_run(place, configuration="disagg-kv-router"):
 
 def test_programs_stop_with_the_one_that_started_them(place):
     code = (
-        "import time; from kvab.live.processes import Programs; programs = Programs()\n"
+        "import time; from kvab.clusters.live.processes import Programs; programs = Programs()\n"
         "programs.start('one', ['bash', '-c', 'sleep 1000 & trap : TERM; wait; sleep 1000'], {})\n"
         "print('up', flush=True); time.sleep(1000)"
     )
@@ -198,7 +198,7 @@ def test_a_busy_port_is_a_dependency(place, small_trace, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        monkeypatch.setattr("kvab.live.serving.free_port", lambda: taken.getsockname()[1])
+        monkeypatch.setattr("kvab.clusters.live.serving.free_port", lambda: taken.getsockname()[1])
         with pytest.raises(DependencyError, match="frontend ended with"):
             cluster.deploy(check_topology(planned))
     cluster.teardown()

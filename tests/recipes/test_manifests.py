@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvab.doctor import check_declarations
+from kvab.cli.doctor import check_declarations
 from kvab.errors import InputError
-from kvab.recipes import aiperf_command, flatten, read_configuration, topology
-from kvab.recipes.benchmark import read_scripts
+from kvab.study.recipes import aiperf_command, flatten, read_configuration, topology
+from kvab.study.recipes.benchmark import read_scripts
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "qwen3-32b"
 STUDY = yaml.safe_load((RECIPES / "study.yaml").read_text())

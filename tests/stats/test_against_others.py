@@ -8,12 +8,12 @@ from scipy.stats import wilcoxon
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from kvab.metrics import percentile, statistics
-from kvab.statistics import percentiles as module
-from kvab.statistics.bootstrap import Design, Replicates, Sample, mean, replicate
-from kvab.statistics.contrasts import verdicts
-from kvab.statistics.percentiles import percentiles
-from kvab.statistics.ranks import hodges_lehmann, mcnemar_p
+from kvab.requests.metrics import percentile, statistics
+from kvab.stats import percentiles as module
+from kvab.stats.bootstrap import Design, Replicates, Sample, mean, replicate
+from kvab.stats.contrasts import verdicts
+from kvab.stats.percentiles import percentiles
+from kvab.stats.ranks import hodges_lehmann, mcnemar_p
 
 Q = [0, 1, 25, 50, 75, 90, 95, 99, 100]
 

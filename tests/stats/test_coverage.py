@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from scipy.signal import lfilter
 
-from kvab.compare import paired_statistics
-from kvab.metrics import METRICS
-from kvab.statistics.bootstrap import block_bursts
-from kvab.statistics.contrasts import difference, two_arms, verdicts
-from kvab.statistics.pairing import plan, sample
-from kvab.statistics.ranks import hodges_lehmann
+from kvab.requests.metrics import METRICS
+from kvab.stats.bootstrap import block_bursts
+from kvab.stats.compare import paired_statistics
+from kvab.stats.contrasts import difference, two_arms, verdicts
+from kvab.stats.pairing import plan, sample
+from kvab.stats.ranks import hodges_lehmann
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from kvab.statistics.crossings import at_crossing, crossing, interval, plan, ratio, shares
+from kvab.stats.crossings import at_crossing, crossing, interval, plan, ratio, shares
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.compare import compare_unpaired
+from kvab.stats.compare import compare_unpaired
 from kvab.study import Slo
 
 RUNS, TRUE_MS = 200, 40.0

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from kvab.errors import InputError
-from kvab.metrics import METRICS
-from kvab.statistics.agreement import agreement
+from kvab.requests.metrics import METRICS
+from kvab.stats.agreement import agreement
 from kvab.study import Slo
 
 SLO = Slo(ttft_ms=2000, itl_ms=25)

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvab.aiperf import read_artifacts
-from kvab.aiperf.records import read_records
 from kvab.errors import InputError
-from kvab.metrics import good, summarize
+from kvab.requests.aiperf import read_artifacts
+from kvab.requests.aiperf.records import read_records
+from kvab.requests.metrics import good, summarize
+from kvab.requests.tidy import SCHEMA, from_aiperf
 from kvab.study import Slo
-from kvab.tidy import SCHEMA, from_aiperf
 from kvab.trace import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"

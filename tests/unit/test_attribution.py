@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kvab.errors import InputError
-from kvab.statistics.attribution import ATTRIBUTED, CELLS, attribute
+from kvab.stats.attribution import ATTRIBUTED, CELLS, attribute
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
 FEW = {"resamples": 100, "seed": 3}

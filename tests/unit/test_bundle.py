@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from kvab import runs
+from kvab.book.building import report_bundle
+from kvab.book.bundle import CONTENTS, bundle, unpacked
 from kvab.errors import InputError
-from kvab.evidence import load_evidence
-from kvab.report.building import report_bundle
-from kvab.report.bundle import CONTENTS, bundle, unpacked
+from kvab.pages.evidence import load_evidence
 from kvab.study import root
 
 STUDY = "recipes/qwen3-32b/study.yaml"

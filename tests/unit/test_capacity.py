@@ -14,19 +14,19 @@ import pytest
 import yaml
 
 from kvab import runs
-from kvab.capacity.cells import sweep
-from kvab.capacity.sweep import load_sweep
 from kvab.errors import InputError
-from kvab.recipes import topology
+from kvab.pages.tables import capacity as tables
+from kvab.pages.wording import capacity as wording
+from kvab.pages.wording import loads
+from kvab.runs.capacity.cells import sweep
+from kvab.runs.capacity.sweep import load_sweep
 from kvab.runs.jobs import plan_job
-from kvab.statistics import crossings
-from kvab.statistics.bootstrap import Design
+from kvab.stats import crossings
+from kvab.stats.bootstrap import Design
 from kvab.study import load_study
+from kvab.study.recipes import topology
 from kvab.study.sweep import Split, Variant
-from kvab.tables import capacity as tables
 from kvab.trace import read_trace
-from kvab.wording import capacity as wording
-from kvab.wording import loads
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 PUBLISHED = "book/published"

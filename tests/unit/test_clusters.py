@@ -5,12 +5,12 @@ import shutil
 import pytest
 
 from kvab import runs
-from kvab.clusters import WITHHELD, load_clusters
 from kvab.errors import InputError
-from kvab.statistics.agreement import AGREE, DIFFER, UNKNOWN
+from kvab.pages.clusters import WITHHELD, load_clusters
+from kvab.pages.tables import clusters as tables
+from kvab.pages.wording import clusters as told
+from kvab.stats.agreement import AGREE, DIFFER, UNKNOWN
 from kvab.study import root
-from kvab.tables import clusters as tables
-from kvab.wording import clusters as told
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 PLACE = ("qwen3-32b", "live-cpu", "disagg-kv-router", "r1")

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.compare import (
+from kvab.errors import InputError
+from kvab.stats.bootstrap import Design, Replicates, Sample, block_bursts, replicate
+from kvab.stats.compare import (
     compare,
     effect_by_group,
     noise_floor,
@@ -15,9 +17,7 @@ from kvab.compare import (
     quantile_differences,
     terciles,
 )
-from kvab.errors import InputError
-from kvab.statistics.bootstrap import Design, Replicates, Sample, block_bursts, replicate
-from kvab.statistics.contrasts import verdicts
+from kvab.stats.contrasts import verdicts
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
 FEW = {"resamples": 100, "seed": 3}

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from kvab.errors import InputError
-from kvab.recipes import flatten, forms, read_configuration, topology
+from kvab.study.recipes import flatten, forms, read_configuration, topology
 
 VLLM = Path(__file__).parents[2] / "recipes" / "qwen3-32b" / "vllm"
 ARMS = sorted(path.name for path in VLLM.iterdir())

@@ -13,15 +13,16 @@ import pytest
 import yaml
 from IPython.display import Markdown
 
-from kvab import runs, tables, wording
-from kvab.clusters import WITHHELD, load_clusters
+from kvab import runs
+from kvab.book import publication
+from kvab.console import plain
 from kvab.errors import InputError
-from kvab.evidence import load_evidence
-from kvab.formats import plain
-from kvab.report import publication
+from kvab.pages import tables, wording
+from kvab.pages.clusters import WITHHELD, load_clusters
+from kvab.pages.evidence import load_evidence
+from kvab.pages.validity import gate
+from kvab.pages.wording.outcomes import NO_VERDICT, RED, VERDICTS
 from kvab.study import root
-from kvab.validity import gate
-from kvab.wording.outcomes import NO_VERDICT, RED, VERDICTS
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 ARMS = ("agg-round-robin", "agg-kv-router", "disagg-round-robin", "disagg-kv-router")

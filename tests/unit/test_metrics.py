@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.metrics import (
+from kvab.requests.metrics import (
     LATENCIES,
     METRICS,
     STATISTICS,

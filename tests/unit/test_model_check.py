@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from kvab import metrics
-from kvab.evidence.model_check import FILE, SENT, Check, load_check
-from kvab.wording import check as wording
+from kvab.pages.evidence.model_check import FILE, SENT, Check, load_check
+from kvab.pages.wording import check as wording
+from kvab.requests import metrics
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvab.errors import InputError
-from kvab.recipes import (
+from kvab.study.recipes import (
     VLLM_DEFAULTS,
     aiperf_command,
     flatten,

@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from kvab import runs
+from kvab.clusters.simulate import Simulator, engine, prediction
 from kvab.errors import DependencyError, InputError
-from kvab.recipes import topology
 from kvab.runs import campaign
 from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay, start
-from kvab.simulate import Simulator, engine, prediction
 from kvab.study import load_study
+from kvab.study.recipes import topology
 from kvab.trace import read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"

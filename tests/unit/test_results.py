@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvab.results import remember
+from kvab.cache import remember
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.metrics import good
-from kvab.statistics.robustness import choices, slo_surface
+from kvab.requests.metrics import good
+from kvab.stats.robustness import choices, slo_surface
 
 
 @dataclass

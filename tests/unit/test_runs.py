@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from kvab import runs, tidy
+from kvab import runs
 from kvab.errors import InputError
+from kvab.requests import tidy
 
 FIELDS = {
     "study": "s",

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from kvab import metrics, runs
-from kvab.aiperf import archives
-from kvab.compare import compare, compare_unpaired
+from kvab import runs
 from kvab.errors import InputError
-from kvab.evidence import load_evidence
+from kvab.pages.evidence import load_evidence
+from kvab.pages.terminal import comparison_lines, summary_lines
+from kvab.requests import metrics
+from kvab.requests.aiperf import archives
 from kvab.runs.imports import import_runs, is_imported
 from kvab.runs.jobs import plan_job
 from kvab.runs.judging import study_of, terms
 from kvab.runs.sources import comparable, paired, read_source, read_sources
+from kvab.stats.compare import compare, compare_unpaired
 from kvab.study import Slo, load_study
 from kvab.study.copying import new_study
-from kvab.terminal import comparison_lines, summary_lines
 from kvab.trace import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.capacity.spread import CHOICE, _totals, verdicts
+from kvab.runs.capacity.spread import CHOICE, _totals, verdicts
 from kvab.study import Slo, load_study
 from kvab.study.sweep import Variant, tick_ms
 from kvab.trace import Trace

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from kvab.cli import main
-from kvab.doctor import check_declarations, findings
+from kvab.cli.doctor import check_declarations, findings
 from kvab.errors import InputError
 from kvab.runs.jobs import plan_job
 from kvab.study import check_product, load_cluster, load_study, root

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kvab import tidy
+from kvab.clusters.simulate import sent_ms
 from kvab.errors import DependencyError, InputError
-from kvab.simulate import sent_ms
+from kvab.requests import tidy
 from kvab.trace import burst_order, read_trace
 
 

@@ -13,14 +13,7 @@ import numpy as np
 import pytest
 
 from kvab.errors import DependencyError, InputError
-from kvab.trace import (
-    burst_order,
-    fetch_trace,
-    find_trace,
-    read_trace,
-    slice_trace,
-    write_rows,
-)
+from kvab.trace import burst_order, fetch_trace, find_trace, read_trace, slice_trace, write_rows
 from kvab.trace.describe import describe, describe_rows, reusable_tokens
 
 REAL = os.environ.get("KVAB_TRACE")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from kvab.validity import _arm_checks, _cache_checks
+from kvab.pages.validity import _arm_checks, _cache_checks
 
 
 def cold(cached_tokens):

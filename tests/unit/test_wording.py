@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab import tables, wording
-from kvab.evidence import load_evidence
-from kvab.figures.theme import arm_styles
-from kvab.formats import counted, markdown, span
+from kvab.console import counted, span
+from kvab.pages import tables, wording
+from kvab.pages.evidence import load_evidence
+from kvab.pages.figures.theme import arm_styles
+from kvab.pages.tables import runs as run_tables
+from kvab.pages.tabling import markdown
+from kvab.pages.wording import captions, clusters, outcomes, runs, workload
 from kvab.study import root
-from kvab.tables import runs as run_tables
-from kvab.wording import captions, clusters, outcomes, runs, workload
 
 STUDY, ARMS = "recipes/qwen3-32b/study.yaml", ("agg-round-robin", "disagg-kv-router")
 

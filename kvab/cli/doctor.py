@@ -1,0 +1,177 @@
+"""What is missing on this machine for a cluster, and how to mend it; changes nothing.
+
+Input: a study and a cluster. Output: findings.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from kvab.errors import DependencyError, InputError, KvabError, lacking
+from kvab.runs.jobs import open_cluster
+from kvab.study import Live, Simulated, Study, check_product, load_cluster, load_study, root
+from kvab.study.declaration import TraceSource
+from kvab.study.recipes import Configuration, check_gpus, declared_topology, read_configuration
+from kvab.study.recipes.benchmark import check_scripts, read_scripts
+from kvab.study.recipes.forms import BETA_FILE, beta_text
+from kvab.trace import Trace, read_trace, trace_place
+
+FREE_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    ok: bool
+    what: str
+
+
+def check_declarations(*, fix: bool = False) -> list[str]:
+    """Read every study, configuration and cluster profile; return what was read. Asks nobody.
+
+    With ``fix`` the v1beta1 forms of the deployments are written anew where they differ.
+
+    Raises
+    ------
+    InputError
+        If one is wrong, or a study and its recipes do not say the same.
+    """
+    read = []
+    for path in sorted((root() / "recipes").glob("*/study.yaml")):
+        study = load_study(path)
+        read += [f"{study.name}: {declared_topology(study, name).describe()}"
+                 for name in study.configurations]  # fmt: skip
+        check_gpus(study)
+        scripts = read_scripts(study.folder)
+        for name in study.configurations:
+            recipe = read_configuration(study.configuration_folder(name), name)
+            check_scripts(recipe, scripts)
+            read += _check_beta(recipe, fix)
+    profiles = sorted((root() / "recipes" / "clusters").glob("*.yaml"))
+    return read + [f"{path.stem}: {load_cluster(path.stem).description}" for path in profiles]
+
+
+def _check_beta(recipe: Configuration, fix: bool) -> list[str]:
+    """Hold the v1beta1 form of a deployment against ``deploy.yaml``, where there is one."""
+    path = recipe.folder / BETA_FILE
+    text = beta_text(recipe.deploy) if path.exists() else ""
+    if not text or path.read_text() == text:
+        return []
+    if not fix:
+        raise InputError(f"{path}: not what deploy.yaml says; run `kvab check --fix`")
+    path.write_text(text)
+    return [f"{path}: written anew from deploy.yaml"]
+
+
+def findings(study: Path, cluster: str) -> list[Finding]:
+    """Return what was found, in the order in which a run needs it."""
+    declared = load_study(study)
+    found = [Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")]
+    for name in declared.configurations:
+        found.append(_try(f"{name}: ", partial(_described, declared, name)))
+    found.append(_try("gpus: ", partial(_gpus, declared)))
+    found += _of_cluster(declared, cluster)
+    found += _of_trace(declared)
+    free = shutil.disk_usage(root()).free
+    found.append(
+        Finding(free > FREE_BYTES, f"{free / 1e9:.0f} GB free; runs and book need about 2 GB")
+    )
+    return found
+
+
+def _described(declared: Study, name: str) -> str:
+    return declared_topology(declared, name).describe()
+
+
+def _gpus(declared: Study) -> str:
+    check_gpus(declared)
+    if declared.gpus.differ:
+        return "numbers differ between configurations, as study.yaml declares"
+    return f"{declared.gpus.count} for each configuration"
+
+
+def _try(prefix: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(True, prefix + look())
+    except KvabError as error:
+        return Finding(False, prefix + str(error))
+
+
+def _of_cluster(declared: Study, name: str) -> list[Finding]:
+    """Return what the cluster lacks: for Kubernetes each thing that a run needs."""
+    try:
+        profile = load_cluster(name)
+        check_product(declared, profile)
+        if profile.kind == "kubernetes":
+            from kvab.clusters.kubernetes import assembly
+            from kvab.runs import remote
+
+            looked = (room.study_findings(declared, profile) for room in (assembly, remote))
+            return [Finding(ok, what) for found in looked for ok, what in found]
+        if profile.kind == "live":
+            from kvab.clusters.live.serving import LiveStack
+
+            live = LiveStack(profile).findings(declared.model.name)
+            found = [Finding(ok, what) for ok, what in live]
+        else:
+            found = [_try("cluster: ", lambda: _cluster(name))]
+    except (KvabError, ModuleNotFoundError) as error:
+        return [Finding(False, f"cluster: {lacking(str(error)) or error}")]
+    if all(finding.ok for finding in found):
+        found += [_try(f"{each}: ", partial(_timed, declared, each, profile))
+                  for each in declared.configurations]  # fmt: skip
+    return found
+
+
+def _timed(declared: Study, name: str, profile: Simulated | Live) -> str:
+    """Return that the simulator, whose times live engines wait for too, knows a configuration."""
+    from kvab.clusters.simulate import Simulator
+
+    return Simulator(profile).check(declared_topology(declared, name))
+
+
+def _cluster(name: str) -> str:
+    profile = load_cluster(name)
+    found = open_cluster(profile).prepare()
+    versions = ", ".join(f"{key} {value}" for key, value in found.items())
+    return f"{name} ({profile.kind}): {versions}"
+
+
+def _of_trace(declared: Study) -> list[Finding]:
+    """Return that the trace is there, and for whose context some of its rows are too long."""
+    try:
+        trace = _read(declared.trace)
+    except KvabError as error:
+        return [Finding(False, f"trace: {error}")]
+    found = [Finding(True, f"trace: {trace.path}, {len(trace):,} rows, sha256 as declared")]
+    tokens = trace.input_tokens + trace.output_tokens
+    for name in declared.configurations:
+        try:
+            groups = declared_topology(declared, name).groups.values()
+        except KvabError:
+            continue  # which is said already
+        context = min(group.context_length for group in groups)
+        if count := int((tokens > context).sum()):
+            found.append(Finding(False, (
+                f"{name}: {count:,} of {len(trace):,} trace rows are longer than its context of "
+                f"{context:,} tokens (prompt and answer; the longest {tokens.max():,}), and fail "
+                "or are cut short; raise --max-model-len in deploy.yaml, or choose another trace"
+            )))  # fmt: skip
+    return found
+
+
+def _read(declared: TraceSource) -> Trace:
+    place = trace_place(declared)
+    if not place.is_file():
+        raise DependencyError(
+            f"{place}: not there; run `kvab trace fetch`, or name the file in KVAB_TRACE: where it "
+            "can be neither found nor downloaded a made-up workload is replayed"
+        )
+    return read_trace(
+        place, name=declared.name, block_tokens=declared.block_tokens, sha256=declared.sha256
+    )

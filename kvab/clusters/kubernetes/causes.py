@@ -1,0 +1,219 @@
+"""Why pods do not come up: causes read from statuses and events.
+
+Input: a deployment, its pods and events, as plain objects. Output: causes, each with its mend. The
+operator's own status says no more than "not ready" for most of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from kvab.clusters.kubernetes.apierrors import rejection
+
+Object = dict[str, Any]
+IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable")
+AT_ONCE = ("InvalidImageName", "ValidationFailed")
+CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+LOOP = 3  # restarts that no start-up order explains
+VOLUME_EVENTS = ("FailedAttachVolume", "FailedMount")
+# What ReplicaSets, StatefulSets and Jobs say, and Grove's PodCliques.
+NO_PODS = ("FailedCreate", "PodCreateFailed", "PodCreationFailed")
+NO_PODS_S = 20.0  # a cause of it that lasts so long is told, so that it is within half a minute
+MENDS = (
+    (("PersistentVolumeClaim", "PVC", "persistentvolumeclaim"), "run prepare first, or check the "
+     "storage class of the profile with `kubectl describe pvc`"),
+    (("nvidia.com/gpu",), "free the GPUs, or check node_selector and tolerations of the profile"),
+    (("rdma/", "hca", "vpc.amazonaws.com/efa"), "set rdma_resource of the profile to what "
+     "`kubectl describe node` lists, or leave it out"),
+    (("taint", "affinity", "selector"), "check node_selector and tolerations of the profile"),
+    (("Multi-Attach",), "choose a storage class that offers ReadWriteMany"),
+    (("secret",), "create it with `kubectl create secret generic`, or name it in the profile"),
+)  # fmt: skip
+
+
+class Cause(NamedTuple):
+    """Why a deployment cannot come up; one that may pass counts after the grace time."""
+
+    subject: str  # empty for the object itself that is watched
+    reason: str
+    message: str
+    passing: bool = True
+    pod: str = ""
+    container: str = ""
+
+    def __str__(self) -> str:
+        """Say what is wrong and how to mend it, in one line."""
+        subject = f"{self.subject}: " if self.subject else ""
+        return f"{subject}{self.reason}: {' '.join(self.message.split())}{self.mend}"
+
+    @property
+    def mend(self) -> str:
+        """What to do about it."""
+        if self.reason in IMAGE or self.reason == "InvalidImageName":
+            return "; check image and image_pull_secret of the profile"
+        if self.reason == "SchedulingGated":
+            return "; the scheduler holds the group back until it fits: free GPUs"
+        if rule := rejection(self.message):
+            return f"; {rule.fix}"
+        for words, what in MENDS:
+            if any(word in self.message for word in words):
+                return f"; {what}"
+        return ""
+
+
+def of_deployment(deployment: Object) -> Iterator[Cause]:
+    """Yield why the operator cannot reconcile a deployment.
+
+    ``failed`` passes by itself when what was missing appears; a failed validation does not.
+    """
+    status = deployment.get("status") or {}
+    ready: Object = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {})
+    if status.get("state") == "failed":
+        reason = ready.get("reason", "failed")
+        name = deployment["metadata"]["name"]
+        yield Cause(name, reason, ready.get("message", ""), reason not in AT_ONCE)
+
+
+def of_pod(pod: Object) -> Iterator[Cause]:
+    """Yield why a pod does not start or stay up."""
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if pod["metadata"].get("deletionTimestamp"):
+        return
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            yield Cause(name, condition.get("reason", ""), condition.get("message", ""), True, name)
+    if status.get("phase") == "Failed":
+        yield Cause(name, status.get("reason", "Failed"), status.get("message", ""), True, name)
+    for container in [
+        *status.get("initContainerStatuses", []),
+        *status.get("containerStatuses", []),
+    ]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason, said = waiting.get("reason", ""), waiting.get("message", "")
+        where = (name, container["name"])
+        if reason == "CrashLoopBackOff":
+            ended = (container.get("lastState") or {}).get("terminated") or {}
+            why = f"{ended.get('reason', 'Error')}, exit code {ended.get('exitCode', '?')}"
+            times = container.get("restartCount", 0)
+            text = f"container {container['name']} was restarted {times} times"
+            yield Cause(name, f"{reason} ({why})", text, times < LOOP, *where)
+        elif reason in AT_ONCE or reason in IMAGE or reason in CONFIG:
+            yield Cause(name, reason, said, reason not in AT_ONCE, *where)
+
+
+def of_events(events: list[Object], pods: list[Object]) -> Iterator[Cause]:
+    """Yield why volumes do not reach pods that still wait for them.
+
+    Only an object's newest event counts: an older failure was overcome.
+    """
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        event = _newest(events, {name})
+        pending = (pod.get("status") or {}).get("phase") == "Pending"
+        if event and pending and event.get("reason") in VOLUME_EVENTS:
+            yield Cause(name, event["reason"], event.get("message", ""), True, name)
+
+
+def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterator[Cause]:
+    """Yield why pods cannot be created for an object, told by whatever creates them for it.
+
+    Parameters
+    ----------
+    events : list of objects
+        All events of the namespace.
+    owner : object
+        A Job or a deployment; events from before it are about an earlier one of its name.
+    names : str
+        Regular expression of the names of what it owns; its own name if left out.
+    """
+    since, names = owner["metadata"]["creationTimestamp"], names or owner["metadata"]["name"]
+    itself = f"{owner.get('kind')} {owner['metadata']['name']}"
+    about: dict[str, list[Object]] = {}
+    for event in events:
+        subject = event.get("involvedObject") or {}
+        if subject.get("kind") != "Pod" and re.fullmatch(names, subject.get("name", "")):
+            about.setdefault(f"{subject.get('kind')} {subject['name']}", []).append(event)
+    for name, own in about.items():
+        newest = max(reversed(own), key=_when)  # of one second, the last of the list
+        if newest.get("reason") in NO_PODS and _when(newest)[:19] >= since[:19]:
+            subject = "" if name == itself else name
+            yield Cause(subject, newest["reason"], newest.get("message", ""))
+
+
+class Grace:
+    """Tells apart what passes and what stays: remembers since when each cause is there."""
+
+    def __init__(self, grace_s: float) -> None:
+        self.grace_s = grace_s
+        self.since: dict[tuple[str, str], float] = {}
+
+    def lasting(self, causes: list[Cause], now_s: float) -> Cause | None:
+        """Return the first cause that does not pass by itself, or was there for the grace time."""
+        # The kubelet alternates between the two reasons of a failed pull.
+        keys = [(c.subject, "image" if c.reason in IMAGE else c.reason) for c in causes]
+        self.since = {key: self.since.get(key, now_s) for key in keys}
+        for cause, key in zip(causes, keys, strict=True):
+            grace_s = min(self.grace_s, NO_PODS_S) if cause.reason in NO_PODS else self.grace_s
+            if not cause.passing or now_s - self.since[key] >= grace_s:
+                return cause
+        return None
+
+
+def latest_event(events: list[Object], names: set[str]) -> str:
+    """Return the newest event about one of the objects, empty if there is none."""
+    newest = _newest(events, names)
+    if newest is None:
+        return ""
+    name = newest["involvedObject"]["name"]
+    return f"{newest.get('reason', '')} {name}: {' '.join(newest.get('message', '').split())}"
+
+
+def main_container(pod: Object) -> str:
+    """Return the name of the container that does the work: the operator calls it main."""
+    names = [container["name"] for container in pod["spec"]["containers"]]
+    return "main" if "main" in names else names[0]
+
+
+def _newest(events: list[Object], names: set[str]) -> Object | None:
+    about = [e for e in events if (e.get("involvedObject") or {}).get("name") in names]
+    return max(reversed(about), key=_when, default=None)
+
+
+def _when(event: Object) -> str:
+    series = event.get("series") or {}
+    return str(
+        series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
+    )
+
+
+def restarts(pods: list[Object]) -> dict[str, int]:
+    """Return how often the containers of each pod were restarted, by pod name."""
+    return {
+        pod["metadata"]["name"]: sum(
+            container.get("restartCount", 0)
+            for container in (pod.get("status") or {}).get("containerStatuses", [])
+        )
+        for pod in pods
+    }
+
+
+def changed_pods(before: dict[str, int], now: dict[str, int]) -> str:
+    """Return what happened to the serving pods since a replay began, empty if nothing did."""
+    restarted = [name for name in before if now.get(name, 0) > before[name]]
+    gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+    told = (("restarted", restarted), ("gone", gone), ("new", new))
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in told if names)
+
+
+def condition(job: Object | None, kind: str) -> Object | None:
+    """Return the condition of a Job if it holds."""
+    listed = ((job or {}).get("status") or {}).get("conditions") or []
+    return next((c for c in listed if c["type"] == kind and c["status"] == "True"), None)
+
+
+def last_lines(log: str, lines: int) -> str:
+    """Return the last lines of a log that say something, on one line."""
+    said = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
+    return " | ".join(said[-lines:])

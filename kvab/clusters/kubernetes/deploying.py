@@ -1,0 +1,198 @@
+"""One deployment at a time: created or found again, watched until it serves, taken down.
+
+Input: a marked DynamoGraphDeployment. Output: it serves, or an error that names the cause.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from kvab.clusters.kubernetes import causes, marks, readiness
+from kvab.clusters.kubernetes.board import component_table
+from kvab.clusters.kubernetes.causes import last_lines
+from kvab.clusters.kubernetes.kube import Kube
+from kvab.console import Display
+from kvab.errors import DependencyError
+
+Object = dict[str, Any]
+DEPLOYMENT, COMPONENT = "DynamoGraphDeployment", "DynamoComponentDeployment"
+
+
+def refuse_others(kube: Kube, mark: marks.Mark, names: set[str], own: Object | None = None) -> None:
+    """Refuse to go on while another deployment of the study holds the GPUs.
+
+    With ``own``, one that is there already, only an older one counts.
+
+    Raises
+    ------
+    DependencyError
+        Naming it, the run that it belongs to, and both ways out.
+    """
+    for found in kube.list(DEPLOYMENT):
+        metadata = found["metadata"]
+        labelled = (metadata.get("labels") or {}).get(marks.STUDY_LABEL) == mark.study
+        if not labelled and metadata["name"] not in names:
+            continue
+        run = (metadata.get("annotations") or {}).get(marks.RUN)
+        if run == mark.run or (own and _age(own) <= _age(found)):
+            continue
+        made_by = f" (made by {who})" if (who := marks.owner_of(found)) else ""
+        raise DependencyError(
+            f"deployment {metadata['name']} of {run or 'another owner'} holds the GPUs since "
+            f"{metadata.get('creationTimestamp')}{made_by}; finish that run, or free them with "
+            f"`kubectl -n {kube.namespace} delete dgd {metadata['name']}`"
+        )
+
+
+def _age(found: Object) -> tuple[str, str]:
+    """Return what orders deployments from the oldest; both sides see the same."""
+    return found["metadata"]["creationTimestamp"], found["metadata"]["uid"]
+
+
+def create(kube: Kube, manifest: Object, mark: marks.Mark, names: set[str]) -> Object:
+    """Create the deployment; of two that start at once, the younger gives way."""
+    made = kube.create(manifest)
+    try:
+        refuse_others(kube, mark, names, made)
+    except DependencyError:
+        kube.delete(DEPLOYMENT, made["metadata"]["name"], made["metadata"]["uid"])
+        raise
+    return made
+
+
+def wait_ready(kube: Kube, expected: readiness.Expected, probes: int) -> None:
+    """Return when the deployment serves by every sign of `readiness`.
+
+    Raises
+    ------
+    DependencyError
+        With the cause as soon as it is known, at the latest after ``limits.deploy_s``.
+    """
+    deadline = time.monotonic() + kube.limits.deploy_s
+    grace = causes.Grace(kube.limits.grace_s)
+    with Display(expected.deployment) as display:
+        while True:
+            found = kube.get(DEPLOYMENT, expected.deployment)
+            if found is None or found["metadata"]["uid"] != expected.uid:
+                raise DependencyError(
+                    f"{expected.deployment}: the deployment was deleted or replaced by someone "
+                    "else while it came up; run again"
+                )
+            pods, events = kube.list("Pod", expected.selector), kube.list("Event")
+            told = [*causes.of_deployment(found)]
+            told += [cause for pod in pods for cause in causes.of_pod(pod)]
+            told += causes.of_events(events, pods)
+            told += causes.of_creation(events, found, expected.owned)
+            if cause := grace.lasting(told, time.monotonic()):
+                raise DependencyError(_explained(kube, cause))
+            unmet = _unmet(kube, expected, found, pods, probes)
+            if not unmet:
+                return
+            display.show(f"waits for {unmet}", component_table(expected, pods, events))
+            if time.monotonic() > deadline:
+                raise DependencyError(
+                    f"{expected.deployment}: not ready in {kube.limits.deploy_s:g} s, still waits "
+                    f"for {unmet}{'; ' + str(told[0]) if told else ''}"
+                )
+            kube.changed(expected.selector, kube.limits.poll_s)
+
+
+def _unmet(
+    kube: Kube, expected: readiness.Expected, found: Object, pods: list[Object], probes: int
+) -> str:
+    """Return the first sign that is missing; completions are asked for last of all."""
+    for check in readiness.of_objects(expected, found, pods):
+        if not check.ok:
+            return check.what
+    for check in readiness.of_frontend(expected, kube.proxy):
+        if not check.ok:
+            return check.what
+    for _ in range(probes):
+        check = readiness.complete(expected, kube.proxy)
+        if not check.ok:
+            return check.what
+    return ""
+
+
+def _explained(kube: Kube, cause: causes.Cause) -> str:
+    if not cause.reason.startswith("CrashLoopBackOff"):
+        return str(cause)
+    log = kube.log(cause.pod, cause.container, previous=True, lines=50)
+    return f"{cause}; its log (whole in diagnostics/) ended with: {last_lines(log, 4)}"
+
+
+def remove(kube: Kube, kind: str, name: str, study: str) -> None:
+    """Delete an object of the study and return when it and its pods are gone.
+
+    Raises
+    ------
+    DependencyError
+        If it is still there after ``limits.teardown_s``.
+    """
+    found = kube.get(kind, name)
+    if found is None or (found["metadata"].get("labels") or {}).get(marks.STUDY_LABEL) != study:
+        return
+    uid = found["metadata"]["uid"]
+    kube.delete(kind, name, uid)
+    deadline = time.monotonic() + kube.limits.teardown_s
+    while True:
+        found = kube.get(kind, name)
+        left = found is not None and found["metadata"]["uid"] == uid
+        if not left and not (kind == "Job" and kube.list("Pod", f"job-name={name}")):
+            return
+        if time.monotonic() > deadline:
+            raise DependencyError(
+                f"{kind} {name}: deleted, but not gone after {kube.limits.teardown_s:g} s; see "
+                f"`kubectl -n {kube.namespace} describe {kind.lower()} {name}`"
+            )
+        time.sleep(min(1.0, kube.limits.poll_s))
+
+
+def take_down(kube: Kube, name: str, uid: str | None) -> None:
+    """Delete a deployment and return when nothing of it is left.
+
+    Without ``uid`` it is gone already, and only its children are waited for.
+
+    Its children go in the background; a foreground deletion has looped for hours. A finalizer that
+    nobody removes is reported and left alone: stripping it would orphan what it guards.
+
+    Raises
+    ------
+    DependencyError
+        If something is left after ``limits.teardown_s``; it is named.
+    """
+    selector = f"{readiness.DEPLOYMENT}={name}"
+    deadline = time.monotonic() + kube.limits.teardown_s
+    if uid:
+        kube.delete(DEPLOYMENT, name, uid)
+    with Display(f"{name} goes") as display:
+        while True:
+            found = kube.get(DEPLOYMENT, name)
+            own = found if found and found["metadata"]["uid"] == uid else None
+            if found and not own:
+                return  # someone made another of that name; its pods are not ours
+            left = [f"deployment {name}"] if own else []
+            left += [f"component {part['metadata']['name']}" for part in
+                     kube.list(COMPONENT, selector)]  # fmt: skip
+            left += [f"pod {pod['metadata']['name']}" for pod in kube.list("Pod", selector)]
+            if not left:
+                return
+            if time.monotonic() > deadline:
+                raise DependencyError(_stuck(kube, name, own, left))
+            display.show(f"waits for {len(left)} objects: {left[0]}")
+            kube.changed(selector, min(2.0, kube.limits.poll_s))
+
+
+def _stuck(kube: Kube, name: str, own: Object | None, left: list[str]) -> str:
+    finalizers = ((own or {}).get("metadata") or {}).get("finalizers") or []
+    if finalizers:
+        return (
+            f"deployment {name}: deleted, but held by the finalizer {', '.join(finalizers)} after "
+            f"{kube.limits.teardown_s:g} s; only Dynamo's operator may remove it: is the operator "
+            "running? Nothing was stripped; run the same command again when it does"
+        )
+    return (
+        f"deployment {name}: deleted, but after {kube.limits.teardown_s:g} s {len(left)} objects "
+        f"are left, first {left[0]}; see `kubectl -n {kube.namespace} describe`, then run again"
+    )

@@ -1,0 +1,222 @@
+"""One client at a time for a run: a Lease on the cluster, renewed while the client lives.
+
+Input: a client and a marked manifest. Output: the run is this client's until another takes it.
+Whether the holder lives is judged by changes of its Lease that are seen from here, as client-go's
+leader election does: clocks of two machines need not agree.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kvab.clusters.kubernetes import marks
+from kvab.clusters.kubernetes.apierrors import Existing, Missing
+from kvab.clusters.kubernetes.kube import Kube
+from kvab.console import Display
+from kvab.errors import DependencyError, KvabError
+
+Object = dict[str, Any]
+RENEWALS = 6  # in the time after which a silent holder counts as gone
+
+
+class Held(DependencyError):
+    """The run is another client's."""
+
+
+class Lease:
+    """The right to work on one run, held by at most one client."""
+
+    def __init__(self, kube: Kube, manifest: Object) -> None:
+        # `kube` is for the lease alone: opening an exec stream changes a client for a moment.
+        self.kube, self.manifest = kube, manifest
+        self.name, self.run = manifest["metadata"]["name"], marks.run_of(manifest)
+        self.held: Object | None = None
+        self.lost = ""
+        self._lock, self._ended = threading.RLock(), threading.Event()
+
+    def take(self, take_over: bool = False) -> None:
+        """Hold the run, and renew the lease from now on.
+
+        That of a client that is gone is taken: at once if its process was on this machine, else
+        when it did not change for as long as it says.
+
+        Raises
+        ------
+        Held
+            If another client is alive and is not to be taken over: who, since when, what to do.
+        """
+        if self.held:
+            self.renew()
+            return
+        first, since_s = None, 0.0
+        with Display(f"lease of {self.run}") as display:
+            while True:
+                found = self.kube.get("Lease", self.name)
+                if found and not take_over and not _gone(found):
+                    if first is None:
+                        first, since_s = found, time.monotonic()
+                    if _here(found) or _version(found) != _version(first):
+                        raise Held(self._refusal(found))
+                    if time.monotonic() - since_s < found["spec"]["leaseDurationSeconds"]:
+                        display.show(f"waits for a sign of life of {_who(found)}")
+                        time.sleep(min(1.0, self.kube.limits.poll_s))
+                        continue
+                if self._written(found):
+                    break
+        self._ended = threading.Event()
+        pause_s = self.kube.limits.lease_s / RENEWALS
+        renewing = (weakref.ref(self), self._ended, pause_s)
+        threading.Thread(target=_renew, args=renewing, daemon=True).start()
+
+    def _written(self, found: Object | None) -> bool:
+        """Whether the lease could be made this client's, from the version that was found."""
+        now = _now()
+        seconds = max(1, round(self.kube.limits.lease_s))
+        spec = {"holderIdentity": identity(), "leaseDurationSeconds": seconds}
+        spec |= {"acquireTime": now, "renewTime": now}
+        wanted = {**self.manifest, "spec": spec}
+        try:
+            if found is None:
+                made = self.kube.create(wanted)
+            else:
+                # With its uid, a lease deleted meanwhile is not made anew.
+                known = {key: found["metadata"][key] for key in ("uid", "resourceVersion")}
+                wanted["metadata"] = {**self.manifest["metadata"], **known}
+                spec["leaseTransitions"] = found["spec"].get("leaseTransitions", 0) + 1
+                made = self.kube.replace(wanted)
+        except (Existing, Missing):
+            return False
+        self.held = made if made["spec"]["holderIdentity"] == identity() else None
+        return self.held is not None
+
+    def renew(self) -> None:
+        """Show a sign of life.
+
+        Raises
+        ------
+        Held
+            If another client has taken the run over.
+        """
+        with self._lock:
+            self.check()
+            if self.held is None:
+                return
+            spec = {**self.held["spec"], "renewTime": _now()}
+            try:
+                self.held = self.kube.replace({**self.held, "spec": spec})
+            except (Existing, Missing):
+                found = self.kube.get("Lease", self.name)
+                if found is None or found["spec"].get("holderIdentity") != identity():
+                    by = f"taken over by {_who(found)}" if found else "ended by another client"
+                    self.lost = f"{self.run}: {by}; this client stops and removes nothing"
+                    self.check()
+                self.held = found  # renewed, but the answer was lost
+
+    def is_lost(self) -> bool:
+        """Whether another client has taken the run over, as far as the API server can be asked."""
+        with suppress(KvabError):
+            self.renew()
+        return bool(self.lost)
+
+    def check(self) -> None:
+        """Raise Held if another client is known to have taken the run over."""
+        if self.lost:
+            raise Held(self.lost)
+
+    def guard(self, changes: bool) -> None:
+        """Let a call pass that another client did not forbid; one that changes something renews."""
+        if changes:
+            self.renew()
+        else:
+            self.check()
+
+    def leave(self) -> None:
+        """Let the next client have the run."""
+        self._ended.set()
+        with self._lock:
+            if self.held:
+                self.kube.delete("Lease", self.name, self.held["metadata"]["uid"])
+                self.held = None
+
+    def _refusal(self, found: Object) -> str:
+        same = marks.digest_of(found) == marks.digest_of(self.manifest)
+        then = "goes on with it" if same else "ends it, as its rows or manifests are not the same"
+        since = found["spec"].get("acquireTime", "")[:19].replace("T", " ")
+        return (
+            f"{self.run}: {_who(found)} has this run since {since} UTC and is alive; wait for it "
+            f"to end, or take it over with --take-over, which {then}"
+        )
+
+
+def _renew(reference: weakref.ref[Lease], ended: threading.Event, pause_s: float) -> None:
+    """Renew a lease until it is left or lost, or nobody has it any more."""
+    while not ended.wait(pause_s):
+        if (lease := reference()) is None:
+            return
+        if lease.is_lost():
+            return
+        del lease  # nobody may have it any more before the next time
+
+
+def identity() -> str:
+    """Return who this process is, as no other: person, process and machine."""
+    owner, pid = marks.owner(), str(os.getpid())
+    return f"{owner[marks.USER]}@{owner[marks.HOST]}/{pid}.{_start(pid)}/{_machine()}"
+
+
+def _machine() -> str:
+    """Return what tells process numbers of this machine, and boot, from those of others."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def _start(pid: str) -> str:
+    """Return when a process of this machine began, in ticks since the boot; empty if it ended."""
+    try:
+        state, *values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else values[18]
+
+
+def _holder(lease: Object) -> tuple[str, str, str]:
+    """Return person, process and machine of a holder."""
+    parts = [*lease["spec"].get("holderIdentity", "").split("/"), "", ""]
+    return parts[0], parts[1], parts[2]
+
+
+def _who(lease: Object) -> str:
+    person, process, _ = _holder(lease)
+    return f"{person} (process {process.partition('.')[0]})"
+
+
+def _here(lease: Object) -> bool:
+    """Whether the holder is a process of this machine, so that it can be seen to live."""
+    return bool(_holder(lease)[2]) and _holder(lease)[2] == _machine()
+
+
+def _gone(lease: Object) -> bool:
+    """Whether nobody holds the lease, this process does, or one that is known to have ended."""
+    person, process, _ = _holder(lease)
+    pid, _, start = process.partition(".")
+    ended = _here(lease) and _start(pid) != start
+    return not person or ended or lease["spec"]["holderIdentity"] == identity()
+
+
+def _version(lease: Object) -> str:
+    version: str = lease["metadata"]["resourceVersion"]
+    return version
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,306 @@
+"""A Kubernetes cluster with Dynamo's operator: the five steps of a run, each can be resumed.
+
+Input: a profile and a job. Output: AIPerf's records as the requests table. What a lost laptop must
+find again is written on the cluster's own objects; a small file beside the run says that there is
+something to find.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cached_property, wraps
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from kvab.clusters.job import Job
+from kvab.clusters.kubernetes import (
+    applied,
+    benchmarking,
+    collecting,
+    deploying,
+    diagnostics,
+    marks,
+    preflight,
+    preparing,
+    presence,
+)
+from kvab.clusters.kubernetes.assembly import Assembly
+from kvab.clusters.kubernetes.kube import Kube
+from kvab.clusters.kubernetes.lease import Held, Lease
+from kvab.clusters.kubernetes.podexec import Pod
+from kvab.clusters.kubernetes.podfiles import Spoiled, helper_pod, upload
+from kvab.errors import DependencyError, InputError, KvabError
+from kvab.study import Kubernetes
+from kvab.study.recipes import Topology
+from kvab.trace import Trace
+
+PROBES_PER_WORKER = 2
+T = TypeVar("T")
+
+
+def while_held(step: Callable[..., T]) -> Callable[..., T]:
+    """Return a step that says so when it failed because another client took the run over."""
+
+    @wraps(step)
+    def taken(cluster: Cluster, *given: Any) -> T:
+        try:
+            return step(cluster, *given)
+        except KvabError:
+            if cluster.lease.is_lost():
+                raise Held(cluster.lease.lost) from None
+            raise
+
+    return taken
+
+
+class Cluster:
+    """The cluster of a profile; with a job, its run on it."""
+
+    def __init__(
+        self, profile: Kubernetes, job: Job | None = None, *, take_over: bool = False
+    ) -> None:
+        self.profile, self._job, self.take_over = profile, job, take_over
+        self.provenance: dict[str, Any] = {}
+        self.applied: dict[str, bytes] = {}
+        self.made = self.replayed = False
+
+    @property
+    def job(self) -> Job:
+        """What is asked for; without one nothing but `identity` can be asked."""
+        assert self._job is not None
+        return self._job
+
+    @cached_property
+    def run(self) -> Assembly:
+        """What the job applies."""
+        return Assembly(self.profile, self.job)
+
+    def identity(self) -> dict[str, str]:
+        """Return what a result depends on beside the manifests and the trace."""
+        selector = sorted(self.profile.node_selector.items())
+        return {
+            "image": self.profile.image or "as in deploy.yaml",
+            "nodes": ",".join(f"{key}={value}" for key, value in selector),
+            "rdma": self.profile.rdma_resource or "",
+        }
+
+    @cached_property
+    def kube(self) -> Kube:
+        """The client; made when it is first needed."""
+        return Kube(self.profile)
+
+    @cached_property
+    def lease(self) -> Lease:
+        """The right to work on the run, through a client of its own."""
+        return Lease(Kube(self.profile), self.run.lease())
+
+    def _hold(self, take_over: bool = False) -> None:
+        """Make this the run's one client.
+
+        Raises
+        ------
+        Held
+            If another one is alive, or left what this one would replace.
+        """
+        self.lease.take(take_over)
+        if not take_over:
+            try:
+                presence.check_left(self.kube, self.run)
+            except Held:
+                self.lease.leave()
+                raise
+        self.kube.guard = self.lease.guard
+
+    def prepare(self) -> dict[str, str]:
+        """Check the cluster, make sure of storage and model files; return versions.
+
+        Raises
+        ------
+        InputError
+            If the profile or a manifest is wrong.
+        DependencyError
+            If the cluster lacks something, all of it in one line; or another client has the run.
+        """
+        applied.check_profile(self.profile)
+        missing = [found.what for found in self.run.findings(self.kube) if not found.ok]
+        if missing:
+            raise DependencyError(f"cluster {self.profile.name}: {'; '.join(missing)}")
+        self._hold(self.take_over)
+        if not self.run.state_file.exists():
+            self.run.note("", "preparing")
+        versions = preflight.versions(self.kube)
+        study, self.made = self.job.study, True
+        preparing.claim_storage(self.kube, applied.storage(study, self.profile))
+        preparing.fetch_model(self.kube, applied.download(study, self.profile))
+        self.versions = {**versions, "model revision": study.model.revision}
+        return self.versions
+
+    @while_held
+    def deploy(self, topology: Topology) -> None:
+        """Create the deployment, or find the one that an earlier start made, and wait for it.
+
+        Nothing is deployed for a replay whose artifacts wait on the volume.
+
+        Raises
+        ------
+        DependencyError
+            If another deployment of the study holds the GPUs, or with the cause why it does not
+            come up.
+        """
+        self.topology, self.made = topology, False
+        names, mark = self.run.deployments(), self.run.digest_mark()
+        if noted := self.run.noted(mark.digest):
+            self.made = self.replayed = True
+            self._record(noted["run_id"])
+            self.versions |= noted["versions"]
+            self.provenance = noted["provenance"]
+            return
+        deploying.refuse_others(self.kube, mark, names)
+        found = presence.found_again(self.kube, self.run, mark)
+        self.made = True
+        preparing.place_scripts(self.kube, self.run.manifests()[1])
+        if found is None:
+            run_id = self.run.new_id()
+            # Noted first: whatever happens to this process, a later start looks for it.
+            self.run.note(run_id, "deploying")
+            found = deploying.create(self.kube, self.run.manifests(run_id)[0], mark, names)
+        self._record(found["metadata"]["annotations"][marks.RUN_ID])
+        self.run.note(self.run_id, "deployed")
+        self.expected = self.run.expected(topology, found)
+        if presence.benchmark(self.kube, self.run) is None:
+            workers = self.expected.prefill + self.expected.others
+            deploying.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
+        # else the replay of an earlier start is under way: asking would disturb it
+        versions, self.provenance = diagnostics.provenance(self.kube, self.expected)
+        self.versions |= versions
+
+    def _record(self, run_id: str) -> None:
+        """Take the name of a try, and what is applied under it."""
+        self.run_id, manifests = run_id, self.run.manifests(run_id)
+        self.folder = applied.artifact_folder(manifests[2], run_id)
+        for manifest in manifests:
+            name = f"applied/{manifest['kind'].lower()}.json"
+            self.applied[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
+
+    @while_held
+    def replay(
+        self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Run the benchmark's Job, or find it running, and see it to its end.
+
+        From then on nothing but its artifacts is needed, and a later start collects them.
+
+        Raises
+        ------
+        DependencyError
+            If it fails, a serving pod is restarted, or a KV router saw no caches.
+        """
+        if self.replayed:
+            return
+        sending, content = self.run.workload
+        job = self.run.manifests(self.run_id)[2]
+        found = presence.benchmark(self.kube, self.run)
+        if found is None:
+            if sending.staged:
+                with self._files() as pod:
+                    upload(pod, content, applied.staged_path(sending.sha256))
+            state = benchmarking.state(self.kube, self.expected)
+            job["metadata"]["annotations"][marks.BEFORE] = json.dumps(state)
+            found = self.kube.create(job)
+        self.run.note(self.run_id, "replaying")
+        before = marks.annotation(found, marks.BEFORE)
+        benchmarking.wait_finished(
+            self.kube,
+            self.expected,
+            self.run.job_name,
+            before["restarts"],
+            sending.rows,
+            sending.span_s,
+            self.folder,
+            progress,
+        )
+        after = benchmarking.state(self.kube, self.expected)
+        earlier = before["restarts"]
+        during = {pod: count - earlier.get(pod, 0) for pod, count in after["restarts"].items()}
+        router = {"before": before["router"], "after": after["router"]}
+        self.provenance |= {"restarts": during, "router": router}
+        if self.topology.router == "kv":
+            benchmarking.check_router(**router)
+        kept = {"versions": self.versions, "provenance": self.provenance}
+        self.run.note(self.run_id, "replayed", digest=self.run.digest_mark().digest, **kept)
+        self.replayed = True
+
+    @while_held
+    def collect(self) -> tuple[pd.DataFrame, dict[str, bytes]]:
+        """Return the requests table and the artifacts by file name.
+
+        Raises
+        ------
+        DependencyError
+            If the artifacts are not whole, or do not arrive as they are.
+        InputError
+            If they are not AIPerf's records of this workload.
+        """
+        from kvab.requests import aiperf, tidy
+
+        local = self.job.path.with_name(f".{self.job.path.name}.collecting") / self.run_id
+        try:
+            with self._files() as pod:
+                files = collecting.bring(pod, self.folder, self.run_id, local)
+            read = aiperf.read_artifacts(local)
+            requests = tidy.from_aiperf(read, self.job.trace, self.job.order())
+        except (Spoiled, InputError):
+            self.replayed = False  # no later start could make anything of them
+            raise
+        if self.topology.mode == "disaggregated":
+            requests = tidy.without_cached(requests)
+        self.versions["aiperf"] = read.version or "unknown"
+        self.provenance["router"] |= aiperf.router_counters(local)
+        collecting.forget(local)
+        return requests, files
+
+    def release(self) -> str:
+        """Tear down what failed; artifacts that only wait to be collected stay, and it says so."""
+        if not self.replayed or self.lease.is_lost():
+            self.teardown()
+            return ""
+        presence.remove(self.kube, self.run)
+        self.lease.leave()
+        return "the replay itself is done: run the same command again to collect its artifacts"
+
+    def teardown(self) -> None:
+        """Delete the run's deployment, Job, helpers and lease; storage stays.
+
+        What another client works on is left alone.
+
+        Raises
+        ------
+        DependencyError
+            If something does not go away; it is named.
+        """
+        if not self.made and not self.run.state_file.exists():
+            return
+        try:
+            self._hold()
+        except Held:
+            return
+        presence.remove(self.kube, self.run)
+        self.run.state_file.unlink(missing_ok=True)
+        self.lease.leave()
+        print(self.run.stays(), file=sys.stderr)
+
+    def _files(self) -> AbstractContextManager[Pod]:
+        """Return a running pod that mounts the volume, made for it if the benchmark's is gone."""
+        pod = self.run.files_pod(self.run_id)
+        return helper_pod(self.kube, pod, self.run.job_name)
+
+    def diagnostics(self) -> dict[str, bytes]:
+        """Return what tells why the run failed, by file name; nothing if nothing was made."""
+        ours = self.made and not self.lease.lost
+        found = diagnostics.files(self.kube, *self.run.witnesses()) if ours else {}
+        return {**self.applied, **found}

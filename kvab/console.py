@@ -1,0 +1,173 @@
+"""What a person reads: progress of long work, numbers in words, texts of others without secrets.
+
+Input: status, numbers, logs, command lines. Output: standard error, or text; nothing is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+from types import TracebackType
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+QUIET_S = 60.0
+TERMINAL = "KVAB_TERMINAL"
+
+
+class Display:
+    """A table that is redrawn, or single lines where standard error is no terminal."""
+
+    def __init__(self, title: str) -> None:
+        self.console = Console(
+            stderr=True, force_jupyter=False, force_terminal=_in_terminal(), highlight=False
+        )
+        self.title, self.start = title, time.monotonic()
+        self.live: Live | None = None
+        self.last, self.last_s = "", 0.0
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self, note: str, table: Table | None = None) -> None:
+        """Show where things stand: the table where it can be redrawn, the note in any case."""
+        passed_s = time.monotonic() - self.start
+        line = f"{self.title}, {passed_s:.0f} s: {note}"
+        if self.live:
+            text = Text(line, overflow="ellipsis", no_wrap=True)
+            self.live.update(Group(table, text) if table else text, refresh=True)
+        elif note != self.last or passed_s - self.last_s > QUIET_S:
+            self.console.print(line, soft_wrap=True, markup=False)
+            self.last, self.last_s = note, passed_s
+
+
+def tell_kernels() -> None:
+    """Tell the kernels of notebooks started from here about the terminal, if this is one.
+
+    What a kernel writes to standard error reaches it, but the kernel cannot see that.
+    """
+    os.environ[TERMINAL] = "1" if sys.stderr.isatty() else "0"
+    if sys.stderr.isatty():
+        size = shutil.get_terminal_size()
+        os.environ.update(COLUMNS=str(size.columns), LINES=str(size.lines))
+
+
+def _in_terminal() -> bool:
+    told = os.environ.get(TERMINAL)
+    return told == "1" if told else sys.stderr.isatty()
+
+
+VALUE = r"""(?:'[^'\n]*'|"(?:[^"\\\n]|\\.)*"|[^\s"',\]}\\]+)"""
+SECRETS = re.compile(
+    r"(?P<token>hf_[A-Za-z0-9]{8,})"  # of the Hugging Face hub
+    r"""|(?P<scheme>(?i:bearer)\s+)[^\s"',\\]+"""
+    # An argument as a shell, JSON or YAML writes it; its value stands in the next place.
+    rf"""|(?P<option>(?<![\w-])(?:--api-key|--header|-H)["']?(?:\s*,\s*|=|\s+(?:-\s+)?)){VALUE}"""
+    # A variable, assigned or as the name and value of a manifest.
+    r"""|(?P<variable>(?:[A-Z0-9]+_)*(?:TOKEN|PASSWORD|SECRET|API_KEY|ACCESS_KEY)"""
+    rf"""(?:=|["']?,?\s*["']?value["']?:\s*)){VALUE}"""
+)
+
+
+def hide(text: str) -> str:
+    """Return a text with its secrets replaced by ``***``; what announces them stays."""
+
+    def mask(found: re.Match[str]) -> str:
+        announced = found["scheme"] or found["option"] or found["variable"] or ""
+        value = found[0][len(announced) :]
+        quote = value[0] if value[:1] in ("'", '"') else ""
+        return f"{announced}{quote}***{quote}"
+
+    return SECRETS.sub(mask, text)
+
+
+ACTIVE = re.compile(r"[\\`*_\[\]<>{}|~$&]")  # what Markdown, HTML and MyST read as more than text
+
+
+def plain(text: object) -> str:
+    r"""Return a text that others wrote for a place in Markdown where it stands as it is.
+
+    Examples
+    --------
+    >>> print(plain("a [link](x)\n<b>"))
+    a \[link\](x) \<b\>
+    """
+    return ACTIVE.sub(r"\\\g<0>", " ".join(str(text).split()))
+
+
+def number(value: float | None, decimals: int | None = None) -> str:
+    """Return a number with thousands separated and a minus sign; a dash where undefined.
+
+    Examples
+    --------
+    >>> number(-867.4), number(17.72), number(None)
+    ('−867', '17.7', '–')
+    """
+    if value is None or np.isnan(value):
+        return "–"
+    if decimals is None:
+        decimals = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def signed(value: float | None, decimals: int | None = None) -> str:
+    """Return a difference with its sign."""
+    return ("+" if value is not None and value > 0 else "") + number(value, decimals)
+
+
+def counted(count: int, thing: str) -> str:
+    """Return a number of things, in the singular where it is one.
+
+    Examples
+    --------
+    >>> counted(1, "replay"), counted(1200, "replay")
+    ('1 replay', '1,200 replays')
+    """
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
+def span(seconds: float) -> str:
+    """Return a length of time as one would say it.
+
+    Examples
+    --------
+    >>> span(3536), span(262), span(40)
+    ('59 minutes', '4.4 minutes', '40 seconds')
+    """
+    if seconds < 90:
+        return counted(round(seconds), "second")
+    return f"{number(seconds / 60, 0 if seconds >= 600 else 1)} minutes"
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
+    """Return a share of 1 in per cent; a dash where undefined."""
+    return "–" if share is None or np.isnan(share) else f"{number(100 * share, decimals)} %"
+
+
+def interval(
+    low: float | None, high: float | None, factor: float = 1, *, none: str = "too few blocks"
+) -> str:
+    """Return an interval in words, or why there is none."""
+    if low is None or high is None:
+        return f"no interval: {none}"
+    bounds = f"{signed(factor * low, 1 if factor != 1 else None)} to "
+    return bounds + signed(factor * high, 1 if factor != 1 else None)

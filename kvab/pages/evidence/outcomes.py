@@ -1,0 +1,258 @@
+"""What the pages stand on: every run of one cluster, verified, with its workload.
+
+Input: a folder of runs. Output: one object that a notebook loads and passes on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kvab import runs
+from kvab.cache import Result, remember, source_digest
+from kvab.declarations import digest
+from kvab.errors import InputError
+from kvab.requests import metrics
+from kvab.requests.metrics import LATENCIES
+from kvab.runs import RunManifest, summaries
+from kvab.runs.workload import Workload
+from kvab.study import Arm, Study, recipes
+
+if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
+    from kvab.stats.attribution import Attribution
+    from kvab.stats.compare import Comparison
+
+
+def kept(compute: Callable[[Evidence], Result]) -> cached_property[Result]:
+    """Make a property that is computed once for the runs, study and code at hand."""
+
+    def found(evidence: Evidence) -> Result:
+        key = digest([evidence.key, source_digest()])
+        return remember(key, compute.__name__, lambda: compute(evidence))
+
+    return cached_property(functools.wraps(compute)(found))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The runs of a study on one cluster.
+
+    Attributes
+    ----------
+    study : Study
+        The declaration.
+    cluster : str
+        Name of the cluster.
+    runs : dict of str to list of Run
+        Verified runs by configuration, in declared order; without runs, no entry.
+    workload : Workload
+        The trace that they replayed.
+    """
+
+    study: Study
+    cluster: str
+    runs: dict[str, list[runs.Run]]
+    workload: Workload
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the numbers come from a simulator."""
+        return self.manifest.kind == "simulated"
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the workload is made up."""
+        return self.manifest.trace.synthetic
+
+    @property
+    def manifest(self) -> RunManifest:
+        """Manifest of the first run."""
+        return next(iter(self.runs.values()))[0].manifest
+
+    @property
+    def folder(self) -> Path:
+        """The folder of runs that they were read from."""
+        return next(iter(self.runs.values()))[0].path.parents[3]
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """The configurations that were run, in declared order."""
+        return {name: self.study.configurations[name] for name in self.runs}
+
+    @property
+    def replayed(self) -> pd.DataFrame:
+        """The rows of the workload that were replayed: its first ones."""
+        return self.workload.table.iloc[: self.manifest.trace.rows]
+
+    @cached_property
+    def gpus(self) -> dict[str, int]:
+        """GPUs that each configuration filled, by the manifests of its first run."""
+        folders = {name: found[0].path / "manifests" for name, found in self.runs.items()}
+        return {
+            name: recipes.topology(recipes.read_configuration(folder)).gpus
+            for name, folder in folders.items()
+        }
+
+    @property
+    def missing(self) -> str:
+        """What the 2x2 lacks: configurations without a run, cells without one; empty if whole."""
+        from kvab.stats.attribution import CELLS
+
+        declared = self.study.configurations
+        lacking = [arm.label for name, arm in declared.items() if name not in self.runs]
+        placed = {(arm.factors.split, arm.factors.routing) for arm in declared.values()}
+        lacking += [" + ".join(cell) for cell in CELLS if cell not in placed]
+        return " and ".join(lacking)
+
+    @property
+    def repeats(self) -> int:
+        """Smallest number of repeats over the configurations."""
+        return min(len(found) for found in self.runs.values())
+
+    def tables(self, configuration: str) -> list[pd.DataFrame]:
+        """Return the requests tables of a configuration, by repeat.
+
+        Raises
+        ------
+        InputError
+            If it has no run.
+        """
+        if configuration not in self.runs:
+            raise InputError(
+                f"no run of {configuration} on {self.cluster}; "
+                f"run `kvab run --cluster {self.cluster} --configuration {configuration}`, or "
+                "import it"
+            )
+        return [run.requests for run in self.runs[configuration]]
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """All requests: schema-1 columns plus configuration, label, repeat and good."""
+        return pd.concat(self.each_run, ignore_index=True)
+
+    @property
+    def each_run(self) -> Iterator[pd.DataFrame]:
+        """The requests of one run after the other, with the columns of ``requests``."""
+        for name, found in self.runs.items():
+            for run in found:
+                yield run.requests.assign(
+                    configuration=name,
+                    label=self.arms[name].label,
+                    repeat=run.manifest.repeat,
+                    good=metrics.good(run.requests, self.study.slo),
+                )
+
+    @kept
+    def comparison(self) -> Comparison:
+        """The comparison against the baseline, with intervals and verdicts."""
+        from kvab.stats.compare import compare
+
+        margins = self.study.margins
+        return compare(*self._both(), self.study.slo, margins=margins, **self._settings())
+
+    @kept
+    def attribution(self) -> Attribution:
+        """Main effects of routing and of the split, and their interaction."""
+        from kvab.stats.attribution import attribute
+
+        cells: dict[tuple[str, str], list[pd.DataFrame]] = {
+            (arm.factors.split, arm.factors.routing): self.tables(name)
+            for name, arm in self.study.configurations.items()
+        }
+        return attribute(cells, self.study.slo, **self._settings())
+
+    @kept
+    def good_shares(self) -> pd.DataFrame:
+        """Good share of each configuration, see `kvab.stats.intervals.good_shares`."""
+        from kvab.stats.intervals import good_shares
+
+        return good_shares(self._all(), self.study.slo, **self._settings())
+
+    @kept
+    def quantile_differences(self) -> dict[str, pd.DataFrame]:
+        """Difference at every quantile of each latency, see `kvab.stats.effects`."""
+        from kvab.stats.effects import quantile_differences
+        from kvab.stats.pairing import pair
+
+        pairs, settings = pair(*self._both()), self._settings() | self._block()
+        return {key: quantile_differences(pairs, key, **settings) for key in LATENCIES}
+
+    @kept
+    def groups(self) -> pd.DataFrame:
+        """Effect within groups of the requests, see `kvab.stats.intervals.groups`."""
+        from kvab.stats.intervals import groups
+
+        both, workload = self._both(), self.workload.table
+        return groups(*both, workload, self.study.slo, **self._settings())
+
+    @kept
+    def noise_floor(self) -> pd.DataFrame:
+        """What differs between runs of the baseline alone (`effects.noise_floor`)."""
+        from kvab.stats.effects import noise_floor
+
+        tables = self.tables(self.study.baseline)
+        return noise_floor(tables, self.study.slo, **self._settings())
+
+    @kept
+    def robustness(self) -> pd.DataFrame:
+        """The verdicts under other choices, see `kvab.stats.robustness.choices`."""
+        from kvab.stats.robustness import choices
+
+        study = self.study
+        declared = {"margins": study.margins, "other_slos": study.other_slos}
+        settings = {**self._settings(), **self._block(), **declared}
+        return choices(*self._both(), study.slo, **settings)
+
+    @kept
+    def slo_surface(self) -> pd.DataFrame:
+        """Difference of the good share by bounds, see `kvab.stats.robustness.slo_surface`."""
+        from kvab.stats.robustness import slo_surface
+
+        settings = self._settings() | self._block()
+        return slo_surface(*self._both(), self.study.slo, **settings)
+
+    @cached_property
+    def minutes(self) -> pd.DataFrame:
+        """Good share and median TTFT by minute, see `kvab.runs.summaries.minutes`."""
+        return summaries.minutes(self.requests)
+
+    @cached_property
+    def percentiles(self) -> pd.DataFrame:
+        """Percentiles of each latency, see `kvab.runs.summaries.percentiles`."""
+        return summaries.percentiles(self._all())
+
+    @cached_property
+    def worker_balance(self) -> pd.DataFrame:
+        """Work of each worker, see `kvab.runs.summaries.worker_balance`."""
+        return summaries.worker_balance(self.requests)
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The four cells of the 2x2, see `kvab.runs.summaries.cells`."""
+        return summaries.cells(self._all(), self.arms, self.study.slo)
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of study, workload and every run: what its manifest tells, and all its files."""
+        manifests = [run.manifest for found in self.runs.values() for run in found]
+        told = [manifest.model_dump(mode="json") for manifest in manifests]
+        workload = pd.util.hash_pandas_object(self.workload.table).to_numpy().tobytes().hex()
+        return digest([self.study.digest, workload, told])
+
+    def _both(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+        return self.tables(self.study.baseline), self.tables(self.study.comparison)
+
+    def _all(self) -> dict[str, list[pd.DataFrame]]:
+        return {name: self.tables(name) for name in self.runs}
+
+    def _block(self) -> dict[str, int]:
+        return {"block_bursts": self.comparison.method["block_bursts"]}
+
+    def _settings(self) -> dict[str, Any]:
+        return self.study.statistics.model_dump()

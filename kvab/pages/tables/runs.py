@@ -1,0 +1,78 @@
+"""The tables of the workload, of the runs and of their checks.
+
+Input: the evidence. Output: tables that a notebook shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from kvab import runs
+from kvab.console import counted
+from kvab.pages.evidence import Evidence
+from kvab.pages.tabling import Table
+from kvab.pages.terminal import rejected, summary_lines
+from kvab.pages.validity import Gate
+from kvab.requests.metrics import overloaded
+from kvab.runs.sources import of_run
+from kvab.study import Slo
+from kvab.trace.describe import describe_rows
+
+
+def workload(evidence: Evidence) -> Table:
+    """Return the description of the trace."""
+    description = evidence.workload.description
+    lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
+    trace = evidence.manifest.trace
+    caption = (
+        f"The whole trace; replayed were the first {trace.rows:,} of its "
+        f"{counted(trace.total_rows, 'request')}."
+        if trace.rows < trace.total_rows
+        else ""
+    )
+    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), caption, ("quantity",))
+
+
+def run(path: Path, slo: Slo) -> Table:
+    """Return the metrics of one run folder."""
+    rows = summary_lines(of_run(runs.read_run(path)), slo)
+    return Table(pd.DataFrame(rows, columns=["quantity", "value"]), str(path.name), ("quantity",))
+
+
+def runs_table(evidence: Evidence) -> Table:
+    """Return the runs that the book stands on."""
+    lines = [
+        {
+            "configuration": evidence.arms[name].label,
+            "repeat": run.manifest.repeat,
+            "order of rows": run.manifest.order,
+            "expected": f"{run.manifest.counts.expected:,}",
+            "received": f"{run.manifest.counts.received:,}",
+            "errors": f"{run.manifest.counts.errors:,}"
+            + rejected(int(overloaded(run.requests).sum())),
+            "status": run.manifest.status,
+            "ended (UTC)": f"{run.manifest.end:%Y-%m-%d %H:%M}",
+            "requests.parquet": run.manifest.files["requests.parquet"][:8],
+        }
+        for name, found in evidence.runs.items()
+        for run in found
+    ]
+    versions = ", ".join(f"{name} {v}" for name, v in evidence.manifest.versions.items())
+    return Table(pd.DataFrame(lines), f"Cluster {evidence.cluster}; {versions}.",
+                 ("configuration", "order of rows", "status"))  # fmt: skip
+
+
+def gate(judged: Gate) -> Table:
+    """Return the checks: those that failed one by one, those that passed summed up."""
+    checks = judged.checks
+    failed = checks[~checks["passed"]].assign(outcome="FAILED")
+    passed = checks[checks["passed"]].groupby("check", sort=False, as_index=False).agg(
+        where=("where", lambda v: v.iloc[0] if len(v) == 1 else f"all {len(v)}"),
+        expected=("expected", "first"),
+        found=("found", lambda v: v.iloc[0] if v.nunique() == 1 else f"{v.iloc[0]} … {v.iloc[-1]}"),
+    )  # fmt: skip
+    shown = pd.concat([failed, passed.assign(outcome="passed")], ignore_index=True)
+    columns = ["check", "where", "expected", "found", "outcome"]
+    return Table(shown[columns], "", tuple(columns))

@@ -1,0 +1,31 @@
+"""Numbers as sentences."""
+
+from kvab.pages.wording.analysis import all_factors, attribution, factors, robustness, variation
+from kvab.pages.wording.outcomes import (
+    answer,
+    banner,
+    headline,
+    how_known,
+    known_limits,
+    lesson,
+    outcome,
+    requests,
+    short_answer,
+)
+
+__all__ = [
+    "all_factors",
+    "answer",
+    "attribution",
+    "banner",
+    "factors",
+    "headline",
+    "how_known",
+    "known_limits",
+    "lesson",
+    "outcome",
+    "requests",
+    "robustness",
+    "short_answer",
+    "variation",
+]

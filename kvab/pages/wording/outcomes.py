@@ -1,0 +1,255 @@
+"""Numbers -> sentences: every finding that a page states is made here, from the data.
+
+Input: the evidence. Output: Markdown.
+"""
+
+from __future__ import annotations
+
+from kvab.console import counted, interval, number, percent, plain, signed, span
+from kvab.pages.evidence import Evidence
+from kvab.pages.validity import Gate
+from kvab.requests.metrics import LATENCIES, METRICS
+from kvab.study import Arm
+
+VERDICTS = {
+    "better": "Yes",
+    "worse": "No",
+    "no difference": "It makes no practical difference",
+    "inconclusive": "These runs cannot tell",
+}
+RED = "No verdict: the validity gate is red."
+NO_VERDICT = f"**{RED}** Why is written with [the runs](04_runs)."
+
+
+def banner(evidence: Evidence) -> str:
+    """Return the notice on top of a page: what kind of numbers follow."""
+    trace, cluster = evidence.manifest.trace, evidence.manifest.cluster
+    rows = "" if trace.rows == trace.total_rows else f" (the first {trace.rows:,} requests)"
+    what = f"{plain(cluster['description'])}, replaying {plain(trace.name)}{rows}."
+    if trace.sha256 != evidence.study.trace.sha256:
+        what += " **This is not the study's own trace.**"
+    if evidence.synthetic:
+        what += " **SYNTHETIC WORKLOAD: the requests are made up.**"
+    what += unequal(evidence.arms, evidence.gpus)
+    if evidence.simulated:
+        return f":::{{admonition}} Simulated, not measured\n:class: important\n{what}\n:::"
+    return f":::{{note}}\n{what}\n:::"
+
+
+def unequal(arms: dict[str, Arm], gpus: dict[str, int]) -> str:
+    """Return that configurations fill different numbers of GPUs; nothing where they do not."""
+    if len(set(gpus.values())) < 2:
+        return ""
+    told = ", ".join(f"{arms[name].label} {count}" for name, count in gpus.items())
+    return (
+        f" **Unequal hardware: the configurations fill different numbers of GPUs ({told}).** "
+        "Goodput and load are compared per GPU; good shares and latencies are those of one load "
+        "on all of them."
+    )
+
+
+def headline(evidence: Evidence, judged: Gate) -> str:
+    """Return the answer in one sentence: verdict, good shares, difference and interval."""
+    if not judged.green:
+        return NO_VERDICT
+    result = evidence.comparison.to_json()
+    row, names = result["good_share"], evidence.study.configurations
+    baseline, comparison = names[evidence.study.baseline], names[evidence.study.comparison]
+    slo = evidence.study.slo
+    where = "in simulation" if evidence.simulated else f"on {plain(evidence.cluster)}"
+    if evidence.synthetic:
+        where += " on a SYNTHETIC WORKLOAD"
+    return (
+        f"{VERDICTS[result['verdict']['good_share']]}, {where}: {comparison.phrase} kept "
+        f"{percent(row['comparison'])} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
+        f"{slo.itl_ms:g} ms, {baseline.phrase} {percent(row['baseline'])}: a difference of "
+        f"{signed(100 * row['difference'], 1)} points ({evidence.study.statistics.percent} "
+        "workload interval "
+        f"{interval(row['ci_low'], row['ci_high'], 100)}).{undecided(evidence, 'good_share')}"
+    )
+
+
+def undecided(evidence: Evidence, metric: str) -> str:
+    """Return why a verdict is open though its interval excludes zero; nothing if it does not."""
+    basis = evidence.comparison.to_json()["verdict_basis"][metric]
+    low, high = basis["ci_low"], basis["ci_high"]
+    if basis["verdict"] != "inconclusive" or low is None or low <= 0 <= high:
+        return ""
+    if abs(basis["difference"]) <= basis["margin"]:
+        return " The interval excludes zero, but the difference is within the practical margin."
+    return (
+        " The interval excludes zero, but it is one of "
+        f"{len(evidence.comparison.to_json()['verdict'])} tested together: adjusted for that "
+        f"(Holm), p is {number(basis['p_holm'], 3)}."
+    )
+
+
+def short_answer(evidence: Evidence, judged: Gate) -> str:
+    """Return the answer in a line, for where there is room for no more."""
+    if not judged.green:
+        return RED
+    result, slo = evidence.comparison.to_json(), evidence.study.slo
+    row, where = result["good_share"], "in simulation" if evidence.simulated else "measured"
+    return (
+        f"{VERDICTS[result['verdict']['good_share']]}, {where}: {percent(row['comparison'])} of "
+        f"requests within TTFT {slo.ttft_ms / 1000:g} s and ITL {slo.itl_ms:g} ms against "
+        f"{percent(row['baseline'])} ({signed(100 * row['difference'], 1)} points, "
+        f"{evidence.study.statistics.percent} interval "
+        f"{interval(row['ci_low'], row['ci_high'], 100)})."
+    )
+
+
+def answer(evidence: Evidence, judged: Gate) -> str:
+    """Return the top of the book: the answer, or why it is withheld, and what kind it is."""
+    if not judged.green:
+        reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons[:5])
+        return (
+            f":::{{danger}}\n**{RED}** The runs did not test what "
+            f"they claim:\n{reasons}\n\nSee [the runs](04_runs).\n:::"
+        )
+    more = unequal(evidence.arms, evidence.gpus)
+    return f"**{headline(evidence, judged)}**\n\n{counterpoint(evidence)} {_kind(evidence)}{more}"
+
+
+def counterpoint(evidence: Evidence) -> str:
+    """Return what the good share hides: the mean, the tail and the typical request."""
+    result = evidence.comparison.to_json()
+    ttft, faster = result["metrics"]["ttft_ms"], result["faster_share"]["ttft_ms"]
+    mean, p99, itl = ttft["mean"], ttft["p99"], result["metrics"]["itl_ms"]["p99"]
+    gains = {"better": True, "worse": False}.get(result["verdict"]["good_share"])
+    most = "most requests" if faster > 0.5 else "not most requests"
+    most = f"Yet {most}" if gains == (faster <= 0.5) else most.capitalize()
+    return (
+        f"The mean TTFT goes from {number(mean['baseline'])} to {number(mean['comparison'])} ms, "
+        f"its p99 from {number(p99['baseline'])} to {number(p99['comparison'])} ms and the p99 ITL "
+        f"from {number(itl['baseline'])} to {number(itl['comparison'])} ms. {most}: "
+        f"{percent(faster, 0)} get their first token sooner."
+    )
+
+
+def _kind(evidence: Evidence) -> str:
+    if not evidence.simulated:
+        return ""
+    return (
+        f"*These numbers are **simulated**: {plain(evidence.manifest.cluster['description'])}; "
+        "no GPU was measured.*"
+    )
+
+
+def known_limits(evidence: Evidence) -> str:
+    """Return what a sceptical reader must know about this cluster's numbers."""
+    if not evidence.simulated:
+        return ""
+    versions = {name: plain(text) for name, text in evidence.manifest.versions.items()}
+    hardware = plain(evidence.manifest.cluster["hardware"])
+    kv = any(arm.factors.routing == "kv" for arm in evidence.arms.values())
+    ties = "; behind the KV router, ties broken at random add to that" if kv else ""
+    recorded = "made up" if evidence.synthetic else "a recorded trace"
+    return (
+        ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
+        f"(ai-dynamo {versions['ai-dynamo']}), the workload is {recorded}, the engines are "
+        f"NVIDIA's simulator (aisimulate {versions['aisimulate']}, kernel data "
+        f"{versions['kernel data']} measured on {hardware}). Network, frontend, KV transfer and "
+        "scheduling jitter of a real cluster are not in these numbers. A repeat shuffles the order "
+        f"inside each burst{ties}. Nothing else "
+        "varies from run to run.\n:::"
+    )
+
+
+def how_known(evidence: Evidence) -> str:
+    """Return how the answer was found, in a paragraph."""
+    study, trace = evidence.study, evidence.manifest.trace
+    last_s = evidence.replayed["arrival_ms"].max() / 1000
+    count, gpus = len(evidence.arms), sorted(set(evidence.gpus.values()))
+    same = f"the same {counted(gpus[0], 'GPU')}"
+    filled = same if len(gpus) == 1 else f"{gpus[0]} to {gpus[-1]} GPUs"
+    return (
+        f"Each of the {count} configurations fills {filled} and replays the same "
+        f"{counted(trace.rows, 'request')}, {span(last_s)} of {plain(trace.name)}, each "
+        "when the trace says. Requests are paired on the trace row, the interval beside each "
+        "difference respects that bursts of requests depend on each other, and a gate checks that "
+        f"every run tested what it claims. {study.about} The numbers here are computed when this "
+        "book is built, from the runs listed in [](04_runs)."
+    )
+
+
+def outcome(evidence: Evidence, judged: Gate) -> str:
+    """Return the verdict on each metric, with the rule."""
+    if not judged.green:
+        return NO_VERDICT
+    result, study = evidence.comparison.to_json(), evidence.study
+    lines, notes = [], []
+    for key, verdict in result["verdict"].items():
+        margin = study.margins[key]
+        allowed = (
+            f"{number(100 * margin, 1)} points"
+            if key == "good_share"
+            else f"{number(100 * margin, 0)} % of the baseline"
+        )
+        row = result["good_share"] if key == "good_share" else result["metrics"][key]["mean"]
+        factor = METRICS[key].factor
+        if reason := undecided(evidence, key):
+            notes.append(f"{METRICS[key].label}:{reason}")
+        lines.append(
+            f"| {METRICS[key].label} | **{verdict}** | {signed(factor * row['difference'])} "
+            f"{'points' if key == 'good_share' else 'ms'} | {allowed} |"
+        )
+    told = "".join(f"\n\n{note}" for note in [*notes, *result["notes"]])
+    return (
+        "| metric | verdict | difference of the mean | margin declared beforehand |\n"
+        "|---|---|---|---|\n" + "\n".join(lines) + told + "\n\nThe rule stands in [](methods)."
+    )
+
+
+def requests(evidence: Evidence) -> str:
+    """Return what happens to single requests: who is faster, and the four kinds of pairs."""
+    result = evidence.comparison.to_json()
+    pairs, faster = result["good_table"], result["faster_share"]
+    median = result["paired_median_difference"]["ttft_ms"]
+    return (
+        f"Pair by pair, {percent(faster['ttft_ms'])} of requests have a lower TTFT, "
+        f"{percent(faster['itl_ms'])} a lower ITL and {percent(faster['latency_ms'])} a lower "
+        f"latency under the comparison; the median paired TTFT difference (Hodges-Lehmann) is "
+        f"{signed(_value(median))} ms. Good under the comparison alone: "
+        f"{counted(pairs['only_comparison'], 'request')}, under the baseline alone: "
+        f"{pairs['only_baseline']:,}, under both: {pairs['both']:,}, under neither: "
+        f"{pairs['neither']:,} (repeats pooled)."
+    )
+
+
+def _value(entry: float | dict | None) -> float | None:
+    return entry.get("value", entry.get("difference")) if isinstance(entry, dict) else entry
+
+
+def losses(evidence: Evidence) -> str:
+    """Return where the comparison is worse, as plainly as where it is better."""
+    groups, result = evidence.groups, evidence.comparison.to_json()
+    slower = groups[groups["ttft_ms_faster_share"] < 0.5]
+    said = []
+    for by, rows in slower.groupby("by", sort=False):
+        each = ", ".join(
+            f"{percent(row.ttft_ms_faster_share, 0)} at {row.group} "
+            f"({signed(row.ttft_ms_median_difference)} ms)"
+            for row in rows.itertuples()
+        )
+        said.append(f"TTFT by {by}: lower for only {each}")
+    for key in LATENCIES:
+        for statistic, row in result["metrics"][key].items():
+            if row["ci_low"] is not None and row["ci_low"] > 0:
+                said.append(
+                    f"the {statistic} {METRICS[key].short} is {signed(row['difference'])} ms"
+                )
+    only = result["good_table"]["only_baseline"]
+    if only:
+        said.append(f"late, though the baseline serves them in time: {counted(only, 'request')}")
+    if not said:
+        return "Where the comparison loses: nowhere measured."
+    lines = "\n".join(f"- {each}" for each in said)
+    return f"Where the comparison loses (in brackets median paired differences):\n\n{lines}"
+
+
+def lesson(evidence: Evidence, judged: Gate) -> str:
+    """Return what the outcome page teaches."""
+    if not judged.green:
+        return NO_VERDICT
+    return f"{headline(evidence, judged)} {counterpoint(evidence)}\n\n{losses(evidence)}"

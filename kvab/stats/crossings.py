@@ -1,0 +1,133 @@
+r"""Good share over load -> the load that keeps a good share, and ratios of such loads.
+
+Input: good requests and requests of every burst at several loads. Output: arrays whose last axis
+holds the two ends of what is known: equal where the load was found, ``(0, lowest)`` below the loads
+that were replayed, ``(highest, inf)`` above them. Nothing is extrapolated.
+
+**Definition.** Of the loads :math:`l_1 < l_2 < \dots` with shares :math:`s_i`, let i be the last
+with :math:`s_i \ge` target. The load that keeps the target is
+:math:`l_i + (l_{i+1} - l_i) (s_i - target) / (s_i - s_{i+1})`.
+
+**Interval.** The same bursts are drawn at all loads and in all configurations
+(`kvab.stats.bootstrap`), and every resample finds its loads anew. The ends are the quantiles
+of the resamples at :math:`\Phi(\mp t_{k-1} \sqrt{k/(k-2)})`: the expanded percentile interval
+[1]_, with the widening that `kvab.stats.bootstrap` explains. Unlike an estimate plus and minus
+its error, quantiles can take resamples that are known only to lie above or below the replayed
+loads: an end is then open, never made up. Coverage is checked in
+``tests/stats/test_crossing_coverage.py``.
+
+References
+----------
+.. [1] T. C. Hesterberg, What teachers should know about the bootstrap, The American Statistician
+   69 (2015), DOI 10.1080/00031305.2015.1089789.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from kvab.stats.bootstrap import Design, Replicates, block_bursts, replicate
+
+
+def crossing(loads: np.ndarray, shares: np.ndarray, target: float) -> np.ndarray:
+    """Return the largest load at which the share falls through the target.
+
+    Parameters
+    ----------
+    loads : ndarray, shape (loads,)
+        Rising.
+    shares : ndarray, shape (..., loads)
+        Good share at each load.
+    target : float
+        The share to be kept.
+
+    Returns
+    -------
+    ndarray, shape (..., 2)
+        Both ends of what is known, see the module.
+
+    Examples
+    --------
+    >>> crossing(np.array([1.0, 2.0]), np.array([0.9, 0.7]), 0.8).round(6).tolist()
+    [1.5, 1.5]
+    >>> crossing(np.array([1.0, 2.0]), np.array([0.9, 0.85]), 0.8).tolist()
+    [2.0, inf]
+    """
+    loads, shares = np.asarray(loads, float), np.asarray(shares, float)
+    kept = shares >= target
+    top = len(loads) - 1
+    last = top - np.argmax(kept[..., ::-1], axis=-1)
+    below = np.minimum(last, top - 1)
+    high, low = (np.take_along_axis(shares, (below + n)[..., None], -1)[..., 0] for n in (0, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = (high - target) / (high - low)
+    found = loads[below] + part * (loads[below + 1] - loads[below])
+    ends = np.stack([found, found], axis=-1)
+    ends[last == top] = loads[-1], np.inf
+    ends[~kept.any(axis=-1)] = 0.0, loads[0]
+    return ends
+
+
+def ratio(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return second over first, ends of what is known, shape (..., 2)."""
+    with np.errstate(divide="ignore"):
+        return np.stack([second[..., 0] / first[..., 1], second[..., 1] / first[..., 0]], axis=-1)
+
+
+def interval(draws: np.ndarray, design: Design) -> tuple[np.ndarray, np.ndarray]:
+    """Return the interval that the module describes, from draws of shape (resamples, ..., 2).
+
+    Returns
+    -------
+    tuple of ndarray
+        Ends of shape (...); 0 and infinite where open, NaN with two blocks or fewer.
+    """
+    if np.isnan(design.inflation):
+        return np.full(draws.shape[1:-1], np.nan), np.full(draws.shape[1:-1], np.nan)
+    tail = special.ndtr(-design.critical() * design.inflation)
+    outside = int(tail * len(draws))  # as many draws lie beyond each end
+    low, high = (np.sort(draws[..., end], axis=0) for end in (0, 1))
+    return low[outside], high[-1 - outside]
+
+
+def shares(requests: np.ndarray, good: np.ndarray, design: Design) -> Replicates:
+    """Return the good share of each curve with its resamples.
+
+    Parameters
+    ----------
+    requests : ndarray, shape (bursts,)
+        Requests of each burst.
+    good : ndarray, shape (curves..., bursts)
+        Good ones among them.
+    design : Design
+        The resampling plan.
+    """
+    flat = good.reshape(-1, good.shape[-1]).T.astype(float)
+
+    def evaluate(weights: np.ndarray) -> np.ndarray:
+        share = (weights @ flat) / (weights @ requests.astype(float))[:, None]
+        return share.reshape(len(weights), *good.shape[:-1])
+
+    return replicate(design, evaluate)
+
+
+def plan(requests: np.ndarray, series: Sequence[np.ndarray], settings: dict[str, Any]) -> Design:
+    """Return the resampling plan whose block length suits all series of good requests a burst."""
+    total = requests.sum()
+    influences = [each - requests * each.sum() / total for each in series]
+    block = block_bursts(np.column_stack(influences))
+    return Design(len(requests), block, **settings)
+
+
+def at_crossing(loads: np.ndarray, good: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return good requests of each burst at a load between those replayed.
+
+    The influence of a burst on the crossing is proportional to its influence on this share: the
+    derivative of the crossing weighs both neighbours as the interpolation does.
+    """
+    load = float(np.clip(known[0], loads[0], loads[-1]))
+    return np.array([np.interp(load, loads, burst) for burst in good.T])

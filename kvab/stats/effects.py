@@ -1,0 +1,202 @@
+"""Where the difference lies: by quantile, by group of requests, and in A/A runs.
+
+Input: paired tables of `kvab.stats.pairing`. Output: tables with workload intervals.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kvab.requests.metrics import LATENCIES, METRICS, Slo
+from kvab.stats.bootstrap import mean, replicate
+from kvab.stats.contrasts import POWER, difference
+from kvab.stats.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
+from kvab.stats.percentiles import percentiles
+
+QUANTILES = np.arange(1, 100) / 100
+
+
+def quantile_differences(
+    pairs: pd.DataFrame,
+    metric: str,
+    *,
+    q: np.ndarray = QUANTILES,
+    block_bursts: int | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Return the difference between the arms at every quantile of a latency.
+
+    Parameters
+    ----------
+    pairs : DataFrame
+        As `kvab.stats.pairing.pair` returns it.
+    metric : str
+        A latency metric.
+    q : ndarray
+        Quantiles, as shares.
+    block_bursts : int, optional
+        Block length, such as a comparison's; by default estimated on this metric alone.
+    **settings
+        ``level``, ``resamples``, ``seed``.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``q``, ``baseline``, ``comparison``, ``difference``, ``ci_low``, ``ci_high`` (each
+        quantile by itself) and ``band_low``, ``band_high`` (all at once, see
+        `kvab.stats.bootstrap.Replicates.band`), in the metric's unit. It compares
+        distributions: the requests at a quantile are not the same ones in both arms.
+    """
+    both = [pairs[f"{metric}_{arm}"].to_numpy(float) for arm in (BASELINE, COMPARISON)]
+    design = plan(pairs, [both[1] - both[0]], block_bursts, **settings)
+    arms = [sample(pairs, arm) for arm in both]
+    replicates = replicate(
+        design, lambda weights: np.stack([percentiles(a, weights, 100 * q) for a in arms], axis=1)
+    )
+    apart = difference(replicates)
+    ends = dict(zip(("ci_low", "ci_high", "band_low", "band_high"), [*apart.interval, *apart.band],
+                    strict=True))  # fmt: skip
+    columns = {"q": q, "baseline": replicates.value[0], "comparison": replicates.value[1]}
+    return pd.DataFrame({**columns, "difference": apart.value, **ends})
+
+
+def terciles(numbers: pd.Series | np.ndarray, unit: str) -> pd.Series:
+    """Return the third of the requests that each value falls in, labelled by its range.
+
+    Parameters
+    ----------
+    numbers : Series or ndarray
+        One value a trace row, such as its prompt tokens.
+    unit : str
+        Shown after the range.
+
+    Returns
+    -------
+    Series
+        Ordered categories such as ``100 to 4,031 tokens``, on the index of ``numbers``. Equal
+        values stay together, so thirds may be unequal, and fewer than three where most are equal.
+
+    Examples
+    --------
+    >>> [*terciles([1, 2, 3, 4, 5, 6], "tokens").cat.categories]
+    ['1 to 2 tokens', '3 to 4 tokens', '5 to 6 tokens']
+    """
+    numbers = pd.Series(numbers)
+    third = np.searchsorted(np.quantile(numbers, [1 / 3, 2 / 3]), numbers)
+    labels = {}
+    for which in np.unique(third):
+        low, high = numbers[third == which].agg(["min", "max"])
+        labels[which] = f"{low:,.0f} to {high:,.0f} {unit}" if low < high else f"{low:,.0f} {unit}"
+    names = pd.Categorical([labels[which] for which in third], [*labels.values()], ordered=True)
+    return pd.Series(names, index=numbers.index)
+
+
+def spans(arrival_ms: pd.Series, number: int = 6) -> pd.Series:
+    """Return the part of the trace that each row arrives in, equal spans of time in order.
+
+    Examples
+    --------
+    >>> [*spans(pd.Series([0.0, 59_999.0, 60_000.0, 119_999.0]), 2).cat.categories]
+    ['0 to 1 min', '1 to 2 min']
+    """
+    edges = np.linspace(arrival_ms.min(), arrival_ms.max(), number + 1) / 60_000
+    labels = [f"{low:.3g} to {high:.3g} min" for low, high in itertools.pairwise(edges)]
+    return pd.cut(arrival_ms / 60_000, edges, labels=labels, include_lowest=True)
+
+
+def effect_by_group(
+    pairs: pd.DataFrame,
+    groups: pd.Series,
+    slo: Slo,
+    *,
+    block_bursts: int | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Return the effect of the comparison within groups of requests.
+
+    Parameters
+    ----------
+    pairs : DataFrame
+        As `kvab.stats.pairing.pair` returns it.
+    groups : Series
+        Trace row (the index) -> group, such as `terciles` returns.
+    slo : Slo
+        Bounds of a good request.
+    block_bursts : int, optional
+        Block length instead of that estimated on all pairs.
+    **settings
+        ``level``, ``resamples``, ``seed``.
+
+    Returns
+    -------
+    DataFrame
+        A row a group: ``group``, ``pairs``, and for every metric ``<metric>_difference`` (of the
+        means; over pairs served in both) with ``_ci_low`` and ``_ci_high``; for latencies also
+        ``<metric>_median_difference`` (median of the paired differences) and
+        ``<metric>_faster_share``.
+    """
+    both = [values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)]
+    paired = differences(*both)
+    design = plan(pairs, paired.values(), block_bursts, **settings)
+    member = pd.Series(groups).reindex(pairs["row"]).reset_index(drop=True)
+    rows = []
+    for group in member.dropna().sort_values().unique():
+        inside = (member == group).to_numpy()
+        row = {"group": group, "pairs": int(inside.sum())}
+        for key, apart in paired.items():
+            within = sample(pairs, np.where(inside, apart, np.nan))
+            effect = replicate(design, partial(mean, within))
+            row[f"{key}_difference"] = float(effect.value)
+            row[f"{key}_ci_low"], row[f"{key}_ci_high"] = map(float, effect.interval)
+            if key in LATENCIES and within.values.size:
+                row[f"{key}_median_difference"] = np.median(within.values)
+                row[f"{key}_faster_share"] = (within.values < 0).mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def noise_floor(baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: Any) -> pd.DataFrame:
+    """Return what the study sees between runs of one configuration (A/A), and could see.
+
+    Parameters
+    ----------
+    baseline_tables : sequence of DataFrame
+        Requests tables of one configuration, one a repeat; each is compared with the next, the
+        last of three or more with the first.
+    slo : Slo
+        Bounds of a good request.
+    **settings
+        ``level``, ``resamples``, ``seed``.
+
+    Returns
+    -------
+    DataFrame
+        A row a metric: ``metric``, ``run_pairs``, ``largest_difference`` (absolute, of the means;
+        of the shares), ``error`` (largest standard error of such a difference) and
+        ``smallest_detectable`` = (t for the level + t for power 0.8) x error. NaN with one repeat.
+    """
+    found: dict[str, list[tuple[Any, ...]]] = {key: [] for key in METRICS}
+    neighbours = list(itertools.pairwise(baseline_tables))
+    if len(baseline_tables) > 2:
+        neighbours.append((baseline_tables[-1], baseline_tables[0]))
+    for first, second in neighbours:
+        pairs = pair([first], [second])
+        paired = differences(*(values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)))
+        design = plan(pairs, paired.values(), **settings)
+        for key, apart in paired.items():
+            of = sample(pairs, apart)
+            effect = replicate(design, partial(mean, of))
+            detectable = (design.critical() + design.critical(POWER)) * effect.error
+            found[key].append((abs(effect.value), effect.error, detectable))
+    columns = ["largest_difference", "error", "smallest_detectable"]
+    rows = [
+        [key, len(each), *(np.max(each, axis=0) if each else [np.nan] * 3)]
+        for key, each in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["metric", "run_pairs", *columns])
