@@ -82,13 +82,13 @@ def read_yaml(path: Path) -> list[Any]:
         _check_plain(path, documents)
         return documents
     except RecursionError:
-        raise InputError(f"{path}: expected YAML, got values nested too deeply; mend it") from None
+        raise InputError(f"{path}: expected YAML, got values nested too deeply; fix it") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: expected YAML, got {error.problem}; mend it") from None
+        raise InputError(f"{path}:{line}: expected YAML, got {error.problem}; fix it") from None
     except (yaml.YAMLError, ValueError) as error:  # a wrong date or Unicode too
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: expected YAML in UTF-8, got {reason}; mend it") from None
+        raise InputError(f"{path}: expected YAML in UTF-8, got {reason}; fix it") from None
     except OSError as error:
         raise InputError(f"{path}: expected a file, got {error.strerror}; check the name") from None
 
@@ -101,7 +101,7 @@ def _check_plain(path: Path, documents: list[Any]) -> None:
         count += 1
         if depth > DEEPEST or count > MOST_VALUES:
             expected = f"at most {MOST_VALUES:,} values, {DEEPEST} deep"
-            raise InputError(f"{path}: expected {expected}, aliases unfolded, got more; mend it")
+            raise InputError(f"{path}: expected {expected}, aliases unfolded, got more; fix it")
         if isinstance(value, dict | list):
             below = [*value, *value.values()] if isinstance(value, dict) else value
             values += [(each, depth + 1) for each in below]
@@ -130,7 +130,7 @@ def read_declaration(path: Path, declaration: Any, **extra: Any) -> Any:
         key = ".".join(str(part) for part in first["loc"]) or "the declaration"
         more = f" (and {count - 1} more)" if count > 1 else ""
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{path}: unknown key '{key}'{more}; remove it or mend it") from None
+            raise InputError(f"{path}: unknown key '{key}'{more}; remove or fix it") from None
         what = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{path}: {key}: {what}, got {_short(first['input'])}{more}") from None
 

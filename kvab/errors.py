@@ -48,7 +48,7 @@ class KvabError(Exception):
 class InputError(KvabError):
     """A wrong argument, declaration, trace, manifest or run folder.
 
-    The text names the file (and the line or key), what was expected, what came and the mend.
+    The text names the file (and the line or key), what was expected, what came and the fix.
     """
 
     exit_code = 2

@@ -45,6 +45,6 @@ def doctor(study: StudyOption, cluster: ClusterOption = "simulated-h200") -> Non
 
     found = findings(study, cluster)
     for finding in found:
-        print(f"{'ok  ' if finding.ok else 'MEND'}  {finding.what}")
+        print(f"{'ok  ' if finding.ok else 'FIX '}  {finding.what}")
     if not all(finding.ok for finding in found):
         raise typer.Exit(3)

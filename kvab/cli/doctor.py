@@ -1,4 +1,4 @@
-"""What is missing on this machine for a cluster, and how to mend it; changes nothing.
+"""What is missing on this machine for a cluster, and how to fix it; changes nothing.
 
 Input: a study and a cluster. Output: findings.
 """

@@ -101,13 +101,13 @@ def _sorted(table: pd.DataFrame, where: str) -> pd.DataFrame:
 
 def _check_same(reference: pd.DataFrame, table: pd.DataFrame, where: str, first: str) -> None:
     known, rows = reference["row"].to_numpy(), table["row"].to_numpy()
-    mend = "compare runs of the same trace and slice"
+    fix = "compare runs of the same trace and slice"
     if not np.array_equal(known, rows):
         if not np.isin(rows, known).any():
-            raise InputError(f"{where}: has no trace row in common with {first}; {mend}")
+            raise InputError(f"{where}: has no trace row in common with {first}; {fix}")
         odd = np.setxor1d(known, rows)
         has = "is missing" if odd[0] in known else f"is not in {first}, repeat 1"
-        raise InputError(f"{where}: row {odd[0]} {has} ({len(odd)} rows differ); {mend}")
+        raise InputError(f"{where}: row {odd[0]} {has} ({len(odd)} rows differ); {fix}")
     shift_ms = np.abs(table["arrival_ms"] - reference["arrival_ms"]).to_numpy()
     _refuse(~(shift_ms <= ARRIVAL_TOLERANCE_MS), "arrival_ms", reference, table, where, first)
     both = served(table) & served(reference)

@@ -103,14 +103,14 @@ def _checked_rows(
     """Return every row, and the sha256 of the file they came from."""
     rows: list[dict[str, Any]] = []
     last_ms = 0.0
-    mend = "check the name, or run `kvab trace fetch`"
+    fix = "check the name, or run `kvab trace fetch`"
     try:
         found = "a folder" if path.is_dir() else "nothing of that name"
-        expect(path.is_file(), path, "a file of JSON lines", found, mend)
+        expect(path.is_file(), path, "a file of JSON lines", found, fix)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            mend = "fetch it again, or name it with --trace to replay another trace on purpose"
-            expect(sha256 in (None, digest), path, f"sha256 {sha256}", digest, mend)
+            fix = "fetch it again, or name it with --trace to replay another trace on purpose"
+            expect(sha256 in (None, digest), path, f"sha256 {sha256}", digest, fix)
             file.seek(0)
             for number, line in enumerate(file, start=1):
                 where = f"{path}:{number}"
@@ -119,7 +119,7 @@ def _checked_rows(
                 last_ms = row["timestamp"]
                 rows.append(row)
     except OSError as error:
-        expect(False, path, "a file that can be read", error.strerror, "mend its rights")
+        expect(False, path, "a file that can be read", error.strerror, "fix its rights")
     expect(bool(rows), path, "a request a line", "an empty file", "fetch it again")
     return rows, digest
 
@@ -133,9 +133,9 @@ def _parsed(where: str, line: bytes) -> dict[str, Any]:
         expect(False, where, "UTF-8 text", start, "convert the file to UTF-8")
     except (ValueError, RecursionError):
         whole = line.endswith(b"\n")
-        mend = "mend the line" if whole else "the file is truncated: fetch it again"
-        expect(False, where, "one JSON object", start, mend)
-    expect(isinstance(row, dict), where, "one JSON object", start, "mend the line")
+        fix = "fix the line" if whole else "the file is truncated: fetch it again"
+        expect(False, where, "one JSON object", start, fix)
+    expect(isinstance(row, dict), where, "one JSON object", start, "fix the line")
     for field in FIELDS:
         expect(field in row, where, f"the field {field}", sorted(row), "add it")
     return row
@@ -144,25 +144,25 @@ def _parsed(where: str, line: bytes) -> dict[str, Any]:
 def _check(where: str, row: dict[str, Any], last_ms: float, block_tokens: int) -> None:
     at_ms, ids = row["timestamp"], row["hash_ids"]
     right = type(at_ms) in (int, float) and 0 <= at_ms < 2**53
-    expect(right, where, "a timestamp of 0 ms or more", at_ms, "mend it")
+    expect(right, where, "a timestamp of 0 ms or more", at_ms, "fix it")
     expected = f"a timestamp that does not fall below the {last_ms} before it"
     expect(at_ms >= last_ms, where, expected, at_ms, "sort the rows by timestamp")
     for field in ("input_length", "output_length"):
         tokens = row[field]
         whole = type(tokens) is int or (type(tokens) is float and tokens.is_integer())
         right = whole and 1 <= tokens < 2**31
-        expect(right, where, f"{field} of 1 token or more, a whole number", tokens, "mend it")
+        expect(right, where, f"{field} of 1 token or more, a whole number", tokens, "fix it")
     right = isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**63 for i in ids)
-    expect(right, where, "hash_ids as a list of whole numbers of 0 or more", ids, "mend them")
+    expect(right, where, "hash_ids as a list of whole numbers of 0 or more", ids, "fix them")
     needed = math.ceil(row["input_length"] / block_tokens)
     expected = f"{needed} hash_ids ({row['input_length']} tokens in blocks of {block_tokens})"
-    expect(len(ids) == needed, where, expected, len(ids), "mend the row or the block size")
+    expect(len(ids) == needed, where, expected, len(ids), "fix the row or the block size")
 
 
-def expect(right: bool, where: str | Path, expected: str, got: object, mend: str) -> None:
+def expect(right: bool, where: str | Path, expected: str, got: object, fix: str) -> None:
     """Raise the error of a trace unless something is right."""
     if not right:
-        raise InputError(f"{where}: expected {expected}, got {got!r:.80}; {mend}")
+        raise InputError(f"{where}: expected {expected}, got {got!r:.80}; {fix}")
 
 
 def burst_order(timestamp_ms: np.ndarray, seed: int) -> np.ndarray:

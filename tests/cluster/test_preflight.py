@@ -50,7 +50,7 @@ def edit(emulated, name, old, new, count=1):
 
 def test_doctor_says_what_it_found(emulated):
     done = doctor(emulated)
-    assert "MEND" not in done.stdout.replace("MEND  trace", ""), done.stdout
+    assert "FIX" not in done.stdout.replace("FIX    trace", ""), done.stdout
     for expected in (
         "API server: v1.33.4",
         "permissions: all ",
@@ -73,9 +73,9 @@ def test_doctor_says_how_to_mend_each_thing(emulated):
     done = doctor(emulated)
     assert done.returncode == 3
     for expected in (
-        "MEND  secret: hf-token-secret is not there; create it with `kubectl -n dynamo-study",
-        "MEND  storage class: none is not there; name one of `kubectl get storageclass`",
-        "MEND  disagg-kv-router: needs 16 rdma/other, allocatable 0; set rdma_resource",
+        "FIX   secret: hf-token-secret is not there; create it with `kubectl -n dynamo-study",
+        "FIX   storage class: none is not there; name one of `kubectl get storageclass`",
+        "FIX   disagg-kv-router: needs 16 rdma/other, allocatable 0; set rdma_resource",
         "ok    disagg-kv-router: --router-reset-states is left out, the image's runtime no longer",
     ):
         assert expected in done.stdout

@@ -1,4 +1,4 @@
-"""What the fuzzer found: each input is refused in one line, as its defect was mended."""
+"""What the fuzzer found: each input is refused in one line, as its defect was fixed."""
 
 import json
 import sys

@@ -179,7 +179,7 @@ def test_a_missing_field_is_named(path, field):
 @pytest.mark.parametrize("line", ["hello", "", "{'timestamp': 1}", "[" * 100_000])
 def test_a_line_that_is_not_json_is_named(path, line):
     path.write_text(text_of(ROWS[:1]) + line + "\n" + text_of(ROWS[1:]))
-    with pytest.raises(InputError, match=r":2: expected one JSON object, got .*mend the line"):
+    with pytest.raises(InputError, match=r":2: expected one JSON object, got .*fix the line"):
         read_trace(path)
 
 

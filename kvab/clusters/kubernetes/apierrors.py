@@ -1,4 +1,4 @@
-"""What the API server's failures mean: which pass by themselves, and how to mend the others.
+"""What the API server's failures mean: which pass by themselves, and how to fix the others.
 
 Input: exceptions of the client library. Output: errors that a user can act on.
 """

@@ -204,7 +204,7 @@ def download(study: Study, profile: Kubernetes) -> Manifest:
     if got != (study.model.name, study.model.revision):
         raise InputError(
             f"{path}: expected {study.model.name} at {study.model.revision} as in study.yaml, "
-            f"got {got[0]} at {got[1]}; mend the one that is wrong"
+            f"got {got[0]} at {got[1]}; fix the one that is wrong"
         )
     for source in container.get("envFrom", []):
         if "secretRef" in source:

@@ -1,6 +1,6 @@
 """Why pods do not come up: causes read from statuses and events.
 
-Input: a deployment, its pods and events, as plain objects. Output: causes, each with its mend. The
+Input: a deployment, its pods and events, as plain objects. Output: causes, each with its fix. The
 operator's own status says no more than "not ready" for most of them.
 """
 
@@ -21,7 +21,7 @@ VOLUME_EVENTS = ("FailedAttachVolume", "FailedMount")
 # What ReplicaSets, StatefulSets and Jobs say, and Grove's PodCliques.
 NO_PODS = ("FailedCreate", "PodCreateFailed", "PodCreationFailed")
 NO_PODS_S = 20.0  # a cause of it that lasts so long is told, so that it is within half a minute
-MENDS = (
+FIXES = (
     (("PersistentVolumeClaim", "PVC", "persistentvolumeclaim"), "run prepare first, or check the "
      "storage class of the profile with `kubectl describe pvc`"),
     (("nvidia.com/gpu",), "free the GPUs, or check node_selector and tolerations of the profile"),
@@ -44,12 +44,12 @@ class Cause(NamedTuple):
     container: str = ""
 
     def __str__(self) -> str:
-        """Say what is wrong and how to mend it, in one line."""
+        """Say what is wrong and how to fix it, in one line."""
         subject = f"{self.subject}: " if self.subject else ""
-        return f"{subject}{self.reason}: {' '.join(self.message.split())}{self.mend}"
+        return f"{subject}{self.reason}: {' '.join(self.message.split())}{self.fix}"
 
     @property
-    def mend(self) -> str:
+    def fix(self) -> str:
         """What to do about it."""
         if self.reason in IMAGE or self.reason == "InvalidImageName":
             return "; check image and image_pull_secret of the profile"
@@ -57,7 +57,7 @@ class Cause(NamedTuple):
             return "; the scheduler holds the group back until it fits: free GPUs"
         if rule := rejection(self.message):
             return f"; {rule.fix}"
-        for words, what in MENDS:
+        for words, what in FIXES:
             if any(word in self.message for word in words):
                 return f"; {what}"
         return ""

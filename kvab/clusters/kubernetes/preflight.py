@@ -1,4 +1,4 @@
-"""What a cluster lacks for a study, and how to mend it; creates nothing.
+"""What a cluster lacks for a study, and how to fix it; creates nothing.
 
 Input: a cluster and the manifests that a run would apply. Output: findings.
 """
@@ -74,7 +74,7 @@ NEEDS = (
 
 
 def look(what: str, look_at: Callable[[], str]) -> Finding:
-    """Return a finding; an expected failure says how to mend it."""
+    """Return a finding; an expected failure says how to fix it."""
     try:
         return Finding(True, f"{what}: {look_at()}")
     except KvabError as error:
@@ -198,9 +198,9 @@ def _definition(kube: Kube, arms: list[tuple[Configuration, list[Manifest]]]) ->
     return f"serves {', '.join(served)}; applied as {', '.join(sorted(wanted))}"
 
 
-def _exists(kube: Kube, kind: str, name: str, mend: str) -> str:
+def _exists(kube: Kube, kind: str, name: str, fix: str) -> str:
     if kube.get(kind, name) is None:
-        raise DependencyError(f"{name} is not there; {mend}")
+        raise DependencyError(f"{name} is not there; {fix}")
     return name
 
 

@@ -38,7 +38,7 @@ def claim_storage(kube: Kube, claims: list[Manifest]) -> None:
         elif not set(mode) <= set(found["spec"]["accessModes"]):
             raise DependencyError(
                 f"PVC {name}: expected access mode {mode[0]}, got "
-                f"{', '.join(found['spec']['accessModes'])}; mend access_mode of the profile, or "
+                f"{', '.join(found['spec']['accessModes'])}; fix access_mode of the profile, or "
                 "delete the claim"
             )
 

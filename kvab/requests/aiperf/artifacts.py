@@ -35,7 +35,7 @@ OTHERS = (
     "outputs",
 )
 SCHEDULE = "fixed_schedule"
-MEND = "name a folder that `aiperf profile` wrote"
+FIX = "name a folder that `aiperf profile` wrote"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_artifacts(place: Path) -> Artifacts:
     """
     folder, prefix = Path(place), ""
     if not folder.exists():
-        raise InputError(f"{folder}: expected AIPerf artifacts, got nothing of that name; {MEND}")
+        raise InputError(f"{folder}: expected AIPerf artifacts, got nothing of that name; {FIX}")
     check_tool(folder)
     if folder.is_file():
         folder, prefix = folder.parent, _prefix(folder)
@@ -101,7 +101,7 @@ def read_artifacts(place: Path) -> Artifacts:
         names = sorted(path.name for path in folder.iterdir())[:5]
         raise InputError(
             f"{place}: expected a run's run.json, or AIPerf's {RECORDS} or {SUMMARY}, got "
-            f"{', '.join(names) or 'an empty folder'}; {MEND}"
+            f"{', '.join(names) or 'an empty folder'}; {FIX}"
         )
     summary = _read_json(summary_file) if summary_file else {}
     records = read_records(records_file) if records_file else None

@@ -54,15 +54,15 @@ def declared_topology(study: Study, name: str) -> Topology:
     if (found.mode, found.router) != declared:
         raise InputError(
             f"{deploy}: study.yaml declares {name} as {' and '.join(declared)}, got {found.mode} "
-            f"and {found.router}; mend the one that is wrong"
+            f"and {found.router}; fix the one that is wrong"
         )
     models = {group.model for group in found.groups.values()}
     if models != {study.model.name}:
         got = ", ".join(models)
-        raise InputError(f"{deploy}: expected model {study.model.name}, got {got}; mend --model")
+        raise InputError(f"{deploy}: expected model {study.model.name}, got {got}; fix --model")
     if goodput_slo(recipe) != study.slo.model_dump():
         raise InputError(
             f"{perf}: expected the goodput of study.yaml ({study.slo.ttft_ms:g} ms, "
-            f"{study.slo.itl_ms:g} ms); mend --goodput"
+            f"{study.slo.itl_ms:g} ms); fix --goodput"
         )
     return found

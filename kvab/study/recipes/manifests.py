@@ -71,7 +71,7 @@ class Configuration:
 
     def refuse(self, where: str, expected: str, file: str = DEPLOY) -> NoReturn:
         """Raise the error of a manifest: the place, what was expected and what came."""
-        raise InputError(f"{self.folder / file}: {where}: expected {expected}; mend it there")
+        raise InputError(f"{self.folder / file}: {where}: expected {expected}; fix it there")
 
     def get(self, value: Any, path: str, kind: type, prefix: str = "") -> Any:
         """Return the nested value of a type in ``deploy.yaml``, an empty one if nothing stands."""
