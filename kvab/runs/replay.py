@@ -16,7 +16,7 @@ from typing import Any
 import kvab
 from kvab import runs
 from kvab.clusters.job import Job
-from kvab.console import hide
+from kvab.console import mask
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
 from kvab.requests import tidy
 from kvab.runs.claims import Claim
@@ -136,7 +136,7 @@ class Replay:
         try:
             yield
         except BaseException as error:
-            reason = hide(str(error)) or type(error).__name__
+            reason = mask(str(error)) or type(error).__name__
             unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
             if isinstance(error, OSError) and unwritable:
                 reason = f"{name}: cannot write ({error}); {remedy(error)}"
@@ -242,7 +242,7 @@ class Replay:
 def _masked(name: str, content: bytes) -> bytes:
     if name.endswith(".gz"):  # requests, of numbers alone
         return content
-    return hide(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return mask(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def _said(error: Exception) -> str:

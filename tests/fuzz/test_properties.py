@@ -220,7 +220,7 @@ def test_a_run_lists_files_of_its_own_folder_alone(tmp_path, name):
 @given(before=st.text(max_size=40), token=st.text("abcXYZ0189", min_size=8, max_size=40))
 def test_a_token_is_hidden_wherever_it_stands(before, token):
     for text in (f"{before} hf_{token} after", f"{before} Authorization: Bearer {token}"):
-        assert token not in console.hide(text).removeprefix(before)
+        assert token not in console.mask(text).removeprefix(before)
 
 
 def test_the_slo_of_a_run_is_positive():
@@ -246,4 +246,4 @@ def test_the_slo_of_a_run_is_positive():
     ],
 )
 def test_a_secret_is_hidden_as_shells_and_manifests_write_it(text, kept):
-    assert console.hide(text) == kept
+    assert console.mask(text) == kept

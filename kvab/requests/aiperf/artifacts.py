@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvab.console import hide
+from kvab.console import mask
 from kvab.errors import InputError
 from kvab.requests.aiperf.foreign import check_tool
 from kvab.requests.aiperf.records import Records, read_records
@@ -113,7 +113,7 @@ def read_artifacts(place: Path) -> Artifacts:
         records,
         summary,
         version=summary.get("aiperf_version"),
-        command=hide(command) if isinstance(command, str) else None,
+        command=mask(command) if isinstance(command, str) else None,
         expected=_expected(config),
         partial=_why_partial(folder, summary, records),
         notes=_notes(records),
