@@ -16,7 +16,7 @@ from kvab.declarations import digest
 from kvab.errors import GateError, InputError
 from kvab.pages.clusters import load_clusters
 from kvab.pages.evidence import Evidence, load_evidence
-from kvab.pages.model_check import (load_check, make_twins)
+from kvab.pages.model_check import load_check, make_twins
 from kvab.pages.validity import Gate, gate
 from kvab.pages.wording import headline
 from kvab.runs import campaign

@@ -13,8 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from kvab import runs
 from kvab.cache import remember, source_digest
 from kvab.clusters.simulate import Simulator
@@ -26,7 +28,6 @@ from kvab.requests.metrics import LATENCIES
 from kvab.runs import summaries
 from kvab.study import Simulated, load_study, recipes, root
 from kvab.trace import Trace, burst_order
-
 
 TABLE, ORDERS = Path("model-check") / "twins.parquet", Path("model-check") / "orders.parquet"
 FILE, SENT, SHORT = "file", "sent", "shortest first"

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from kvab.pages.model_check import (FILE, SENT, Check, load_check)
+from kvab.pages.model_check import FILE, SENT, Check, load_check
 from kvab.pages.wording import check as wording
 from kvab.requests import metrics
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from kvab.console import number, percent, plain, signed
-from kvab.pages.model_check import (Check)
+from kvab.pages.model_check import Check
 from kvab.pages.validity import WITHHELD, gate
 from kvab.requests.metrics import LATENCIES, METRICS
 
