@@ -18,7 +18,7 @@ from kvab import runs
 from kvab.clusters.job import Job
 from kvab.console import mask
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
-from kvab.requests import tidy
+from kvab.requests.table import not_replayed
 from kvab.runs.claims import Claim
 from kvab.runs.jobs import check_topology, open_cluster, plan_job
 from kvab.runs.workload import save_workload
@@ -184,7 +184,7 @@ class Replay:
         if found := {f"diagnostics/{name}": _masked(name, each) for name, each in look().items()}:
             requests = getattr(self.cluster, "answered", lambda: None)()
             if requests is None:
-                requests = tidy.not_replayed(self.job.trace, self.job.rows, reason)
+                requests = not_replayed(self.job.trace, self.job.rows, reason)
             self._write(requests, found, reason)
 
     def teardown(self) -> str:

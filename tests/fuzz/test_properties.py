@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from kvab import console, runs
 from kvab import declarations as declare
 from kvab.errors import InputError
-from kvab.requests import aiperf, tidy
+from kvab.requests import aiperf
+from kvab.requests.matching import from_aiperf
 from kvab.study import Slo, recipes, root
 from kvab.trace import burst_order, read_trace, slice_trace, write_rows
 
@@ -122,7 +123,7 @@ def records(draw):
 def test_records_of_any_numbers_make_a_sound_table(tmp_path, found):
     path = tmp_path / aiperf.RECORDS
     path.write_text("".join(json.dumps(record) + "\n" for record in found))
-    table = tidy.from_aiperf(aiperf.read_artifacts(tmp_path))
+    table = from_aiperf(aiperf.read_artifacts(tmp_path))
     named = {record["metadata"]["session_num"]: record for record in found}
     assert table["row"].tolist() == list(range(max(named) + 1))
     for row in table.itertuples():

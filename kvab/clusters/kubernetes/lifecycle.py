@@ -246,19 +246,21 @@ class Cluster:
         InputError
             If they are not AIPerf's records of this workload.
         """
-        from kvab.requests import aiperf, tidy
+        from kvab.requests import aiperf
+        from kvab.requests.matching import from_aiperf
+        from kvab.requests.table import without_cached
 
         local = self.job.path.with_name(f".{self.job.path.name}.collecting") / self.run_id
         try:
             with self._files() as pod:
                 files = collecting.bring(pod, self.folder, self.run_id, local)
             read = aiperf.read_artifacts(local)
-            requests = tidy.from_aiperf(read, self.job.trace, self.job.order())
+            requests = from_aiperf(read, self.job.trace, self.job.order())
         except (Spoiled, InputError):
             self.replayed = False  # no later start could make anything of them
             raise
         if self.topology.mode == "disaggregated":
-            requests = tidy.without_cached(requests)
+            requests = without_cached(requests)
         self.versions["aiperf"] = read.version or "unknown"
         self.provenance["router"] |= aiperf.router_counters(local)
         collecting.forget(local)

@@ -28,7 +28,9 @@ from kvab.clusters.live.model_files import model_config, write_model
 from kvab.clusters.live.processes import Program, Programs, free_port
 from kvab.console import Display
 from kvab.errors import DependencyError, InputError, KvabError
-from kvab.requests import aiperf, tidy
+from kvab.requests import aiperf
+from kvab.requests.matching import from_aiperf
+from kvab.requests.table import without_cached
 from kvab.study import Live, recipes
 from kvab.study.recipes import Topology
 from kvab.trace import Trace, write_rows
@@ -215,9 +217,9 @@ class LiveStack:
         return self._requests(read), self._kept()
 
     def _requests(self, read: aiperf.Artifacts) -> pd.DataFrame:
-        requests = tidy.from_aiperf(read, self.trace, self.order)
+        requests = from_aiperf(read, self.trace, self.order)
         split = self.topology.mode == "disaggregated"
-        return tidy.without_cached(requests) if split else requests
+        return without_cached(requests) if split else requests
 
     def answered(self) -> pd.DataFrame | None:
         """Return the requests table of a replay that was cut off, None if nothing was answered."""

@@ -19,7 +19,7 @@ import pandas as pd
 from kvab.clusters.simulate import engine
 from kvab.clusters.simulate.predictions import prediction, sent_ms, write_trace
 from kvab.errors import DependencyError, InputError
-from kvab.requests.tidy import from_simulator
+from kvab.requests.simulator import from_simulator
 from kvab.study import Live, Simulated
 from kvab.study.recipes import Topology
 from kvab.trace import Trace
