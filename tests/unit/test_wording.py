@@ -13,11 +13,10 @@ import pandas as pd
 import pytest
 
 from kvab.console import counted, span
-from kvab.pages import tables, wording
+from kvab.pages import tables, theme, wording
 from kvab.pages.evidence import load_evidence
-from kvab.pages.figures.theme import arm_styles
 from kvab.pages.tables import runs as run_tables
-from kvab.pages.tabling import markdown
+from kvab.pages.theme import arm_styles, markdown
 from kvab.pages.wording import captions, clusters, outcomes, runs, workload
 from kvab.study import root
 
@@ -264,7 +263,7 @@ def test_no_reason_is_given_where_none_is_needed(published, basis):
 
 def test_single_runs_replays_and_checks_are_singular(published):
     one = replaying(published, requests(range(40)))
-    assert "simulated-h200, 1 replay of 40 requests for each" in captions.source(one)
+    assert "simulated-h200, 1 replay of 40 requests for each" in theme.source(one)
     assert "run to run over 1 repeat." in tables.variation(published_once(published)).caption
     alone = SimpleNamespace(reference=one, others={}, known="published", left_out={})
     assert "(1 repeat)" in clusters.whose(alone)

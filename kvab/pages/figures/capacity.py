@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from kvab.console import percent
-from kvab.pages.figures.theme import COMPARISON, GREY, PLAIN, WIDTH_IN, Drawing, arm_styles, drawn
+from kvab.pages.theme import COMPARISON, GREY, PLAIN, WIDTH_IN, Drawing, arm_styles, drawn
 from kvab.pages.wording import capacity as wording
 from kvab.pages.wording.loads import load_text
 from kvab.runs.capacity.sweep import Sweep

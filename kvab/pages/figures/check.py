@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 
-from kvab.pages.figures.theme import PLAIN, WIDTH_IN, Drawing, arm_styles, drawn, legend_below
 from kvab.pages.model_check import Check
+from kvab.pages.theme import PLAIN, WIDTH_IN, Drawing, arm_styles, drawn, legend_below
 from kvab.pages.wording import check as wording
 from kvab.requests.metrics import LATENCIES, METRICS
 

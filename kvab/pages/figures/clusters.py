@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from kvab.pages.clusters import Clusters
-from kvab.pages.figures.theme import COMPARISON, PLAIN, WIDTH_IN, Drawing, drawn
+from kvab.pages.theme import COMPARISON, PLAIN, WIDTH_IN, Drawing, drawn
 from kvab.pages.wording import clusters as wording
 from kvab.requests.metrics import LATENCIES, METRICS
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from kvab.pages.evidence import Evidence
-from kvab.pages.figures.theme import WIDTH_IN, Drawing, drawn
+from kvab.pages.theme import WIDTH_IN, Drawing, drawn
 from kvab.pages.wording import captions
 
 

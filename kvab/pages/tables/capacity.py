@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from kvab.console import counted, interval, number, percent
-from kvab.pages.tabling import Table, unless_missing
+from kvab.pages.theme import Table, unless_missing
 from kvab.pages.wording.loads import ends_text, load_text, ratio_text
 from kvab.runs.capacity.sweep import Sweep
 
 
-@unless_missing()
+@unless_missing(None)
 def loads(swept: Sweep) -> Table:
     """Return the load that each configuration carries at each good share, and the ratio."""
     replayed = sorted({cell.load for cell in swept.load_cells})
@@ -48,7 +48,7 @@ def _at(target: float) -> str:
     return f"{percent(target, 0)} good"
 
 
-@unless_missing()
+@unless_missing(None)
 def cells(swept: Sweep) -> Table:
     """Return good share and GPU-hours for a thousand good requests of every cell of load."""
     lines: dict[float, dict[str, str]] = {}
@@ -63,7 +63,7 @@ def cells(swept: Sweep) -> Table:
     )
 
 
-@unless_missing()
+@unless_missing(None)
 def splits(swept: Sweep) -> Table:
     """Return the metrics of each split of the comparison's workers."""
     table = swept.curves.splits

@@ -9,7 +9,7 @@ import pandas as pd
 
 from kvab.console import number, percent, signed
 from kvab.pages.model_check import Check
-from kvab.pages.tabling import Table
+from kvab.pages.theme import Table
 from kvab.requests.metrics import LATENCIES, METRICS
 
 STATISTICS = ("mean", "p50", "p90", "p99")

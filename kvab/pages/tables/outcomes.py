@@ -12,7 +12,7 @@ import pandas as pd
 
 from kvab.console import counted, interval, number, percent, signed
 from kvab.pages.evidence import Evidence
-from kvab.pages.tabling import Table
+from kvab.pages.theme import Table
 from kvab.pages.validity import WITHHELD, Gate
 from kvab.requests import metrics
 from kvab.runs import summaries

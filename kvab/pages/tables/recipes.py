@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from kvab.pages.evidence import Evidence
-from kvab.pages.tabling import Table
+from kvab.pages.theme import Table
 from kvab.study import recipes
 
 

@@ -12,8 +12,8 @@ import pandas as pd
 from kvab import runs
 from kvab.console import counted
 from kvab.pages.evidence import Evidence
-from kvab.pages.tabling import Table
 from kvab.pages.terminal import rejected, summary_lines
+from kvab.pages.theme import Table
 from kvab.pages.validity import Gate
 from kvab.requests.metrics import overloaded
 from kvab.runs.sources import of_run

@@ -10,10 +10,9 @@ import pandas as pd
 
 from kvab.console import counted, number, percent, plain, signed
 from kvab.console import interval as interval_text
-from kvab.pages.tabling import unless_missing
+from kvab.pages.theme import unequal, unless_missing
 from kvab.pages.validity import Gate
 from kvab.pages.wording.loads import ends_text, found, load_text, ratio_text
-from kvab.pages.wording.outcomes import unequal
 from kvab.runs.capacity.sweep import Sweep
 
 NO_SWEEP = (

@@ -11,34 +11,6 @@ from kvab.console import counted, interval, number, percent, signed
 from kvab.pages.evidence import Evidence
 from kvab.requests.metrics import LATENCIES, METRICS
 
-KINDS = {
-    "simulated": "simulated, not measured",
-    "live": "live on CPUs, engines mocked",
-    "kubernetes": "measured",
-    "imported": "imported",
-}
-
-
-def origin(evidence: Evidence, runs: bool = True) -> str:
-    """Return the mark that a figure carries: simulated, made-up workload, or nothing."""
-    marks = ["SIMULATED"] * (evidence.simulated and runs)
-    return " · ".join(marks + ["SYNTHETIC WORKLOAD"] * evidence.synthetic)
-
-
-def source(evidence: Evidence, runs: bool = True) -> str:
-    """Return where a figure's data come from, for the end of its caption."""
-    trace = evidence.manifest.trace
-    kind = KINDS[evidence.manifest.kind]
-    if not runs:
-        kind = "made up: SYNTHETIC WORKLOAD" if evidence.synthetic else "a recorded trace"
-        return f"Source: {trace.name}, {counted(trace.total_rows, 'request')}; {kind}."
-    synthetic = " SYNTHETIC WORKLOAD." if evidence.synthetic else ""
-    return (
-        f"Source: {evidence.cluster}, {counted(evidence.repeats, 'replay')} of "
-        f"{counted(trace.rows, 'request')} for "
-        f"each configuration; {kind}.{synthetic}"
-    )
-
 
 def good_shares(evidence: Evidence) -> str:
     """Return the caption of the good-share figure."""

@@ -9,8 +9,8 @@ import pandas as pd
 
 from kvab.console import counted, plain
 from kvab.pages.clusters import Clusters
+from kvab.pages.theme import KINDS
 from kvab.pages.validity import WITHHELD
-from kvab.pages.wording.captions import KINDS
 from kvab.requests.metrics import METRICS
 from kvab.stats.agreement import AGREE, DIFFER
 from kvab.study import root
