@@ -21,8 +21,7 @@ from pydantic import Field
 
 import kvab
 from kvab import runs
-from kvab.book.nameless import nameless
-from kvab.book.published import MANIFESTS, TABLES
+from kvab.book.publish import MANIFESTS, TABLES, nameless
 from kvab.declarations import Declared
 from kvab.errors import InputError, remedy
 from kvab.requests import archives

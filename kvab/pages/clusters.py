@@ -18,7 +18,7 @@ from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence, load_published
 from kvab.pages.validity import WITHHELD, Gate, gate
 from kvab.requests.metrics import METRICS
-from kvab.study import load_study, root
+from kvab.study import Study, load_study, root
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Clusters:
 
 
 def load_clusters(
-    study: str | Path, folder: str | Path, published: str | Path = "book/published"
+    study: str | Path | Study, folder: str | Path, published: str | Path = "book/published"
 ) -> Clusters:
     """Return every cluster with runs of both configurations, in a folder and published.
 
@@ -136,6 +136,7 @@ def load_clusters(
     InputError
         If there is none, or a run is damaged.
     """
+    study = load_study(study)
     own, odd = _places(study, folder)
     if (root() / folder).resolve() != (root() / published).resolve():
         known = {each.key for each in own.values()}
@@ -152,13 +153,12 @@ def load_clusters(
         return Clusters(own[first], first, own, odd)
 
 
-def _places(study: str | Path, folder: str | Path) -> tuple[dict[str, Evidence], dict[str, str]]:
+def _places(study: Study, folder: str | Path) -> tuple[dict[str, Evidence], dict[str, str]]:
     """Return the clusters with runs of both configurations, and why others are left out."""
-    declared = load_study(study)
-    both = {declared.baseline, declared.comparison}
+    both = {study.baseline, study.comparison}
     found, odd = {}, {}
-    for path in sorted((root() / folder / declared.name).glob("*/")):
-        if not any(path.glob(f"{declared.baseline}/r*/run.json")):
+    for path in sorted((root() / folder / study.name).glob("*/")):
+        if not any(path.glob(f"{study.baseline}/r*/run.json")):
             continue
         try:
             evidence = load_evidence(study, path.name, folder)

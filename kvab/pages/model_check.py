@@ -26,7 +26,7 @@ from kvab.pages.evidence import Evidence, load_evidence
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
 from kvab.runs import summaries
-from kvab.study import Simulated, load_study, recipes, root
+from kvab.study import Simulated, Study, load_study, recipes, root
 from kvab.trace import Trace, burst_order
 
 TABLE, ORDERS = Path("model-check") / "twins.parquet", Path("model-check") / "orders.parquet"
@@ -205,7 +205,10 @@ def _values(check: Check, configuration: str, metric: str, statistic: str) -> pd
 
 
 def load_check(
-    study: str | Path, cluster: str, folder: str | Path, published: str | Path = "book/published"
+    study: str | Path | Study,
+    cluster: str,
+    folder: str | Path,
+    published: str | Path = "book/published",
 ) -> Check | None:
     """Return the check of a live cluster in a folder of runs, else the published one, if any."""
     read = load_study(study)
@@ -219,5 +222,5 @@ def load_check(
         if path.is_file():
             own = not path.resolve().is_relative_to(public.resolve())
             orders = pd.read_parquet(place / read.name / name / ORDERS)
-            return Check(load_evidence(study, name, place), pd.read_parquet(path), orders, own)
+            return Check(load_evidence(read, name, place), pd.read_parquet(path), orders, own)
     return None
