@@ -21,7 +21,8 @@ from pydantic import Field
 
 import kvab
 from kvab import runs
-from kvab.book.publish import MANIFESTS, TABLES, nameless
+from kvab.book.nameless import nameless
+from kvab.book.published import MANIFESTS, TABLES
 from kvab.declarations import Declared
 from kvab.errors import InputError, remedy
 from kvab.requests import archives

@@ -86,12 +86,12 @@ def report(
     take_over: TakeOverOption = False,
 ) -> None:
     """Replay what is missing, analyze it and build the book. Ends with the headline."""
-    from kvab.book import build
+    from kvab.book import building
 
     if from_ and from_.suffix == ".zst":
-        headline, index = build.report_bundle(from_, cluster, out)
+        headline, index = building.report_bundle(from_, cluster, out)
     else:
-        headline, index = build.report(
+        headline, index = building.report(
             study,
             cluster or "simulated-h200",
             rows,

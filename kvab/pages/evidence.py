@@ -267,13 +267,13 @@ class Evidence:
         return self.study.statistics.model_dump()
 
 
-def load_evidence(study: str | Path | Study, cluster: str, folder: str | Path) -> Evidence:
+def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Evidence:
     """Return the runs of a study on a cluster, each verified against its manifest.
 
     Parameters
     ----------
-    study : path or Study
-        The study, or its file.
+    study : path
+        The study file.
     cluster : str
         Name of the cluster.
     folder : path
@@ -308,7 +308,7 @@ def load_evidence(study: str | Path | Study, cluster: str, folder: str | Path) -
     return Evidence(declared, cluster, by_configuration, workload)
 
 
-def load_published(study: str | Path | Study, folder: str | Path) -> Evidence:
+def load_published(study: str | Path, folder: str | Path) -> Evidence:
     """Return the published runs of a study: of the cluster with the most, in runs and rows.
 
     Raises
@@ -323,4 +323,4 @@ def load_published(study: str | Path | Study, folder: str | Path) -> Evidence:
         sizes[path.parents[2].name] += runs.read_manifest(path.parent).trace.rows
     if not sizes:
         raise InputError(f"{published}: no published runs; make them with `make publish`")
-    return load_evidence(declared, sizes.most_common(1)[0][0], folder)
+    return load_evidence(study, sizes.most_common(1)[0][0], folder)

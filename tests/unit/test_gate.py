@@ -14,13 +14,13 @@ import yaml
 from IPython.display import Markdown
 
 from kvab import runs
-from kvab.book import build
+from kvab.book import publication
 from kvab.console import plain
 from kvab.errors import InputError
 from kvab.pages import tables, theme, wording
 from kvab.pages.clusters import WITHHELD, load_clusters
 from kvab.pages.evidence import load_evidence
-from kvab.pages.validity import gate
+from kvab.pages.gate import gate
 from kvab.pages.wording.outcomes import NO_VERDICT, RED, VERDICTS
 from kvab.study import root
 
@@ -218,7 +218,7 @@ def withheld_in_sentences(evidence, judged):
     assert wording.short_answer(evidence, judged) == RED
     answer = wording.answer(evidence, judged)
     assert RED in answer and plain(judged.reasons[0]) in answer
-    assert RED in build.sphinx_settings(evidence, judged)
+    assert RED in publication.configuration(evidence, judged)
 
 
 def test_errors_up_to_the_limit_are_no_failure(live):

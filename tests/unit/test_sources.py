@@ -13,7 +13,7 @@ import pytest
 from kvab import runs
 from kvab.errors import InputError
 from kvab.pages.evidence import load_evidence
-from kvab.pages.terminal import comparison_lines, summary_lines
+from kvab.pages.printed import comparison_lines, summary_lines
 from kvab.requests import archives, metrics
 from kvab.runs.imports import import_runs, is_imported
 from kvab.runs.jobs import plan_job

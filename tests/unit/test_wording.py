@@ -13,11 +13,10 @@ import pandas as pd
 import pytest
 
 from kvab.console import counted, span
-from kvab.pages import tables, theme, wording
+from kvab.pages import clusters, runs, tables, theme, wording, workload
 from kvab.pages.evidence import load_evidence
-from kvab.pages.tables import runs as run_tables
 from kvab.pages.theme import arm_styles, markdown
-from kvab.pages.wording import captions, clusters, outcomes, runs, workload
+from kvab.pages.wording import captions, outcomes
 from kvab.study import root
 
 STUDY, ARMS = "recipes/qwen3-32b/study.yaml", ("agg-round-robin", "disagg-kv-router")
@@ -137,10 +136,10 @@ def test_the_table_of_the_trace_says_that_it_is_of_the_whole(published):
     description = {**published.workload.description}
     few = replaying(published, published.workload.table, rows=40)
     few = replace(few, workload=SimpleNamespace(table=few.workload.table, description=description))
-    assert run_tables.workload(few).caption == (
+    assert workload.description_table(few).caption == (
         "The whole trace; replayed were the first 40 of its 12,031 requests."
     )
-    assert run_tables.workload(published).caption == ""
+    assert workload.description_table(published).caption == ""
 
 
 def test_a_made_up_workload_is_not_called_recorded(published):

@@ -13,8 +13,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from kvab.pages.evidence import Evidence
+from kvab.pages.gate import Gate
 from kvab.pages.theme import GREY, THEME, arm_styles, origin
-from kvab.pages.validity import Gate
 from kvab.pages.wording import short_answer
 
 SIZE_IN, DPI = (12, 6.3), 100

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kvab.console import counted, interval, number, percent, signed
+from kvab.console import interval, number, percent, signed
 from kvab.pages.evidence import Evidence
 from kvab.requests.metrics import LATENCIES, METRICS
 
@@ -30,29 +30,6 @@ def good_shares(evidence: Evidence) -> str:
         f"{finding} Share of good requests by configuration: each repeat a point, the bar the "
         f"{evidence.study.statistics.percent} workload interval (block bootstrap over arrival "
         "time)."
-    )
-
-
-def arrivals(evidence: Evidence) -> str:
-    """Return the caption of the arrivals figure."""
-    d = evidence.workload.description
-    return (
-        f"{counted(d['rows'], 'request')} at {counted(d['distinct_timestamps'], 'timestamp')}, up "
-        f"to {d['largest_burst']} at one. Left: requests a minute along the trace. Right: how many "
-        "requests come at one tick of its clock."
-    )
-
-
-def lengths(evidence: Evidence) -> str:
-    """Return the caption of the lengths figure."""
-    table = evidence.workload.table
-    ratio = table["input_tokens"].sum() / table["output_tokens"].sum()
-    shared = table["reusable_tokens"].sum() / table["input_tokens"].sum()
-    return (
-        f"Prompts hold {number(ratio, 0 if ratio >= 10 else 1)} times as many tokens as answers, "
-        f"and {percent(shared, 0)} of prompt tokens had been seen before as a prefix. "
-        "Distributions of prompt length, answer length and the share of each prompt that an "
-        "earlier prompt began with."
     )
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from kvab.console import counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
+from kvab.pages.gate import Gate
 from kvab.pages.theme import unequal
-from kvab.pages.validity import Gate
 from kvab.requests.metrics import LATENCIES, METRICS
 
 VERDICTS = {

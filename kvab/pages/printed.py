@@ -15,6 +15,7 @@ from kvab.study import Slo
 if TYPE_CHECKING:
     from kvab.stats.compare import Comparison
 
+
 Lines = list[tuple[str, str]]
 
 
