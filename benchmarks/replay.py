@@ -25,8 +25,9 @@ from unittest import mock
 import typer
 import yaml
 
-from kvab.clusters.job import Job
-from kvab.clusters.simulate import engine, prediction
+from kvab.clusters import simulated
+from kvab.clusters.base import Job
+from kvab.clusters.simulated import prediction
 from kvab.runs import campaign
 from kvab.runs.jobs import plan_job
 from kvab.runs.replay import Replay
@@ -114,8 +115,11 @@ def parts(name: str) -> dict[str, float | str]:
     for module in LOADED:
         importlib.import_module(module)
     lap()
-    run = engine.run
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(engine, "run", timed):
+    run = simulated.run_prediction
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(simulated, "run_prediction", timed),
+    ):
         (job,) = jobs_in(Path(folder), [name])
         replay = Replay(job)
         replay.prepare()

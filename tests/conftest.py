@@ -112,9 +112,5 @@ def small_runs(tmp_path_factory, small_trace):
                 trace=str(small_trace),
                 runs=folder,
             )
-            replay.prepare()
-            replay.deploy()
-            replay.replay()
-            replay.collect()
-            replay.teardown()
+            replay.run()
     return folder

@@ -59,7 +59,7 @@ def named(what):
 
 def test_a_metric(copy):
     assert named("A metric") == {
-        "kvab/requests/metrics.py", "kvab/pages/printed.py", "tests/unit/test_metrics.py",
+        "kvab/requests/metrics.py", "kvab/pages/terminal.py", "tests/unit/test_metrics.py",
         "book/methods.md", "CHANGELOG.md",
     }  # fmt: skip
     line = '"longest_latency_ms": float(rows["latency_ms"].max()),'
@@ -70,7 +70,7 @@ def test_a_metric(copy):
         f'{line}\n        "duration_s": seconds,',
     )
     edit(
-        copy, "kvab/pages/printed.py", "    return lines\n\n\ndef comparison_lines",
+        copy, "kvab/pages/terminal.py", "    return lines\n\n\ndef comparison_lines",
         '    lines.append(("longest [ms]", number(summary["longest_latency_ms"])))\n'
         "    return lines\n\n\ndef comparison_lines",
     )  # fmt: skip

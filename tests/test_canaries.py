@@ -201,16 +201,16 @@ def hostile_runs(folder):
 
 
 def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
-    from kvab.pages import runs, wording
+    from kvab.pages import wording
     from kvab.pages.evidence import load_evidence
-    from kvab.pages.gate import gate
-    from kvab.pages.theme import banner
+    from kvab.pages.validity import gate
+    from kvab.pages.wording import runs as run_wording
 
     evidence = load_evidence(STUDY, "live-cpu", hostile_runs(tmp_path))
     judged = gate(evidence)
     for said in (
-        banner(evidence), wording.answer(evidence, judged), wording.how_known(evidence),
-        runs.exclusions(evidence), runs.gate_notice(judged),
+        wording.banner(evidence), wording.answer(evidence, judged), wording.how_known(evidence),
+        run_wording.exclusions(evidence), run_wording.gate(judged),
     ):  # fmt: skip
         inside = said.strip(":").partition("\n")[2].rpartition("\n")[0] if ":::" in said else said
         kinds, _ = leaves(as_html(inside))

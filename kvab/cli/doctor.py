@@ -6,14 +6,13 @@ Input: a study and a cluster. Output: findings.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from kvab.clusters import open_cluster
+from kvab.clusters.base import Finding, look
 from kvab.errors import DependencyError, InputError, KvabError, lacking
-from kvab.runs.jobs import open_cluster
-from kvab.study import Live, Simulated, Study, check_product, load_cluster, load_study, root
+from kvab.study import Study, check_product, load_cluster, load_study, root
 from kvab.study.declaration import TraceSource
 from kvab.study.recipes import Configuration, check_gpus, declared_topology, read_configuration
 from kvab.study.recipes.benchmark import check_scripts, read_scripts
@@ -21,14 +20,6 @@ from kvab.study.recipes.forms import BETA_FILE, beta_text
 from kvab.trace import Trace, read_trace, trace_place
 
 FREE_BYTES = 2_000_000_000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    ok: bool
-    what: str
 
 
 def check_declarations(*, fix: bool = False) -> list[str]:
@@ -73,8 +64,8 @@ def findings(study: Path, cluster: str) -> list[Finding]:
     declared = load_study(study)
     found = [Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")]
     for name in declared.configurations:
-        found.append(_try(f"{name}: ", partial(_described, declared, name)))
-    found.append(_try("gpus: ", partial(_gpus, declared)))
+        found.append(look(name, partial(_described, declared, name)))
+    found.append(look("gpus", partial(_gpus, declared)))
     found += _of_cluster(declared, cluster)
     found += _of_trace(declared)
     free = shutil.disk_usage(root()).free
@@ -95,51 +86,19 @@ def _gpus(declared: Study) -> str:
     return f"{declared.gpus.count} for each configuration"
 
 
-def _try(prefix: str, look: Callable[[], str]) -> Finding:
-    try:
-        return Finding(True, prefix + look())
-    except KvabError as error:
-        return Finding(False, prefix + str(error))
-
-
 def _of_cluster(declared: Study, name: str) -> list[Finding]:
-    """Return what the cluster lacks: for Kubernetes each thing that a run needs."""
+    """Return what the cluster has and lacks: each thing that a run needs."""
     try:
         profile = load_cluster(name)
         check_product(declared, profile)
+        found = list(open_cluster(profile).check(declared))
         if profile.kind == "kubernetes":
-            from kvab.clusters.kubernetes import assembly
             from kvab.runs import remote
 
-            looked = (room.study_findings(declared, profile) for room in (assembly, remote))
-            return [Finding(ok, what) for found in looked for ok, what in found]
-        if profile.kind == "live":
-            from kvab.clusters.live.serving import LiveStack
-
-            live = LiveStack(profile).findings(declared.model.name)
-            found = [Finding(ok, what) for ok, what in live]
-        else:
-            found = [_try("cluster: ", lambda: _cluster(name))]
+            found += remote.study_findings(declared, profile)
+        return found
     except (KvabError, ModuleNotFoundError) as error:
         return [Finding(False, f"cluster: {lacking(str(error)) or error}")]
-    if all(finding.ok for finding in found):
-        found += [_try(f"{each}: ", partial(_timed, declared, each, profile))
-                  for each in declared.configurations]  # fmt: skip
-    return found
-
-
-def _timed(declared: Study, name: str, profile: Simulated | Live) -> str:
-    """Return that the simulator, whose times live engines wait for too, knows a configuration."""
-    from kvab.clusters.simulate import Simulator
-
-    return Simulator(profile).check(declared_topology(declared, name))
-
-
-def _cluster(name: str) -> str:
-    profile = load_cluster(name)
-    found = open_cluster(profile).prepare()
-    versions = ", ".join(f"{key} {value}" for key, value in found.items())
-    return f"{name} ({profile.kind}): {versions}"
 
 
 def _of_trace(declared: Study) -> list[Finding]:

@@ -37,7 +37,8 @@ def run(
 ) -> None:
     """Replay one configuration on one cluster. Executes notebooks/03_replay.ipynb."""
     from kvab.book.notebooks import run_replay_notebook
-    from kvab.runs.jobs import open_cluster, plan_job
+    from kvab.clusters import open_cluster
+    from kvab.runs.jobs import plan_job
     from kvab.study import load_study
 
     job = plan_job(load_study(study), cluster, configuration, repeat, rows, trace, runs)
@@ -58,7 +59,7 @@ def run(
     except KeyboardInterrupt:  # the notebook's kernel is gone: what it started is stopped here
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # nbclient's tasks miss the kernel
         if not keep:
-            open_cluster(job.cluster, job).teardown()
+            open_cluster(job.cluster).start(job).teardown(keep_answers=False)
         raise
     print(f"{job.path}\n{notebook}")
 

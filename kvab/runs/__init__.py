@@ -1,7 +1,7 @@
 """Run folders: planned, replayed, resumed, read from anywhere."""
 
 from kvab.cache import write_beside
-from kvab.clusters.job import capacity_path, run_path
+from kvab.clusters.base import capacity_path, run_path
 from kvab.runs.folder import (
     QUICK,
     SMALL,

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kvab import runs
-from kvab.clusters.job import Job
+from kvab.clusters.base import Job
 from kvab.console import counted
 from kvab.errors import DependencyError, KvabError
 from kvab.runs.jobs import plan_job
@@ -150,13 +150,8 @@ def replay_in_turn(jobs: list[Job], take_over: bool = False) -> None:
     for job in sorted(jobs, key=lambda job: job.repeat):
         name = f"{job.configuration} r{job.repeat}"
         print(f"{name}:", file=sys.stderr)
-        replay = Replay(job, take_over=take_over)
         try:
-            replay.prepare()
-            replay.deploy()
-            replay.replay()
-            replay.collect()
-            replay.teardown()
+            Replay(job, take_over=take_over).run()
         except KvabError as error:
             failed.append(type(error)(f"{name}: {error}"))
             print(failed[-1], file=sys.stderr)
@@ -174,11 +169,6 @@ def _tell_through(told: Any) -> None:
 
 
 def _replay_job(n: int, job: Job) -> Path:
-    replay = Replay(job)
-    replay.prepare()
-    replay.deploy()
-    replay.replay(lambda done: _told.put((n, done)))
-    path = replay.collect()
-    replay.teardown()
+    path = Replay(job).run(lambda done: _told.put((n, done)))
     _told.put((n, job.rows))
     return path

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from kvab.clusters.job import Job
+from kvab.clusters.base import Job
 from kvab.declarations import Declared
 from kvab.errors import InputError, KvabError
 from kvab.runs.jobs import plan_job
@@ -86,13 +86,7 @@ def replay_cell(cell: Cell, trace: Path, runs: Path) -> Path:
                 f"{job.path}: expected {key} {asked.get(key)}, got {here.get(key)} in this "
                 "image; build campaign_image of the versions that this study is replayed with"
             )
-    replay = Replay(job)
-    replay.prepare()
-    replay.deploy()
-    replay.replay()
-    path = replay.collect()
-    replay.teardown()
-    return path
+    return Replay(job).run()
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
 """A run planned: what it is asked to do, checked before anything starts.
 
-Input: a study, a cluster, a configuration and a repeat. Output: a job, and the cluster for it.
+Input: a study, a cluster, a configuration and a repeat. Output: a job.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from kvab.clusters.job import Job
+from kvab.clusters import open_cluster
+from kvab.clusters.base import Job
 from kvab.errors import InputError
-from kvab.study import Kubernetes, Live, Simulated, Study, check_product, load_cluster, recipes
+from kvab.study import Study, check_product, load_cluster, recipes
 from kvab.study.sweep import AS_DECLARED, Variant
 from kvab.trace import Trace, find_trace
 
@@ -56,29 +56,3 @@ def plan_job(
 def _check_rows(rows: int | None, most: int, where: str | Path) -> None:
     if rows is not None and not 1 <= rows <= most:
         raise InputError(f"{where}: expected rows from 1 to {most}, got {rows}")
-
-
-def check_topology(job: Job) -> recipes.Topology:
-    """Return the topology of a job, checked against the study's declaration."""
-    return job.variant.topology(recipes.declared_topology(job.study, job.configuration))
-
-
-def open_cluster(
-    profile: Simulated | Live | Kubernetes, job: Job | None = None, *, take_over: bool = False
-) -> Any:
-    """Return the kind of cluster that a profile declares, with its five steps.
-
-    A cluster that outlives this process needs the job, to find its own deployment again; with
-    ``take_over`` a run is taken from a client that is alive.
-    """
-    if isinstance(profile, Simulated):
-        from kvab.clusters.simulate import Simulator
-
-        return Simulator(profile)
-    if isinstance(profile, Live):
-        from kvab.clusters.live.serving import LiveStack
-
-        return LiveStack(profile, job.recipe if job else None)
-    from kvab.clusters.kubernetes.lifecycle import Cluster
-
-    return Cluster(profile, job, take_over=take_over)

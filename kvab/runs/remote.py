@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kvab import runs
-from kvab.clusters.job import Job
+from kvab.clusters.base import Finding, Job, look
 from kvab.clusters.kubernetes import (
     applied,
     causes,
@@ -100,14 +100,14 @@ def replay_on(jobs: list[Job], on: str) -> None:
             )
 
 
-def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Finding]:
+def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
     """Yield whether a cluster that is to take campaigns would take one of the study."""
     if profile.campaign_image:
         yield _dry_run(Kube(profile), manifests(profile, study, []))
 
 
-def _dry_run(kube: Kube, made: list[Object]) -> preflight.Finding:
-    return preflight.look("dry run, campaign", lambda: preflight.dry_run(kube, made))
+def _dry_run(kube: Kube, made: list[Object]) -> Finding:
+    return look("dry run, campaign", lambda: preflight.dry_run(kube, made))
 
 
 def manifests(profile: Kubernetes, study: Study, jobs: list[Job]) -> list[Object]:

@@ -1,6 +1,8 @@
 """One run in five steps on any kind of cluster.
 
-Input: a study, a cluster, a configuration and a repeat. Output: a run folder.
+Input: a study, a cluster, a configuration and a repeat. Output: a run folder. The steps are those
+of `kvab.clusters.base.ClusterRun`; their order, what happens if one fails, and what is written are
+decided here.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 import kvab
 from kvab import runs
-from kvab.clusters.job import Job
-from kvab.console import mask
+from kvab.clusters import open_cluster
+from kvab.clusters.base import Job, Progress, Provenance
+from kvab.console import hide
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
-from kvab.requests.table import not_replayed
+from kvab.requests import tidy
 from kvab.runs.claims import Claim
-from kvab.runs.jobs import check_topology, open_cluster, plan_job
+from kvab.runs.jobs import plan_job
 from kvab.runs.workload import save_workload
 from kvab.study import load_study, root
 
@@ -58,7 +63,7 @@ class Replay:
         self.job, self.keep = job, keep
         self.claim = Claim(job.path)
         self._look()
-        self.cluster = open_cluster(job.cluster, job, take_over=take_over)
+        self.cluster = open_cluster(job.cluster).start(job, take_over=take_over)
 
     def _look(self) -> None:
         """Find out whether the run is complete; one set aside that serves comes back."""
@@ -67,6 +72,15 @@ class Replay:
             runs.restore(path, depends_on)
         state, self.why = runs.state(path, depends_on)
         self.complete = state == "complete"
+
+    def run(self, on_progress: Progress | None = None) -> Path:
+        """Take the five steps and return the run folder; see them for what they raise."""
+        self.prepare()
+        self.deploy()
+        self.replay(on_progress)
+        path = self.collect()
+        self.teardown()
+        return path
 
     def prepare(self) -> str:
         """Make sure that the cluster has what a replay needs; say what was found.
@@ -87,48 +101,49 @@ class Replay:
             return f"{self.job.path} is complete ({self.why}): nothing is repeated."
         self.start = datetime.now(UTC)
         self.versions: dict[str, str] = {}
-        self.versions = self._step("prepare")
+        with self._undone_on_failure("prepare"):
+            self.versions = self.cluster.prepare()
         found = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{self.job.cluster.description}: ready with {found}."
 
     def deploy(self) -> str:
         """Bring the configuration up; say what serves."""
-        topology = check_topology(self.job)
+        topology = self.job.topology
         if not self.complete:
-            self._step("deploy", topology)
+            with self._undone_on_failure("deploy"):
+                self.cluster.deploy()
         return topology.describe()
 
-    def replay(self, progress: Any = None) -> str:
+    def replay(self, on_progress: Progress | None = None) -> str:
         """Send the requests of the trace; say how many."""
         if not self.complete:
-            self._step("replay", self.job.trace, self.job.order(), progress)
+            with self._undone_on_failure("replay"):
+                self.cluster.replay(on_progress)
         return f"{self.job.rows:,} requests of {self.job.trace.name}."
 
     def collect(self) -> Path:
         """Write the run folder and return it."""
         if not self.complete:
             with self._undone_on_failure("collect"):
-                requests, artifacts = self.cluster.collect()
+                found = self.cluster.collect()
                 if not self.job.variant.place:  # a variant's trace is not the study's
                     save_workload(self.job.trace, self.job.runs / self.job.study.name)
-                self._write(requests, {f"artifacts/{name}": artifacts[name] for name in artifacts})
+                artifacts = {f"artifacts/{name}": each for name, each in found.artifacts.items()}
+                self._write(found.requests, artifacts, found)
             self.claim.leave()
         return self.job.path
 
-    def _write(self, requests: Any, files: dict[str, bytes], reason: str = "") -> None:
+    def _write(
+        self, requests: pd.DataFrame, files: dict[str, bytes], made: Provenance, reason: str = ""
+    ) -> None:
         for name in ("deploy.yaml", "perf.yaml"):
             files[f"manifests/{name}"] = (self.job.recipe.folder / name).read_bytes()
-        for name, content in getattr(self.cluster, "applied", {}).items():
-            files[f"manifests/{name}"] = content
+        files |= {f"manifests/{name}": content for name, content in made.manifests.items()}
         files["requests.parquet"] = runs.requests_bytes(requests)
-        manifest = self._manifest(requests)
+        manifest = self._manifest(requests, made)
         if reason:
             manifest |= {"status": "failed", "reason": reason}
         runs.write_run(self.job.path, manifest, files)
-
-    def _step(self, name: str, *given: Any) -> Any:
-        with self._undone_on_failure(name):
-            return getattr(self.cluster, name)(*given)
 
     @contextmanager
     def _undone_on_failure(self, name: str) -> Iterator[None]:
@@ -136,7 +151,7 @@ class Replay:
         try:
             yield
         except BaseException as error:
-            reason = mask(str(error)) or type(error).__name__
+            reason = hide(str(error)) or type(error).__name__
             unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
             if isinstance(error, OSError) and unwritable:
                 reason = f"{name}: cannot write ({error}); {remedy(error)}"
@@ -169,7 +184,7 @@ class Replay:
         finally:
             try:
                 if not self.keep:
-                    kept = getattr(self.cluster, "release", self.cluster.teardown)() or ""
+                    kept = self.cluster.teardown(keep_answers=True)
             except Exception as error:
                 troubles.append(f"tearing down: {_said(error)}")
             finally:
@@ -180,21 +195,23 @@ class Replay:
         return kept
 
     def _keep_diagnostics(self, reason: str) -> None:
-        look = getattr(self.cluster, "diagnostics", dict)
-        if found := {f"diagnostics/{name}": _masked(name, each) for name, each in look().items()}:
-            requests = getattr(self.cluster, "answered", lambda: None)()
+        found = self.cluster.diagnostics()
+        if found.files:
+            files = {f"diagnostics/{name}": _masked(name, each)
+                     for name, each in found.files.items()}  # fmt: skip
+            requests = found.answered
             if requests is None:
-                requests = not_replayed(self.job.trace, self.job.rows, reason)
-            self._write(requests, found, reason)
+                requests = tidy.not_replayed(self.job.trace, self.job.rows, reason)
+            self._write(requests, files, found, reason)
 
     def teardown(self) -> str:
         """Stop what the deployment started, unless it is to be kept."""
         if self.keep:
             return f"{self.job.configuration} is kept up; the same run without keep removes it."
-        self.cluster.teardown()
+        self.cluster.teardown(keep_answers=False)
         return f"Nothing of {self.job.configuration} is left running."
 
-    def _manifest(self, requests: Any) -> dict[str, Any]:
+    def _manifest(self, requests: pd.DataFrame, made: Provenance) -> dict[str, Any]:
         job, trace = self.job, self.job.trace
         errors = int(requests["error"].notna().sum())
         return {
@@ -222,11 +239,12 @@ class Replay:
                 "kvab": kvab.__version__,
                 "python": platform.python_version(),
                 **self.versions,
+                **made.versions,
             },
             "host": {
                 "machine": platform.machine(),
                 "cores": os.cpu_count(),
-                **getattr(self.cluster, "provenance", {}),
+                **made.host,
             },
             "counts": {
                 "expected": job.rows,
@@ -242,7 +260,7 @@ class Replay:
 def _masked(name: str, content: bytes) -> bytes:
     if name.endswith(".gz"):  # requests, of numbers alone
         return content
-    return mask(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return hide(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def _said(error: Exception) -> str:

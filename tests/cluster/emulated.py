@@ -113,13 +113,7 @@ class Emulated:
 
     def run(self, trace, configuration="disagg-kv-router", **given):
         """Make a whole run and return its folder."""
-        replay = self.replay(trace, configuration, **given)
-        replay.prepare()
-        replay.deploy()
-        replay.replay()
-        path = replay.collect()
-        replay.teardown()
-        return path
+        return self.replay(trace, configuration, **given).run()
 
     def left(self):
         """Return what a run must not leave behind."""

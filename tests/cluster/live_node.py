@@ -11,8 +11,7 @@ from aiohttp import web
 from controllers import pending
 from node import Node
 
-from kvab.clusters.live import stack
-from kvab.clusters.live.serving import LiveStack
+from kvab.clusters.live.stack import Stack
 from kvab.study import load_cluster
 from kvab.study.recipes import read_configuration, topology
 
@@ -42,11 +41,11 @@ class LiveNode(Node):
         (folder / "deploy.yaml").write_text(yaml.safe_dump(created))
         (perf,) = [path for path in recipes.glob("*/perf.yaml") if f"//{name}-" in path.read_text()]
         (folder / "perf.yaml").write_bytes(perf.read_bytes())
-        live = LiveStack(load_cluster("live-cpu"))
+        live = Stack(load_cluster("live-cpu"))
         try:
-            live.deploy(topology(read_configuration(folder)))
+            live.start(topology(read_configuration(folder)))
         except Exception as error:  # the test tells it
-            live.teardown()
+            live.stop()
             self.failure = error
             return
         programs = live.programs.folder
@@ -64,7 +63,7 @@ class LiveNode(Node):
 
     @property
     def address(self):
-        return f"http://{stack.LOOPBACK}:{self.stack.port}"
+        return self.stack.url
 
     def local(self, text):
         if self.stack:
@@ -81,12 +80,12 @@ class LiveNode(Node):
             and name.startswith(f"{self.held['metadata']['name']}-frontend")
         ):
             gone, self.stack = self.stack, None
-            asyncio.get_event_loop().run_in_executor(None, gone.teardown)
+            asyncio.get_event_loop().run_in_executor(None, gone.stop)
 
     def close(self):
         super().close()
         if self.stack:
-            self.stack.teardown()
+            self.stack.stop()
 
     async def serve(self, request, service, rest):
         if self.stack is None:

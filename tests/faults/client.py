@@ -22,8 +22,8 @@ DAY_S = 86_400.0
 IMPORTED = """aisimulate.compiler aisimulate.config.cli aisimulate.config_adapter aisimulate.runner
     aisimulate_core.sdk.perf_database dynamo.llm dynamo.mocker.config dynamo.replay.api
     dynamo.router.simulation kubernetes.client kubernetes.config kubernetes.stream
-    kvab.requests.aiperf kvab.clusters.kubernetes.lifecycle kvab.clusters.live.serving
-    kvab.runs.replay kvab.clusters.simulate"""
+    kvab.requests.aiperf kvab.clusters.kubernetes.lifecycle kvab.clusters.live.cluster
+    kvab.runs.replay kvab.clusters.simulated"""
 SERVER = multiprocessing.get_context("forkserver")
 
 
@@ -60,8 +60,8 @@ def unsettle(seed):
 
 def take_steps(order, told):
     """Take the five steps; before each tell its name, and wait to be let go where that is asked."""
+    from kvab.clusters import open_cluster
     from kvab.clusters.kubernetes import podfiles
-    from kvab.runs.jobs import open_cluster
     from kvab.runs.replay import start
 
     if order.part_bytes:
@@ -81,7 +81,7 @@ def take_steps(order, told):
                 told.recv()
             getattr(replay, step)()
     except KeyboardInterrupt:  # as in `kvab run`: another process than the notebook's kernel
-        open_cluster(replay.job.cluster, replay.job).teardown()
+        open_cluster(replay.job.cluster).start(replay.job).teardown(keep_answers=False)
         raise
 
 

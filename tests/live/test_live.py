@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from kvab import runs
+from kvab.clusters import open_cluster
 from kvab.clusters.live.processes import Programs
 from kvab.errors import DependencyError
-from kvab.runs.jobs import check_topology, open_cluster, plan_job
+from kvab.runs.jobs import plan_job
 from kvab.study import load_study
 from kvab.trace import find_trace, read_trace
 
@@ -40,6 +41,10 @@ def place(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield folder
     shutil.rmtree(folder)
+
+
+def started(planned):
+    return open_cluster(planned.cluster).start(planned)
 
 
 def job(trace, place, configuration="disagg-kv-router", rows=None):
@@ -121,15 +126,15 @@ def test_programs_stop_with_the_one_that_started_them(place):
 
 def test_a_second_run_is_refused_and_names_the_first(place, small_trace):
     trace = read_trace(small_trace)
-    first, second = (open_cluster(job(trace, place).cluster, job(trace, place)) for _ in range(2))
+    first, second = (started(job(trace, place)) for _ in range(2))
     first.prepare()
     try:
         with pytest.raises(DependencyError, match=f"process {os.getpid()}, disagg-kv-router"):
             second.prepare()
     finally:
-        first.teardown()
+        first.teardown(keep_answers=True)
     second.prepare()
-    second.teardown()
+    second.teardown(keep_answers=True)
 
 
 def test_state_lies_where_names_of_sockets_fit(place, monkeypatch):
@@ -146,13 +151,14 @@ def test_state_lies_where_names_of_sockets_fit(place, monkeypatch):
 
 def test_doctor_says_who_holds_the_machine(place, small_trace):
     planned = job(read_trace(small_trace), place)
-    running, looking = open_cluster(planned.cluster, planned), open_cluster(planned.cluster)
-    assert looking.findings("Qwen/Qwen3-32B")[0][0]
+    running, looking = started(planned), open_cluster(planned.cluster)
+    assert looking.check(planned.study)[0].ok
     running.prepare()
-    ok, said = looking.findings("Qwen/Qwen3-32B")[0]
+    ok, said = looking.check(planned.study)[0]
     assert not ok and f"process {os.getpid()}, disagg-kv-router" in said
-    running.teardown()
-    assert not looking.findings("a/model-that-nobody-knows")[1][0]
+    running.teardown(keep_answers=False)
+    unknown = planned.study.model.model_copy(update={"name": "a/model-that-nobody-knows"})
+    assert not looking.check(planned.study.model_copy(update={"model": unknown}))[1].ok
 
 
 def test_a_missing_extra_is_a_dependency(place, small_trace, monkeypatch):
@@ -184,7 +190,7 @@ def test_every_row_is_served_with_the_tokens_of_the_trace(place, configuration, 
     assert run.requests["error"].isna().all()
     assert (run.requests["input_tokens"] == trace.input_tokens[:60]).all()
     assert (run.requests["output_tokens"] == trace.output_tokens[:60]).all()
-    topology = check_topology(job(trace, place, configuration))
+    topology = job(trace, place, configuration).topology
     workers = {role: group.replicas for role, group in topology.groups.items()}
     assert run.manifest.host["workers_served"] == workers
     assert {"ai-dynamo", "aiperf", "aisimulate"} <= set(run.manifest.versions)
@@ -194,14 +200,14 @@ def test_every_row_is_served_with_the_tokens_of_the_trace(place, configuration, 
 @pytest.mark.slow
 def test_a_busy_port_is_a_dependency(place, small_trace, monkeypatch):
     planned = job(read_trace(small_trace), place)
-    cluster = open_cluster(planned.cluster, planned)
+    run = started(planned)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        monkeypatch.setattr("kvab.clusters.live.serving.free_port", lambda: taken.getsockname()[1])
+        monkeypatch.setattr("kvab.clusters.live.stack.free_port", lambda: taken.getsockname()[1])
         with pytest.raises(DependencyError, match="frontend ended with"):
-            cluster.deploy(check_topology(planned))
-    cluster.teardown()
+            run.deploy()
+    run.teardown(keep_answers=True)
     gone(place)
 
 

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from kvab import runs
-from kvab.clusters.simulate import Simulator, engine, prediction
+from kvab.clusters import simulated
+from kvab.clusters.base import ClusterRun, Diagnostics
+from kvab.clusters.simulated import prediction, simulate
 from kvab.errors import DependencyError, InputError
 from kvab.runs import campaign
 from kvab.runs.jobs import plan_job
@@ -174,8 +176,8 @@ def test_a_second_start_waits_its_turn_and_repeats_nothing(small_trace, tmp_path
     assert [each.name for each in path.parent.iterdir()] == ["r1"]
 
 
-class Failing:
-    """A cluster whose replay ends with an error, and that has something to tell and to stop."""
+class Failing(ClusterRun):
+    """A run whose replay ends with an error, and that has something to tell and to stop."""
 
     def __init__(self, error):
         self.error, self.torn_down = error, False
@@ -183,14 +185,22 @@ class Failing:
     def prepare(self):
         return {}
 
-    def replay(self, *_):
+    def deploy(self):
+        raise AssertionError("nobody deploys")
+
+    def replay(self, on_progress=None):
         raise self.error
 
-    def diagnostics(self):
-        return {"log": b"why"}
+    def collect(self):
+        raise AssertionError("there is nothing to collect")
 
-    def teardown(self):
+    def diagnostics(self):
+        return Diagnostics(files={"log": b"why"})
+
+    def teardown(self, *, keep_answers):
+        assert keep_answers
         self.torn_down = True
+        return ""
 
 
 def failing(small_trace, folder, error):
@@ -221,7 +231,7 @@ def test_diagnostics_that_cannot_be_kept_keep_nothing_running(small_trace, tmp_p
 
 def test_ctrl_c_while_the_simulator_loads_is_kept_for_afterwards():
     reached = []
-    with pytest.raises(KeyboardInterrupt), engine.interrupted_later():
+    with pytest.raises(KeyboardInterrupt), simulated.interrupted_later():
         os.kill(os.getpid(), signal.SIGINT)
         reached.append(True)
     assert reached
@@ -237,10 +247,8 @@ def test_a_simulation_leaves_no_name_in_the_temporary_folder(small_trace, tmp_pa
         raise DependencyError("seen")
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(engine, "run", look)
+    monkeypatch.setattr(simulated, "run_prediction", look)
     planned = job(small_trace, tmp_path / "runs")
-    simulator = Simulator(planned.cluster)
-    simulator.deploy(topology(planned.recipe))
     with pytest.raises(DependencyError, match="seen"):
-        simulator.replay(planned.trace, planned.order())
+        simulate(planned.cluster, planned.topology, planned.trace, planned.order())
     assert seen == [planned.rows]

@@ -5,9 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from kvab.pages.gate import _arm_checks, _cache_checks
-
-ALIKE = SimpleNamespace(gpus=SimpleNamespace(differ=True))  # a study that does not compare GPUs
+from kvab.pages.validity import _arm_checks, _cache_checks
 
 
 def cold(cached_tokens):
@@ -54,7 +52,7 @@ def images_pass(*versions):
         )
         for each in versions
     ]
-    evidence = SimpleNamespace(runs={"A": runs[:1], "B": runs[1:]}, arms={}, study=ALIKE)
+    evidence = SimpleNamespace(runs={"A": runs[:1], "B": runs[1:]}, arms={})
     checks = {name: passed for name, *_, passed in _arm_checks(evidence)}
     assert checks["same versions"]
     return checks["same images"]
@@ -95,7 +93,6 @@ def reuse_check(kv_tokens, control=True):
     evidence = SimpleNamespace(
         runs=runs,
         arms=arms,
-        study=ALIKE,
         manifest=runs["kv"][0].manifest,
         workload=SimpleNamespace(table=workload),
     )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from kvab.cache import write_beside
-from kvab.clusters.job import Job
+from kvab.clusters.base import Finding, Job
 from kvab.clusters.kubernetes import applied, deploying, marks, preflight, readiness
 from kvab.clusters.kubernetes.kube import Kube
 from kvab.study import Kubernetes, Study
@@ -95,7 +95,7 @@ class Assembly:
         folders = [study.configuration_folder(name) for name in study.configurations]
         return {read_configuration(folder).deployment for folder in folders}
 
-    def findings(self, kube: Kube) -> Iterator[preflight.Finding]:
+    def findings(self, kube: Kube) -> Iterator[Finding]:
         """Yield what the cluster lacks for the run."""
         arms = [(self.recipe, self.manifests("preflight"))]
         return _findings(self.job.study, self.profile, kube, arms)
@@ -173,7 +173,7 @@ class Assembly:
             return None
 
 
-def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Finding]:
+def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
     """Yield what a cluster lacks for the configurations of a study; nothing is created."""
     applied.check_profile(profile)
     arms = []
@@ -190,6 +190,6 @@ def study_findings(study: Study, profile: Kubernetes) -> Iterator[preflight.Find
 
 def _findings(
     study: Study, profile: Kubernetes, kube: Kube, arms: list[tuple[Configuration, list[Object]]]
-) -> Iterator[preflight.Finding]:
+) -> Iterator[Finding]:
     shared = [*applied.storage(study, profile), applied.download(study, profile)]
     yield from preflight.findings(kube, profile, study.gpus, arms, shared)

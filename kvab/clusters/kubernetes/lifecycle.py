@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, wraps
 from typing import Any, TypeVar
 
-import numpy as np
-import pandas as pd
-
-from kvab.clusters.job import Job
+from kvab.clusters.base import (
+    Cluster,
+    ClusterRun,
+    Collected,
+    Diagnostics,
+    Finding,
+    Job,
+    Progress,
+)
 from kvab.clusters.kubernetes import (
     applied,
     benchmarking,
@@ -29,15 +34,14 @@ from kvab.clusters.kubernetes import (
     preparing,
     presence,
 )
-from kvab.clusters.kubernetes.assembly import Assembly
+from kvab.clusters.kubernetes.assembly import Assembly, study_findings
 from kvab.clusters.kubernetes.kube import Kube
 from kvab.clusters.kubernetes.lease import Held, Lease
 from kvab.clusters.kubernetes.podexec import Pod
 from kvab.clusters.kubernetes.podfiles import Spoiled, helper_pod, upload
 from kvab.errors import DependencyError, InputError, KvabError
-from kvab.study import Kubernetes
-from kvab.study.recipes import Topology
-from kvab.trace import Trace
+from kvab.requests import aiperf, tidy
+from kvab.study import Kubernetes, Study
 
 PROBES_PER_WORKER = 2
 T = TypeVar("T")
@@ -47,38 +51,22 @@ def while_held(step: Callable[..., T]) -> Callable[..., T]:
     """Return a step that says so when it failed because another client took the run over."""
 
     @wraps(step)
-    def taken(cluster: Cluster, *given: Any) -> T:
+    def taken(run: KubernetesRun, *given: Any) -> T:
         try:
-            return step(cluster, *given)
+            return step(run, *given)
         except KvabError:
-            if cluster.lease.is_lost():
-                raise Held(cluster.lease.lost) from None
+            if run.lease.is_lost():
+                raise Held(run.lease.lost) from None
             raise
 
     return taken
 
 
-class Cluster:
-    """The cluster of a profile; with a job, its run on it."""
+class KubernetesCluster(Cluster):
+    """The cluster of a profile."""
 
-    def __init__(
-        self, profile: Kubernetes, job: Job | None = None, *, take_over: bool = False
-    ) -> None:
-        self.profile, self._job, self.take_over = profile, job, take_over
-        self.provenance: dict[str, Any] = {}
-        self.applied: dict[str, bytes] = {}
-        self.made = self.replayed = False
-
-    @property
-    def job(self) -> Job:
-        """What is asked for; without one nothing but `identity` can be asked."""
-        assert self._job is not None
-        return self._job
-
-    @cached_property
-    def run(self) -> Assembly:
-        """What the job applies."""
-        return Assembly(self.profile, self.job)
+    def __init__(self, profile: Kubernetes) -> None:
+        self.profile = profile
 
     def identity(self) -> dict[str, str]:
         """Return what a result depends on beside the manifests and the trace."""
@@ -88,6 +76,30 @@ class Cluster:
             "nodes": ",".join(f"{key}={value}" for key, value in selector),
             "rdma": self.profile.rdma_resource or "",
         }
+
+    def check(self, study: Study) -> Iterator[Finding]:
+        """Yield what the cluster has and lacks for the configurations of a study."""
+        return study_findings(study, self.profile)
+
+    def start(self, job: Job, *, take_over: bool = False) -> KubernetesRun:
+        """Return the run of a job, which may be under way on the cluster already."""
+        return KubernetesRun(self.profile, job, take_over=take_over)
+
+
+class KubernetesRun(ClusterRun):
+    """A run on the cluster; its objects there outlive this process."""
+
+    def __init__(self, profile: Kubernetes, job: Job, *, take_over: bool = False) -> None:
+        self.profile, self.job, self.take_over = profile, job, take_over
+        self.versions: dict[str, str] = {}
+        self.provenance: dict[str, Any] = {}
+        self.applied: dict[str, bytes] = {}
+        self.made = self.replayed = False
+
+    @cached_property
+    def run(self) -> Assembly:
+        """What the job applies."""
+        return Assembly(self.profile, self.job)
 
     @cached_property
     def kube(self) -> Kube:
@@ -141,7 +153,7 @@ class Cluster:
         return self.versions
 
     @while_held
-    def deploy(self, topology: Topology) -> None:
+    def deploy(self) -> None:
         """Create the deployment, or find the one that an earlier start made, and wait for it.
 
         Nothing is deployed for a replay whose artifacts wait on the volume.
@@ -152,7 +164,7 @@ class Cluster:
             If another deployment of the study holds the GPUs, or with the cause why it does not
             come up.
         """
-        self.topology, self.made = topology, False
+        self.made = False
         names, mark = self.run.deployments(), self.run.digest_mark()
         if noted := self.run.noted(mark.digest):
             self.made = self.replayed = True
@@ -171,7 +183,7 @@ class Cluster:
             found = deploying.create(self.kube, self.run.manifests(run_id)[0], mark, names)
         self._record(found["metadata"]["annotations"][marks.RUN_ID])
         self.run.note(self.run_id, "deployed")
-        self.expected = self.run.expected(topology, found)
+        self.expected = self.run.expected(self.job.topology, found)
         if presence.benchmark(self.kube, self.run) is None:
             workers = self.expected.prefill + self.expected.others
             deploying.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
@@ -188,9 +200,7 @@ class Cluster:
             self.applied[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
 
     @while_held
-    def replay(
-        self, trace: Trace, order: np.ndarray, progress: Callable[[int], None] | None = None
-    ) -> None:
+    def replay(self, on_progress: Progress | None = None) -> None:
         """Run the benchmark's Job, or find it running, and see it to its end.
 
         From then on nothing but its artifacts is needed, and a later start collects them.
@@ -222,22 +232,22 @@ class Cluster:
             sending.rows,
             sending.span_s,
             self.folder,
-            progress,
+            on_progress,
         )
         after = benchmarking.state(self.kube, self.expected)
         earlier = before["restarts"]
         during = {pod: count - earlier.get(pod, 0) for pod, count in after["restarts"].items()}
         router = {"before": before["router"], "after": after["router"]}
         self.provenance |= {"restarts": during, "router": router}
-        if self.topology.router == "kv":
+        if self.job.topology.router == "kv":
             benchmarking.check_router(**router)
         kept = {"versions": self.versions, "provenance": self.provenance}
         self.run.note(self.run_id, "replayed", digest=self.run.digest_mark().digest, **kept)
         self.replayed = True
 
     @while_held
-    def collect(self) -> tuple[pd.DataFrame, dict[str, bytes]]:
-        """Return the requests table and the artifacts by file name.
+    def collect(self) -> Collected:
+        """Return the requests table and AIPerf's artifacts.
 
         Raises
         ------
@@ -246,63 +256,59 @@ class Cluster:
         InputError
             If they are not AIPerf's records of this workload.
         """
-        from kvab.requests import aiperf
-        from kvab.requests.matching import from_aiperf
-        from kvab.requests.table import without_cached
-
         local = self.job.path.with_name(f".{self.job.path.name}.collecting") / self.run_id
         try:
             with self._files() as pod:
                 files = collecting.bring(pod, self.folder, self.run_id, local)
             read = aiperf.read_artifacts(local)
-            requests = from_aiperf(read, self.job.trace, self.job.order())
+            requests = tidy.from_aiperf(read, self.job.trace, self.job.order())
         except (Spoiled, InputError):
             self.replayed = False  # no later start could make anything of them
             raise
-        if self.topology.mode == "disaggregated":
-            requests = without_cached(requests)
+        if self.job.topology.mode == "disaggregated":
+            requests = tidy.without_cached(requests)
         self.versions["aiperf"] = read.version or "unknown"
         self.provenance["router"] |= aiperf.router_counters(local)
         collecting.forget(local)
-        return requests, files
+        return Collected(requests=requests, artifacts=files, **self._provenance())
 
-    def release(self) -> str:
-        """Tear down what failed; artifacts that only wait to be collected stay, and it says so."""
-        if not self.replayed or self.lease.is_lost():
-            self.teardown()
-            return ""
-        presence.remove(self.kube, self.run)
-        self.lease.leave()
-        return "the replay itself is done: run the same command again to collect its artifacts"
-
-    def teardown(self) -> None:
+    def teardown(self, *, keep_answers: bool) -> str:
         """Delete the run's deployment, Job, helpers and lease; storage stays.
 
-        What another client works on is left alone.
+        What another client works on is left alone. With ``keep_answers`` it stays known that the
+        artifacts of a finished replay wait on the volume.
 
         Raises
         ------
         DependencyError
             If something does not go away; it is named.
         """
+        if keep_answers and self.replayed and not self.lease.is_lost():
+            presence.remove(self.kube, self.run)
+            self.lease.leave()
+            return "the replay itself is done: run the same command again to collect its artifacts"
         if not self.made and not self.run.state_file.exists():
-            return
+            return ""
         try:
             self._hold()
         except Held:
-            return
+            return ""
         presence.remove(self.kube, self.run)
         self.run.state_file.unlink(missing_ok=True)
         self.lease.leave()
         print(self.run.stays(), file=sys.stderr)
+        return ""
 
     def _files(self) -> AbstractContextManager[Pod]:
         """Return a running pod that mounts the volume, made for it if the benchmark's is gone."""
         pod = self.run.files_pod(self.run_id)
         return helper_pod(self.kube, pod, self.run.job_name)
 
-    def diagnostics(self) -> dict[str, bytes]:
-        """Return what tells why the run failed, by file name; nothing if nothing was made."""
+    def diagnostics(self) -> Diagnostics:
+        """Return statuses, events and logs; nothing if nothing was made."""
         ours = self.made and not self.lease.lost
         found = diagnostics.files(self.kube, *self.run.witnesses()) if ours else {}
-        return {**self.applied, **found}
+        return Diagnostics(files={**self.applied, **found}, **self._provenance())
+
+    def _provenance(self) -> dict[str, Any]:
+        return {"manifests": self.applied, "versions": self.versions, "host": self.provenance}

@@ -6,9 +6,10 @@ Input: a cluster and the manifests that a run would apply. Output: findings.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from kvab.clusters.base import Finding, look
 from kvab.clusters.kubernetes import applied
 from kvab.clusters.kubernetes.apierrors import OverQuota, WebhookDown
 from kvab.clusters.kubernetes.kube import DEFINITION, Kube
@@ -20,13 +21,6 @@ from kvab.study.recipes.manifests import Configuration
 Manifest = dict[str, Any]
 ORIGIN = "nvidia.com/dynamo-operator-origin-version"
 RBAC = "have recipes/rbac.yaml applied"
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at."""
-
-    ok: bool
-    what: str
 
 
 class Need(NamedTuple):
@@ -71,14 +65,6 @@ NEEDS = (
     Need("storage.k8s.io", "storageclasses", "get", True),
     Need("apiextensions.k8s.io", "customresourcedefinitions", "get", True),
 )
-
-
-def look(what: str, look_at: Callable[[], str]) -> Finding:
-    """Return a finding; an expected failure says how to fix it."""
-    try:
-        return Finding(True, f"{what}: {look_at()}")
-    except KvabError as error:
-        return Finding(False, f"{what}: {error}")
 
 
 def server_version(kube: Kube) -> str:

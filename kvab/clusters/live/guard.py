@@ -3,7 +3,8 @@
 Input: lines on standard input: ``session PID START`` (the leader of a session of processes and
 when it started) and ``folder PATH``. When the input ends, because the parent closed it or died in
 whatever way, every process of those sessions is killed and the folders are removed. Nothing else
-can promise that no process is left after a SIGKILL of the parent.
+can promise that no process is left after a SIGKILL of the parent. It is run as a file and imports
+nothing of kvab, so that it is there at once.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvab.clusters.live import guard
-from kvab.console import mask
+from kvab.console import hide
 from kvab.errors import DependencyError
 
 TAIL_LINES = 8
@@ -43,7 +43,7 @@ class Program:
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """Return the last lines of its log, joined by semicolons."""
-        said = mask(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()
+        said = hide(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()
         kept = [line.strip()[:300] for line in said if line.strip()][-lines:]
         return "; ".join(kept) or "it printed nothing"
 
@@ -57,8 +57,8 @@ class Programs:
         self.folder = Path(tempfile.mkdtemp(prefix="kvab-live-", dir=place))
         self.started: list[Program] = []
         self._guard = subprocess.Popen(
-            [sys.executable, "-m", "kvab.clusters.live.guard"], stdin=subprocess.PIPE, text=True,
-            start_new_session=True, cwd=Path(guard.__file__).parents[2],
+            [sys.executable, "-P", guard.__file__], stdin=subprocess.PIPE, text=True,
+            start_new_session=True, cwd="/",
         )  # fmt: skip
         self._tell("folder", self.folder)
 

@@ -1,8 +1,7 @@
-"""Dynamo's programs on this machine: their commands for a topology, and when they serve.
+"""Dynamo's programs on this machine, serving a topology.
 
-Input: a topology read from ``deploy.yaml`` and a live cluster's profile. Output: command lines and
-environment for `kvab.clusters.live.processes`, and what is still missing before every worker
-serves.
+Input: a topology read from ``deploy.yaml`` and a live cluster's profile. Output: a frontend that
+answers for all of its workers, and what it measured of them.
 """
 
 from __future__ import annotations
@@ -10,17 +9,23 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 import httpx
 import psutil
 
-from kvab.clusters.live.processes import free_port
+from kvab.clusters.base import Finding
+from kvab.clusters.live.processes import Programs, free_port
+from kvab.errors import DependencyError, InputError
 from kvab.study import Live
 from kvab.study.recipes import Topology, WorkerGroup
 
 LOOPBACK = "127.0.0.1"
+READY_S = 180.0
+POLL_S = 0.5
 PLANES = "--discovery-backend file --request-plane tcp --event-plane zmq".split()
 COMPONENTS = {"aggregated": "backend", "prefill": "prefill", "decode": "backend"}
 ROUTERS = {"round_robin": "round-robin", "kv": "kv"}
@@ -30,6 +35,73 @@ METRICS = "server_metrics_export.json"
 LAST_TTFT = "dynamo_frontend_worker_last_time_to_first_token_seconds"
 LAST_ITL = "dynamo_frontend_worker_last_inter_token_latency_seconds"
 FIRST_PROMPT = "Hello"  # shorter than a block: no cache is warm afterwards
+REVISION = "0" * 40
+VOCABULARY = 8192  # the engines sample answer tokens up to about this id
+IDEOGRAPHS = 0x4E00  # first code point of the CJK ideographs that fill the vocabulary
+ASCII = range(0x20, 0x7F)
+CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+class Stack:
+    """Frontend and workers of a topology; `programs` are there from `start` to `stop`."""
+
+    def __init__(self, profile: Live) -> None:
+        self.profile = profile
+        self._programs: Programs | None = None
+
+    @property
+    def programs(self) -> Programs:
+        """What runs."""
+        assert self._programs is not None
+        return self._programs
+
+    @property
+    def started(self) -> bool:
+        """Whether anything was started that was not stopped."""
+        return self._programs is not None and bool(self._programs.started)
+
+    @property
+    def url(self) -> str:
+        """The frontend's address."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    def start(self, topology: Topology) -> None:
+        """Start frontend and workers and wait until each of them serves.
+
+        Raises
+        ------
+        DependencyError
+            If one ends, or they do not serve in time; the last lines of the log are in the text.
+        """
+        self._programs, self.port = Programs(), free_port()
+        folder = self.programs.folder
+        first = next(iter(topology.groups.values()))
+        write_model(folder / "hub", first.model, first.context_length)
+        self.environment = environment(folder)
+        for name, command in commands(topology, self.profile, self.port).items():
+            self.programs.start(name, command, self.environment)
+        self._wait_until_ready(topology)
+
+    def _wait_until_ready(self, topology: Topology) -> None:
+        deadline, why = time.monotonic() + READY_S, "nothing answers"
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            while time.monotonic() < deadline:
+                self.programs.check()
+                try:
+                    why = missing(client, topology)
+                except (httpx.HTTPError, ValueError, LookupError) as error:
+                    why = f"{type(error).__name__}: {error}"
+                if not why:
+                    return
+                time.sleep(POLL_S)
+        tails = " | ".join(f"{each.name}: {each.tail(2)}" for each in self.programs.started)
+        raise DependencyError(f"not ready within {READY_S:.0f} s ({why}); {tails}")
+
+    def stop(self) -> None:
+        """Stop every process and remove their folder; safe to call again."""
+        if self._programs is not None:
+            self._programs.close()
+            self._programs = None
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -50,18 +122,20 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def machine() -> list[tuple[bool, str]]:
+def machine() -> list[Finding]:
     """Return whether this machine can carry a live run, and what it has of each thing needed."""
     cores, free_gb = os.cpu_count() or 1, psutil.virtual_memory().available / 1e9
     idle = max(cores - os.getloadavg()[0], 0.0)
     return [
-        (cores >= CORES, f"{cores} cores; a live run needs {CORES}"),
-        (
+        Finding(cores >= CORES, f"{cores} cores; a live run needs {CORES}"),
+        Finding(
             idle > CORES / 2,
             f"{idle:.1f} cores idle in the last minute; other work makes requests late",
         ),
-        (free_gb > MEMORY_GB, f"{free_gb:.0f} GB of memory free; a live run needs {MEMORY_GB}"),
-        (True, f"port {free_port()} is free for the frontend"),
+        Finding(
+            free_gb > MEMORY_GB, f"{free_gb:.0f} GB of memory free; a live run needs {MEMORY_GB}"
+        ),
+        Finding(True, f"port {free_port()} is free for the frontend"),
     ]
 
 
@@ -94,6 +168,63 @@ def _mocker(role: str, group: WorkerGroup, profile: Live) -> list[str]:
     caching = [] if group.prefix_caching else ["--no-enable-prefix-caching"]
     given = [str(part) for option in options.items() for part in option]
     return ["dynamo.mocker", "--ais-perf-model", *given, *caching, *PLANES]
+
+
+def model_config(model: str, context_length: int) -> dict:
+    """Return a model's published configuration, as the simulator carries it.
+
+    Raises
+    ------
+    InputError
+        If the simulator does not carry it.
+    """
+    folder = resources.files("aisimulate_core") / "model_configs"
+    path = folder / f"{model.replace('/', '--')}_config.json"
+    if not path.is_file():
+        raise InputError(
+            f"model {model}: expected its sizes among those that the simulator carries; "
+            f"choose one of the models in {folder}"
+        )
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return {**config, "max_position_embeddings": context_length}
+
+
+def write_model(home: Path, model: str, context_length: int) -> Path:
+    """Write a model's files under ``home`` (an ``HF_HOME``) and return their folder.
+
+    They are made in code, with no weights and no download, in the layout of the Hugging Face
+    hub's cache, from which Dynamo's frontend and engines and AIPerf load configuration and
+    tokenizer. The tokenizer has one token for each Unicode code point and merges nothing, so a
+    text of n tokens is n tokens wherever it is counted: in AIPerf, which makes the prompts, in
+    the frontend, which counts them, and in the answers.
+    """
+    from tokenizers import Tokenizer, decoders, models
+
+    config = model_config(model, context_length)
+    place = home / "hub" / f"models--{model.replace('/', '--')}"
+    folder = place / "snapshots" / REVISION
+    folder.mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(REVISION, encoding="utf-8")
+    points = [*ASCII, *range(IDEOGRAPHS, IDEOGRAPHS + VOCABULARY - len(ASCII))]
+    tokenizer = Tokenizer(models.BPE({chr(point): n for n, point in enumerate(points)}, []))
+    tokenizer.decoder = decoders.Fuse()
+    # The library's own saving hides what the system said, such as a full disk.
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context_length,
+        "chat_template": CHAT,
+        "clean_up_tokenization_spaces": False,
+    }
+    ends = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+    for name, content in (
+        ("config.json", config),
+        ("generation_config.json", ends),
+        ("tokenizer_config.json", described),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return folder
 
 
 def missing(client: httpx.Client, topology: Topology) -> str:

@@ -19,14 +19,14 @@ import pandas as pd
 from pydantic import Field
 
 from kvab import runs
-from kvab.clusters.job import Job
+from kvab.clusters.base import Job
 from kvab.console import counted
 from kvab.declarations import Declared
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs import campaign
 from kvab.runs.capacity import spread
-from kvab.runs.jobs import check_topology, plan_job
+from kvab.runs.jobs import plan_job
 from kvab.study import Slo, Study, load_cluster, load_study, root
 from kvab.study.sweep import AS_DECLARED, Capacity, Variant
 from kvab.trace import Trace
@@ -124,8 +124,8 @@ def plan(
         for name in study.configurations
         for load in sweep.loads
     ]
-    deployed = {role: group.replicas for role, group in check_topology(
-        job(study.comparison, AS_DECLARED)).groups.items()}  # fmt: skip
+    groups = job(study.comparison, AS_DECLARED).topology.groups
+    deployed = {role: group.replicas for role, group in groups.items()}
     for split in sweep.splits:
         changed = split.model_dump() != deployed
         variant = Variant(split=split) if changed else AS_DECLARED
@@ -216,7 +216,7 @@ def _bursts(job: Job, split: str | None, run: runs.Run) -> pd.DataFrame:
 
 def _cell(job: Job, split: str | None, run: runs.Run) -> Cell:
     slo, table = job.study.slo, run.requests
-    found, topology = metrics.summarize(table, slo), check_topology(job)
+    found, topology = metrics.summarize(table, slo), job.topology
     latencies = {
         key: Latency(**{name: _rounded(found[key][name]) for name in Latency.model_fields})
         for key in ("ttft_ms", "itl_ms")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kvab import runs
-from kvab.clusters.job import Job
+from kvab.clusters.base import Job
 from kvab.requests.metrics import LATENCIES, METRICS, Slo, good
 from kvab.runs.jobs import plan_job
 from kvab.stats.bootstrap import Design, Replicates, Sample, block_bursts, mean, replicate

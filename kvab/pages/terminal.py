@@ -15,7 +15,6 @@ from kvab.study import Slo
 if TYPE_CHECKING:
     from kvab.stats.compare import Comparison
 
-
 Lines = list[tuple[str, str]]
 
 

@@ -1,0 +1,216 @@
+"""What a run asks of a cluster, and what every kind of cluster answers.
+
+A kind of cluster is two classes: a `Cluster`, which looks at what a profile describes, and a
+`ClusterRun`, which carries out one `Job` there. `kvab.runs.replay` takes its steps in order,
+writes what they return, and tears down what fails. `kvab.clusters.open_cluster` knows the kinds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from kvab.declarations import digest
+from kvab.errors import KvabError
+from kvab.study import Kubernetes, Live, Simulated, Study
+from kvab.study.recipes import Configuration, Topology, declared_topology, read_configuration
+from kvab.study.recipes.benchmark import read_scripts
+from kvab.study.sweep import AS_DECLARED, Variant
+from kvab.trace import Trace, burst_order
+
+Progress = Callable[[int], None]
+"""Called with the number of requests done so far."""
+
+
+def run_path(runs: Path, study: Study, cluster: str, configuration: str, repeat: int) -> Path:
+    """Return the folder of a run."""
+    return runs / study.name / cluster / configuration / f"r{repeat}"
+
+
+def capacity_path(runs: Path, study: Study, cluster: str) -> Path:
+    """Return the folder of a cluster's capacity sweep, which `find_runs` does not look into."""
+    return runs / study.name / cluster / "capacity"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is asked to do; ``identity`` is what it depends on of the kind of cluster."""
+
+    study: Study
+    cluster: Simulated | Live | Kubernetes
+    configuration: str
+    repeat: int
+    rows: int
+    trace: Trace
+    runs: Path
+    identity: dict[str, str]
+    variant: Variant = AS_DECLARED
+
+    @property
+    def path(self) -> Path:
+        """The run's folder; that of a variant lies beside the normal ones."""
+        if self.variant.place:
+            folder = capacity_path(self.runs, self.study, self.cluster.name)
+            return folder / self.configuration / self.variant.place
+        return run_path(self.runs, self.study, self.cluster.name, self.configuration, self.repeat)
+
+    @cached_property
+    def recipe(self) -> Configuration:
+        """The manifests of the configuration."""
+        folder = self.study.configuration_folder(self.configuration)
+        return read_configuration(folder, self.configuration)
+
+    @cached_property
+    def topology(self) -> Topology:
+        """What is deployed, checked against the study's declaration."""
+        return self.variant.topology(declared_topology(self.study, self.configuration))
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from the first arrival to the last."""
+        return float(self.trace.arrival_ms[: self.rows].max()) / 1000
+
+    def order(self) -> np.ndarray:
+        """Trace rows in sending order: the file's for repeat 1, else shuffled within bursts."""
+        return burst_order(self.trace.timestamp_ms[: self.rows], self.study.seed(self.repeat))
+
+    def depends_on(self) -> dict[str, Any]:
+        """Return what the result depends on; a run serves as long as none of it changes."""
+        recipe = self.recipe
+        manifests = {"deploy.yaml": recipe.digest}
+        if self.cluster.kind != "simulated":
+            manifests["perf.yaml"] = recipe.perf_digest
+        if self.cluster.kind == "kubernetes":
+            manifests["benchmark"] = digest(read_scripts(self.study.folder)["data"])
+        return {
+            **manifests,
+            "trace": self.trace.sha256,
+            "rows": self.rows,
+            "order": self.study.seed(self.repeat),
+            **self.variant.depends_on(),
+            **self.identity,
+        }
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at: whether it is as a run needs it, and what it is."""
+
+    ok: bool
+    what: str
+
+
+def look(prefix: str, look_at: Callable[[], str]) -> Finding:
+    """Return a finding; an expected failure says how to fix it."""
+    try:
+        return Finding(True, f"{prefix}: {look_at()}")
+    except KvabError as error:
+        return Finding(False, f"{prefix}: {error}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What is known of how a run was made.
+
+    Attributes
+    ----------
+    manifests : dict of str to bytes
+        What was applied beside ``deploy.yaml`` and ``perf.yaml``, by file name.
+    versions : dict of str to str
+        Versions of what served, beside Python's and kvab's.
+    host : dict
+        What else ``run.json`` is to say of where it ran.
+    """
+
+    manifests: dict[str, bytes] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    host: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected(Provenance):
+    """A replay's requests table, schema 1, and its artifacts by file name."""
+
+    requests: pd.DataFrame
+    artifacts: dict[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostics(Provenance):
+    """What tells why a run failed, by file name, and the requests answered until then, if any."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    answered: pd.DataFrame | None = None
+
+
+class Cluster(ABC):
+    """A cluster as its profile describes it; looking at it changes nothing."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """Return what a result depends on beside the manifests and the trace.
+
+        Raises
+        ------
+        DependencyError
+            If a package is not installed.
+        """
+
+    @abstractmethod
+    def check(self, study: Study) -> Iterable[Finding]:
+        """Return what it has and lacks for the runs of a study, in the order of need."""
+
+    @abstractmethod
+    def start(self, job: Job, *, take_over: bool = False) -> ClusterRun:
+        """Return the run of a job, of which nothing is started yet.
+
+        With ``take_over`` it is taken from a client that is alive, where runs outlive clients.
+        """
+
+
+class ClusterRun(ABC):
+    """One run: `prepare`, `deploy`, `replay`, `collect`, `teardown`, in this order.
+
+    If a step fails, `diagnostics` is asked what tells why, and then `teardown` is called. Steps
+    raise `InputError` for what the user declared and `DependencyError` for what the cluster lacks
+    or does, with the cause and what to do.
+    """
+
+    @abstractmethod
+    def prepare(self) -> dict[str, str]:
+        """Make sure that the cluster has what a replay needs; return the versions in use."""
+
+    @abstractmethod
+    def deploy(self) -> None:
+        """Bring the job's topology up, and return when all of it serves."""
+
+    @abstractmethod
+    def replay(self, on_progress: Progress | None = None) -> None:
+        """Send the rows of the job in its order, each when the trace says."""
+
+    @abstractmethod
+    def collect(self) -> Collected:
+        """Return the requests and all that is kept beside them."""
+
+    @abstractmethod
+    def diagnostics(self) -> Diagnostics:
+        """Return what tells why a step failed; no files if there is nothing to tell."""
+
+    @abstractmethod
+    def teardown(self, *, keep_answers: bool) -> str:
+        """Stop what was started, of this process or an earlier one; safe to call again.
+
+        With ``keep_answers`` the answers of a finished replay that only wait to be collected
+        stay.
+
+        Returns
+        -------
+        str
+            What a later start resumes from, if anything.
+        """

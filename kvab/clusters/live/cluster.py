@@ -1,0 +1,240 @@
+"""The live cluster: Dynamo's frontend, router and mock engines on this machine, under real AIPerf.
+
+Input: a job and a profile. Output: the requests table and AIPerf's artifacts. Requests, tokens,
+routing and the load are real; the engines wait as long as measured kernels would and compute
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from kvab.cache import cache_folder
+from kvab.clusters import simulated
+from kvab.clusters.base import (
+    Cluster,
+    ClusterRun,
+    Collected,
+    Diagnostics,
+    Finding,
+    Job,
+    Progress,
+)
+from kvab.clusters.live import stack
+from kvab.clusters.live.processes import Program
+from kvab.clusters.live.stack import Stack, model_config
+from kvab.console import Display
+from kvab.errors import DependencyError, InputError, KvabError
+from kvab.requests import aiperf, tidy
+from kvab.study import Live, Study, recipes
+from kvab.trace import write_rows
+
+PACKAGES = ("ai-dynamo", "aiperf", "aisimulate")
+AFTER_TRACE_S = 1800.0  # for the last answers, as on the cluster
+POLL_S = 0.5
+KEPT = ("profile_export_aiperf.json", "profile_export_aiperf.csv", stack.METRICS,
+        "logs/aiperf.log", aiperf.READY)  # fmt: skip
+
+
+class LiveCluster(Cluster):
+    """The machine at hand, as far as a live run needs it."""
+
+    def __init__(self, profile: Live) -> None:
+        self.profile = profile
+
+    def identity(self) -> dict[str, str]:
+        """Return hardware and backend, and the versions of the packages that serve and measure."""
+        try:
+            versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        except importlib.metadata.PackageNotFoundError as error:
+            raise DependencyError(
+                f"the package {error.name} is not installed; run `make env`, or install kvab "
+                "with its extra `live`"
+            ) from None
+        return {"hardware": self.profile.hardware, "backend": self.profile.backend, **versions}
+
+    def check(self, study: Study) -> list[Finding]:
+        """Return what this machine has and lacks for a live run; starts nothing."""
+        found = [*self._software(study.model.name), *stack.machine()]
+        if all(finding.ok for finding in found):
+            found += simulated.check_times(study, self.profile)  # engines wait for these times
+        return found
+
+    def _software(self, model: str) -> Iterator[Finding]:
+        machine = Machine()
+        try:
+            identity = self.identity()
+            machine.take("a look")
+            yield Finding(True, ", ".join(f"{name} {identity[name]}" for name in PACKAGES))
+            model_config(model, 1)
+            yield Finding(True, f"{model}: sizes known; its tokenizer is made, nothing downloaded")
+        except KvabError as error:
+            yield Finding(False, str(error))
+        finally:
+            machine.leave()
+
+    def start(self, job: Job, *, take_over: bool = False) -> LiveRun:
+        """Return the run of a job; what an earlier process started is gone with it."""
+        return LiveRun(self, job)
+
+
+class Machine:
+    """The right to the machine, which one live run has: two would compete for the cores."""
+
+    def __init__(self) -> None:
+        self._lock = FileLock(cache_folder() / "live.lock", blocking=False)
+        self._holder = cache_folder() / "live.holder"
+
+    def take(self, what: str) -> None:
+        """Take the machine.
+
+        Raises
+        ------
+        DependencyError
+            If another live run is going on, naming it.
+        """
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise DependencyError(
+                f"another live run is going on here ({self._who()}); its timing and this one's "
+                "would spoil each other: wait for it to end"
+            ) from None
+        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        self._holder.write_text(f"process {os.getpid()}, {what}, since {since}", encoding="utf-8")
+
+    def _who(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._holder.read_text(encoding="utf-8")
+        return self._lock.lock_file
+
+    def leave(self) -> None:
+        """Let the next run have it; safe to call again."""
+        if self._lock.is_locked:
+            self._holder.unlink(missing_ok=True)
+            self._lock.release()
+
+
+class LiveRun(ClusterRun):
+    """One run on this machine, in processes that end with this one."""
+
+    def __init__(self, cluster: LiveCluster, job: Job) -> None:
+        self.cluster, self.job, self.replayed = cluster, job, False
+        self.machine, self.stack = Machine(), Stack(cluster.profile)
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder that AIPerf writes into."""
+        return self.stack.programs.folder / "artifacts"
+
+    def prepare(self) -> dict[str, str]:
+        """Take this machine and return the versions in use."""
+        identity = self.cluster.identity()
+        self.machine.take(self.job.configuration)
+        return {name: identity[name] for name in PACKAGES}
+
+    def deploy(self) -> None:
+        """Start frontend and workers and wait until each of them serves."""
+        self.stack.start(self.job.topology)
+
+    def replay(self, on_progress: Progress | None = None) -> None:
+        """Send the rows of the job with AIPerf.
+
+        Raises
+        ------
+        DependencyError
+            If AIPerf fails, a worker ends, or the replay takes far longer than its trace.
+        """
+        job, programs = self.job, self.stack.programs
+        self.replayed = True
+        rows = programs.folder / "trace.jsonl"
+        write_rows(job.trace, job.order(), rows)
+        program = programs.start("aiperf", self._aiperf(rows), self.stack.environment)
+        deadline = time.monotonic() + job.span_s + AFTER_TRACE_S
+        with Display(f"replay of {job.rows:,} requests over {job.span_s:.0f} s") as display:
+            for done in self._progress(program, deadline):
+                if on_progress:
+                    on_progress(done)
+                display.show(f"{done:,} of {job.rows:,} requests done")
+        if program.process.returncode:
+            raise DependencyError(f"AIPerf ended with {program.process.returncode}: "
+                                  f"{program.tail()}")  # fmt: skip
+        programs.check(but=program)
+
+    def _aiperf(self, rows: Path) -> list[str]:
+        command = recipes.aiperf_command(self.job.recipe)
+        changed = {
+            "--url": self.stack.url,
+            "--input-file": str(rows),
+            "--artifact-dir": str(self.artifacts),
+        }
+        for option, value in changed.items():
+            command[command.index(option) + 1] = value
+        return [str(Path(sys.executable).with_name("aiperf")), *command[1:]]
+
+    def _progress(self, program: Program, deadline: float) -> Iterator[int]:
+        records, done, at = self.artifacts / aiperf.RECORDS, 0, 0
+        while program.process.poll() is None:
+            if time.monotonic() > deadline:
+                raise DependencyError(f"the replay did not end in time: {program.tail()}")
+            self.stack.programs.check(but=program)
+            if records.is_file():
+                with records.open("rb") as file:
+                    file.seek(at)
+                    content = file.read()
+                at, done = at + len(content), done + content.count(b"\n")
+                yield done
+            time.sleep(POLL_S)
+
+    def collect(self) -> Collected:
+        """Return the requests table and AIPerf's artifacts, the records compressed."""
+        read = aiperf.read_artifacts(self.artifacts)
+        if not read.whole or read.records is None:
+            raise DependencyError("AIPerf's export is not complete; replay it again")
+        host: dict[str, object] = {
+            "workers_served": stack.workers_served(self.artifacts, list(self.job.topology.groups)),
+            "router": aiperf.router_counters(self.artifacts),
+        }
+        return Collected(requests=self._requests(read), artifacts=self._kept(), host=host)
+
+    def _requests(self, read: aiperf.Artifacts) -> pd.DataFrame:
+        requests = tidy.from_aiperf(read, self.job.trace, self.job.order())
+        split = self.job.topology.mode == "disaggregated"
+        return tidy.without_cached(requests) if split else requests
+
+    def _kept(self) -> dict[str, bytes]:
+        paths = {name: self.artifacts / name for name in KEPT}
+        kept = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+        records = self.artifacts / aiperf.RECORDS
+        if records.is_file():
+            kept[f"{aiperf.RECORDS}.gz"] = gzip.compress(records.read_bytes(), 6, mtime=0)
+        return kept
+
+    def diagnostics(self) -> Diagnostics:
+        """Return the logs, and what AIPerf has written so far."""
+        if not self.stack.started:
+            return Diagnostics()
+        files, answered = self.stack.programs.logs(), None
+        if self.replayed:
+            files |= {f"artifacts/{name}": content for name, content in self._kept().items()}
+            with contextlib.suppress(InputError):  # nothing was answered
+                answered = self._requests(aiperf.read_artifacts(self.artifacts))
+        return Diagnostics(files=files, answered=answered)
+
+    def teardown(self, *, keep_answers: bool) -> str:
+        """Stop every process and remove their folder; a later start begins anew."""
+        self.stack.stop()
+        self.machine.leave()
+        return ""

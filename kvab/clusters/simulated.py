@@ -1,0 +1,420 @@
+"""The simulated cluster: NVIDIA's simulator with Dynamo's own router, in this process.
+
+Input: a topology read from ``deploy.yaml``, a profile and a trace. Output: the requests table and
+the simulator's summary; nothing is measured. It calls what ``aisimulate predict --stack dynamo``
+calls (``aisimulate.compiler``, ``dynamo.replay.api``), and asks beside that for every request's
+record and for progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.metadata
+import json
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kvab.clusters.base import (
+    Cluster,
+    ClusterRun,
+    Collected,
+    Diagnostics,
+    Finding,
+    Job,
+    Progress,
+    look,
+)
+from kvab.errors import DependencyError, InputError
+from kvab.requests.tidy import from_simulator
+from kvab.study import Live, Simulated, Study
+from kvab.study.recipes import Topology, WorkerGroup, declared_topology
+from kvab.trace import Trace
+
+PACKAGES = ("ai-dynamo", "aisimulate")
+ALIKE_STEP_MS = 0.001
+PROGRESS_INTERVAL_MS = 30_000.0
+ROUTER_POLICIES = {"round_robin": "round_robin", "kv": "kv_router"}
+
+
+class SimulatedCluster(Cluster):
+    """NVIDIA's simulator as a cluster."""
+
+    def __init__(self, profile: Simulated) -> None:
+        self.profile = profile
+
+    def identity(self) -> dict[str, str]:
+        """Return hardware and backend, and the versions of the simulator's packages."""
+        return {
+            "hardware": self.profile.hardware,
+            "backend": self.profile.backend,
+            **package_versions(),
+        }
+
+    def check(self, study: Study) -> list[Finding]:
+        """Return whether the simulator is here, and whether it can time each configuration."""
+        name = f"{self.profile.name} ({self.profile.kind})"
+        found = look("cluster", lambda: f"{name}: {_listed(versions(self.profile))}")
+        return [found, *(check_times(study, self.profile) if found.ok else ())]
+
+    def start(self, job: Job, *, take_over: bool = False) -> SimulatedRun:
+        """Return the run of a job; nothing of it outlives this process."""
+        return SimulatedRun(self.profile, job)
+
+
+class SimulatedRun(ClusterRun):
+    """One simulation; it ends with `replay`, so that there is nothing to stop."""
+
+    def __init__(self, profile: Simulated, job: Job) -> None:
+        self.profile, self.job = profile, job
+
+    def prepare(self) -> dict[str, str]:
+        """Load the simulator and return the versions in use."""
+        return versions(self.profile)
+
+    def deploy(self) -> None:
+        """Do nothing: the topology is built when it is simulated."""
+
+    def replay(self, on_progress: Progress | None = None) -> None:
+        """Simulate the job's rows."""
+        job = self.job
+        self.requests, self.summary = simulate(
+            self.profile, job.topology, job.trace, job.order(), on_progress
+        )
+
+    def collect(self) -> Collected:
+        """Return the requests table and the simulator's summary."""
+        text = json.dumps(self.summary, indent=2, default=str)
+        return Collected(requests=self.requests, artifacts={"simulation.json": text.encode()})
+
+    def diagnostics(self) -> Diagnostics:
+        """Return nothing: the error says all."""
+        return Diagnostics()
+
+    def teardown(self, *, keep_answers: bool) -> str:
+        """Do nothing: a later start begins anew."""
+        return ""
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the simulator's packages.
+
+    Raises
+    ------
+    DependencyError
+        If one is not installed.
+    """
+    try:
+        return {name: importlib.metadata.version(name) for name in PACKAGES}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise DependencyError(
+            f"the simulator's package {error.name} is not installed; run `make env`, "
+            "or install kvab with its extra `simulate`"
+        ) from None
+
+
+def versions(profile: Simulated | Live) -> dict[str, str]:
+    """Load the simulator; return the versions of its packages and of its measured kernel data.
+
+    Raises
+    ------
+    InputError
+        If it has no data of the hardware with the backend.
+    """
+    installed = package_versions()
+    os.environ.update(HF_HUB_OFFLINE="1")
+    os.environ.setdefault("DYN_LOG", "error")
+    from aisimulate_core.sdk.perf_database import get_version_slots
+
+    data = (get_version_slots(profile.hardware, profile.backend) or {}).get("current")
+    if data is None:
+        has = {row["System"] for row in _measured() if row["Backend"] == profile.backend}
+        which = has or {row["Backend"] for row in _measured()}
+        raise InputError(
+            f"cluster {profile.name}: the simulator has no measured data for hardware "
+            f"{profile.hardware} with backend {profile.backend}; it has "
+            f"{'hardware' if has else 'backends'} {', '.join(sorted(which))}"
+        )
+    return {**installed, "kernel data": data}
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _measured() -> list[dict[str, str]]:
+    """Return the simulator's own list of what it has measured data of."""
+    from aisimulate_core.sdk.common import get_support_matrix
+
+    return get_support_matrix()
+
+
+def check_times(study: Study, profile: Simulated | Live) -> Iterator[Finding]:
+    """Yield for each configuration whether the simulator can time it; replays nothing."""
+    for name in study.configurations:
+        yield look(name, lambda: _times(declared_topology(study, name), profile))  # noqa: B023
+
+
+def _times(topology: Topology, profile: Simulated | Live) -> str:
+    """Return that the simulator can time a topology; loads its engines.
+
+    Raises
+    ------
+    InputError
+        If it has no data of the model on this hardware and backend, or the model does not fit.
+    """
+    versions(profile)
+    hardware, backend = profile.hardware, profile.backend
+    model = next(iter(topology.groups.values())).model
+    try:
+        config = prediction(topology, profile, Path(os.devnull), 1)
+        _engines(_compiled(config)[0].backend_deployment)
+    except ValueError as error:
+        combination = {"System": hardware, "Backend": backend, "Status": "PASS"}
+        models = {row["HuggingFaceID"] for row in _measured() if combination.items() <= row.items()}
+        if model in models:
+            reason = str(error).rstrip(".")
+            raise InputError(
+                f"{topology.deployment}: the simulator cannot serve {model} on {hardware}: "
+                f"{reason}; change deploy.yaml or the profile"
+            ) from None
+        near = difflib.get_close_matches(model, models, 3, 0) if models else ["none"]
+        raise InputError(
+            f"{topology.deployment}: the simulator has no measured data of {model} on "
+            f"{hardware} with {backend}; of the {len(models)} models that it has there the "
+            f"nearest are {', '.join(near)}"
+        ) from None
+    return f"the simulator has {model} on {hardware} with {backend}"
+
+
+def simulate(
+    profile: Simulated,
+    topology: Topology,
+    trace: Trace,
+    order: np.ndarray,
+    on_progress: Progress | None = None,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the requests table of a simulated replay, and what was asked and summarized."""
+    at_ms = sent_ms(trace, order)
+    # A file without a name: nothing is left of it, however this process ends.
+    with tempfile.TemporaryFile(prefix="kvab-") as file:
+        path = Path(f"/proc/self/fd/{file.fileno()}")
+        write_trace(path, trace, order, at_ms)
+        config = prediction(topology, profile, path, trace.block_tokens)
+        report = run_prediction(config, on_progress)
+    requests = from_simulator(report.per_request, trace, order, at_ms)
+    return requests, {"prediction": config, "summary": report.summary}
+
+
+def sent_ms(trace: Trace, order: np.ndarray) -> np.ndarray:
+    """Return when each row of ``order`` is sent, in ms, so that its record can be recognised.
+
+    The simulator's records carry no row id. Within a burst a row is known by its two lengths; a
+    row whose lengths an earlier row of its burst has too is sent a microsecond later. Giving every
+    row a step of its own would change the result: an engine would start on the first request of a
+    burst alone instead of batching it (5 % of the mean TTFT behind the KV router).
+
+    Parameters
+    ----------
+    trace : Trace
+        The workload.
+    order : ndarray of int
+        Trace rows in sending order; arrivals do not fall along it.
+
+    Returns
+    -------
+    ndarray of float64
+        Times aligned with ``order``.
+    """
+    sent = pd.DataFrame(
+        {
+            "at_ms": trace.arrival_ms[order],
+            "input": trace.input_tokens[order],
+            "output": trace.output_tokens[order],
+        }
+    )
+    alike = sent.groupby(["at_ms", "input", "output"]).cumcount()
+    return (sent["at_ms"] + alike * ALIKE_STEP_MS).to_numpy()
+
+
+def prediction(
+    topology: Topology, profile: Simulated | Live, trace_path: Path, block_tokens: int
+) -> dict:
+    """Return the simulator's prediction file for a topology, as ``aisimulate predict`` reads it.
+
+    Raises
+    ------
+    InputError
+        If the worker groups differ in what the simulator takes once for all of them.
+    """
+    groups = topology.groups
+    for field in ("model", "context_length"):
+        values = {getattr(group, field) for group in groups.values()}
+        if len(values) > 1:
+            raise InputError(
+                f"{topology.deployment}: the simulator takes one {field} for all workers, got "
+                f"{sorted(values)}; give every worker of deploy.yaml the same"
+            )
+    first = next(iter(groups.values()))
+    return {
+        "traffic": {
+            "source": {
+                "type": "trace",
+                "paths": [str(trace_path)],
+                "format": "mooncake",
+                "block_size": block_tokens,
+            },
+            "load": {"type": "trace_timestamps"},
+        },
+        "engine": {
+            "mode": topology.mode,
+            "model": first.model,
+            "hardware": profile.hardware,
+            "backend": profile.backend,
+            "context_length": first.context_length,
+            "workers": {role: _workers(group) for role, group in groups.items()},
+        },
+        "router": {"policy": ROUTER_POLICIES[topology.router]},
+    }
+
+
+def _workers(group: WorkerGroup) -> dict[str, Any]:
+    return {
+        "parallelism": {
+            "replicas": group.replicas,
+            "tensor": group.tensor_parallel,
+            "pipeline": 1,
+            "attention_data": 1,
+            "moe_tensor": 1,
+            "moe_expert": 1,
+        },
+        "kv_cache": {
+            "block_size": group.block_size,
+            "prefix_caching": group.prefix_caching,
+            "capacity": {"type": "default", "memory_fraction": group.gpu_memory_fraction},
+        },
+        "scheduler": {
+            "max_batched_tokens": group.max_batched_tokens,
+            "max_sequences": group.max_sequences,
+        },
+    }
+
+
+def write_trace(path: Path, trace: Trace, order: np.ndarray, at_ms: np.ndarray) -> None:
+    """Write the rows of ``order`` as a Mooncake trace, each at its time of ``at_ms``."""
+    with path.open("w", encoding="utf-8") as file:
+        for place in np.argsort(at_ms, kind="stable").tolist():
+            row = order[place]
+            record = {
+                "timestamp": float(at_ms[place]),
+                "input_length": int(trace.input_tokens[row]),
+                "output_length": int(trace.output_tokens[row]),
+                "hash_ids": list(trace.hash_ids[row]),
+            }
+            file.write(json.dumps(record) + "\n")
+
+
+def run_prediction(config: dict, on_progress: Progress | None) -> Any:
+    """Run one prediction on Dynamo's offline replay; return its report, with every request."""
+    from dynamo.llm import KvRouterConfig
+    from dynamo.replay.api import TelemetryOptions, run_trace_replay
+
+    spec, hook = _compiled(config)
+    deployment, done = spec.backend_deployment, 0
+
+    def count(sample: dict[str, Any]) -> None:
+        nonlocal done
+        done += sample["traffic"]["completed_requests"]
+        if on_progress:
+            on_progress(done)
+
+    return run_trace_replay(
+        trace_files=spec.workload["trace_paths"],
+        trace_format="mooncake",
+        trace_block_size=spec.workload["trace_block_size"],
+        router_mode=hook.get("router_mode", "round_robin"),
+        router_config=(
+            KvRouterConfig.from_json(json.dumps(hook["router_config"])) if hook else None
+        ),
+        performance_model_metadata=deployment.performance_model_metadata,
+        capture_per_request=True,
+        capture_planner_details=False,
+        telemetry_options=(
+            TelemetryOptions(sample_interval_ms=PROGRESS_INTERVAL_MS, callback=count)
+            if on_progress
+            else None
+        ),
+        **_engines(deployment),
+    )
+
+
+def _compiled(config: dict) -> tuple[Any, dict[str, Any]]:
+    """Return the replay's specification, and the router's settings."""
+    from aisimulate.compiler import prediction_to_replay_spec
+    from aisimulate.config.cli import CorePredictionConfig
+    from aisimulate.config_adapter import PredictionAdapterContext
+    from dynamo.router.simulation import create_provider
+
+    core = CorePredictionConfig.model_validate({k: config[k] for k in ("traffic", "engine")})
+    sections = core.model_dump(mode="json", exclude_none=True)
+    context = PredictionAdapterContext(
+        **{name: sections[name] for name in ("engine", "traffic", "evaluation")}
+    )
+    router = create_provider().compile_prediction(config["router"], context)
+    spec = prediction_to_replay_spec(core, adapter_specs={"dynamo.router": router})
+    return spec, router.runtime_hooks[0].config if router.runtime_hooks else {}
+
+
+def _engines(deployment: Any) -> dict[str, Any]:
+    """Return how many workers of each role there are, and the arguments of their engines."""
+    if deployment.deployment_mode == "agg":
+        return {
+            "extra_engine_args": _engine(deployment, "aggregated", deployment.agg_engine_args),
+            "num_workers": deployment.num_workers,
+        }
+    return {
+        "prefill_engine_args": _engine(deployment, "prefill", deployment.prefill_engine_args),
+        "decode_engine_args": _engine(deployment, "decode", deployment.decode_engine_args),
+        "num_prefill_workers": deployment.num_prefill_workers,
+        "num_decode_workers": deployment.num_decode_workers,
+    }
+
+
+def _engine(deployment: Any, role: str, arguments: Any) -> Any:
+    from aisimulate.runner import materialize_engine_launch_config
+    from dynamo.mocker.config import normalize_mocker_config
+
+    with interrupted_later():
+        return normalize_mocker_config(
+            materialize_engine_launch_config(
+                deployment.backend,
+                deployment.backend_version,
+                deployment.parallel_config,
+                arguments,
+                role,
+            )
+        )
+
+
+@contextlib.contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Hold Ctrl-C back for a while: the simulator would take it for missing timing data."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread alone
+        return
+    came: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda signum, _: came.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if came:
+        raise KeyboardInterrupt
