@@ -141,7 +141,7 @@ def main(pairs: int = 5, resamples: int = 200) -> None:
     """Measure the ratio over interleaved pairs, then the growth."""
     tables, measured = arms(), []
     method = compare([tables[0]], [tables[1]], load_study(STUDY).slo, resamples=100).method
-    block_rows = round(method["block_bursts"] * len(tables[0]) / method["bursts"])
+    block_rows = round(method.block_bursts * len(tables[0]) / method.bursts)
     for number in range(pairs):
         ours = ours_s(tables, resamples) if number % 2 else None
         theirs, statistics_called = arch_s(tables, resamples, block_rows)

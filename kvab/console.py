@@ -167,7 +167,7 @@ def interval(
     low: float | None, high: float | None, factor: float = 1, *, none: str = "too few blocks"
 ) -> str:
     """Return an interval in words, or why there is none."""
-    if low is None or high is None:
+    if low is None or high is None or np.isnan(low) or np.isnan(high):
         return f"no interval: {none}"
     bounds = f"{signed(factor * low, 1 if factor != 1 else None)} to "
     return bounds + signed(factor * high, 1 if factor != 1 else None)

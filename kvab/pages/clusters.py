@@ -17,7 +17,6 @@ from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence, load_published
 from kvab.pages.validity import WITHHELD, Gate, gate
-from kvab.requests.metrics import METRICS
 from kvab.study import load_study, root
 
 
@@ -67,7 +66,7 @@ class Clusters:
     def verdicts(self) -> dict[str, str]:
         """The verdict on each cluster's good share, by its name; withheld where its gate is red."""
         return {
-            name: each.comparison.verdict["good_share"] if self.gates[name].green else WITHHELD
+            name: each.comparison.good.verdict if self.gates[name].green else WITHHELD
             for name, each in self.places.items()
         }
 
@@ -81,14 +80,12 @@ class Clusters:
         """
         lines = []
         for place, evidence in self.places.items():
-            told = evidence.comparison.to_json()
-            for key in METRICS:
-                found = told["good_share"] if key == "good_share" else told["metrics"][key]["mean"]
+            for key, outcome in evidence.comparison.metrics.items():
+                difference, ratio = outcome.mean.difference, outcome.mean.ratio
                 lines.append({
-                    "place": place, "metric": key, "difference": found["difference"],
-                    "difference_low": found["ci_low"], "difference_high": found["ci_high"],
-                    "ratio": found["ratio"], "ratio_low": found.get("ratio_ci_low"),
-                    "ratio_high": found.get("ratio_ci_high"),
+                    "place": place, "metric": key, "difference": difference.value,
+                    "difference_low": difference.low, "difference_high": difference.high,
+                    "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
                 })  # fmt: skip
         numbers = dict.fromkeys(lines[0].keys() - {"place", "metric"}, float)
         return pd.DataFrame(lines).astype(numbers)

@@ -5,6 +5,7 @@ Input: a run or a comparison. Output: (label, value) pairs.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from kvab.console import interval, number, percent, signed
@@ -14,6 +15,7 @@ from kvab.study import Slo
 
 if TYPE_CHECKING:
     from kvab.stats.compare import Comparison
+    from kvab.stats.contrasts import Estimate
 
 Lines = list[tuple[str, str]]
 
@@ -61,36 +63,37 @@ def header_lines(arms: list[list[Source]], level: float) -> Lines:
 
 def comparison_lines(comparison: Comparison) -> Lines:
     """Return differences with intervals and the verdicts."""
-    result = comparison.to_json()
-    share = result["good_share"]
+    metrics, share = comparison.metrics, comparison.good.mean
     lines = [
-        ("pairs", f"{result['pairs']:,}" if result["pairs"] else "none: unpaired"),
+        ("pairs", f"{comparison.pairs:,}" if comparison.pairs else "none: unpaired"),
         (
             "good requests",
-            f"{percent(share['baseline'])} -> {percent(share['comparison'])}: "
-            f"{_change(share, 100)}",
+            f"{percent(share.baseline)} -> {percent(share.comparison)}: "
+            f"{_change(share.difference, 100)}",
         ),
     ]
     for key in LATENCIES:
-        for statistic, row in result["metrics"][key].items():
+        for statistic, row in metrics[key].statistics.items():
             lines.append(
                 (
                     f"{METRICS[key].short} {statistic} [ms]",
-                    f"{number(row['baseline'])} -> {number(row['comparison'])}: {_change(row)}",
+                    f"{number(row.baseline)} -> {number(row.comparison)}: "
+                    f"{_change(row.difference)}",
                 )
             )
     lines += [
-        (f"faster, {METRICS[k].short}", percent(v)) for k, v in result["faster_share"].items()
+        (f"faster, {METRICS[key].short}", percent(metrics[key].paired.faster.value))
+        for key in LATENCIES
     ]
-    lines += [(f"verdict, {METRICS[k].short}", v) for k, v in result["verdict"].items()]
-    lines += [("note", note) for note in result["notes"]]
+    lines += [(f"verdict, {METRICS[key].short}", of.verdict) for key, of in metrics.items()]
+    lines += [("note", note) for note in comparison.notes]
     return lines
 
 
-def _change(row: dict[str, float | None], factor: float = 1) -> str:
+def _change(difference: Estimate, factor: float = 1) -> str:
     """Return a difference with its interval; of a share in points."""
-    if row["difference"] is None:
+    value = difference.value
+    if math.isnan(value):
         return "not measured in both"
-    apart = row["difference"]
-    shown = signed(apart) if factor == 1 else f"{signed(factor * apart, 1)} points"
-    return f"{shown} ({interval(row['ci_low'], row['ci_high'], factor)})"
+    shown = signed(value) if factor == 1 else f"{signed(factor * value, 1)} points"
+    return f"{shown} ({interval(difference.low, difference.high, factor)})"

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kvab.errors import InputError
 from kvab.requests.metrics import LATENCIES, METRICS, Slo
-from kvab.stats.contrasts import method, two_arms
+from kvab.stats.contrasts import Method, method, two_arms
 from kvab.stats.pairing import join, plan, values
 
 SPLITS = ("aggregated", "disaggregated")
@@ -42,13 +41,13 @@ class Attribution:
         ``ci_low``, ``ci_high`` in the metric's unit; see `attribute`.
     cells : DataFrame
         ``metric``, ``statistic``, ``split``, ``routing``, ``value``: the four cells themselves.
-    method : dict
+    method : Method
         Settings of the intervals, as in `kvab.stats.compare.Comparison`.
     """
 
     table: pd.DataFrame
     cells: pd.DataFrame
-    method: dict[str, Any]
+    method: Method
 
 
 def attribute(

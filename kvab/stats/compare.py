@@ -8,11 +8,10 @@ time, `kvab.stats.bootstrap`) and run to run (``run_to_run``: Student's t over r
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,13 +19,16 @@ from scipy import special
 
 from kvab.console import counted
 from kvab.requests.metrics import LATENCIES, METRICS, SCHEMA, Slo
-from kvab.stats.bootstrap import Design, mean, replicate
+from kvab.stats.bootstrap import Design, Replicates, mean, replicate
 from kvab.stats.contrasts import (
     POWER,
+    Contrast,
+    Estimate,
+    Judgement,
+    Method,
     contrasts,
     difference,
     method,
-    number,
     statistics_of,
     two_arms,
     verdicts,
@@ -57,48 +59,195 @@ FEW_BLOCKS = 10  # below, a note says that the intervals are rough
 
 
 @dataclass(frozen=True)
+class RunToRun:
+    """Differences of the means by repeat, their mean, and why it has no interval if so."""
+
+    differences: list[float]
+    mean: Estimate
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A latency pair by pair: share faster, Hodges-Lehmann and median of the differences."""
+
+    faster: Estimate = field(default_factory=Estimate)
+    hodges_lehmann: Estimate = field(default_factory=Estimate)
+    median: Estimate = field(default_factory=Estimate)
+
+
+@dataclass(frozen=True)
+class GoodTable:
+    """Good and not good by pairs, and McNemar's p."""
+
+    both: int = 0
+    only_baseline: int = 0
+    only_comparison: int = 0
+    neither: int = 0
+    mcnemar_p: float = np.nan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of one metric: statistic -> contrast, the verdict, and what it hangs on.
+
+    ``paired`` is NaN of the good share and without pairs. ``smallest_detectable``: the true
+    difference that such a comparison would call different from zero four times in five.
+    """
+
+    statistics: dict[str, Contrast]
+    judgement: Judgement
+    run_to_run: RunToRun
+    smallest_detectable: float
+    paired: Paired
+
+    @property
+    def mean(self) -> Contrast:
+        """The mean; of the good share the share itself."""
+        return self.statistics["mean"]
+
+    @property
+    def p50(self) -> Contrast:
+        """The median of a latency."""
+        return self.statistics["p50"]
+
+    @property
+    def p99(self) -> Contrast:
+        """The tail of a latency."""
+        return self.statistics["p99"]
+
+    @property
+    def verdict(self) -> str:
+        """Better, worse, no difference or inconclusive."""
+        return self.judgement.verdict
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """What ``kvab compare --json`` prints; plain numbers, None where undefined.
+    """Two configurations compared; numbers are NaN where undefined.
 
     Attributes
     ----------
     pairs : int
-        Pairs of requests, over all repeats.
-    metrics : dict
-        Latency metric -> statistic -> ``baseline``, ``comparison``, ``difference``, ``ratio``,
-        ``ci_low`` and ``ci_high`` of the difference, ``ratio_ci_low`` and ``ratio_ci_high``.
-    good_share : dict
-        The same for the good share.
-    faster_share, faster_share_ci : dict
-        Latency metric -> share of pairs with a smaller value in the comparison; [low, high].
-    paired_median_difference : dict
-        Latency metric -> Hodges-Lehmann ``value``, ``ci_low``, ``ci_high``, and the plain
-        ``median`` of the paired differences with ``median_ci_low``, ``median_ci_high``.
-    verdict, verdict_basis : dict
-        Metric -> verdict; the numbers it rests on, see `kvab.stats.contrasts.verdicts`.
-    method, good_table, run_to_run, smallest_detectable : dict
-        Settings; good and not good by pairs; differences by repeat; see `compare`.
+        Pairs of requests, over all repeats; 0 if unpaired.
+    metrics : dict of str to Outcome
+        By metric, in display order; also as ``ttft``, ``itl``, ``latency`` and ``good``.
+    statistic : str
+        Which difference of a latency the verdict is about.
+    method : Method
+        Settings of the intervals.
+    good_table : GoodTable
+        Good and not good by pairs; zeros without pairs.
     notes : list of str
         What limits the comparison, a sentence each.
     """
 
     pairs: int
-    metrics: dict[str, dict]
-    good_share: dict[str, float | None]
-    faster_share: dict[str, float | None]
-    faster_share_ci: dict[str, list[float | None]]
-    paired_median_difference: dict[str, dict]
-    verdict: dict[str, str]
-    verdict_basis: dict[str, dict]
-    method: dict[str, Any]
-    good_table: dict[str, float | int]
-    run_to_run: dict[str, dict]
-    smallest_detectable: dict[str, float | None]
+    metrics: dict[str, Outcome]
+    statistic: str
+    method: Method
+    good_table: GoodTable
     notes: list[str]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the document of ``kvab compare --json`` (schema 1)."""
-        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+    @property
+    def ttft(self) -> Outcome:
+        """Time to first token."""
+        return self.metrics["ttft_ms"]
+
+    @property
+    def itl(self) -> Outcome:
+        """Inter-token latency."""
+        return self.metrics["itl_ms"]
+
+    @property
+    def latency(self) -> Outcome:
+        """Request latency."""
+        return self.metrics["latency_ms"]
+
+    @property
+    def good(self) -> Outcome:
+        """Good requests."""
+        return self.metrics["good_share"]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the document of ``kvab compare --json`` (schema 1); null where undefined."""
+        latencies = {key: self.metrics[key] for key in LATENCIES}
+        settings = asdict(self.method)
+        if self.method.requests is None:
+            del settings["requests"]
+        document = {
+            "schema": SCHEMA,
+            "pairs": self.pairs,
+            "metrics": {
+                key: {name: _row(each) for name, each in of.statistics.items()}
+                for key, of in latencies.items()
+            },
+            "good_share": _row(self.good.mean),
+            "faster_share": {key: of.paired.faster.value for key, of in latencies.items()},
+            "faster_share_ci": {
+                key: [of.paired.faster.low, of.paired.faster.high] for key, of in latencies.items()
+            },
+            "paired_median_difference": {
+                key: _ends("value", of.paired.hodges_lehmann)
+                | _ends("median", of.paired.median, "median_")
+                for key, of in latencies.items()
+            },
+            "verdict": {key: of.verdict for key, of in self.metrics.items()},
+            "verdict_basis": {
+                key: {"statistic": self.statistic, **_basis(of.judgement)}
+                for key, of in self.metrics.items()
+            },
+            "method": settings,
+            "good_table": asdict(self.good_table) if self.pairs else {},
+            "run_to_run": {
+                key: {
+                    "differences": of.run_to_run.differences,
+                    **_ends("mean", of.run_to_run.mean),
+                    "reason": of.run_to_run.reason,
+                }
+                for key, of in self.metrics.items()
+            },
+            "smallest_detectable": {
+                key: of.smallest_detectable for key, of in self.metrics.items()
+            },
+            "notes": self.notes,
+        }
+        return {key: _null(each) for key, each in document.items()}
+
+
+def _ends(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float]:
+    ends = {f"{prefix}ci_low": estimate.low, f"{prefix}ci_high": estimate.high}
+    return {name: estimate.value, **ends}
+
+
+def _row(contrast: Contrast) -> dict[str, float]:
+    return {
+        "baseline": contrast.baseline,
+        "comparison": contrast.comparison,
+        "difference": contrast.difference.value,
+        "ratio": contrast.ratio.value,
+        **_ends("difference", contrast.difference),
+        **_ends("ratio", contrast.ratio, "ratio_"),
+    }
+
+
+def _basis(judgement: Judgement) -> dict[str, object]:
+    return {
+        "verdict": judgement.verdict,
+        "p": judgement.p,
+        "p_holm": judgement.p_holm,
+        "margin": judgement.margin,
+        **_ends("difference", judgement.difference),
+    }
+
+
+def _null(value: object) -> object:
+    """Return a part of a document with None in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _null(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_null(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare(
@@ -138,8 +287,7 @@ def compare(
     -------
     Comparison
         Latency statistics are over the served rows of each arm, paired ones over rows served in
-        both, the good share over all rows. ``smallest_detectable``: the true difference that such
-        a comparison would call different from zero four times in five.
+        both, the good share over all rows.
 
     Raises
     ------
@@ -155,26 +303,18 @@ def compare(
         key: two_arms(pairs, [arm[key] for arm in both], design, statistics_of(key))
         for key in METRICS
     }
-    entries = {key: contrasts(arms[key], statistics_of(key)) for key in METRICS}
-    at = {key: statistics_of(key).index(statistic if key in LATENCIES else "mean") for key in arms}
-    judged = {key: difference(arms[key]).map(itemgetter((..., at[key]))) for key in arms}
-    baselines = {key: arms[key].value[0, at[key]] for key in arms}
-    basis = verdicts(judged, baselines, margins or {})
-    by_pair = {key: paired_statistics(pairs, paired[key], design) for key in LATENCIES}
-    detectable = design.critical() + design.critical(POWER)
     return Comparison(
         pairs=len(pairs),
-        metrics={key: entries[key] for key in LATENCIES},
-        good_share=entries["good_share"]["mean"],
-        faster_share={key: by_pair[key].pop("faster") for key in LATENCIES},
-        faster_share_ci={key: by_pair[key].pop("faster_ci") for key in LATENCIES},
-        paired_median_difference=by_pair,
-        verdict={key: each["verdict"] for key, each in basis.items()},
-        verdict_basis={key: {"statistic": statistic, **each} for key, each in basis.items()},
+        metrics=_outcomes(
+            arms,
+            margins or {},
+            statistic,
+            {key: _run_to_run(pairs, both, key, level) for key in METRICS},
+            {key: paired_statistics(pairs, paired[key], design) for key in LATENCIES},
+        ),
+        statistic=statistic,
         method=method(pairs, design),
         good_table=_good_table(pairs, both),
-        run_to_run={key: _run_to_run(pairs, both, key, level) for key in METRICS},
-        smallest_detectable={key: number(detectable * judged[key].error) for key in METRICS},
         notes=_notes(both, design, [len(baseline_tables), len(comparison_tables)]),
     )
 
@@ -191,41 +331,51 @@ def compare_unpaired(
 ) -> Comparison:
     """Return the comparison of two arms whose requests have no partners; as `compare`.
 
-    What rests on pairs is None, and the intervals are those of `kvab.stats.unpaired`.
+    What rests on pairs is NaN or zero, and the intervals are those of `kvab.stats.unpaired`.
     """
     both = [arm_values(tables, slo) for tables in (baseline_tables, comparison_tables)]
     settings = {"level": level, "resamples": resamples}
     designs = [arm_design(arm, seed=seed + at, **settings) for at, arm in enumerate(both)]
     arms = both_arms(both, designs, {key: statistics_of(key) for key in METRICS})
-    entries = {key: contrasts(arms[key], statistics_of(key)) for key in METRICS}
-    judged = {key: difference(arms[key]).map(itemgetter((..., 0))) for key in METRICS}
-    baselines = {key: arms[key].value[0, 0] for key in METRICS}
-    basis = verdicts(judged, baselines, margins or {})
+    unknown = RunToRun([], Estimate(), "unpaired")
     design = arms["latency_ms"].design
-    detectable = design.critical() + design.critical(POWER)
     repeats = [len(baseline_tables), len(comparison_tables)]
-    none = dict.fromkeys(
-        ("value", "ci_low", "ci_high", "median", "median_ci_low", "median_ci_high")
-    )
-    unknown: dict[str, Any] = {"differences": [], "mean": None, "ci_low": None, "ci_high": None}
     return Comparison(
         pairs=0,
-        metrics={key: entries[key] for key in LATENCIES},
-        good_share=entries["good_share"]["mean"],
-        faster_share=dict.fromkeys(LATENCIES),
-        faster_share_ci={key: [None, None] for key in LATENCIES},
-        paired_median_difference={key: none for key in LATENCIES},
-        verdict={key: each["verdict"] for key, each in basis.items()},
-        verdict_basis={key: {"statistic": "mean", **each} for key, each in basis.items()},
+        metrics=_outcomes(arms, margins or {}, "mean", dict.fromkeys(METRICS, unknown), {}),
+        statistic="mean",
         method=unpaired_method(designs, design),
-        good_table={},
-        run_to_run={key: {**unknown, "reason": "unpaired"} for key in METRICS},
-        smallest_detectable={key: number(detectable * judged[key].error) for key in METRICS},
+        good_table=GoodTable(),
         notes=[UNPAIRED, *_notes(both, design, repeats)],
     )
 
 
-def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -> dict[str, Any]:
+def _outcomes(
+    arms: Mapping[str, Replicates],
+    margins: Mapping[str, float],
+    statistic: str,
+    repeats: Mapping[str, RunToRun],
+    paired: Mapping[str, Paired],
+) -> dict[str, Outcome]:
+    """Return the outcome of each metric from the statistics of both arms."""
+    at = {key: statistics_of(key).index(statistic if key in LATENCIES else "mean") for key in arms}
+    judged = {key: difference(each).map(itemgetter((..., at[key]))) for key, each in arms.items()}
+    basis = verdicts(judged, {key: arms[key].value[0, at[key]] for key in arms}, margins)
+    return {
+        key: Outcome(
+            statistics=contrasts(each, statistics_of(key)),
+            judgement=basis[key],
+            run_to_run=repeats[key],
+            smallest_detectable=float(
+                (each.design.critical() + each.design.critical(POWER)) * judged[key].error
+            ),
+            paired=paired.get(key, Paired()),
+        )
+        for key, each in arms.items()
+    }
+
+
+def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -> Paired:
     """Return share faster, Hodges-Lehmann and median of one metric's paired differences."""
     unknown = np.isnan(paired)
     faster = sample(pairs, np.where(unknown, np.nan, paired < 0))
@@ -234,49 +384,43 @@ def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -
         design,
         lambda weights: np.column_stack([mean(faster, weights), percentiles(apart, weights, [50])]),
     )
-    low, high = both.interval
+    share, median = (Estimate.at(which, both) for which in (0, 1))
     center = hodges_lehmann(apart.values)
-    hl_low, hl_high = hodges_lehmann_interval(apart, center, design)
-    return {
-        "value": number(center),
-        "ci_low": number(hl_low),
-        "ci_high": number(hl_high),
-        "median": number(both.value[1]),
-        "median_ci_low": number(low[1]),
-        "median_ci_high": number(high[1]),
-        "faster": number(both.value[0]),
-        "faster_ci": [number(max(low[0], 0.0)), number(min(high[0], 1.0))],
-    }
+    return Paired(
+        faster=Estimate(share.value, max(share.low, 0.0), min(share.high, 1.0)),
+        hodges_lehmann=Estimate(center, *hodges_lehmann_interval(apart, center, design)),
+        median=median,
+    )
 
 
-def _good_table(pairs: pd.DataFrame, both: Sequence[Mapping]) -> dict[str, float | int]:
+def _good_table(pairs: pd.DataFrame, both: Sequence[Mapping]) -> GoodTable:
     before, after = (arm["good_share"] > 0 for arm in both)
     lost, won = before & ~after, after & ~before
     by_repeat = [
         mcnemar_p(int(lost[of].sum()), int(won[of].sum()))
         for of in (pairs["repeat"].to_numpy() == repeat for repeat in pairs["repeat"].unique())
     ]
-    return {
-        "both": int((before & after).sum()),
-        "only_baseline": int(lost.sum()),
-        "only_comparison": int(won.sum()),
-        "neither": int((~before & ~after).sum()),
-        "mcnemar_p": max(by_repeat),  # each repeat by itself: pooled, it would count pairs twice
-    }
+    return GoodTable(
+        both=int((before & after).sum()),
+        only_baseline=int(lost.sum()),
+        only_comparison=int(won.sum()),
+        neither=int((~before & ~after).sum()),
+        mcnemar_p=max(by_repeat),  # each repeat by itself: pooled, it would count pairs twice
+    )
 
 
-def _run_to_run(pairs: pd.DataFrame, both: Sequence[Mapping], key: str, level: float) -> dict:
+def _run_to_run(pairs: pd.DataFrame, both: Sequence[Mapping], key: str, level: float) -> RunToRun:
     repeat = pairs["repeat"].to_numpy()
     means = [pd.Series(arm[key]).groupby(repeat).mean() for arm in both]
     apart = (means[1] - means[0]).dropna().to_numpy()
-    result = {"differences": [*map(float, apart)], "mean": None, "ci_low": None, "ci_high": None}
+    differences = [*map(float, apart)]
+    mean = float(apart.mean()) if differences else np.nan
     if len(apart) < 2:
         reason = f"{len(apart)} repeat: variation from run to run needs at least two"
-        return {**result, "mean": number(apart.mean()) if len(apart) else None, "reason": reason}
+        return RunToRun(differences, Estimate(mean), reason)
     error = apart.std(ddof=1) / np.sqrt(len(apart))
-    half = special.stdtrit(len(apart) - 1, (1 + level) / 2) * error
-    ends = {"ci_low": float(apart.mean() - half), "ci_high": float(apart.mean() + half)}
-    return {**result, "mean": float(apart.mean()), **ends, "reason": None}
+    half = float(special.stdtrit(len(apart) - 1, (1 + level) / 2) * error)
+    return RunToRun(differences, Estimate(mean, mean - half, mean + half), None)
 
 
 def _notes(both: Sequence[Mapping], design: Design, repeats: Sequence[int]) -> list[str]:

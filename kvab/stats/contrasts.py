@@ -1,14 +1,13 @@
 """Statistics of the arms and their resamples -> differences, ratios, intervals, verdicts.
 
-Input: paired tables of `kvab.stats.pairing`. Output: plain numbers. Role: the arithmetic that
-`compare`, `effects` and `attribution` share.
+Input: paired tables of `kvab.stats.pairing`. Output: plain numbers, NaN where undefined. Role: the
+arithmetic that `compare`, `effects` and `attribution` share.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -21,9 +20,66 @@ from kvab.stats.percentiles import percentiles
 POWER = 0.8  # at which a difference counts as detectable
 
 
-def number(value: float | np.ndarray) -> float | None:
-    """Return a plain float, or None where it is not finite."""
-    return float(value) if math.isfinite(value) else None
+@dataclass(frozen=True)
+class Estimate:
+    """A number and the ends of its interval; NaN where undefined."""
+
+    value: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+
+    @classmethod
+    def at(cls, index: int, replicates: Replicates) -> Estimate:
+        """Return one of several estimates with its interval."""
+        return cls(*(float(x[index]) for x in (replicates.value, *replicates.interval)))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One statistic of both arms: comparison minus baseline, and comparison over baseline."""
+
+    baseline: float
+    comparison: float
+    difference: Estimate
+    ratio: Estimate
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and what it rests on, in the metric's unit; see `verdicts`."""
+
+    verdict: str
+    p: float
+    p_holm: float
+    margin: float
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings of the intervals, as shown and as ``compare --json`` has them.
+
+    ``block_s`` is the block length in seconds, NaN where blocks lie over the order of sending;
+    there ``requests`` counts the requests of each arm.
+    """
+
+    name: str
+    level: float
+    resamples: int
+    seed: int
+    block_bursts: int
+    block_s: float
+    bursts: int
+    blocks: float
+    requests: list[int] | None = None
+
+    @classmethod
+    def of(
+        cls, design: Design, name: str, block_s: float, requests: list[int] | None = None
+    ) -> Method:
+        """Return the settings of a resampling plan."""
+        return cls(name, design.level, design.resamples, design.seed, design.block_bursts,
+                   block_s, design.bursts, design.blocks, requests)  # fmt: skip
 
 
 def statistics_of(key: str) -> tuple[str, ...]:
@@ -56,13 +112,13 @@ def difference(arms: Replicates) -> Replicates:
     return arms.map(lambda x: x[..., 1, :] - x[..., 0, :])
 
 
-def contrasts(arms: Replicates, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def contrasts(arms: Replicates, names: Sequence[str]) -> dict[str, Contrast]:
     """Return statistic -> both arms, difference and ratio, each of the two with its interval.
 
     Notes
     -----
     The ratio's interval is that of its logarithm; next to no difference it may include 1 where
-    the difference's excludes 0, or the other way. None if a value is not positive.
+    the difference's excludes 0, or the other way. NaN if a value is not positive.
     """
     apart = difference(arms)
 
@@ -70,42 +126,30 @@ def contrasts(arms: Replicates, names: Sequence[str]) -> dict[str, dict[str, flo
         logs = np.log(x, out=np.full(x.shape, np.nan), where=x > 0)
         return logs[..., 1, :] - logs[..., 0, :]
 
-    ratio = arms.map(log_ratio)
-    columns = {
-        "baseline": arms.value[0],
-        "comparison": arms.value[1],
-        "difference": apart.value,
-        "ratio": np.exp(ratio.value),
-        "ci_low": apart.interval[0],
-        "ci_high": apart.interval[1],
-        "ratio_ci_low": np.exp(ratio.interval[0]),
-        "ratio_ci_high": np.exp(ratio.interval[1]),
-    }
+    logs = arms.map(log_ratio)
+    ratios = [np.exp(each) for each in (logs.value, *logs.interval)]
     return {
-        name: {column: number(each[at]) for column, each in columns.items()}
+        name: Contrast(
+            baseline=float(arms.value[0, at]),
+            comparison=float(arms.value[1, at]),
+            difference=Estimate.at(at, apart),
+            ratio=Estimate(*(float(each[at]) for each in ratios)),
+        )
         for at, name in enumerate(names)
     }
 
 
-def method(pairs: pd.DataFrame, design: Design) -> dict[str, Any]:
-    """Return the settings of the intervals, as shown and as ``compare --json`` has them."""
+def method(pairs: pd.DataFrame, design: Design) -> Method:
+    """Return the settings of the intervals of a paired table."""
     arrivals_ms = pairs["arrival_ms"]
     gap_s = (arrivals_ms.max() - arrivals_ms.min()) / 1000 / max(design.bursts - 1, 1)
-    return {
-        "name": "stationary block bootstrap over arrival time, Student t",
-        "level": design.level,
-        "resamples": design.resamples,
-        "seed": design.seed,
-        "block_bursts": design.block_bursts,
-        "block_s": float(design.block_bursts * gap_s),
-        "bursts": design.bursts,
-        "blocks": design.blocks,
-    }
+    name = "stationary block bootstrap over arrival time, Student t"
+    return Method.of(design, name, float(design.block_bursts * gap_s))
 
 
 def verdicts(
     judged: Mapping[str, Replicates], baselines: Mapping[str, float], margins: Mapping[str, float]
-) -> dict[str, dict]:
+) -> dict[str, Judgement]:
     """Return the verdict on each metric, with what it rests on.
 
     Parameters
@@ -120,9 +164,7 @@ def verdicts(
 
     Returns
     -------
-    dict
-        Metric -> ``verdict``, ``p``, ``p_holm``, ``margin``, ``difference``, ``ci_low``,
-        ``ci_high`` (all in the metric's unit).
+    dict of str to Judgement
 
     Notes
     -----
@@ -153,14 +195,11 @@ def verdicts(
             verdict = "better" if lower == (METRICS[key].better == "lower") else "worse"
         else:
             verdict = "inconclusive"
-        known = not np.isnan(p[key])
-        result[key] = {
-            "verdict": verdict,
-            "p": number(p[key]),
-            "p_holm": number(adjusted[key]) if known else None,
-            "margin": number(margin),
-            "difference": number(each.value),
-            "ci_low": number(low),
-            "ci_high": number(high),
-        }
+        result[key] = Judgement(
+            verdict=verdict,
+            p=p[key],
+            p_holm=np.nan if np.isnan(p[key]) else float(adjusted[key]),
+            margin=float(margin),
+            difference=Estimate(*map(float, (each.value, low, high))),
+        )
     return result

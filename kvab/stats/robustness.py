@@ -89,11 +89,12 @@ def choices(
 
 def judged(choice: str, arms: Mapping, margins: Mapping[str, float]) -> Iterator[dict]:
     """Yield a row of `choices` for each metric, from one statistic's `contrasts.two_arms`."""
-    apart = {key: difference(each).map(lambda x: x[..., 0]) for key, each in arms.items()}
-    basis = verdicts(apart, {key: each.value[0, 0] for key, each in arms.items()}, margins)
-    kept = ("verdict", "difference", "ci_low", "ci_high")
+    differences = {key: difference(each).map(lambda x: x[..., 0]) for key, each in arms.items()}
+    basis = verdicts(differences, {key: each.value[0, 0] for key, each in arms.items()}, margins)
     for key, each in basis.items():
-        yield {"choice": choice, "metric": key, **{name: each[name] for name in kept}}
+        apart = each.difference
+        yield {"choice": choice, "metric": key, "verdict": each.verdict,
+               "difference": apart.value, "ci_low": apart.low, "ci_high": apart.high}  # fmt: skip
 
 
 def _bursts(number: int) -> str:

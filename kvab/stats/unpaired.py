@@ -17,6 +17,7 @@ import pandas as pd
 
 from kvab.requests.metrics import LATENCIES, METRICS, PERCENTILES, Slo, good, served, streamed
 from kvab.stats.bootstrap import Design, Replicates, Sample, block_bursts, mean, replicate
+from kvab.stats.contrasts import Method
 from kvab.stats.percentiles import percentiles
 
 
@@ -35,20 +36,10 @@ def arm_design(values: Mapping[str, np.ndarray], **settings: Any) -> Design:
     return Design(len(of), block_bursts(of), **settings)
 
 
-def unpaired_method(designs: Sequence[Design], used: Design) -> dict[str, Any]:
-    """Return the settings of the intervals as ``compare --json`` has them."""
-    return {
-        "name": "stationary block bootstrap over the order of sending, each arm by itself, "
-        "Student t",
-        "level": used.level,
-        "resamples": used.resamples,
-        "seed": used.seed,
-        "block_bursts": used.block_bursts,
-        "block_s": None,
-        "bursts": used.bursts,
-        "blocks": used.blocks,
-        "requests": [design.bursts for design in designs],
-    }
+def unpaired_method(designs: Sequence[Design], used: Design) -> Method:
+    """Return the settings of the intervals, with the requests of each arm."""
+    name = "stationary block bootstrap over the order of sending, each arm by itself, Student t"
+    return Method.of(used, name, np.nan, [design.bursts for design in designs])
 
 
 def both_arms(

@@ -147,6 +147,6 @@ def test_holm_equals_statsmodels():
         for key, value in zip(keys, (3.4, 2.9, 2.6, 0.4), strict=True)
     }
     basis = verdicts(judged, dict.fromkeys(keys, 100.0), {})
-    p = [basis[key]["p"] for key in keys]
+    p = [basis[key].p for key in keys]
     expected = multipletests(p, method="holm")[1]
-    np.testing.assert_allclose([basis[key]["p_holm"] for key in keys], expected, rtol=1e-12)
+    np.testing.assert_allclose([basis[key].p_holm for key in keys], expected, rtol=1e-12)

@@ -81,9 +81,8 @@ def intervals(kind, replicate):
     latency = difference(two_arms(pairs, [baseline, comparison], design, NAMES)).interval
     share = difference(two_arms(pairs, good, design, ("mean",))).interval
     by_pair = paired_statistics(pairs, paired, design)
-    rows = [*np.transpose(latency), np.ravel(share), by_pair["faster_ci"]]
-    rows += [[by_pair["ci_low"], by_pair["ci_high"]]]
-    rows += [[by_pair["median_ci_low"], by_pair["median_ci_high"]]]
+    paired = (by_pair.faster, by_pair.hodges_lehmann, by_pair.median)
+    rows = [*np.transpose(latency), np.ravel(share), *([of.low, of.high] for of in paired)]
     return np.array(rows), design.block_bursts
 
 
@@ -128,7 +127,7 @@ def test_equal_arms_raise_few_alarms(kind):
         }
         outside.append([each.interval[0] > 0 or each.interval[1] < 0 for each in judged.values()])
         basis = verdicts(judged, dict.fromkeys(METRICS, 1.0), {})
-        alarms.append(any(each["verdict"] in ("better", "worse") for each in basis.values()))
+        alarms.append(any(each.verdict in ("better", "worse") for each in basis.values()))
     print(f"\n{kind}: any verdict {np.mean(alarms):.3f}, intervals", np.mean(outside, axis=0))
     assert np.mean(alarms) <= 0.07
     assert np.mean(outside) <= 0.07

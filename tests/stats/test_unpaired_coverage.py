@@ -40,15 +40,15 @@ def test_the_interval_of_a_difference_of_means_covers_it(sizes, memory):
         arms = (
             arm(rng, size, mean_ms, memory) for size, mean_ms in zip(sizes, (500, 540), strict=True)
         )
-        row = compare_unpaired(*([each] for each in arms), SLO, resamples=200).metrics["ttft_ms"]
-        inside += row["mean"]["ci_low"] <= TRUE_MS <= row["mean"]["ci_high"]
+        found = compare_unpaired(*([each] for each in arms), SLO, resamples=200)
+        inside += found.ttft.mean.difference.low <= TRUE_MS <= found.ttft.mean.difference.high
     assert 0.92 <= inside / RUNS
 
 
 def test_arms_are_resampled_by_themselves():
     """Of two equal arms a paired interval is empty; that of independent arms is not."""
     table = arm(np.random.default_rng(1), 300, 500, 0.3)
-    row = compare_unpaired([table], [table], SLO, resamples=200).metrics["ttft_ms"]["mean"]
-    assert row["difference"] == 0
+    difference = compare_unpaired([table], [table], SLO, resamples=200).ttft.mean.difference
+    assert difference.value == 0
     standard_error_ms = table["ttft_ms"].std() * np.sqrt(2 / 300)
-    assert row["ci_high"] > 1.9 * standard_error_ms
+    assert difference.high > 1.9 * standard_error_ms

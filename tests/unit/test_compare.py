@@ -1,6 +1,7 @@
 """The paired comparison: pairing, verdicts, the JSON document and what cannot be said."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from kvab.stats.compare import (
     quantile_differences,
     terciles,
 )
-from kvab.stats.contrasts import verdicts
+from kvab.stats.contrasts import Estimate, verdicts
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
 FEW = {"resamples": 100, "seed": 3}
@@ -79,41 +80,42 @@ def test_the_document_has_the_keys_of_the_contract_and_no_nan(result):
 
 def test_estimates_are_those_of_numpy(result):
     baseline, comparison = requests(arm=0), requests(arm=1, faster=2.0)
-    p90 = result.metrics["ttft_ms"]["p90"]
-    assert p90["baseline"] == np.percentile(baseline["ttft_ms"], 90)
-    assert p90["difference"] == np.percentile(comparison["ttft_ms"], 90) - p90["baseline"]
-    assert p90["ratio"] == pytest.approx(p90["comparison"] / p90["baseline"], rel=1e-12)
-    assert p90["ci_low"] < p90["difference"] < p90["ci_high"]
-    assert p90["ratio_ci_low"] < p90["ratio"] < p90["ratio_ci_high"]
+    p90 = result.ttft.statistics["p90"]
+    assert p90.baseline == np.percentile(baseline["ttft_ms"], 90)
+    assert p90.difference.value == np.percentile(comparison["ttft_ms"], 90) - p90.baseline
+    assert p90.ratio.value == pytest.approx(p90.comparison / p90.baseline, rel=1e-12)
+    assert p90.difference.low < p90.difference.value < p90.difference.high
+    assert p90.ratio.low < p90.ratio.value < p90.ratio.high
     paired = comparison["ttft_ms"] - baseline["ttft_ms"]
-    assert result.faster_share["ttft_ms"] == pytest.approx((paired < 0).mean(), rel=1e-12)
-    median = result.paired_median_difference["ttft_ms"]
-    assert median["median"] == np.median(paired)
-    assert median["ci_low"] < median["value"] < median["ci_high"]
+    by_pair = result.ttft.paired
+    assert by_pair.faster.value == pytest.approx((paired < 0).mean(), rel=1e-12)
+    assert by_pair.median.value == np.median(paired)
+    center = by_pair.hodges_lehmann
+    assert center.low < center.value < center.high
 
 
 def test_halving_ttft_is_better_and_noise_in_itl_is_no_difference(result):
-    assert result.verdict["ttft_ms"] == "better"
-    assert result.verdict["good_share"] == "better"
-    assert result.verdict["itl_ms"] in ("no difference", "inconclusive")
+    assert result.ttft.verdict == "better"
+    assert result.good.verdict == "better"
+    assert result.itl.verdict in ("no difference", "inconclusive")
 
 
 def test_the_other_way_round_is_worse_with_the_signs_turned(result):
     back = compare([requests(arm=1, faster=2.0)], [requests(arm=0)], SLO, margins=MARGINS, **FEW)
-    assert back.verdict["ttft_ms"] == "worse"
-    there, here = result.metrics["ttft_ms"]["mean"], back.metrics["ttft_ms"]["mean"]
-    assert here["difference"] == pytest.approx(-there["difference"], rel=1e-12)
-    assert here["ci_low"] == pytest.approx(-there["ci_high"], rel=1e-9)
+    assert back.ttft.verdict == "worse"
+    there, here = result.ttft.mean.difference, back.ttft.mean.difference
+    assert here.value == pytest.approx(-there.value, rel=1e-12)
+    assert here.low == pytest.approx(-there.high, rel=1e-9)
 
 
 def test_an_arm_against_itself_is_no_difference_exactly():
     table = requests()
     same = compare([table, table], [table, table], SLO, **FEW)
-    assert set(same.verdict.values()) == {"no difference"}
-    mean = same.metrics["ttft_ms"]["mean"]
-    assert (mean["difference"], mean["ci_low"], mean["ci_high"], mean["ratio"]) == (0, 0, 0, 1)
-    assert same.good_table["mcnemar_p"] == 1.0
-    assert same.run_to_run["ttft_ms"]["ci_high"] == 0.0
+    assert {of.verdict for of in same.metrics.values()} == {"no difference"}
+    mean = same.ttft.mean
+    assert (mean.difference, mean.ratio.value) == (Estimate(0, 0, 0), 1)
+    assert same.good_table.mcnemar_p == 1.0
+    assert same.ttft.run_to_run.mean.high == 0.0
 
 
 def test_equal_seeds_give_equal_intervals_whatever_the_row_order(result):
@@ -127,22 +129,21 @@ def test_failed_rows_count_in_the_good_share_and_in_no_latency():
     comparison = failed(requests(arm=0), range(30))
     found = compare([baseline], [comparison], SLO, **FEW)
     good = (baseline["ttft_ms"] <= 2000) & (baseline["itl_ms"] <= 25)
-    assert found.good_share["comparison"] == pytest.approx(good[30:].sum() / 300, rel=1e-12)
-    assert found.metrics["ttft_ms"]["mean"]["comparison"] == pytest.approx(
-        baseline["ttft_ms"][30:].mean(), rel=1e-12
-    )
-    assert found.paired_median_difference["ttft_ms"]["value"] == 0.0
-    assert found.good_table["only_baseline"] == good[:30].sum()
-    assert sum(v for k, v in found.good_table.items() if k != "mcnemar_p") == 300
+    assert found.good.mean.comparison == pytest.approx(good[30:].sum() / 300, rel=1e-12)
+    assert found.ttft.mean.comparison == pytest.approx(baseline["ttft_ms"][30:].mean(), rel=1e-12)
+    assert found.ttft.paired.hodges_lehmann.value == 0.0
+    assert found.good_table.only_baseline == good[:30].sum()
+    assert sum(v for k, v in asdict(found.good_table).items() if k != "mcnemar_p") == 300
 
 
 def test_an_arm_without_an_answer_leaves_the_good_share_to_compare():
     found = compare([requests()], [failed(requests(), range(300))], SLO, margins=MARGINS, **FEW)
-    json.dumps(found.to_json(), allow_nan=False)
-    assert found.metrics["ttft_ms"]["mean"]["difference"] is None
-    assert found.faster_share["ttft_ms"] is None
-    assert found.verdict["ttft_ms"] == "inconclusive"
-    assert found.verdict["good_share"] == "worse"
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert document["metrics"]["ttft_ms"]["mean"]["difference"] is None
+    assert document["faster_share"]["ttft_ms"] is None
+    assert np.isnan([found.ttft.mean.difference.value, found.ttft.paired.faster.value]).all()
+    assert found.ttft.verdict == "inconclusive"
+    assert found.good.verdict == "worse"
     assert "comparison served no request" in found.notes[0]
 
 
@@ -150,44 +151,46 @@ def test_different_numbers_of_repeats_are_cut_and_said():
     found = compare([requests()] * 3, [requests(arm=1)] * 2, SLO, **FEW)
     assert found.pairs == 600
     assert "3 repeats and the comparison 2" in found.notes[0]
-    assert len(found.run_to_run["ttft_ms"]["differences"]) == 2
+    assert len(found.ttft.run_to_run.differences) == 2
 
 
 def test_repeats_do_not_narrow_the_workload_interval():
     baseline, comparison = requests(arm=0), requests(arm=1)
-    one = compare([baseline], [comparison], SLO, **FEW).metrics["ttft_ms"]["mean"]
-    three = compare([baseline] * 3, [comparison] * 3, SLO, **FEW).metrics["ttft_ms"]["mean"]
-    assert three["ci_low"] == pytest.approx(one["ci_low"], rel=1e-9)
+    one = compare([baseline], [comparison], SLO, **FEW).ttft.mean.difference
+    three = compare([baseline] * 3, [comparison] * 3, SLO, **FEW).ttft.mean.difference
+    assert three.low == pytest.approx(one.low, rel=1e-9)
 
 
 def test_one_repeat_leaves_run_to_run_unknown(result):
-    assert result.run_to_run["ttft_ms"]["ci_low"] is None
-    assert "at least two" in result.run_to_run["ttft_ms"]["reason"]
+    assert np.isnan(result.ttft.run_to_run.mean.low)
+    assert result.to_json()["run_to_run"]["ttft_ms"]["ci_low"] is None
+    assert "at least two" in result.ttft.run_to_run.reason
     assert any("One repeat" in note for note in result.notes)
 
 
 def test_run_to_run_is_students_t_over_the_repeats():
     tables = [[requests(arm=arm + 10 * repeat) for repeat in range(3)] for arm in (0, 1)]
-    found = compare(*tables, SLO, **FEW).run_to_run["ttft_ms"]
-    apart = np.array(found["differences"])
+    found = compare(*tables, SLO, **FEW).ttft.run_to_run
+    apart = np.array(found.differences)
     half = 4.302652729749462 * apart.std(ddof=1) / np.sqrt(3)  # t(0.975, 2), scipy 1.17
-    assert found["ci_high"] - found["mean"] == pytest.approx(half, rel=1e-9)
+    assert found.mean.high - found.mean.value == pytest.approx(half, rel=1e-9)
 
 
-@pytest.mark.parametrize(("rows", "bursts"), [(3, 1), (6, 2)])
+@pytest.mark.parametrize(("rows", "bursts"), [(3, "1 burst"), (6, "2 bursts")])
 def test_too_few_bursts_give_estimates_without_intervals(rows, bursts):
     found = compare([requests(rows)], [requests(rows, arm=1)], SLO, margins=MARGINS, **FEW)
-    mean = found.metrics["ttft_ms"]["mean"]
-    assert mean["difference"] is not None
-    assert mean["ci_low"] is None
-    assert set(found.verdict.values()) <= {"inconclusive"}
-    assert any(f"{bursts} bursts in blocks of 1" in note for note in found.notes)
-    json.dumps(found.to_json(), allow_nan=False)
+    mean = found.ttft.mean
+    assert np.isfinite(mean.difference.value)
+    assert np.isnan([mean.difference.low, mean.difference.high]).all()
+    assert {of.verdict for of in found.metrics.values()} <= {"inconclusive"}
+    assert any(f"{bursts} in blocks of 1" in note for note in found.notes)
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert document["metrics"]["ttft_ms"]["mean"]["ci_low"] is None
 
 
 def test_blocks_too_long_for_an_interval_are_said():
     found = compare([requests()], [requests(arm=1)], SLO, block_bursts=60, **FEW)
-    assert found.good_share["ci_low"] is None
+    assert np.isnan(found.good.mean.difference.low)
     assert any("100 bursts in blocks of 60" in note for note in found.notes)
 
 
@@ -254,22 +257,22 @@ def judged(value, error):
 )
 def test_the_verdict_rule(value, error, verdict):
     found = verdicts({"ttft_ms": judged(value, error)}, {"ttft_ms": 100.0}, {"ttft_ms": 0.05})
-    assert found["ttft_ms"]["verdict"] == verdict
-    assert found["ttft_ms"]["margin"] == 5.0
+    assert found["ttft_ms"].verdict == verdict
+    assert found["ttft_ms"].margin == 5.0
 
 
 def test_more_good_requests_are_better_and_its_margin_is_absolute():
     found = verdicts({"good_share": judged(0.05, 0.01)}, {"good_share": 0.5}, {"good_share": 0.01})
-    assert found["good_share"] == pytest.approx(found["good_share"] | {"margin": 0.01})
-    assert found["good_share"]["verdict"] == "better"
+    assert found["good_share"].margin == pytest.approx(0.01)
+    assert found["good_share"].verdict == "better"
 
 
 def test_holm_over_the_family_can_turn_a_verdict():
     alone = {"ttft_ms": judged(-22.0, 10.0)}
     others = {key: judged(0.0, 10.0) for key in ("itl_ms", "latency_ms")}
     baselines = dict.fromkeys(["ttft_ms", "itl_ms", "latency_ms"], 100.0)
-    assert verdicts(alone, baselines, {})["ttft_ms"]["verdict"] == "better"
-    assert verdicts(alone | others, baselines, {})["ttft_ms"]["verdict"] == "inconclusive"
+    assert verdicts(alone, baselines, {})["ttft_ms"].verdict == "better"
+    assert verdicts(alone | others, baselines, {})["ttft_ms"].verdict == "inconclusive"
 
 
 def test_quantile_differences_lie_inside_their_interval_and_that_inside_the_band():

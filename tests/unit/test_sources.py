@@ -445,11 +445,11 @@ def test_a_load_without_a_schedule_has_no_pairs(study):
     assert "no trace, concurrency 4, 40 rows" in dict(arms[0][0].about).values()
     (first,), (second,) = comparable(arms)
     found = compare_unpaired([first], [second], study.slo, resamples=200)
-    assert (found.pairs, found.faster_share["ttft_ms"]) == (0, None)
+    assert (found.pairs, found.to_json()["faster_share"]["ttft_ms"]) == (0, None)
     assert found.notes[0].startswith("Unpaired")
-    row = found.metrics["ttft_ms"]["mean"]
-    assert row["difference"] == pytest.approx(second["ttft_ms"].mean() - first["ttft_ms"].mean())
-    assert 0 < row["ci_low"] < row["difference"] < row["ci_high"]
+    row = found.ttft.mean.difference
+    assert row.value == pytest.approx(second["ttft_ms"].mean() - first["ttft_ms"].mean())
+    assert 0 < row.low < row.value < row.high
     assert paired([[read_source(DATA / "0.9.0", study)]])
 
 
@@ -460,17 +460,17 @@ def test_answers_that_were_not_streamed_are_said_and_not_judged(study, checkout,
     assert "run AIPerf with --streaming" in told(source, study)
     found = compare_unpaired([source.requests], [source.requests], study.slo, resamples=200)
     assert "The baseline was not streamed: only its latency can be compared." in found.notes
-    assert found.good_share["difference"] is None
+    assert found.to_json()["good_share"]["difference"] is None
     assert ("good requests", "– -> –: not measured in both") in comparison_lines(found)
-    assert found.metrics["latency_ms"]["mean"]["ci_low"] is not None
+    assert found.to_json()["metrics"]["latency_ms"]["mean"]["ci_low"] is not None
 
 
 def test_pairs_that_were_not_streamed_compare_their_latency(study):
     table = read_source(DATA / "0.13.0", study).requests
     table = table.assign(ttft_ms=float("nan"), itl_ms=float("nan"))
     found = compare([table], [table.assign(latency_ms=table["latency_ms"] + 5)], study.slo)
-    assert found.good_share["difference"] is None
-    assert found.metrics["latency_ms"]["mean"]["difference"] == pytest.approx(5)
+    assert found.to_json()["good_share"]["difference"] is None
+    assert found.latency.mean.difference.value == pytest.approx(5)
     assert ("faster, latency", "0.0 %") in comparison_lines(found)
 
 

@@ -19,6 +19,7 @@ from kvab.pages.figures.theme import arm_styles
 from kvab.pages.tables import runs as run_tables
 from kvab.pages.tabling import markdown
 from kvab.pages.wording import captions, clusters, outcomes, runs, workload
+from kvab.stats.contrasts import Estimate, Judgement
 from kvab.study import root
 
 STUDY, ARMS = "recipes/qwen3-32b/study.yaml", ("agg-round-robin", "disagg-kv-router")
@@ -61,17 +62,11 @@ def without(evidence, *names):
     return replace(evidence, study=study, runs=found)
 
 
-class Judged(SimpleNamespace):
-    """A comparison whose numbers are made up; what is not given is the published one's."""
-
-    def to_json(self):
-        return self.told
-
-
 def comparing(evidence, **changes):
-    told = {**evidence.comparison.to_json(), **changes}
+    """Evidence with other outcomes of some metrics; the others are the published one's."""
+    comparison = evidence.comparison
     changed = replace(evidence)
-    changed.__dict__["comparison"] = Judged(told=told)
+    changed.__dict__["comparison"] = replace(comparison, metrics=comparison.metrics | changes)
     return changed
 
 
@@ -217,25 +212,21 @@ def test_what_factors_do_together_is_said_only_where_it_is_seen(published):
 def test_yet_stands_only_where_the_typical_request_contradicts_the_verdict(
     published, verdict, faster, said
 ):
-    told = published.comparison.to_json()
+    good, ttft = published.comparison.good, published.comparison.ttft
     evidence = comparing(
         published,
-        verdict={**told["verdict"], "good_share": verdict},
-        faster_share={**told["faster_share"], "ttft_ms": faster},
+        good_share=replace(good, judgement=replace(good.judgement, verdict=verdict)),
+        ttft_ms=replace(ttft, paired=replace(ttft.paired, faster=Estimate(faster))),
     )
     assert said in outcomes.counterpoint(evidence)
 
 
 def opened(evidence, **basis):
     """Leave the verdict on the good share open, on these numbers."""
-    told = evidence.comparison.to_json()
-    known = {"verdict": "inconclusive", "difference": 0.02, "ci_low": 0.001, "ci_high": 0.039}
+    known = {"verdict": "inconclusive", "difference": Estimate(0.02, 0.001, 0.039)}
     known |= {"p": 0.04, "p_holm": 0.12, "margin": 0.01, **basis}
-    return comparing(
-        evidence,
-        verdict={**told["verdict"], "good_share": known["verdict"]},
-        verdict_basis={**told["verdict_basis"], "good_share": known},
-    )
+    good = replace(evidence.comparison.good, judgement=Judgement(**known))
+    return comparing(evidence, good_share=good)
 
 
 def test_an_open_verdict_beside_an_interval_without_zero_gives_the_reason(published):
@@ -249,13 +240,17 @@ def test_an_open_verdict_beside_an_interval_without_zero_gives_the_reason(publis
     assert f"Good requests:{reason}" in wording.outcome(evidence, GREEN).replace(
         outcomes.METRICS["good_share"].label, "Good requests"
     )
-    small = opened(published, difference=0.005, ci_high=0.009 + 0.002, p_holm=0.01)
+    small = opened(published, difference=Estimate(0.005, 0.001, 0.011), p_holm=0.01)
     assert wording.headline(small, GREEN).endswith("within the practical margin.")
 
 
 @pytest.mark.parametrize(
     "basis",
-    [{"ci_low": -0.001}, {"verdict": "better"}, {"ci_low": None, "ci_high": None}],
+    [
+        {"difference": Estimate(0.02, -0.001, 0.039)},
+        {"verdict": "better"},
+        {"difference": Estimate(0.02)},
+    ],
     ids=["includes zero", "decided", "no interval"],
 )
 def test_no_reason_is_given_where_none_is_needed(published, basis):

@@ -177,18 +177,18 @@ def errors(check: Check) -> pd.DataFrame:
     for name in check.live.runs:
         tables = [check.live.tables(name)[0]], [check.twin(name)]
         found = compare(*tables, study.slo, **study.statistics.model_dump())
-        cells = [(key, *each) for key in LATENCIES for each in found.metrics[key].items()]
-        for key, statistic, row in [*cells, ("good_share", "share", found.good_share)]:
+        cells = [(key, *of) for key in LATENCIES for of in found.metrics[key].statistics.items()]
+        for key, statistic, row in [*cells, ("good_share", "share", found.good.mean)]:
             share = key == "good_share"
-            names = ("ci_low", "ci_high") if share else ("ratio_ci_low", "ratio_ci_high")
-            low, high = (np.nan if row[n] is None else row[n] - (not share) for n in names)
-            live = row["baseline"]
+            ends = row.difference if share else row.ratio
+            low, high = ends.low - (not share), ends.high - (not share)
+            live = row.baseline
             off = _values(check, name, key, statistic)
             off = off - live if share else off / live - 1
             shuffled = off.drop([SENT, SHORT], errors="ignore")
             lines.append(
                 {"configuration": name, "metric": key, "statistic": statistic, "live": live,
-                 "simulated": row["comparison"], "error": off[FILE], "ci_low": low,
+                 "simulated": row.comparison, "error": off[FILE], "ci_low": low,
                  "ci_high": high, "sent": off[SENT], "centre": shuffled.mean(),
                  "least": off.min(), "most": off.max()}
             )  # fmt: skip

@@ -252,7 +252,7 @@ class Evidence:
         return {name: self.tables(name) for name in self.runs}
 
     def _block(self) -> dict[str, int]:
-        return {"block_bursts": self.comparison.method["block_bursts"]}
+        return {"block_bursts": self.comparison.method.block_bursts}
 
     def _settings(self) -> dict[str, Any]:
         return self.study.statistics.model_dump()

@@ -27,18 +27,17 @@ def overview(clusters: Clusters) -> Table:
     """Return what the comparison gains on each cluster."""
     lines = []
     for place, evidence in clusters.places.items():
-        told = evidence.comparison.to_json()
-        good = told["good_share"]
-        means = {key: each["mean"] for key, each in told["metrics"].items()}
+        comparison = evidence.comparison
+        good, difference = comparison.good.mean, comparison.good.mean.difference
         lines.append({
             "cluster": f"{place}\n({evidence.manifest.kind})",
             "verdict": clusters.verdicts[place],
             "requests": f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
-            "good": f"{percent(good['baseline'])} → {percent(good['comparison'])}",
-            "difference [points]": f"{signed(100 * good['difference'], 1)}\n"
-            f"({interval(good['ci_low'], good['ci_high'], 100)})",
-            "TTFT ratio": number(means["ttft_ms"]["ratio"], 2),
-            "latency ratio": number(means["latency_ms"]["ratio"], 2),
+            "good": f"{percent(good.baseline)} → {percent(good.comparison)}",
+            "difference [points]": f"{signed(100 * difference.value, 1)}\n"
+            f"({interval(difference.low, difference.high, 100)})",
+            "TTFT ratio": number(comparison.ttft.mean.ratio.value, 2),
+            "latency ratio": number(comparison.latency.mean.ratio.value, 2),
         })  # fmt: skip
     return Table(
         pd.DataFrame(lines),

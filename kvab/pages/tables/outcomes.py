@@ -17,6 +17,7 @@ from kvab.pages.validity import WITHHELD, Gate
 from kvab.requests import metrics
 from kvab.runs import summaries
 from kvab.runs.capacity.sweep import Sweep
+from kvab.stats.contrasts import Contrast
 
 
 def _arm_labels(evidence: Evidence) -> tuple[str, str]:
@@ -24,22 +25,24 @@ def _arm_labels(evidence: Evidence) -> tuple[str, str]:
     return names[evidence.study.baseline].label, names[evidence.study.comparison].label
 
 
-def _effect(label: str, row: dict, factor: float = 1, decimals: int | None = None) -> dict:
+def _effect(
+    label: str, row: Contrast, factor: float = 1, decimals: int | None = None
+) -> dict[str, str]:
     """Return one line of an A/B table."""
     return {
         "": label,
-        "baseline": number(factor * row["baseline"], decimals),
-        "comparison": number(factor * row["comparison"], decimals),
-        "difference": signed(factor * row["difference"], decimals),
-        "interval": interval(row["ci_low"], row["ci_high"], factor),
-        "ratio": number(row["ratio"], 2),
+        "baseline": number(factor * row.baseline, decimals),
+        "comparison": number(factor * row.comparison, decimals),
+        "difference": signed(factor * row.difference.value, decimals),
+        "interval": interval(row.difference.low, row.difference.high, factor),
+        "ratio": number(row.ratio.value, 2),
     }
 
 
 def headline(evidence: Evidence) -> Table:
     """Return the first screen's table: good share, and centre and tail of each latency."""
-    result = evidence.comparison.to_json()
-    lines = [_effect("good requests [%]", result["good_share"], 100, 1)]
+    result = evidence.comparison
+    lines = [_effect("good requests [%]", result.good.mean, 100, 1)]
     for key, statistics in (
         ("ttft_ms", ("mean", "p50", "p99")),
         ("itl_ms", ("p50", "p99")),
@@ -47,7 +50,7 @@ def headline(evidence: Evidence) -> Table:
     ):
         for statistic in statistics:
             label = f"{statistic} {metrics.METRICS[key].short} [ms]"
-            lines.append(_effect(label, result["metrics"][key][statistic]))
+            lines.append(_effect(label, result.metrics[key].statistics[statistic]))
     baseline, comparison = _arm_labels(evidence)
     kind = "simulated" if evidence.simulated else evidence.manifest.kind
     return Table(
@@ -60,19 +63,19 @@ def headline(evidence: Evidence) -> Table:
 
 def outcome(evidence: Evidence) -> Table:
     """Return the A/B table: every statistic of every latency and the good share."""
-    result = evidence.comparison.to_json()
+    result = evidence.comparison
     lines = [
-        _effect(f"{metrics.METRICS[key].short} {statistic} [ms]", result["metrics"][key][statistic])
+        _effect(f"{metrics.METRICS[key].short} {statistic} [ms]", row)
         for key in metrics.LATENCIES
-        for statistic in metrics.COMPARED
+        for statistic, row in result.metrics[key].statistics.items()
     ]
-    lines.append(_effect("good requests [%]", result["good_share"], 100, 1))
-    method = result["method"]
+    lines.append(_effect("good requests [%]", result.good.mean, 100, 1))
+    method = result.method
     return Table(
         pd.DataFrame(lines),
-        f"{counted(result['pairs'], 'pair')}. Intervals: "
-        f"{evidence.study.statistics.percent}, {method['name']}, {method['resamples']:,} "
-        f"resamples, blocks of {number(method['block_s'], 0)} s on average. They say how the "
+        f"{counted(result.pairs, 'pair')}. Intervals: "
+        f"{evidence.study.statistics.percent}, {method.name}, {method.resamples:,} "
+        f"resamples, blocks of {number(method.block_s, 0)} s on average. They say how the "
         "numbers would move with other minutes of this workload, not from run to run.",
         ("",),
     )
@@ -80,18 +83,18 @@ def outcome(evidence: Evidence) -> Table:
 
 def variation(evidence: Evidence) -> Table:
     """Return the two sources of variation side by side, and what noise alone looks like."""
-    result, floor = evidence.comparison.to_json(), evidence.noise_floor.set_index("metric")
+    floor = evidence.noise_floor.set_index("metric")
     lines = []
-    for key, metric in metrics.METRICS.items():
-        share, repeats = key == "good_share", result["run_to_run"][key]
-        row = result["good_share"] if share else result["metrics"][key]["mean"]
+    for key, outcome in evidence.comparison.metrics.items():
+        metric, share, workload = metrics.METRICS[key], key == "good_share", outcome.mean.difference
+        repeats = outcome.run_to_run.mean
         decimals, factor = 1 if share else None, metric.factor
         lines.append(
             {
                 "difference of": "good share [points]" if share else f"mean {metric.short} [ms]",
-                "estimate": signed(factor * row["difference"], decimals),
-                "± workload": _half(row, factor, decimals),
-                "± run to run": _half(repeats, factor, decimals),
+                "estimate": signed(factor * workload.value, decimals),
+                "± workload": _half(workload.low, workload.high, factor, decimals),
+                "± run to run": _half(repeats.low, repeats.high, factor, decimals),
                 "largest in A/A": number(factor * floor.loc[key, "largest_difference"], decimals),
                 "detectable": number(factor * floor.loc[key, "smallest_detectable"], decimals),
             }
@@ -106,9 +109,8 @@ def variation(evidence: Evidence) -> Table:
     )
 
 
-def _half(row: dict, factor: float, decimals: int | None) -> str:
-    low, high = row["ci_low"], row["ci_high"]
-    return number(None if low is None else factor * (high - low) / 2, decimals)
+def _half(low: float, high: float, factor: float, decimals: int | None) -> str:
+    return number(factor * (high - low) / 2, decimals)
 
 
 def robustness(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Table:
@@ -123,7 +125,7 @@ def robustness(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Table:
         name = "good share [points]" if share else f"{metric.short} [ms]"
         decimals = 1 if share else None
         value = signed(metric.factor * row.difference, decimals)
-        half = _half(row._asdict(), metric.factor, decimals)
+        half = _half(row.ci_low, row.ci_high, metric.factor, decimals)
         changed = "CHANGED: " if row.verdict != declared[row.metric] else ""
         verdict = f"{changed}{row.verdict}" if judged.green else WITHHELD
         line = lines.setdefault(row.choice, {"choice": row.choice})

@@ -97,13 +97,15 @@ def attribution(evidence: Evidence, judged: Gate) -> str:
 
 def variation(evidence: Evidence) -> str:
     """Return whether the difference stands clear of the noise of a run."""
-    result, floor = evidence.comparison.to_json(), evidence.noise_floor.set_index("metric")
-    apart, noise = result["good_share"]["difference"], floor.loc["good_share", "largest_difference"]
+    floor = evidence.noise_floor.set_index("metric")
+    noise = floor.loc["good_share", "largest_difference"]
+    difference = evidence.comparison.good.mean.difference.value
     if np.isnan(noise):
         return "With one repeat there is no comparison of the baseline with itself."
     return (
         f"The baseline replayed again differs from itself by at most {number(100 * noise, 1)} "
-        f"points of good share; the comparison differs from it by {signed(100 * apart, 1)}. The "
+        "points of good share; the comparison differs from it by "
+        f"{signed(100 * difference, 1)}. The "
         "two intervals answer different questions: other minutes of this workload, and another "
         "run of the same minutes."
     )

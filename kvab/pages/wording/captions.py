@@ -86,10 +86,10 @@ def lengths(evidence: Evidence) -> str:
 
 def distributions(evidence: Evidence) -> str:
     """Return the caption of the distributions figure."""
-    faster = evidence.comparison.to_json()["faster_share"]
+    ttft, itl = evidence.comparison.ttft.paired, evidence.comparison.itl.paired
     return (
-        f"{percent(faster['ttft_ms'], 0)} of requests get their first token sooner and "
-        f"{percent(faster['itl_ms'], 0)} get tokens at a higher pace under the comparison. "
+        f"{percent(ttft.faster.value, 0)} of requests get their first token sooner and "
+        f"{percent(itl.faster.value, 0)} get tokens at a higher pace under the comparison. "
         "Cumulative distributions over served requests, repeats pooled; vertical lines are the "
         "bounds of a good request."
     )
@@ -99,11 +99,11 @@ def distributions_alt(evidence: Evidence) -> str:
     """Return the shape of the distributions in words."""
     parts = []
     for key in LATENCIES:
-        row = evidence.comparison.to_json()["metrics"][key]
+        row = evidence.comparison.metrics[key]
         parts.append(
-            f"{METRICS[key].short} median {number(row['p50']['baseline'])} against "
-            f"{number(row['p50']['comparison'])} ms, p99 {number(row['p99']['baseline'])} against "
-            f"{number(row['p99']['comparison'])} ms"
+            f"{METRICS[key].short} median {number(row.p50.baseline)} against "
+            f"{number(row.p50.comparison)} ms, p99 {number(row.p99.baseline)} against "
+            f"{number(row.p99.comparison)} ms"
         )
     return "; ".join(parts) + "."
 

@@ -52,35 +52,35 @@ def headline(evidence: Evidence, judged: Gate) -> str:
     """Return the answer in one sentence: verdict, good shares, difference and interval."""
     if not judged.green:
         return NO_VERDICT
-    result = evidence.comparison.to_json()
-    row, names = result["good_share"], evidence.study.configurations
+    result, names = evidence.comparison.good, evidence.study.configurations
+    row, difference = result.mean, result.mean.difference
     baseline, comparison = names[evidence.study.baseline], names[evidence.study.comparison]
     slo = evidence.study.slo
     where = "in simulation" if evidence.simulated else f"on {plain(evidence.cluster)}"
     if evidence.synthetic:
         where += " on a SYNTHETIC WORKLOAD"
     return (
-        f"{VERDICTS[result['verdict']['good_share']]}, {where}: {comparison.phrase} kept "
-        f"{percent(row['comparison'])} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
-        f"{slo.itl_ms:g} ms, {baseline.phrase} {percent(row['baseline'])}: a difference of "
-        f"{signed(100 * row['difference'], 1)} points ({evidence.study.statistics.percent} "
+        f"{VERDICTS[result.verdict]}, {where}: {comparison.phrase} kept "
+        f"{percent(row.comparison)} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
+        f"{slo.itl_ms:g} ms, {baseline.phrase} {percent(row.baseline)}: a difference of "
+        f"{signed(100 * difference.value, 1)} points ({evidence.study.statistics.percent} "
         "workload interval "
-        f"{interval(row['ci_low'], row['ci_high'], 100)}).{undecided(evidence, 'good_share')}"
+        f"{interval(difference.low, difference.high, 100)}).{undecided(evidence, 'good_share')}"
     )
 
 
 def undecided(evidence: Evidence, metric: str) -> str:
     """Return why a verdict is open though its interval excludes zero; nothing if it does not."""
-    basis = evidence.comparison.to_json()["verdict_basis"][metric]
-    low, high = basis["ci_low"], basis["ci_high"]
-    if basis["verdict"] != "inconclusive" or low is None or low <= 0 <= high:
+    basis = evidence.comparison.metrics[metric].judgement
+    excludes_zero = basis.difference.low > 0 or basis.difference.high < 0
+    if basis.verdict != "inconclusive" or not excludes_zero:
         return ""
-    if abs(basis["difference"]) <= basis["margin"]:
+    if abs(basis.difference.value) <= basis.margin:
         return " The interval excludes zero, but the difference is within the practical margin."
     return (
         " The interval excludes zero, but it is one of "
-        f"{len(evidence.comparison.to_json()['verdict'])} tested together: adjusted for that "
-        f"(Holm), p is {number(basis['p_holm'], 3)}."
+        f"{len(evidence.comparison.metrics)} tested together: adjusted for that "
+        f"(Holm), p is {number(basis.p_holm, 3)}."
     )
 
 
@@ -88,14 +88,15 @@ def short_answer(evidence: Evidence, judged: Gate) -> str:
     """Return the answer in a line, for where there is room for no more."""
     if not judged.green:
         return RED
-    result, slo = evidence.comparison.to_json(), evidence.study.slo
-    row, where = result["good_share"], "in simulation" if evidence.simulated else "measured"
+    result, slo = evidence.comparison.good, evidence.study.slo
+    row, difference = result.mean, result.mean.difference
+    where = "in simulation" if evidence.simulated else "measured"
     return (
-        f"{VERDICTS[result['verdict']['good_share']]}, {where}: {percent(row['comparison'])} of "
+        f"{VERDICTS[result.verdict]}, {where}: {percent(row.comparison)} of "
         f"requests within TTFT {slo.ttft_ms / 1000:g} s and ITL {slo.itl_ms:g} ms against "
-        f"{percent(row['baseline'])} ({signed(100 * row['difference'], 1)} points, "
+        f"{percent(row.baseline)} ({signed(100 * difference.value, 1)} points, "
         f"{evidence.study.statistics.percent} interval "
-        f"{interval(row['ci_low'], row['ci_high'], 100)})."
+        f"{interval(difference.low, difference.high, 100)})."
     )
 
 
@@ -113,16 +114,16 @@ def answer(evidence: Evidence, judged: Gate) -> str:
 
 def counterpoint(evidence: Evidence) -> str:
     """Return what the good share hides: the mean, the tail and the typical request."""
-    result = evidence.comparison.to_json()
-    ttft, faster = result["metrics"]["ttft_ms"], result["faster_share"]["ttft_ms"]
-    mean, p99, itl = ttft["mean"], ttft["p99"], result["metrics"]["itl_ms"]["p99"]
-    gains = {"better": True, "worse": False}.get(result["verdict"]["good_share"])
+    result = evidence.comparison
+    mean, p99, itl = result.ttft.mean, result.ttft.p99, result.itl.p99
+    faster = result.ttft.paired.faster.value
+    gains = {"better": True, "worse": False}.get(result.good.verdict)
     most = "most requests" if faster > 0.5 else "not most requests"
     most = f"Yet {most}" if gains == (faster <= 0.5) else most.capitalize()
     return (
-        f"The mean TTFT goes from {number(mean['baseline'])} to {number(mean['comparison'])} ms, "
-        f"its p99 from {number(p99['baseline'])} to {number(p99['comparison'])} ms and the p99 ITL "
-        f"from {number(itl['baseline'])} to {number(itl['comparison'])} ms. {most}: "
+        f"The mean TTFT goes from {number(mean.baseline)} to {number(mean.comparison)} ms, "
+        f"its p99 from {number(p99.baseline)} to {number(p99.comparison)} ms and the p99 ITL "
+        f"from {number(itl.baseline)} to {number(itl.comparison)} ms. {most}: "
         f"{percent(faster, 0)} get their first token sooner."
     )
 
@@ -177,24 +178,23 @@ def outcome(evidence: Evidence, judged: Gate) -> str:
     """Return the verdict on each metric, with the rule."""
     if not judged.green:
         return NO_VERDICT
-    result, study = evidence.comparison.to_json(), evidence.study
+    result, study = evidence.comparison, evidence.study
     lines, notes = [], []
-    for key, verdict in result["verdict"].items():
+    for key, of in result.metrics.items():
         margin = study.margins[key]
         allowed = (
             f"{number(100 * margin, 1)} points"
             if key == "good_share"
             else f"{number(100 * margin, 0)} % of the baseline"
         )
-        row = result["good_share"] if key == "good_share" else result["metrics"][key]["mean"]
-        factor = METRICS[key].factor
+        difference = METRICS[key].factor * of.mean.difference.value
         if reason := undecided(evidence, key):
             notes.append(f"{METRICS[key].label}:{reason}")
         lines.append(
-            f"| {METRICS[key].label} | **{verdict}** | {signed(factor * row['difference'])} "
+            f"| {METRICS[key].label} | **{of.verdict}** | {signed(difference)} "
             f"{'points' if key == 'good_share' else 'ms'} | {allowed} |"
         )
-    told = "".join(f"\n\n{note}" for note in [*notes, *result["notes"]])
+    told = "".join(f"\n\n{note}" for note in [*notes, *result.notes])
     return (
         "| metric | verdict | difference of the mean | margin declared beforehand |\n"
         "|---|---|---|---|\n" + "\n".join(lines) + told + "\n\nThe rule stands in [](methods)."
@@ -203,27 +203,22 @@ def outcome(evidence: Evidence, judged: Gate) -> str:
 
 def requests(evidence: Evidence) -> str:
     """Return what happens to single requests: who is faster, and the four kinds of pairs."""
-    result = evidence.comparison.to_json()
-    pairs, faster = result["good_table"], result["faster_share"]
-    median = result["paired_median_difference"]["ttft_ms"]
+    result, pairs = evidence.comparison, evidence.comparison.good_table
+    ttft, itl, latency = (of.paired for of in (result.ttft, result.itl, result.latency))
     return (
-        f"Pair by pair, {percent(faster['ttft_ms'])} of requests have a lower TTFT, "
-        f"{percent(faster['itl_ms'])} a lower ITL and {percent(faster['latency_ms'])} a lower "
+        f"Pair by pair, {percent(ttft.faster.value)} of requests have a lower TTFT, "
+        f"{percent(itl.faster.value)} a lower ITL and {percent(latency.faster.value)} a lower "
         f"latency under the comparison; the median paired TTFT difference (Hodges-Lehmann) is "
-        f"{signed(_value(median))} ms. Good under the comparison alone: "
-        f"{counted(pairs['only_comparison'], 'request')}, under the baseline alone: "
-        f"{pairs['only_baseline']:,}, under both: {pairs['both']:,}, under neither: "
-        f"{pairs['neither']:,} (repeats pooled)."
+        f"{signed(ttft.hodges_lehmann.value)} ms. Good under the comparison alone: "
+        f"{counted(pairs.only_comparison, 'request')}, under the baseline alone: "
+        f"{pairs.only_baseline:,}, under both: {pairs.both:,}, under neither: "
+        f"{pairs.neither:,} (repeats pooled)."
     )
-
-
-def _value(entry: float | dict | None) -> float | None:
-    return entry.get("value", entry.get("difference")) if isinstance(entry, dict) else entry
 
 
 def losses(evidence: Evidence) -> str:
     """Return where the comparison is worse, as plainly as where it is better."""
-    groups, result = evidence.groups, evidence.comparison.to_json()
+    groups, result = evidence.groups, evidence.comparison
     slower = groups[groups["ttft_ms_faster_share"] < 0.5]
     said = []
     for by, rows in slower.groupby("by", sort=False):
@@ -234,12 +229,12 @@ def losses(evidence: Evidence) -> str:
         )
         said.append(f"TTFT by {by}: lower for only {each}")
     for key in LATENCIES:
-        for statistic, row in result["metrics"][key].items():
-            if row["ci_low"] is not None and row["ci_low"] > 0:
+        for statistic, row in result.metrics[key].statistics.items():
+            if row.difference.low > 0:
                 said.append(
-                    f"the {statistic} {METRICS[key].short} is {signed(row['difference'])} ms"
+                    f"the {statistic} {METRICS[key].short} is {signed(row.difference.value)} ms"
                 )
-    only = result["good_table"]["only_baseline"]
+    only = result.good_table.only_baseline
     if only:
         said.append(f"late, though the baseline serves them in time: {counted(only, 'request')}")
     if not said:
