@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kvab.pages import figures, wording
 from kvab.pages.evidence import load_published
-from kvab.pages.validity import gate
+from kvab.pages.gate import gate
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r"(?<=<!-- answer -->\n).*?(?=\n<!-- end -->)", re.S)

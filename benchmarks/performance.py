@@ -15,7 +15,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from kvab.console import number, percent
-from kvab.pages.figures.theme import THEME, WIDTH_IN
+from kvab.pages.theme import THEME, WIDTH_IN
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -72,8 +72,8 @@ def tell_kernels() -> None:
 
 
 def _in_terminal() -> bool:
-    told = os.environ.get(TERMINAL)
-    return told == "1" if told else sys.stderr.isatty()
+    stated = os.environ.get(TERMINAL)
+    return stated == "1" if stated else sys.stderr.isatty()
 
 
 VALUE = r"""(?:'[^'\n]*'|"(?:[^"\\\n]|\\.)*"|[^\s"',\]}\\]+)"""
@@ -88,16 +88,16 @@ SECRETS = re.compile(
 )
 
 
-def hide(text: str) -> str:
+def mask(text: str) -> str:
     """Return a text with its secrets replaced by ``***``; what announces them stays."""
 
-    def mask(found: re.Match[str]) -> str:
-        announced = found["scheme"] or found["option"] or found["variable"] or ""
-        value = found[0][len(announced) :]
+    def masked(secret: re.Match[str]) -> str:
+        announced = secret["scheme"] or secret["option"] or secret["variable"] or ""
+        value = secret[0][len(announced) :]
         quote = value[0] if value[:1] in ("'", '"') else ""
         return f"{announced}{quote}***{quote}"
 
-    return SECRETS.sub(mask, text)
+    return SECRETS.sub(masked, text)
 
 
 ACTIVE = re.compile(r"[\\`*_\[\]<>{}|~$&]")  # what Markdown, HTML and MyST read as more than text

@@ -17,11 +17,19 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from kvab.errors import InputError
 
+# What a type of error of pydantic expects, in words for who writes YAML.
+EXPECTED = {
+    "missing": "a value",
+    "string_type": "a text (quote it)",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
 DEEPEST, MOST_VALUES = 100, 100_000  # of a YAML file; the study's own hold some hundred
 
 
 class Declared(BaseModel):
-    """A declaration that cannot be changed and refuses keys it does not know."""
+    """A declaration that cannot be changed and rejects keys that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,8 +43,8 @@ def inside(files: dict[str, Any]) -> dict[str, Any]:
         Naming the first that does not.
     """
     for name in files:
-        place = PurePosixPath(name)
-        if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
+        path = PurePosixPath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
             raise ValueError(f"expected names of files inside the folder, got {name!r:.80}")
     return files
 
@@ -82,34 +90,41 @@ def read_yaml(path: Path) -> list[Any]:
         _check_plain(path, documents)
         return documents
     except RecursionError:
-        raise InputError(f"{path}: expected YAML, got values nested too deeply; fix it") from None
+        raise InputError(
+            expected="YAML", got="values nested too deeply", path=path, fix="fix it"
+        ) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: expected YAML, got {error.problem}; fix it") from None
+        raise InputError(expected="YAML", got=str(error.problem), path=path, line=line,
+                         fix="fix it") from None  # fmt: skip
     except (yaml.YAMLError, ValueError) as error:  # a wrong date or Unicode too
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: expected YAML in UTF-8, got {reason}; fix it") from None
+        raise InputError(expected="YAML in UTF-8", got=reason, path=path, fix="fix it") from None
     except OSError as error:
-        raise InputError(f"{path}: expected a file, got {error.strerror}; check the name") from None
+        raise InputError(
+            expected="a file", got=error.strerror, path=path, fix="check the name"
+        ) from None
 
 
 def _check_plain(path: Path, documents: list[Any]) -> None:
-    """Refuse values that are not those of JSON; an alias counts each time that it stands."""
-    values, count = [(each, 0) for each in documents], 0
+    """Reject values that are not those of JSON; an alias counts each time that it stands."""
+    values, count = [(document, 0) for document in documents], 0
     while values:
         value, depth = values.pop()
         count += 1
         if depth > DEEPEST or count > MOST_VALUES:
             expected = f"at most {MOST_VALUES:,} values, {DEEPEST} deep"
-            raise InputError(f"{path}: expected {expected}, aliases unfolded, got more; fix it")
+            raise InputError(
+                expected=expected, got="more, aliases unfolded", path=path, fix="fix it"
+            )
         if isinstance(value, dict | list):
             below = [*value, *value.values()] if isinstance(value, dict) else value
-            values += [(each, depth + 1) for each in below]
+            values += [(inner, depth + 1) for inner in below]
         elif isinstance(value, str):
             value.encode()
         elif not isinstance(value, int | float | None):
             got = f"{type(value).__name__} {value!s:.60}"
-            raise InputError(f"{path}: expected texts and numbers, got {got}; quote it")
+            raise InputError(expected="texts and numbers", got=got, path=path, fix="quote it")
 
 
 def read_declaration(path: Path, declaration: Any, **extra: Any) -> Any:
@@ -122,19 +137,31 @@ def read_declaration(path: Path, declaration: Any, **extra: Any) -> Any:
     """
     documents = read_yaml(path)
     if len(documents) != 1 or not isinstance(documents[0], dict):
-        raise InputError(f"{path}: expected one YAML mapping, got something else; see recipes/")
+        raise InputError(
+            expected="one YAML mapping", got="something else", path=path, fix="see recipes/"
+        )
+    return checked({**documents[0], **extra}, declaration, path)
+
+
+def checked(value: object, model: Any, path: Path, fix: str = "") -> Any:
+    """Return a value as what a model declares.
+
+    Raises
+    ------
+    InputError
+        Of the first key that is unknown, missing or wrong.
+    """
     try:
-        return TypeAdapter(declaration).validate_python({**documents[0], **extra})
+        return TypeAdapter(model).validate_python(value)
     except ValidationError as error:
         first, count = error.errors()[0], error.error_count()
-        key = ".".join(str(part) for part in first["loc"]) or "the declaration"
+        key = ".".join(str(part) for part in first["loc"])
         more = f" (and {count - 1} more)" if count > 1 else ""
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{path}: unknown key '{key}'{more}; remove or fix it") from None
-        what = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: {key}: {what}, got {_short(first['input'])}{more}") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else "something else"
+            fix = "remove it or correct its name"
+            raise InputError(f"unknown key{more}", path=path, key=key, fix=fix) from None
+        expected = EXPECTED.get(first["type"]) or first["msg"].removeprefix("Input should be ")
+        expected = expected.removeprefix("Value error, ").removeprefix("expected ")
+        got = "nothing" if first["type"] == "missing" else f"{first['input']!r}"
+        got = (got if len(got) <= 60 else "something else") + more
+        raise InputError(expected=expected, got=got, path=path, key=key, fix=fix) from None

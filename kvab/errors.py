@@ -2,6 +2,7 @@
 
 import errno
 import re
+from pathlib import Path
 
 # What an OSError says of a place that cannot be written, rather than of a defect, and what to do.
 UNWRITABLE = {
@@ -26,12 +27,12 @@ def remedy(error: OSError) -> str:
 
 def lacking(text: str) -> str | None:
     """Return what to do about a module that Python did not find, None if kvab brings it always."""
-    found = re.search(r"No module named '(\w+)", text)
-    if not found or found[1] not in EXTRAS:
+    module = re.search(r"No module named '(\w+)", text)
+    if not module or module[1] not in EXTRAS:
         return None
     return (
-        f"the package {found[1]} is not installed; run `make env`, or install kvab with its extra "
-        f"`{EXTRAS[found[1]]}`"
+        f"the package {module[1]} is not installed; run `make env`, or install kvab with its extra "
+        f"`{EXTRAS[module[1]]}`"
     )
 
 
@@ -48,10 +49,40 @@ class KvabError(Exception):
 class InputError(KvabError):
     """A wrong argument, declaration, trace, manifest or run folder.
 
-    The text names the file (and the line or key), what was expected, what came and the fix.
+    Its line is ``path:line: key: expected X, got Y; fix``, of which only what is known is written.
+
+    Parameters
+    ----------
+    problem : str
+        What is wrong, where ``expected`` and ``got`` cannot say it.
+    expected, got : str
+        What should be there, and what is.
+    path, line, key : Path or str, int, str
+        The file, the line and the key in it.
+    fix : str
+        What to do.
     """
 
     exit_code = 2
+
+    def __init__(
+        self,
+        problem: str = "",
+        *,
+        expected: str = "",
+        got: str | None = "",
+        path: Path | str = "",
+        line: int | None = None,
+        key: str = "",
+        fix: str = "",
+    ) -> None:
+        self.expected, self.got, self.fix = expected, got, fix
+        self.path, self.line, self.key = path, line, key
+        wanted = f"expected {expected}" if expected else ""
+        what = problem or ", got ".join(filter(None, (wanted, got)))
+        where = f"{path}:{line}" if line else f"{path}"
+        text = ": ".join(filter(None, (where, key, what)))
+        super().__init__(f"{text}; {fix}" if fix else text)
 
 
 class DependencyError(KvabError):

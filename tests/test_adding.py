@@ -59,7 +59,7 @@ def named(what):
 
 def test_a_metric(copy):
     assert named("A metric") == {
-        "kvab/requests/metrics.py", "kvab/pages/terminal.py", "tests/unit/test_metrics.py",
+        "kvab/requests/metrics.py", "kvab/pages/printed.py", "tests/unit/test_metrics.py",
         "book/methods.md", "CHANGELOG.md",
     }  # fmt: skip
     line = '"longest_latency_ms": float(rows["latency_ms"].max()),'
@@ -70,9 +70,9 @@ def test_a_metric(copy):
         f'{line}\n        "duration_s": seconds,',
     )
     edit(
-        copy, "kvab/pages/terminal.py", "    return lines\n\n\ndef comparison_lines",
+        copy, "kvab/pages/printed.py", "    return lines\n\n\ndef header_lines",
         '    lines.append(("longest [ms]", number(summary["longest_latency_ms"])))\n'
-        "    return lines\n\n\ndef comparison_lines",
+        "    return lines\n\n\ndef header_lines",
     )  # fmt: skip
     summary = json.loads(done(copy, "summarize", RUN, "--json"))
     assert summary["longest_latency_ms"] >= summary["latency_ms"]["p99"]

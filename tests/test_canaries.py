@@ -168,7 +168,7 @@ def test_a_text_of_others_stands_in_markdown_as_it_is(text):
 def test_a_table_escapes_cells_headers_rows_and_caption():
     import pandas as pd
 
-    from kvab.console import Table
+    from kvab.pages.theme import Table
 
     frame = pd.DataFrame({ALL: [ALL]}, index=[ALL])
     page = Table(frame, ALL, (ALL,))._repr_html_()
@@ -201,16 +201,16 @@ def hostile_runs(folder):
 
 
 def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
-    from kvab.pages import wording
+    from kvab.pages import runs, wording
     from kvab.pages.evidence import load_evidence
-    from kvab.pages.validity import gate
-    from kvab.pages.wording import runs as run_wording
+    from kvab.pages.gate import gate
+    from kvab.pages.theme import banner
 
     evidence = load_evidence(STUDY, "live-cpu", hostile_runs(tmp_path))
     judged = gate(evidence)
     for said in (
-        wording.banner(evidence), wording.answer(evidence, judged), wording.how_known(evidence),
-        run_wording.exclusions(evidence), run_wording.gate(judged),
+        banner(evidence), wording.answer(evidence, judged), wording.how_known(evidence),
+        runs.exclusions(evidence), runs.gate_notice(judged),
     ):  # fmt: skip
         inside = said.strip(":").partition("\n")[2].rpartition("\n")[0] if ":::" in said else said
         kinds, _ = leaves(as_html(inside))
@@ -316,7 +316,7 @@ def test_the_source_runs_no_text():
                 found.append(f"{where}:{call.lineno}: {ast.unparse(call):.80}")
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
                     for alias in node.names}  # fmt: skip
-        if imported & {"pickle", "marshal", "shelve"} and where.name != "results.py":
+        if imported & {"pickle", "marshal", "shelve"} and where.name != "cache.py":
             found.append(f"{where}: {sorted(imported)}")
     assert found == []
 

@@ -373,7 +373,7 @@ def test_names_keep_what_they_can_in_ascii():
 
 def test_a_place_with_far_too_many_folders_is_rejected(tmp_path, monkeypatch):
     from kvab.errors import InputError
-    from kvab.requests.aiperf import archives
+    from kvab.requests import archives
 
     (tmp_path / "a" / "b").mkdir(parents=True)
     assert archives.within(tmp_path, tmp_path) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]

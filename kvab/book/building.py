@@ -16,8 +16,8 @@ from kvab.declarations import digest
 from kvab.errors import GateError, InputError
 from kvab.pages.clusters import load_clusters
 from kvab.pages.evidence import Evidence, load_evidence
-from kvab.pages.evidence.model_check import load_check, make_twins
-from kvab.pages.validity import Gate, gate
+from kvab.pages.gate import Gate, gate
+from kvab.pages.model_check import load_check, make_twins
 from kvab.pages.wording import headline
 from kvab.runs import campaign
 from kvab.runs.capacity.sweep import load_sweep

@@ -25,7 +25,7 @@ from kvab.book.nameless import nameless
 from kvab.book.published import MANIFESTS, TABLES
 from kvab.declarations import Declared
 from kvab.errors import InputError, remedy
-from kvab.requests.aiperf import archives
+from kvab.requests import archives
 from kvab.runs.workload import workload_path
 from kvab.study import Study, load_study, root
 

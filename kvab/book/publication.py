@@ -11,7 +11,7 @@ from kvab import runs
 from kvab.cache import remember
 from kvab.pages.evidence import Evidence
 from kvab.pages.figures.card import social_card
-from kvab.pages.validity import Gate
+from kvab.pages.gate import Gate
 from kvab.pages.wording import short_answer
 
 CARD = "_static/social-card.png"

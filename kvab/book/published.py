@@ -12,7 +12,7 @@ from pathlib import Path
 from kvab import runs
 from kvab.book.nameless import nameless
 from kvab.errors import InputError
-from kvab.pages.evidence import model_check
+from kvab.pages import model_check
 from kvab.runs.capacity import cells as capacity
 from kvab.runs.capacity import spread
 from kvab.runs.workload import workload_path

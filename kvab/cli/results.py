@@ -39,7 +39,7 @@ def summarize(
     token_counts: CountsOption = None,
 ) -> None:
     """Print the metrics of one run: TTFT, ITL, latency, goodput."""
-    from kvab.pages.terminal import summary_lines
+    from kvab.pages.printed import summary_lines
     from kvab.runs.judging import study_of, terms
     from kvab.runs.sources import read_source
 
@@ -66,7 +66,7 @@ def compare(
     token_counts: CountsOption = None,
 ) -> None:
     """Compare two configurations request by request. Differences: comparison minus baseline."""
-    from kvab.pages.terminal import bounds_lines, comparison_lines, header_lines
+    from kvab.pages.printed import bounds_lines, comparison_lines, header_lines
     from kvab.runs.judging import study_of, terms
     from kvab.runs.sources import comparable, paired, read_sources, told_counts
     from kvab.stats.compare import compare as compare_tables

@@ -34,7 +34,7 @@ from kvab.clusters.base import (
     look,
 )
 from kvab.errors import DependencyError, InputError
-from kvab.requests.tidy import from_simulator
+from kvab.requests.simulator import from_simulator
 from kvab.study import Live, Simulated, Study
 from kvab.study.recipes import Topology, WorkerGroup, declared_topology
 from kvab.trace import Trace

@@ -9,15 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from kvab.cache import remember, source_digest
+from kvab.console import counted, interval, number, percent, plain, signed
 from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence, load_published
-from kvab.pages.validity import WITHHELD, Gate, gate
+from kvab.pages.gate import WITHHELD, Gate, gate
+from kvab.pages.theme import COMPARISON, KINDS, PLAIN, WIDTH_IN, Drawing, Table, drawn
+from kvab.requests.metrics import LATENCIES, METRICS
+from kvab.stats.agreement import AGREE, DIFFER
 from kvab.study import load_study, root
+from kvab.study.declaration import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -168,3 +176,226 @@ def _places(study: str | Path, folder: str | Path) -> tuple[dict[str, Evidence],
                 f"away, or replay or import it again ({error})"
             )
     return found, odd
+
+
+def source(clusters: Clusters, runs: bool = True) -> str:
+    """Return where the figure's data come from, for the end of its caption."""
+    told = [
+        f"{name} ({KINDS[each.manifest.kind]}, {each.manifest.trace.rows:,} requests, repeats: "
+        f"{each.repeats})"
+        for name, each in clusters.places.items()
+    ]
+    synthetic = " SYNTHETIC WORKLOAD." if clusters.synthetic and runs else ""
+    return f"Source: {'; '.join(told)}.{synthetic}"
+
+
+def forest_caption(clusters: Clusters) -> str:
+    """Return the caption of the forest plot."""
+    verdicts = list(clusters.verdicts.values())
+    withheld = verdicts.count(WITHHELD)
+    red = f" (withheld on {withheld}, whose gate is red)" if withheld else ""
+    return (
+        f"The comparison's good share is better on {verdicts.count('better')} of "
+        f"{counted(len(verdicts), 'cluster')}{red}. Difference of the good share and ratio of the "
+        "mean latencies, comparison over baseline, with "
+        f"{clusters.reference.study.statistics.percent} workload intervals. Requests differ in "
+        "number, so a short run shows only its part of the trace."
+    )
+
+
+def commands(clusters: Clusters) -> str:
+    """Return the commands that make runs and compare them, for this study."""
+    study = clusters.reference.study
+    both = f"{{{study.baseline},{study.comparison}}}"
+    if (root() / PUBLISHED / study.name).is_dir():
+        named, report = "", "make report    # simulated, no GPU, minutes\n"
+        report += "make book      # this book from the published runs alone\n"
+    else:
+        path = study.folder / "study.yaml"
+        inside = path.relative_to(root()) if path.is_relative_to(root()) else path
+        named = f" --study {inside} --cluster {clusters.reference.cluster}"
+        report = f"kvab report{named}\n"
+    return (
+        f"```bash\n{report}"
+        f"kvab run{named} --configuration {study.comparison}\n"
+        f"kvab compare runs/{study.name}/{clusters.reference.cluster}/{both}/r1\n"
+        "```"
+    )
+
+
+def whose(clusters: Clusters) -> str:
+    """Return what is compared with what."""
+    reference = clusters.reference
+    left = ", ".join(clusters.left_out)
+    out = f" Left out, as its runs cannot be compared: {plain(left)}." if left else ""
+    if not clusters.others:
+        return (
+            f"There are only the runs on {plain(reference.cluster)} "
+            f"({counted(reference.repeats, 'repeat')}); nothing to compare them with yet.{out}"
+        )
+    return (
+        f"Reference: {plain(clusters.known)}, {plain(reference.cluster)}, "
+        f"{counted(reference.repeats, 'repeat')}. Compared with it: "
+        f"{plain(', '.join(clusters.others))}. Each cluster has lines of its own, never "
+        f"pooled.{out}"
+    )
+
+
+def learned(clusters: Clusters) -> str:
+    """Return for each cluster where it agrees with the published runs and where it differs."""
+    lines = []
+    for name, found in clusters.agreements.items():
+        place = plain(name)
+        if isinstance(found, str):
+            lines.append(f"- **{place}** cannot be compared: {plain(found)}.")
+            continue
+        if (found["verdict"] == WITHHELD).all():
+            lines.append(f"- **{place}**: {WITHHELD}, so nothing is said of agreement.")
+            continue
+        told = [f"{word} on {_names(found, verdict)}" for verdict, word in
+                ((AGREE, "agrees"), (DIFFER, "differs")) if _names(found, verdict)]  # fmt: skip
+        rest = len(found) - sum(found["verdict"].isin([AGREE, DIFFER]))
+        told += [f"cannot tell on {rest} of {counted(len(found), 'metric')}"] if rest else []
+        lines.append(f"- **{place}**, {counted(found['rows'].iloc[0], 'row')}: {', '.join(told)}.")
+    return "\n".join(lines) or "Nothing yet: add a cluster of your own."
+
+
+def _names(found: pd.DataFrame, verdict: str) -> str:
+    return " and ".join(
+        METRICS[str(key)].label.lower() for key in found.index[found["verdict"] == verdict]
+    )
+
+
+MARKERS = {"simulated": "o", "live": "^", "kubernetes": "s", "imported": "D"}
+
+
+@drawn("clusters-forest", lambda c: c.effects, source=source)
+def forest_figure(clusters: Clusters) -> Drawing:
+    """Effect on the good share and on each mean latency, a line for each cluster."""
+    places = clusters.places
+    height_in = 1.3 + 0.45 * len(places)
+    figure, axes = plt.subplots(1, 4, figsize=(WIDTH_IN, height_in), sharey=True)
+    shown = {"good_share": ("difference", 100.0), **dict.fromkeys(LATENCIES, ("ratio", 1.0))}
+    for axis, (key, (column, factor)) in zip(axes, shown.items(), strict=True):
+        rows = clusters.effects[clusters.effects["metric"] == key].set_index("place")
+        values = factor * rows[[column, f"{column}_low", f"{column}_high"]]
+        axis.axvline(0 if column == "difference" else 1, color="#333333", linewidth=0.9)
+        for at, (place, evidence) in enumerate(places.items()):
+            centre, low, high = values.loc[place]
+            axis.hlines(at, low, high, color=COMPARISON, linewidth=1.6)
+            hollow = "white" if evidence.simulated else COMPARISON
+            axis.plot(centre, at, marker=MARKERS[evidence.manifest.kind], color=COMPARISON,
+                      markerfacecolor=hollow)  # fmt: skip
+        short = METRICS[key].short
+        if column == "difference":
+            axis.set_xlabel("good share,\ndifference [points]")
+        else:
+            axis.set(xscale="log", xlabel=f"mean {short},\nratio [log scale]")
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(PLAIN)
+        axis.grid(axis="x")
+    names = [f"{place}\n({each.manifest.kind})" for place, each in places.items()]
+    axes[0].set_yticks(range(len(places)), names, fontsize=7)
+    axes[0].set_ylim(len(places) - 0.5, -0.5)
+    caption = forest_caption(clusters)
+    return figure, caption, f"Dots with intervals by cluster and metric. {caption}"
+
+
+PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
+RULE = (
+    "Means, comparison minus baseline, on the rows and repeats that both have; the gap is "
+    "yours minus {known}. Agree: the whole {level} workload interval of the gap lies within ± the "
+    "margin. Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
+)
+
+
+def overview_table(clusters: Clusters) -> Table:
+    """Return what the comparison gains on each cluster."""
+    lines = []
+    for place, evidence in clusters.places.items():
+        comparison = evidence.comparison
+        good, difference = comparison.good.mean, comparison.good.mean.difference
+        lines.append({
+            "cluster": f"{place}\n({evidence.manifest.kind})",
+            "verdict": clusters.verdicts[place],
+            "requests": f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
+            "good": f"{percent(good.baseline)} → {percent(good.comparison)}",
+            "difference [points]": f"{signed(100 * difference.value, 1)}\n"
+            f"({interval(difference.low, difference.high, 100)})",
+            "TTFT ratio": number(comparison.ttft.mean.ratio.value, 2),
+            "latency ratio": number(comparison.latency.mean.ratio.value, 2),
+        })  # fmt: skip
+    return Table(
+        pd.DataFrame(lines),
+        "Comparison against baseline on each cluster, never pooled: requests × repeats, good share "
+        f"({clusters.reference.study.statistics.percent} workload interval) and its verdict, "
+        "ratios of means.",
+        ("cluster", "verdict"),
+    )
+
+
+def cards_table(clusters: Clusters) -> Table:
+    """Return, for each cluster, whether it agrees with the published difference of each metric."""
+    lines = []
+    for place, found in clusters.agreements.items():
+        if isinstance(found, str):
+            lines.append({"cluster": place, "verdict": f"cannot be compared: {found}"})
+            continue
+        for key, row in found.iterrows():
+            verdict = f"{row['verdict']}\n({counted(row['rows'], 'row')})"
+            lines.append({**_line(place, str(key), row), "verdict": verdict})
+    text = ("cluster", "verdict")
+    columns = ["cluster", "verdict", "published", "yours", "gap"]
+    frame = pd.DataFrame(lines, columns=columns).fillna("–")
+    frame = frame.rename(columns={"published": clusters.known})
+    level = clusters.reference.study.statistics.percent
+    return Table(frame, RULE.format(known=clusters.known, level=level), text)
+
+
+def _line(place: str, key: str, row: pd.Series) -> dict[str, str]:
+    metric = METRICS[key]
+    of = f"{metric.short} [{'points' if key == 'good_share' else 'ms'}]"
+    decimals = 1 if key == "good_share" else None
+
+    def shown(name: str) -> str:
+        ends = [metric.factor * row[f"{name}_{end}"] for end in ("low", "high")]
+        margin = f"\nmargin ± {number(metric.factor * row['margin'])}" if name == "gap" else ""
+        return f"{signed(metric.factor * row[name], decimals)}\n({_ends(*ends)}){margin}"
+
+    told = {name: shown(name) for name in ("published", "yours", "gap")}
+    return {"cluster": f"{place}\n{of}", **told}
+
+
+def _ends(low: float, high: float) -> str:
+    return "no interval" if pd.isna(low) else f"{signed(low)} to {signed(high)}"
+
+
+def setups_table(clusters: Clusters) -> Table:
+    """Return what is known to differ between the setups, read from the runs' manifests."""
+    told = {clusters.known: _setup(clusters.reference)}
+    told |= {name: _setup(each) for name, each in clusters.others.items()}
+    frame = pd.DataFrame(told)
+    frame = frame[frame.nunique(axis="columns", dropna=False) > 1].fillna("–")
+    frame = frame.rename_axis("setup").reset_index()
+    return Table(frame, "Only what differs is listed.", tuple(frame.columns))
+
+
+def _setup(evidence: Evidence) -> dict[str, Any]:
+    manifest = evidence.manifest
+    profile = {key: str(value) for key, value in manifest.cluster.items() if key in PROFILE}
+    pods = manifest.host.get("pods", {}).values()
+    gpus = {gpu for pod in pods for gpu in pod.get("gpus", [])}
+    slo = manifest.slo or evidence.study.slo
+    return {
+        "cluster": evidence.cluster,
+        "kind": manifest.kind,
+        **profile,
+        "GPUs seen": str(len(gpus)),
+        "workload": manifest.trace.name,
+        "requests": f"{manifest.trace.rows:,}",
+        "repeats": str(evidence.repeats),
+        "SLO at the run": f"TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms",
+        "study version": str(manifest.study_version),
+        **manifest.versions,
+    }

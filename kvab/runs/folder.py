@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from kvab.cache import write
 from kvab.errors import InputError, remedy
-from kvab.requests import tidy
+from kvab.requests.table import SCHEMA, check_table
 from kvab.runs.manifest import RunManifest, read_manifest
 
 log = logging.getLogger("kvab")
@@ -42,7 +42,7 @@ class Run:
 
 def requests_bytes(table: pd.DataFrame, level: int = QUICK) -> bytes:
     """Return a requests table as Parquet bytes of schema 1."""
-    return parquet_bytes([table], tidy.SCHEMA, level)
+    return parquet_bytes([table], SCHEMA, level)
 
 
 def parquet_bytes(
@@ -157,7 +157,7 @@ def read_run(path: str | Path) -> Run:
     if file.name not in manifest.files:
         raise InputError(f"{file}: not listed in run.json; rerun the replay")
     try:
-        requests = tidy.check(pq.read_table(file).to_pandas(), file)
+        requests = check_table(pq.read_table(file).to_pandas(), file)
     except (OSError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(

@@ -15,9 +15,10 @@ import kvab
 from kvab import runs
 from kvab.declarations import digest
 from kvab.errors import InputError
-from kvab.requests import metrics, tidy
+from kvab.requests import metrics
 from kvab.requests.aiperf import SERVER_METRICS, Artifacts, router_counters
-from kvab.requests.aiperf.archives import folder_of
+from kvab.requests.archives import folder_of
+from kvab.requests.table import without_cached
 from kvab.runs.jobs import plan_job
 from kvab.runs.sources import NOT_STREAMED, Source, of_artifacts, opened_runs
 from kvab.runs.workload import save_workload
@@ -218,7 +219,7 @@ def _files(source: Source, recipe: Configuration) -> dict[str, bytes | Path]:
     requests, artifacts = source.requests, source.artifacts
     assert requests is not None and artifacts is not None  # `_check` refuses the others
     if topology(recipe).mode == "disaggregated":
-        requests = tidy.without_cached(requests)
+        requests = without_cached(requests)
     files: dict[str, bytes | Path] = {"requests.parquet": runs.requests_bytes(requests)}
     for name in ("deploy.yaml", "perf.yaml"):
         files[f"manifests/{name}"] = (recipe.folder / name).read_bytes()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kvab import runs
 from kvab.errors import InputError
-from kvab.requests.aiperf import aggregates
+from kvab.requests import aiperf
 from kvab.runs.sources import Source
 from kvab.study import Slo, Study, default_study, load_study, root
 
@@ -81,12 +81,12 @@ def _bound(
         raise InputError(f"--{option}: expected milliseconds above 0, got {wanted:g}")
     declared = getattr(study.slo, key)
     own = [s.run.manifest.slo for s in found if s.run]
-    theirs = [aggregates.goodput(s.artifacts) for s in found if s.artifacts]
+    theirs = [aiperf.goodput(s.artifacts) for s in found if s.artifacts]
     for basis, values in (
         ("as named", [wanted]),
         (f"of the study {study.name}, as named", [declared] if named else []),
         ("of the run's own study", [getattr(slo, key, None) for slo in own]),
-        ("of AIPerf's --goodput", [each.get(aggregates.NAMES[key]) for each in theirs]),
+        ("of AIPerf's --goodput", [each.get(aiperf.NAMES[key]) for each in theirs]),
     ):
         known = sorted({value for value in values if value is not None})
         if len(known) > 1:

@@ -21,9 +21,9 @@ import kvab
 from kvab import runs
 from kvab.clusters import open_cluster
 from kvab.clusters.base import Job, Progress, Provenance
-from kvab.console import hide
+from kvab.console import mask
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
-from kvab.requests import tidy
+from kvab.requests.table import not_replayed
 from kvab.runs.claims import Claim
 from kvab.runs.jobs import plan_job
 from kvab.runs.workload import save_workload
@@ -151,7 +151,7 @@ class Replay:
         try:
             yield
         except BaseException as error:
-            reason = hide(str(error)) or type(error).__name__
+            reason = mask(str(error)) or type(error).__name__
             unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
             if isinstance(error, OSError) and unwritable:
                 reason = f"{name}: cannot write ({error}); {remedy(error)}"
@@ -201,7 +201,7 @@ class Replay:
                      for name, each in found.files.items()}  # fmt: skip
             requests = found.answered
             if requests is None:
-                requests = tidy.not_replayed(self.job.trace, self.job.rows, reason)
+                requests = not_replayed(self.job.trace, self.job.rows, reason)
             self._write(requests, files, found, reason)
 
     def teardown(self) -> str:
@@ -260,7 +260,7 @@ class Replay:
 def _masked(name: str, content: bytes) -> bytes:
     if name.endswith(".gz"):  # requests, of numbers alone
         return content
-    return hide(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return mask(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def _said(error: Exception) -> str:

@@ -15,19 +15,17 @@ import pandas as pd
 from kvab import runs
 from kvab.console import number, percent
 from kvab.errors import InputError
-from kvab.requests import metrics, tidy
+from kvab.requests import aiperf, metrics
 from kvab.requests.aiperf import (
+    NO_SUMMARY,
     PACKED,
     RECORDS,
     SUMMARY,
     Artifacts,
-    aggregates,
     read_artifacts,
-    rows,
 )
-from kvab.requests.aiperf.archives import folder_of, holding, within
-from kvab.requests.aiperf.artifacts import NO_SUMMARY
-from kvab.requests.aiperf.rows import LOST
+from kvab.requests.archives import folder_of, holding, within
+from kvab.requests.matching import LOST, by_row, from_aiperf
 from kvab.study import Slo, Study
 from kvab.trace import Trace, find_trace, read_trace, trace_place
 
@@ -91,7 +89,7 @@ class Source:
         """Return the document of ``kvab summarize``; one of a partial run says so in ``status``."""
         if self.requests is None:
             assert self.artifacts is not None  # a run folder has its requests
-            document = aggregates.document(self.artifacts, slo)
+            document = aiperf.summary_document(self.artifacts, slo)
         else:
             document = metrics.summarize(self.requests, slo, self.expected)
         if self.status == "partial":
@@ -103,7 +101,7 @@ class Source:
         notes = self.artifacts.notes if self.artifacts else ()
         lines = [*notes, *(f"inferred: {line}" for line in self.inferred)]
         if self.requests is None and self.artifacts is not None:
-            lines += [f"missing: {line}" for line in aggregates.missing(self.artifacts, slo)]
+            lines += [f"missing: {line}" for line in aiperf.not_in_summary(self.artifacts, slo)]
         lines += [*self._other_counts(slo), *self._not_streamed(), *self._other_goodput()]
         if self.status != "complete":
             lines.append(f"{self.status}: {self.reason}; no verdict rests on it")
@@ -138,8 +136,8 @@ class Source:
 
     def _other_goodput(self) -> list[str]:
         """Say which bounds of AIPerf's own goodput are not judged here."""
-        named = aggregates.goodput(self.artifacts) if self.artifacts else {}
-        other = sorted(named.keys() - {aggregates.NAMES[key] for key in ("ttft_ms", "itl_ms")})
+        named = aiperf.goodput(self.artifacts) if self.artifacts else {}
+        other = sorted(named.keys() - {aiperf.NAMES[key] for key in ("ttft_ms", "itl_ms")})
         return [f"AIPerf's --goodput also bounds {', '.join(other)}: not judged"] if other else []
 
     def _not_streamed(self) -> list[str]:
@@ -256,7 +254,7 @@ def of_artifacts(
         inferred.append(f"arrivals: the trace's, though {found.load} paced the requests")
     requests = whose = None
     if found.records is not None:
-        requests = tidy.from_aiperf(found, replayed, expected, counts)
+        requests = from_aiperf(found, replayed, expected, counts)
         inferred += requests.attrs.pop("inferred")
         whose = requests.attrs["token_counts"]
         if found.partial == NO_SUMMARY and expected and not (requests["error"] == LOST).any():
@@ -301,7 +299,7 @@ def _trace(
         place, name=declared.name, block_tokens=declared.block_tokens, sha256=declared.sha256
     )
     try:
-        rows.by_row(found, trace, expected)
+        by_row(found, trace, expected)
     except InputError:
         return None, ["trace: none; the prompts are not those of the study's"]
     return trace, [f"trace: {trace.name}, as the prompts have its lengths"]
@@ -349,7 +347,7 @@ def paired(arms: list[list[Source]]) -> bool:
 
 def _aggregates_only(source: Source) -> str:
     assert source.artifacts is not None  # a run folder has its requests
-    means = aggregates.document(source.artifacts, Slo(ttft_ms=1, itl_ms=1))
+    means = aiperf.summary_document(source.artifacts, Slo(ttft_ms=1, itl_ms=1))
     known = [
         f"mean {metrics.METRICS[key].short} {means[key]['mean']:,.1f} ms"
         for key in metrics.LATENCIES

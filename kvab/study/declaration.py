@@ -120,11 +120,11 @@ class Study(Declared):
         roles = [arm.role for arm in self.configurations.values()]
         for role in ("baseline", "comparison"):
             if roles.count(role) != 1:
-                raise ValueError(f"exactly one configuration has the role {role}")
+                raise ValueError(f"exactly one configuration with the role {role}")
         if len(self.seeds) < self.repeats or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds lists a different seed for each of the {self.repeats} repeats")
+            raise ValueError(f"a different seed for each of the {self.repeats} repeats in seeds")
         if len(self.margins) != 4:
-            raise ValueError("margins names ttft_ms, itl_ms, latency_ms and good_share")
+            raise ValueError("ttft_ms, itl_ms, latency_ms and good_share in margins")
         return self
 
     @property

@@ -45,11 +45,11 @@ class Capacity(Declared):
     @model_validator(mode="after")
     def _ordered(self) -> Capacity:
         if len(self.loads) < 2 or self.loads != sorted(set(self.loads)) or 1 not in self.loads:
-            raise ValueError("loads rise, and 1 (the trace's own speed) is among them")
+            raise ValueError("loads that rise, 1 (the trace's own speed) among them")
         if self.good_shares != sorted(set(self.good_shares)):
-            raise ValueError("good_shares rise")
+            raise ValueError("good_shares that rise")
         if self.headline not in self.good_shares:
-            raise ValueError("headline is one of good_shares")
+            raise ValueError("headline to be one of good_shares")
         return self
 
 

@@ -146,6 +146,7 @@ def test_a_new_study_is_whole_and_refuses_a_taken_or_impossible_name(checkout):
         with pytest.raises(InputError, match=said):
             new_study(name, like)
     assert sorted(path.name for path in (checkout / "recipes").iterdir()) == [
+        "campaign.yaml",
         "clusters",
         "mine",
         "ours",

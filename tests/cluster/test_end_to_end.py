@@ -16,7 +16,7 @@ from live_node import LiveNode
 
 from kvab import runs
 from kvab.pages.evidence import load_evidence
-from kvab.pages.validity import gate
+from kvab.pages.gate import gate
 from kvab.study import load_study
 from kvab.trace import find_trace
 

@@ -130,7 +130,7 @@ def test_fields_of_run_json(held, small_runs):
 
 
 def test_columns_of_requests_parquet(held, small_runs):
-    """As they are written; `kvab.requests.tidy.SCHEMA` alone says what is read."""
+    """As they are written; `kvab.requests.table.SCHEMA` alone says what is read."""
     path = small_runs / "qwen3-32b/simulated-h200/agg-round-robin/r1/requests.parquet"
     held(
         "requests_columns.txt",

@@ -20,9 +20,10 @@ import yaml
 from kvab import runs
 from kvab.book import bundle
 from kvab.clusters.kubernetes import applied
-from kvab.requests import aiperf, tidy
-from kvab.requests.aiperf import aggregates
+from kvab.requests import aiperf
+from kvab.requests.matching import from_aiperf
 from kvab.requests.metrics import summarize
+from kvab.requests.table import PANDAS_TYPES, check_table
 from kvab.study import Slo, load_cluster, recipes, root
 from kvab.study.recipes.benchmark import BENCHMARK_ENV
 from kvab.trace import read_trace
@@ -111,11 +112,11 @@ class AiperfReader(Reader):
         if summary:
             self.write("profile_export_aiperf.json", summary)
         found = aiperf.read_artifacts(self.folder)
-        json.dumps(aggregates.document(found, SLO), allow_nan=False)
-        assert aggregates.missing(found, SLO)
+        json.dumps(aiperf.summary_document(found, SLO), allow_nan=False)
+        assert aiperf.not_in_summary(found, SLO)
         if not sampled(data, one_in=16):
             return
-        table = tidy.from_aiperf(found)
+        table = from_aiperf(found)
         assert table["row"].tolist() == list(range(len(table)))
         assert (table[["input_tokens", "output_tokens", "requested_output_tokens"]] >= 0).all(None)
         assert (table["cached_tokens"].dropna() >= 0).all()
@@ -123,9 +124,9 @@ class AiperfReader(Reader):
         assert (np.isfinite(served["latency_ms"]) & (served["latency_ms"] >= 0)).all()
         assert (served["output_tokens"] >= 1).all()
         assert not (served["ttft_ms"] > served["latency_ms"]).any()
-        tidy.check(table[list(tidy.PANDAS_TYPES)], "a table")
+        check_table(table[list(PANDAS_TYPES)], "a table")
         json.dumps(summarize(table, SLO), allow_nan=False)
-        again = tidy.from_aiperf(aiperf.read_artifacts(self.folder))
+        again = from_aiperf(aiperf.read_artifacts(self.folder))
         pd.testing.assert_frame_equal(again, table)
 
 
@@ -228,7 +229,7 @@ class RunReader(Reader):
         assert len(run.requests) == run.manifest.counts.expected >= 1
         assert run.requests["row"].is_unique
         types = {name: str(kind) for name, kind in run.requests.dtypes.items()}
-        assert types == tidy.PANDAS_TYPES
+        assert types == PANDAS_TYPES
         assert all((run.path / name).resolve().is_relative_to(run.path.resolve())
                    for name in run.manifest.files)  # fmt: skip
         if sampled(data):

@@ -11,8 +11,8 @@ from readers import BETWEEN, READERS, SLO, SUM
 
 from kvab import declarations as declare
 from kvab.errors import InputError
-from kvab.requests import aiperf, tidy
-from kvab.requests.aiperf import aggregates
+from kvab.requests import aiperf
+from kvab.requests.matching import from_aiperf
 from kvab.runs import read_run
 
 YAML = {
@@ -85,7 +85,7 @@ def test_a_row_number_beyond_all_memory_is_refused(tmp_path):
     data = next(data for data in reader.seeds() if b'"session_0000' in data)
     (tmp_path / "profile_export.jsonl").write_bytes(change(data))
     with pytest.raises(InputError, match="at most 1,000,000 requests"):
-        tidy.from_aiperf(aiperf.read_artifacts(tmp_path))
+        from_aiperf(aiperf.read_artifacts(tmp_path))
 
 
 def test_a_record_nested_too_deeply_is_refused(tmp_path):
@@ -161,7 +161,7 @@ def test_numbers_of_a_summary_that_are_none_are_not_known(tmp_path, value):
     entry = f'{{"unit": ["ms"], "avg": {value}}}'
     summary = f'{{"request_latency": {entry}, "total_osl": {entry}}}'
     (tmp_path / aiperf.SUMMARY).write_text(summary)
-    found = aggregates.document(aiperf.read_artifacts(tmp_path), SLO)
+    found = aiperf.summary_document(aiperf.read_artifacts(tmp_path), SLO)
     assert found["output_tokens_per_s"] is None
     json.dumps(found, allow_nan=False)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from kvab import console, runs
 from kvab import declarations as declare
 from kvab.errors import InputError
-from kvab.requests import aiperf, tidy
+from kvab.requests import aiperf
+from kvab.requests.matching import from_aiperf
 from kvab.study import Slo, recipes, root
 from kvab.trace import burst_order, read_trace, slice_trace, write_rows
 
@@ -122,7 +123,7 @@ def records(draw):
 def test_records_of_any_numbers_make_a_sound_table(tmp_path, found):
     path = tmp_path / aiperf.RECORDS
     path.write_text("".join(json.dumps(record) + "\n" for record in found))
-    table = tidy.from_aiperf(aiperf.read_artifacts(tmp_path))
+    table = from_aiperf(aiperf.read_artifacts(tmp_path))
     named = {record["metadata"]["session_num"]: record for record in found}
     assert table["row"].tolist() == list(range(max(named) + 1))
     for row in table.itertuples():
@@ -220,7 +221,7 @@ def test_a_run_lists_files_of_its_own_folder_alone(tmp_path, name):
 @given(before=st.text(max_size=40), token=st.text("abcXYZ0189", min_size=8, max_size=40))
 def test_a_token_is_hidden_wherever_it_stands(before, token):
     for text in (f"{before} hf_{token} after", f"{before} Authorization: Bearer {token}"):
-        assert token not in console.hide(text).removeprefix(before)
+        assert token not in console.mask(text).removeprefix(before)
 
 
 def test_the_slo_of_a_run_is_positive():
@@ -246,4 +247,4 @@ def test_the_slo_of_a_run_is_positive():
     ],
 )
 def test_a_secret_is_hidden_as_shells_and_manifests_write_it(text, kept):
-    assert console.hide(text) == kept
+    assert console.mask(text) == kept

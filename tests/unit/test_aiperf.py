@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from kvab.errors import InputError
 from kvab.requests.aiperf import read_artifacts
-from kvab.requests.aiperf.records import read_records
+from kvab.requests.matching import from_aiperf
 from kvab.requests.metrics import good, summarize
-from kvab.requests.tidy import SCHEMA, from_aiperf
+from kvab.requests.records import read_records
+from kvab.requests.table import SCHEMA
 from kvab.study import Slo
 from kvab.trace import read_trace
 

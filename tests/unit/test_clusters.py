@@ -6,9 +6,8 @@ import pytest
 
 from kvab import runs
 from kvab.errors import InputError
+from kvab.pages import clusters
 from kvab.pages.clusters import WITHHELD, load_clusters
-from kvab.pages.tables import clusters as tables
-from kvab.pages.wording import clusters as told
 from kvab.stats.agreement import AGREE, DIFFER, UNKNOWN
 from kvab.study import root
 
@@ -46,10 +45,10 @@ def test_a_cluster_with_a_red_gate_agrees_with_nothing(doctored, sound):
     assert found.verdicts["live-cpu"] == WITHHELD
     assert found.verdicts["live-cpu (published)"] != WITHHELD
     assert set(found.agreements["live-cpu"]["verdict"]) == {WITHHELD}
-    said = told.learned(found) + told.forest_caption(found)
+    said = clusters.learned(found) + clusters.forest_caption(found)
     assert "withheld" in said and "withheld on 1" in said
     assert not [word for word in ("agrees", "differs", UNKNOWN) if word in said]
-    shown = tables.cards(found).frame["verdict"].tolist()
+    shown = clusters.cards_table(found).frame["verdict"].tolist()
     assert all(WITHHELD in each for each in shown)
 
 
@@ -61,7 +60,7 @@ def test_where_the_reference_is_red_nothing_agrees_with_it(doctored, sound):
 def test_equal_runs_are_one_cluster_and_have_nothing_to_agree_with(sound):
     found = load_clusters(STUDY, sound, sound)
     assert list(found.places) == ["live-cpu"] and not found.others
-    assert "nothing to compare them with" in told.whose(found)
+    assert "nothing to compare them with" in clusters.whose(found)
 
 
 def test_a_study_with_nothing_published_compares_with_its_own_first(sound, tmp_path):
@@ -72,7 +71,7 @@ def test_a_study_with_nothing_published_compares_with_its_own_first(sound, tmp_p
 
 
 def test_the_card_explains_its_words():
-    assert all(word in tables.RULE.lower() for word in (AGREE, DIFFER, UNKNOWN))
+    assert all(word in clusters.RULE.lower() for word in (AGREE, DIFFER, UNKNOWN))
 
 
 def test_one_odd_cluster_is_left_out_with_a_notice(sound, tmp_path):
@@ -90,4 +89,4 @@ def test_one_odd_cluster_is_left_out_with_a_notice(sound, tmp_path):
     assert list(found.places) == ["live-cpu"]
     assert found.left_out["odd"].startswith(f"{place}: left out of the book")
     assert "move the folder away" in found.left_out["odd"]
-    assert "Left out, as its runs cannot be compared: odd." in told.whose(found)
+    assert "Left out, as its runs cannot be compared: odd." in clusters.whose(found)

@@ -17,10 +17,10 @@ from kvab import runs
 from kvab.book import publication
 from kvab.console import plain
 from kvab.errors import InputError
-from kvab.pages import tables, wording
+from kvab.pages import tables, theme, wording
 from kvab.pages.clusters import WITHHELD, load_clusters
 from kvab.pages.evidence import load_evidence
-from kvab.pages.validity import gate
+from kvab.pages.gate import gate
 from kvab.pages.wording.outcomes import NO_VERDICT, RED, VERDICTS
 from kvab.study import root
 
@@ -284,7 +284,7 @@ def test_unequal_hardware_turns_the_gate_red_unless_it_is_declared(live):
     declared = replace(evidence, study=evidence.study.model_copy(update={"gpus": gpus}))
     assert gate(declared).green
     said = "Unequal hardware: the configurations fill different numbers of GPUs (Aggregated, round"
-    assert said in wording.banner(declared)
+    assert said in theme.banner(declared)
     assert said in wording.answer(declared, gate(declared))
     assert "fills 16 to 20 GPUs" in wording.how_known(declared)
     shown = tables.goodput(declared).frame.set_index("configuration")
@@ -295,7 +295,7 @@ def test_unequal_hardware_turns_the_gate_red_unless_it_is_declared(live):
 
 def test_equal_hardware_is_said_by_its_number(live):
     assert "fills the same 16 GPUs" in wording.how_known(live.evidence())
-    assert "GPU" not in wording.banner(live.evidence()).replace("no GPU", "")
+    assert "GPU" not in theme.banner(live.evidence()).replace("no GPU", "")
     assert "GPUs" not in tables.goodput(live.evidence()).frame
 
 
@@ -322,8 +322,8 @@ def test_another_trace_on_purpose_is_judged_like_any_and_named(live):
         old.rename(old.with_stem(12 * "0"))
     evidence = live.evidence()
     assert gate(evidence).green
-    assert "mine" in wording.banner(evidence)
-    assert "This is not the study's own trace" in wording.banner(evidence)
+    assert "mine" in theme.banner(evidence)
+    assert "This is not the study's own trace" in theme.banner(evidence)
 
 
 # --- other kinds -------------------------------------------------------------------------------

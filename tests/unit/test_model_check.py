@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from kvab.pages.evidence.model_check import FILE, SENT, Check, load_check
-from kvab.pages.wording import check as wording
+from kvab.pages import model_check
+from kvab.pages.model_check import FILE, SENT, Check, load_check
 from kvab.requests import metrics
 
 STUDY = "recipes/qwen3-32b/study.yaml"
@@ -66,4 +66,4 @@ def test_a_simulation_that_is_right_has_no_error(check):
     columns = ["configuration", "order", "metric", "statistic", "value"]
     same = Check(check.live, live, pd.DataFrame(orders, columns=columns), True)
     assert same.errors["error"].abs().max() < 1e-9
-    assert "100 %" in wording.scatter_caption(same)
+    assert "100 %" in model_check.scatter_caption(same)

@@ -7,7 +7,7 @@ import pytest
 
 from kvab import runs
 from kvab.errors import InputError
-from kvab.requests import tidy
+from kvab.requests.table import typed
 
 FIELDS = {
     "study": "s",
@@ -31,7 +31,7 @@ FIELDS = {
 
 
 def table(rows=3):
-    return tidy.typed(
+    return typed(
         {
             "row": np.arange(rows),
             "arrival_ms": np.arange(rows) * 3000.0,

@@ -13,9 +13,8 @@ import pytest
 from kvab import runs
 from kvab.errors import InputError
 from kvab.pages.evidence import load_evidence
-from kvab.pages.terminal import comparison_lines, summary_lines
-from kvab.requests import metrics
-from kvab.requests.aiperf import archives
+from kvab.pages.printed import comparison_lines, summary_lines
+from kvab.requests import archives, metrics
 from kvab.runs.imports import import_runs, is_imported
 from kvab.runs.jobs import plan_job
 from kvab.runs.judging import study_of, terms

@@ -42,24 +42,37 @@ def test_the_digest_changes_with_the_content(checkout):
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "key"),
     [
-        (lambda c: c.update(colour="red"), "unknown key 'colour'"),
-        (lambda c: c["slo"].update(tpot_ms=1), "unknown key 'slo.tpot_ms'"),
+        (lambda c: c.update(colour="red"), "colour"),
+        (lambda c: c["slo"].update(tpot_ms=1), "slo.tpot_ms"),
         (lambda c: c["trace"].pop("sha256"), "trace.sha256"),
         (lambda c: c["slo"].update(ttft_ms=-1), "slo.ttft_ms"),
-        (lambda c: c["configurations"]["agg-kv-router"].update(role="baseline"), "exactly one"),
-        (lambda c: c.update(seeds=[0, 0, 1]), "seeds"),
-        (lambda c: c["margins"].pop("itl_ms"), "margins"),
         (lambda c: c.update(schema=2), "schema"),
     ],
 )
-def test_a_wrong_key_is_refused_by_name(checkout, edit, said):
+def test_a_wrong_key_is_rejected_by_name(checkout, edit, key):
     change(checkout, edit)
-    with pytest.raises(InputError, match=r"study\.yaml") as caught:
+    with pytest.raises(InputError) as caught:
         load_study()
-    assert said in str(caught.value)
+    assert (caught.value.path, caught.value.key) == (checkout / STUDY, key)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda c: c["configurations"]["agg-kv-router"].update(role="baseline"), "exactly one"),
+        (lambda c: c.update(seeds=[0, 0, 1]), "seeds"),
+        (lambda c: c["margins"].pop("itl_ms"), "margins"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_rejected(checkout, edit, expected):
+    change(checkout, edit)
+    with pytest.raises(InputError) as caught:
+        load_study()
+    assert caught.value.path == checkout / STUDY
+    assert expected in caught.value.expected
 
 
 def wider(checkout, name="disagg-kv-router", prefill=9, decode=1):
@@ -250,8 +263,9 @@ def test_an_unknown_cluster_is_refused_with_the_known_ones():
 def test_an_unknown_key_of_a_profile_is_refused_by_name(checkout):
     name = "recipes/clusters/simulated-h200.yaml"
     change(checkout, lambda content: content.update(gpus=16), name)
-    with pytest.raises(InputError, match=r"unknown key 'simulated\.gpus'"):
+    with pytest.raises(InputError, match="unknown key") as caught:
         load_cluster("simulated-h200")
+    assert (caught.value.path, caught.value.key) == (checkout / name, "simulated.gpus")
 
 
 def test_a_copied_profile_must_carry_its_own_name(checkout):

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from kvab.pages.validity import _arm_checks, _cache_checks
+from kvab.pages.gate import _arm_checks, _cache_checks
+
+ALIKE = SimpleNamespace(gpus=SimpleNamespace(differ=True))  # a study that does not compare GPUs
 
 
 def cold(cached_tokens):
@@ -52,7 +54,7 @@ def images_pass(*versions):
         )
         for each in versions
     ]
-    evidence = SimpleNamespace(runs={"A": runs[:1], "B": runs[1:]}, arms={})
+    evidence = SimpleNamespace(runs={"A": runs[:1], "B": runs[1:]}, arms={}, study=ALIKE)
     checks = {name: passed for name, *_, passed in _arm_checks(evidence)}
     assert checks["same versions"]
     return checks["same images"]
@@ -93,6 +95,7 @@ def reuse_check(kv_tokens, control=True):
     evidence = SimpleNamespace(
         runs=runs,
         arms=arms,
+        study=ALIKE,
         manifest=runs["kv"][0].manifest,
         workload=SimpleNamespace(table=workload),
     )

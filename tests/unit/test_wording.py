@@ -13,12 +13,10 @@ import pandas as pd
 import pytest
 
 from kvab.console import counted, span
-from kvab.pages import tables, wording
+from kvab.pages import clusters, runs, tables, theme, wording, workload
 from kvab.pages.evidence import load_evidence
-from kvab.pages.figures.theme import arm_styles
-from kvab.pages.tables import runs as run_tables
-from kvab.pages.tabling import markdown
-from kvab.pages.wording import captions, clusters, outcomes, runs, workload
+from kvab.pages.theme import arm_styles, markdown
+from kvab.pages.wording import captions, outcomes
 from kvab.stats.contrasts import Estimate, Judgement
 from kvab.study import root
 
@@ -133,10 +131,10 @@ def test_the_table_of_the_trace_says_that_it_is_of_the_whole(published):
     description = {**published.workload.description}
     few = replaying(published, published.workload.table, rows=40)
     few = replace(few, workload=SimpleNamespace(table=few.workload.table, description=description))
-    assert run_tables.workload(few).caption == (
+    assert workload.description_table(few).caption == (
         "The whole trace; replayed were the first 40 of its 12,031 requests."
     )
-    assert run_tables.workload(published).caption == ""
+    assert workload.description_table(published).caption == ""
 
 
 def test_a_made_up_workload_is_not_called_recorded(published):
@@ -259,7 +257,7 @@ def test_no_reason_is_given_where_none_is_needed(published, basis):
 
 def test_single_runs_replays_and_checks_are_singular(published):
     one = replaying(published, requests(range(40)))
-    assert "simulated-h200, 1 replay of 40 requests for each" in captions.source(one)
+    assert "simulated-h200, 1 replay of 40 requests for each" in theme.source(one)
     assert "run to run over 1 repeat." in tables.variation(published_once(published)).caption
     alone = SimpleNamespace(reference=one, others={}, known="published", left_out={})
     assert "(1 repeat)" in clusters.whose(alone)

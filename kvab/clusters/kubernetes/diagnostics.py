@@ -15,7 +15,7 @@ from kvab.clusters.kubernetes import causes, readiness
 from kvab.clusters.kubernetes.kube import Kube
 from kvab.clusters.kubernetes.podexec import Pod
 from kvab.clusters.kubernetes.preflight import ORIGIN
-from kvab.console import hide
+from kvab.console import mask
 from kvab.errors import KvabError
 
 Object = dict[str, Any]
@@ -73,7 +73,7 @@ def files(kube: Kube, selectors: list[str], names: list[tuple[str, str]]) -> dic
             value = {"error": str(error)}
         text = value if isinstance(value, str) else json.dumps(value, indent=1)
         if value not in (None, ""):
-            kept[name] = hide(text).encode()
+            kept[name] = mask(text).encode()
         return value if isinstance(value, list) else []
 
     for kind, name in names:

@@ -28,7 +28,7 @@ from kvab.clusters.kubernetes.apierrors import (
     told,
 )
 from kvab.clusters.kubernetes.connecting import api_client
-from kvab.console import hide
+from kvab.console import mask
 from kvab.errors import DependencyError, InputError
 from kvab.study import Kubernetes
 from kvab.study.recipes import forms
@@ -70,7 +70,7 @@ KINDS = {
 @cache
 def _warn(text: str) -> None:
     """Say what the API server warns of; the same text is said once."""
-    print(f"the API server warns: {hide(text)}", file=sys.stderr)
+    print(f"the API server warns: {mask(text)}", file=sys.stderr)
 
 
 def _warnings(header: str) -> None:
@@ -240,7 +240,7 @@ class Kube:
         query = {"container": container, "tailLines": lines, "previous": str(previous).lower()}
         try:
             path = self.path("Pod", pod) + "/log"
-            return hide(self._send("GET", path, query, None, text=True))
+            return mask(self._send("GET", path, query, None, text=True))
         except Exception as error:
             if isinstance(error, failures()):
                 return ""

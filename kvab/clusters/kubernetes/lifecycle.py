@@ -40,7 +40,9 @@ from kvab.clusters.kubernetes.lease import Held, Lease
 from kvab.clusters.kubernetes.podexec import Pod
 from kvab.clusters.kubernetes.podfiles import Spoiled, helper_pod, upload
 from kvab.errors import DependencyError, InputError, KvabError
-from kvab.requests import aiperf, tidy
+from kvab.requests import aiperf
+from kvab.requests.matching import from_aiperf
+from kvab.requests.table import without_cached
 from kvab.study import Kubernetes, Study
 
 PROBES_PER_WORKER = 2
@@ -261,12 +263,12 @@ class KubernetesRun(ClusterRun):
             with self._files() as pod:
                 files = collecting.bring(pod, self.folder, self.run_id, local)
             read = aiperf.read_artifacts(local)
-            requests = tidy.from_aiperf(read, self.job.trace, self.job.order())
+            requests = from_aiperf(read, self.job.trace, self.job.order())
         except (Spoiled, InputError):
             self.replayed = False  # no later start could make anything of them
             raise
         if self.job.topology.mode == "disaggregated":
-            requests = tidy.without_cached(requests)
+            requests = without_cached(requests)
         self.versions["aiperf"] = read.version or "unknown"
         self.provenance["router"] |= aiperf.router_counters(local)
         collecting.forget(local)

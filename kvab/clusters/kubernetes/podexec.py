@@ -18,7 +18,7 @@ from tenacity import (
 
 from kvab.clusters.kubernetes.apierrors import message, told
 from kvab.clusters.kubernetes.kube import Kube
-from kvab.console import hide
+from kvab.console import mask
 from kvab.errors import DependencyError, KvabError
 
 FRAME_BYTES = 64 * 2**10
@@ -87,7 +87,7 @@ class Pod:
         if code:
             raise Failed(
                 f"pod {self.name}: {command[0]} {' '.join(_arguments(command))}: exit code {code}: "
-                f"{hide(said) or 'it said nothing'}; is the volume full, or changed meanwhile?"
+                f"{mask(said) or 'it said nothing'}; is the volume full, or changed meanwhile?"
             )
         return bytes(out)
 

@@ -36,7 +36,9 @@ from kvab.clusters.live.processes import Program
 from kvab.clusters.live.stack import Stack, model_config
 from kvab.console import Display
 from kvab.errors import DependencyError, InputError, KvabError
-from kvab.requests import aiperf, tidy
+from kvab.requests import aiperf
+from kvab.requests.matching import from_aiperf
+from kvab.requests.table import without_cached
 from kvab.study import Live, Study, recipes
 from kvab.trace import write_rows
 
@@ -210,9 +212,9 @@ class LiveRun(ClusterRun):
         return Collected(requests=self._requests(read), artifacts=self._kept(), host=host)
 
     def _requests(self, read: aiperf.Artifacts) -> pd.DataFrame:
-        requests = tidy.from_aiperf(read, self.job.trace, self.job.order())
+        requests = from_aiperf(read, self.job.trace, self.job.order())
         split = self.job.topology.mode == "disaggregated"
-        return tidy.without_cached(requests) if split else requests
+        return without_cached(requests) if split else requests
 
     def _kept(self) -> dict[str, bytes]:
         paths = {name: self.artifacts / name for name in KEPT}

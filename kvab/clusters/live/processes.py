@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvab.clusters.live import guard
-from kvab.console import hide
+from kvab.console import mask
 from kvab.errors import DependencyError
 
 TAIL_LINES = 8
@@ -43,7 +43,7 @@ class Program:
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """Return the last lines of its log, joined by semicolons."""
-        said = hide(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()
+        said = mask(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()
         kept = [line.strip()[:300] for line in said if line.strip()][-lines:]
         return "; ".join(kept) or "it printed nothing"
 

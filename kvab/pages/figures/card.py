@@ -13,9 +13,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from kvab.pages.evidence import Evidence
-from kvab.pages.figures.theme import GREY, THEME, arm_styles
-from kvab.pages.validity import Gate
-from kvab.pages.wording import captions, short_answer
+from kvab.pages.gate import Gate
+from kvab.pages.theme import GREY, THEME, arm_styles, origin
+from kvab.pages.wording import short_answer
 
 SIZE_IN, DPI = (12, 6.3), 100
 DARK = "#222222"
@@ -44,7 +44,7 @@ def social_card(evidence: Evidence, judged: Gate) -> bytes:
             axes.grid(visible=False)
             axes.spines[["bottom", "left"]].set_visible(False)
         figure.text(0.06, 0.04, "kvab", fontsize=16, color=GREY)
-        mark = captions.origin(evidence) or "measured"
+        mark = origin(evidence) or "measured"
         figure.text(0.94, 0.04, mark, fontsize=16, color=GREY, ha="right")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})

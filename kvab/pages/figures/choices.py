@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from kvab.console import signed
 from kvab.pages.evidence import Evidence
-from kvab.pages.figures.theme import PLAIN, STYLES, WIDTH_IN, Drawing, drawn, legend_below
+from kvab.pages.theme import PLAIN, STYLES, WIDTH_IN, Drawing, drawn, legend_below
 from kvab.pages.wording import captions
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.pages.evidence import Evidence
-from kvab.pages.figures.theme import (
+from kvab.pages.theme import (
     COMPARISON,
     PLAIN,
     WIDTH_IN,

@@ -12,8 +12,8 @@ import pandas as pd
 
 from kvab.console import counted, interval, number, percent, signed
 from kvab.pages.evidence import Evidence
-from kvab.pages.tabling import Table
-from kvab.pages.validity import WITHHELD, Gate
+from kvab.pages.gate import WITHHELD, Gate
+from kvab.pages.theme import Table
 from kvab.requests import metrics
 from kvab.runs import summaries
 from kvab.runs.capacity.sweep import Sweep

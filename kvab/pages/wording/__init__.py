@@ -3,7 +3,6 @@
 from kvab.pages.wording.analysis import all_factors, attribution, factors, robustness, variation
 from kvab.pages.wording.outcomes import (
     answer,
-    banner,
     headline,
     how_known,
     known_limits,
@@ -17,7 +16,6 @@ __all__ = [
     "all_factors",
     "answer",
     "attribution",
-    "banner",
     "factors",
     "headline",
     "how_known",

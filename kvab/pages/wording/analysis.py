@@ -12,7 +12,7 @@ import pandas as pd
 
 from kvab.console import interval, number, plain, signed
 from kvab.pages.evidence import Evidence
-from kvab.pages.validity import Gate
+from kvab.pages.gate import Gate
 from kvab.pages.wording.outcomes import NO_VERDICT
 from kvab.requests.metrics import METRICS
 from kvab.runs.capacity.sweep import Sweep

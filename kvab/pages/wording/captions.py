@@ -7,37 +7,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kvab.console import counted, interval, number, percent, signed
+from kvab.console import interval, number, percent, signed
 from kvab.pages.evidence import Evidence
 from kvab.requests.metrics import LATENCIES, METRICS
-
-KINDS = {
-    "simulated": "simulated, not measured",
-    "live": "live on CPUs, engines mocked",
-    "kubernetes": "measured",
-    "imported": "imported",
-}
-
-
-def origin(evidence: Evidence, runs: bool = True) -> str:
-    """Return the mark that a figure carries: simulated, made-up workload, or nothing."""
-    marks = ["SIMULATED"] * (evidence.simulated and runs)
-    return " · ".join(marks + ["SYNTHETIC WORKLOAD"] * evidence.synthetic)
-
-
-def source(evidence: Evidence, runs: bool = True) -> str:
-    """Return where a figure's data come from, for the end of its caption."""
-    trace = evidence.manifest.trace
-    kind = KINDS[evidence.manifest.kind]
-    if not runs:
-        kind = "made up: SYNTHETIC WORKLOAD" if evidence.synthetic else "a recorded trace"
-        return f"Source: {trace.name}, {counted(trace.total_rows, 'request')}; {kind}."
-    synthetic = " SYNTHETIC WORKLOAD." if evidence.synthetic else ""
-    return (
-        f"Source: {evidence.cluster}, {counted(evidence.repeats, 'replay')} of "
-        f"{counted(trace.rows, 'request')} for "
-        f"each configuration; {kind}.{synthetic}"
-    )
 
 
 def good_shares(evidence: Evidence) -> str:
@@ -58,29 +30,6 @@ def good_shares(evidence: Evidence) -> str:
         f"{finding} Share of good requests by configuration: each repeat a point, the bar the "
         f"{evidence.study.statistics.percent} workload interval (block bootstrap over arrival "
         "time)."
-    )
-
-
-def arrivals(evidence: Evidence) -> str:
-    """Return the caption of the arrivals figure."""
-    d = evidence.workload.description
-    return (
-        f"{counted(d['rows'], 'request')} at {counted(d['distinct_timestamps'], 'timestamp')}, up "
-        f"to {d['largest_burst']} at one. Left: requests a minute along the trace. Right: how many "
-        "requests come at one tick of its clock."
-    )
-
-
-def lengths(evidence: Evidence) -> str:
-    """Return the caption of the lengths figure."""
-    table = evidence.workload.table
-    ratio = table["input_tokens"].sum() / table["output_tokens"].sum()
-    shared = table["reusable_tokens"].sum() / table["input_tokens"].sum()
-    return (
-        f"Prompts hold {number(ratio, 0 if ratio >= 10 else 1)} times as many tokens as answers, "
-        f"and {percent(shared, 0)} of prompt tokens had been seen before as a prefix. "
-        "Distributions of prompt length, answer length and the share of each prompt that an "
-        "earlier prompt began with."
     )
 
 

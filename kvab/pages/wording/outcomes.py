@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from kvab.console import counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
-from kvab.pages.validity import Gate
+from kvab.pages.gate import Gate
+from kvab.pages.theme import unequal
 from kvab.requests.metrics import LATENCIES, METRICS
-from kvab.study import Arm
 
 VERDICTS = {
     "better": "Yes",
@@ -19,33 +19,6 @@ VERDICTS = {
 }
 RED = "No verdict: the validity gate is red."
 NO_VERDICT = f"**{RED}** Why is written with [the runs](04_runs)."
-
-
-def banner(evidence: Evidence) -> str:
-    """Return the notice on top of a page: what kind of numbers follow."""
-    trace, cluster = evidence.manifest.trace, evidence.manifest.cluster
-    rows = "" if trace.rows == trace.total_rows else f" (the first {trace.rows:,} requests)"
-    what = f"{plain(cluster['description'])}, replaying {plain(trace.name)}{rows}."
-    if trace.sha256 != evidence.study.trace.sha256:
-        what += " **This is not the study's own trace.**"
-    if evidence.synthetic:
-        what += " **SYNTHETIC WORKLOAD: the requests are made up.**"
-    what += unequal(evidence.arms, evidence.gpus)
-    if evidence.simulated:
-        return f":::{{admonition}} Simulated, not measured\n:class: important\n{what}\n:::"
-    return f":::{{note}}\n{what}\n:::"
-
-
-def unequal(arms: dict[str, Arm], gpus: dict[str, int]) -> str:
-    """Return that configurations fill different numbers of GPUs; nothing where they do not."""
-    if len(set(gpus.values())) < 2:
-        return ""
-    told = ", ".join(f"{arms[name].label} {count}" for name, count in gpus.items())
-    return (
-        f" **Unequal hardware: the configurations fill different numbers of GPUs ({told}).** "
-        "Goodput and load are compared per GPU; good shares and latencies are those of one load "
-        "on all of them."
-    )
 
 
 def headline(evidence: Evidence, judged: Gate) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from kvab.console import hide
+from kvab.console import mask
 from kvab.errors import InputError
-from kvab.requests.aiperf.foreign import check_tool
-from kvab.requests.aiperf.records import Records, read_records
+from kvab.requests.metrics import OVERLOAD, SCHEMA, STATISTICS, Slo
+from kvab.requests.records import TO_MS, Records, read_records
 
 RECORDS = "profile_export.jsonl"
 SUMMARY = "profile_export_aiperf.json"
@@ -113,7 +113,7 @@ def read_artifacts(place: Path) -> Artifacts:
         records,
         summary,
         version=summary.get("aiperf_version"),
-        command=hide(command) if isinstance(command, str) else None,
+        command=mask(command) if isinstance(command, str) else None,
         expected=_expected(config),
         partial=_why_partial(folder, summary, records),
         notes=_notes(records),
@@ -271,3 +271,159 @@ def router_counters(folder: Path) -> dict[str, int]:
         }
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
         raise InputError(f"{path}: expected series of numbers, got others; copy it again") from None
+
+
+# What a tool's files hold that no others do; vLLM and SGLang write their means at a file's end.
+MARKS = {
+    "SGLang's bench_serving": (b'"total_output_tokens_retokenized"', b'"sglang'),
+    "vLLM's `vllm bench serve`": (b'"median_ttft_ms"',),
+    "GuideLLM": (b'"guidellm_version"', b'"generative_benchmark"'),
+    "inference-perf": (b'"load_summary"', b'"output_token_times"'),
+    "genai-perf": (b'"service_kind"',),
+}
+OURS = (b'"benchmark_phase"', b'"aiperf_version"')
+MOST_FILES, HEAD_BYTES, TAIL_BYTES = 200, 1 << 20, 1 << 16
+
+
+def check_tool(place: Path) -> None:
+    """Reject a file or folder of another tool than AIPerf.
+
+    Raises
+    ------
+    InputError
+        Naming the tool.
+    """
+    if not place.is_dir():
+        files = [place]
+    else:
+        depths = ("*", "*/*", "*/*/*")
+        files = [path for depth in depths for path in sorted(place.glob(f"{depth}.json*"))]
+    found = None
+    for path in (each for each in files[:MOST_FILES] if each.is_file()):
+        content = _ends(path)
+        if any(mark in content for mark in OURS):
+            return
+        tools = (tool for tool, marks in MARKS.items() if any(mark in content for mark in marks))
+        found = found or next(tools, None)
+    if found:
+        raise InputError(
+            f"{place}: expected AIPerf's artifacts, got results of {found}, whose requests are "
+            "measured and counted otherwise; benchmark the same server with `aiperf profile`"
+        )
+
+
+def _ends(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+            file.seek(max(file.tell(), path.stat().st_size - TAIL_BYTES))
+            return head + file.read(TAIL_BYTES)
+    except OSError:
+        return b""
+
+
+LARGEST = 1e300  # beyond it a product may overflow
+NAMES = {
+    "ttft_ms": "time_to_first_token",
+    "itl_ms": "inter_token_latency",
+    "latency_ms": "request_latency",
+}
+
+
+def summary_document(artifacts: Artifacts, slo: Slo) -> dict[str, Any]:
+    """Return what a summary says, in the shape of `kvab.requests.metrics.summarize`."""
+    served, failed = _count(artifacts, "request_count"), _count(artifacts, "error_request_count")
+    failed = failed or 0
+    expected = artifacts.expected or (None if served is None else served + failed)
+    seconds, tokens = _value(artifacts, "benchmark_duration"), _value(artifacts, "total_osl")
+    same = goodput(artifacts) == {
+        "time_to_first_token": slo.ttft_ms,
+        "inter_token_latency": slo.itl_ms,
+    }
+    good = _count(artifacts, "good_request_count") if same else None
+    cached = _value(artifacts, "total_usage_prompt_cache_read_tokens")
+    prompt = _value(artifacts, "total_usage_prompt_tokens")
+    return {
+        "schema": SCHEMA,
+        "requests": {
+            "expected": expected,
+            "received": served,
+            "errors": failed,
+            "overload": _overload(artifacts) if failed else 0,
+            "one_token": None,
+        },
+        **{key: _statistics(artifacts, name) for key, name in NAMES.items()},
+        "good": {
+            "count": good,
+            "share": good / expected if good is not None and expected else None,
+            "rps": good / seconds if good is not None and seconds else None,
+            "ttft_ms": float(slo.ttft_ms),
+            "itl_ms": float(slo.itl_ms),
+        },
+        "output_tokens_per_s": tokens / seconds if tokens is not None and seconds else None,
+        "duration_s": seconds,
+        "cached_share": cached / prompt if cached is not None and prompt else None,
+    }
+
+
+def not_in_summary(artifacts: Artifacts, slo: Slo) -> list[str]:
+    """Return what a summary without records does not tell, a sentence each."""
+    told = ["single requests: the folder holds AIPerf's summary only, so no pairs and no intervals"]
+    told.append("one-token answers: a summary does not count them")
+    told.append("inter-token latency: on AIPerf's own token counts")
+    if summary_document(artifacts, slo)["good"]["count"] is None:
+        found = goodput(artifacts)
+        bounds = ", ".join(f"{name} {value:g}" for name, value in found.items()) or "none"
+        told.append(
+            f"good requests: the bounds are {slo.ttft_ms:g} and {slo.itl_ms:g} ms, the run's "
+            f"--goodput was {bounds}"
+        )
+    return told
+
+
+def _overload(artifacts: Artifacts) -> int | None:
+    """Return how many requests were rejected for overload, None where no error is told."""
+    told: Any = artifacts.summary.get("error_summary")
+    try:
+        return sum(each["count"] for each in told if each["error_details"]["code"] in OVERLOAD)
+    except (KeyError, TypeError):
+        return None
+
+
+def _entry(artifacts: Artifacts, name: str) -> dict[str, Any]:
+    found = artifacts.summary.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _value(artifacts: Artifacts, name: str) -> float | None:
+    value = _entry(artifacts, name).get("avg")
+    return float(value) if _known(value) else None
+
+
+def _known(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that can be reckoned with."""
+    return isinstance(value, int | float) and -LARGEST < value < LARGEST
+
+
+def _count(artifacts: Artifacts, name: str) -> int | None:
+    value = _value(artifacts, name)
+    return None if value is None else round(value)
+
+
+def _statistics(artifacts: Artifacts, name: str) -> dict[str, float | None]:
+    entry = _entry(artifacts, name)
+    factor = TO_MS.get(str(entry.get("unit", "ms")))
+    if factor is None:
+        return dict.fromkeys(STATISTICS)
+    values = {each: entry.get("avg" if each == "mean" else each) for each in STATISTICS}
+    return {each: factor * value if _known(value) else None for each, value in values.items()}
+
+
+def goodput(artifacts: Artifacts) -> dict[str, float]:
+    """Return AIPerf's own bounds of a good request: since 0.9 under slos, before in input."""
+    config = artifacts.summary.get("input_config")
+    config = config if isinstance(config, dict) else {}
+    older = config.get("input")
+    found = config.get("slos") or (older.get("goodput") if isinstance(older, dict) else None)
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if _known(value) and value > 0}

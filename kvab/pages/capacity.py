@@ -1,20 +1,72 @@
-"""A capacity sweep in words: its sentences, and the captions of its figures.
+"""How a load, its interval and a ratio of loads are written.
 
-Input: the sweep. Output: Markdown, and plain text for captions.
+Input: a row of a sweep's curves. Output: plain text.
 """
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from kvab.console import counted, number, percent, plain, signed
+from kvab.console import counted, interval, number, percent, plain, signed
 from kvab.console import interval as interval_text
-from kvab.pages.tabling import unless_missing
-from kvab.pages.validity import Gate
-from kvab.pages.wording.loads import ends_text, found, load_text, ratio_text
-from kvab.pages.wording.outcomes import unequal
+from kvab.pages.gate import Gate
+from kvab.pages.theme import (
+    COMPARISON,
+    GREY,
+    PLAIN,
+    WIDTH_IN,
+    Drawing,
+    Table,
+    arm_styles,
+    drawn,
+    unequal,
+    unless_missing,
+)
 from kvab.runs.capacity.sweep import Sweep
+
+
+def load_text(low: float, high: float) -> str:
+    """Return what is known of a load: a number, or beyond which replayed load it lies.
+
+    Examples
+    --------
+    >>> load_text(1.3, 1.3), load_text(2.0, float("inf")), load_text(0.0, 0.125)
+    ('1.30x', 'above 2x', 'below 0.125x')
+    """
+    if np.isinf(high):
+        return f"above {low:g}x"
+    return f"{number(high, 2)}x" if low > 0 else f"below {high:g}x"
+
+
+def ends_text(row: pd.Series, loads: list[float] | None = None) -> str:
+    """Return an interval in words; an end beyond the replayed loads says so."""
+    low, high = row["ci_low"], row["ci_high"]
+    if np.isnan(low):
+        return "no interval: too few blocks"
+    if not exact(row):
+        return "–"
+    first = number(low, 2) if low > 0 else f"below {loads[0]:g}" if loads else "open"
+    last = f"above {loads[-1]:g}" if np.isinf(high) and loads else "open"
+    return f"{first} to {last if np.isinf(high) else number(high, 2)}"
+
+
+def ratio_text(row: pd.Series) -> str:
+    """Return a ratio of loads, a bound of it, or that it is not known."""
+    if exact(row):
+        return f"{number(row['low'], 2)} times"
+    if row["low"] > 0:
+        return f"more than {number(row['low'], 2)} times"
+    return "not known" if np.isinf(row["high"]) else f"less than {number(row['high'], 2)} times"
+
+
+def exact(row: pd.Series) -> bool:
+    """Return whether a load or a ratio is known, and not only bounded."""
+    return bool(row["low"] == row["high"])
+
 
 NO_SWEEP = (
     ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
@@ -38,7 +90,7 @@ def _carries(swept: Sweep, name: str) -> str:
     row = _kept(swept, name, swept.headline)
     known = load_text(row["low"], row["high"])
     text = known.replace("x", " times the trace's arrival speed")
-    return f"up to {text} ({_level(swept)} {ends_text(row, _loads(swept))})" if found(row) else text
+    return f"up to {text} ({_level(swept)} {ends_text(row, _loads(swept))})" if exact(row) else text
 
 
 def _rows(swept: Sweep) -> str:
@@ -63,7 +115,7 @@ def headline(swept: Sweep) -> str:
     study = swept.study
     both = [study.configurations[name] for name in (study.comparison, study.baseline)]
     row = swept.ratios.loc[swept.headline]
-    ends = f" ({ends_text(row)})" if found(row) else ""
+    ends = f" ({ends_text(row)})" if exact(row) else ""
     where = "In simulation" if swept.simulated else f"On {plain(swept.cluster)}"
     where += ", on a SYNTHETIC WORKLOAD" if swept.synthetic else ""
     first, second = (_carries(swept, name) for name in (study.comparison, study.baseline))
@@ -85,7 +137,7 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     rows = [_kept(swept, name, swept.headline) for name in (study.comparison, study.baseline)]
     first, second = (load_text(row["low"], row["high"]) for row in rows)
     row = swept.ratios.loc[swept.headline]
-    ends = f"{_level(swept)} {ends_text(row)}; " if found(row) else ""
+    ends = f"{_level(swept)} {ends_text(row)}; " if exact(row) else ""
     kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     stale = f" {_stale(swept)}" if swept.changes else ""
@@ -135,7 +187,7 @@ def _ratios(swept: Sweep) -> str:
     """Return the ratio at every good share but the headline's."""
     said = [
         f"at {percent(target, 0)} good it is {ratio_text(row)}"
-        + (f" ({ends_text(row)})" if found(row) else "")
+        + (f" ({ends_text(row)})" if exact(row) else "")
         for target, row in swept.ratios.iterrows()
         if target != swept.headline
     ]
@@ -146,7 +198,7 @@ def load_caption(swept: Sweep) -> str:
     """Return the caption of the load figure."""
     row = swept.ratios.loc[swept.headline]
     carried = "the comparison carries {ratio} the baseline's {load}"
-    ends = f" ({_level(swept)} {ends_text(row)})" if found(row) else ""
+    ends = f" ({_level(swept)} {ends_text(row)})" if exact(row) else ""
     return (
         f"At {percent(swept.headline, 0)} good requests {_compared(swept, carried)}{ends}. "
         "Above: good share against the "
@@ -271,3 +323,183 @@ def splits(swept: Sweep) -> str:
 def lesson(swept: Sweep) -> str:
     """Return what the page teaches."""
     return f"{headline(swept)} {cost(swept)}\n\n{splits(swept)}"
+
+
+DARK = "#333333"
+
+
+@drawn("capacity-load", lambda s: s.curves.shares, source=source)
+def load_figure(swept: Sweep) -> Drawing:
+    """Good share against load, and below it where each curve falls through the target."""
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(WIDTH_IN, 4.9), sharex=True, height_ratios=[3, 1.15]
+    )
+    styles, curves = arm_styles(swept.arms), swept.curves
+    for name, style in styles.items():
+        rows = curves.shares[curves.shares["configuration"] == name]
+        ends = (100 * rows["low"], 100 * rows["high"])
+        above.fill_between(rows["load"], *ends, color=style["color"], alpha=0.15, linewidth=0)
+        above.plot(rows["load"], 100 * rows["share"], **style)
+    for target in curves.ratios.index:
+        main = target == swept.headline
+        above.axhline(100 * target, color=DARK if main else GREY, linewidth=0.9 if main else 0.6,
+                      linestyle="-" if main else (0, (1, 2)), zorder=1)  # fmt: skip
+    kept = curves.loads.set_index(["target", "configuration"]).loc[swept.headline]
+    found = kept[kept["low"] == kept["high"]]
+    above.vlines(found["low"], 0, 100 * swept.headline, linewidth=0.9, alpha=0.7,
+                 colors=[styles[name]["color"] for name in found.index])  # fmt: skip
+    above.set(ylabel="good requests [%]", ylim=(0, 100))
+    _draw_crossings(below, swept)
+    below.set_xlabel("speed of arrivals [multiple of the trace's]")
+    shares = curves.shares.set_index(["configuration", "load"])["share"]
+    alt = "Falling curves of the good share over load. " + "; ".join(
+        f"{arm.label} from {percent(shares[name].iloc[0], 0)} at {shares[name].index[0]:g}x to "
+        f"{percent(shares[name].iloc[-1], 0)} at {shares[name].index[-1]:g}x"
+        for name, arm in swept.arms.items()
+    )
+    return figure, load_caption(swept), alt
+
+
+def _draw_crossings(axes: Axes, swept: Sweep) -> None:
+    """Draw the load that each configuration carries at the headline's share, with its interval."""
+    styles, names = arm_styles(swept.arms), [*swept.arms][::-1]
+    kept = swept.curves.loads.set_index(["target", "configuration"]).loc[swept.headline]
+    replayed = swept.curves.shares["load"]
+    reach = (0, replayed.max() * 1.03)
+    for place, name in enumerate(names):
+        row, style = kept.loc[name], styles[name]
+        ends = np.clip([row["ci_low"], row["ci_high"]], *reach)
+        axes.plot(ends, [place, place], color=style["color"], linewidth=2.5, alpha=0.45)
+        if row["low"] == row["high"]:
+            axes.plot(row["low"], place, color=style["color"], marker=style["marker"])
+        axes.annotate(
+            load_text(row["low"], row["high"]), (np.nanmax(ends), place), (6, 0),
+            textcoords="offset points", va="center", fontsize=8, fontweight="bold",
+            color=style["color"],
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), [swept.arms[name].label for name in names])
+    axes.set(ylim=(-0.6, len(names) - 0.4), xlim=reach)
+    axes.set_title(f"load that keeps {percent(swept.headline, 0)} good")
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x")
+
+
+@drawn("capacity-split", lambda s: s.curves.splits, source=source)
+def split_figure(swept: Sweep) -> Drawing:
+    """Good share, mean TTFT and p99 ITL by how the workers are split."""
+    figure, (good, ttft, itl) = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.7))
+    table, cells = swept.curves.splits, swept.split_cells
+    at, names = np.arange(len(cells)), [*cells]
+    good.vlines(at, 100 * table["low"], 100 * table["high"], color=COMPARISON, alpha=0.45,
+                linewidth=2.5)  # fmt: skip
+    shown = (
+        (good, [100 * cell.share for cell in cells.values()], "good requests [%]"),
+        (ttft, [cell.ttft_ms.mean for cell in cells.values()], "mean TTFT [ms, log scale]"),
+        (itl, [cell.itl_ms.p99 for cell in cells.values()], "p99 ITL [ms]"),
+    )
+    for axes, values, label in shown:
+        axes.plot(at, values, color=COMPARISON, linestyle="--", linewidth=1)
+        filled = [COMPARISON if name == swept.deployed else "white" for name in names]
+        axes.scatter(at, values, marker="s", s=32, c=filled, edgecolors=COMPARISON, zorder=3)
+        axes.set(ylabel=label, xlim=(-0.5, len(names) - 0.5))
+        axes.set_xticks(at, names)
+    good.set_ylim(0, 100)
+    ttft.set_yscale("log")
+    ttft.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ttft.yaxis.set_major_formatter(PLAIN)
+    ttft.yaxis.set_minor_formatter(NullFormatter())
+    itl.set_ylim(0, None)
+    bound = swept.summary.slo.itl_ms
+    itl.axhline(bound, color=DARK, linewidth=0.9)
+    itl.annotate(f"SLO {bound:g} ms", (-0.4, bound), (0, 3), textcoords="offset points",
+                 fontsize=7)  # fmt: skip
+    figure.supxlabel("prefill (P) and decode (D) workers", fontsize=9)
+    alt = "Points by split: " + "; ".join(
+        f"{name} {percent(cell.share, 0)} good, mean TTFT {cell.ttft_ms.mean:,.0f} ms, p99 ITL "
+        f"{cell.itl_ms.p99:.1f} ms"
+        for name, cell in cells.items()
+    )
+    return figure, split_caption(swept), alt
+
+
+@unless_missing(None)
+def loads_table(swept: Sweep) -> Table:
+    """Return the load that each configuration carries at each good share, and the ratio."""
+    replayed = sorted({cell.load for cell in swept.load_cells})
+    kept = swept.curves.loads.set_index(["configuration", "target"])
+    targets = swept.ratios.index
+    lines = []
+    for name, arm in swept.arms.items():
+        rows = {target: kept.loc[(name, target)] for target in targets}
+        lines.append({"configuration": arm.label} | {
+            _at(target): f"{load_text(row['low'], row['high'])}\n({ends_text(row, replayed)})"
+            for target, row in rows.items()
+        })  # fmt: skip
+    per_gpu = "" if len(set(swept.gpus.values())) == 1 else ", per GPU"
+    lines.append({"configuration": f"comparison / baseline{per_gpu}"} | {
+        _at(target): f"{ratio_text(row)}\n({ends_text(row)})"
+        for target, row in swept.ratios.iterrows()
+    })  # fmt: skip
+    frame = pd.DataFrame(lines).replace({r"\n\(–\)": ""}, regex=True)
+    statistics = swept.study.statistics
+    return Table(
+        frame,
+        "Largest load, in multiples of the trace's arrival speed, at which this share of requests "
+        f"is good ({statistics.percent} workload interval, {statistics.resamples:,} resamples, "
+        f"blocks of {counted(swept.curves.block_bursts, 'burst')} on average). Never extrapolated "
+        f"beyond {replayed[0]:g}x to {replayed[-1]:g}x.",
+        ("configuration",),
+    )
+
+
+def _at(target: float) -> str:
+    return f"{percent(target, 0)} good"
+
+
+@unless_missing(None)
+def cells_table(swept: Sweep) -> Table:
+    """Return good share and GPU-hours for a thousand good requests of every cell of load."""
+    lines: dict[float, dict[str, str]] = {}
+    for cell in sorted(swept.load_cells, key=lambda cell: cell.load):
+        line = lines.setdefault(cell.load, {"load": f"{cell.load:g}x"})
+        shown = f"{percent(cell.share)}\n({_hours(cell.gpu_hours)})"
+        line[swept.arms[cell.configuration].label] = shown
+    return Table(
+        pd.DataFrame(lines.values()),
+        "Good requests (GPU-hours for each thousand of them).",
+        ("load",),
+    )
+
+
+@unless_missing(None)
+def splits_table(swept: Sweep) -> Table:
+    """Return the metrics of each split of the comparison's workers."""
+    table = swept.curves.splits
+    lines = []
+    for name, cell in swept.split_cells.items():
+        row = table.loc[name]
+        lines.append(
+            {
+                "split": name + (" (deployed)" if name == swept.deployed else ""),
+                "good": percent(row["share"]),
+                f"{swept.study.statistics.percent} interval [%]": f"{number(100 * row['low'], 1)} "
+                f"to {number(100 * row['high'], 1)}",
+                "points from the deployed": "–" if name == swept.deployed else interval(
+                    row["difference_low"], row["difference_high"], 100),
+                "TTFT mean [ms]": number(cell.ttft_ms.mean),
+                "TTFT p99": number(cell.ttft_ms.p99),
+                "ITL p50 [ms]": number(cell.itl_ms.p50),
+                "ITL p99": number(cell.itl_ms.p99),
+                "GPU-hours a thousand good": _hours(cell.gpu_hours),
+            }
+        )  # fmt: skip
+    caption = (
+        f"{swept.arms[swept.study.comparison].label} at the trace's own speed, xPyD: x prefill and "
+        f"y decode workers, {counted(next(iter(swept.split_cells.values())).gpus, 'GPU')} in all. "
+        "Intervals are workload intervals; the differences are paired."
+    )
+    return Table(pd.DataFrame(lines), caption, ("split",))
+
+
+def _hours(hours: float) -> str:
+    return number(hours) if np.isfinite(hours) else "none good"

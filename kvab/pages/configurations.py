@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from kvab.pages.evidence import Evidence
-from kvab.pages.tabling import Table
+from kvab.pages.theme import Table
 from kvab.study import recipes
 
 
@@ -17,7 +17,7 @@ def _configuration(evidence: Evidence, name: str) -> recipes.Configuration:
     return recipes.read_configuration(evidence.runs[name][0].path / "manifests", name)
 
 
-def topologies(evidence: Evidence) -> Table:
+def topologies_table(evidence: Evidence) -> Table:
     """Return what each configuration deploys."""
     lines = []
     for name, arm in evidence.arms.items():
@@ -74,7 +74,7 @@ def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["where", "field", a, b])
 
 
-def differences(evidence: Evidence) -> Table:
+def differences_table(evidence: Evidence) -> Table:
     """Return every field in which baseline and comparison differ."""
     frame = _difference(evidence, evidence.study.baseline, evidence.study.comparison)
     return Table(
@@ -85,7 +85,7 @@ def differences(evidence: Evidence) -> Table:
     )
 
 
-def factor_differences(evidence: Evidence) -> Table:
+def pairs_table(evidence: Evidence) -> Table:
     """Return, for each pair of configurations that differ in one factor, the fields that do."""
     arms = list(evidence.arms.items())
     lines = []
@@ -107,7 +107,7 @@ def factor_differences(evidence: Evidence) -> Table:
     return Table(pd.DataFrame(lines, columns=columns), "", columns)
 
 
-def unexpressed(evidence: Evidence) -> Table:
+def unexpressed_table(evidence: Evidence) -> Table:
     """Return the fields of the manifests that the simulator cannot express, and why."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for name, arm in evidence.arms.items():

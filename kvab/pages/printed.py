@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvab.stats.compare import Comparison
     from kvab.stats.contrasts import Estimate
 
+
 Lines = list[tuple[str, str]]
 
 

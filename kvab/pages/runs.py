@@ -10,32 +10,17 @@ from pathlib import Path
 import pandas as pd
 
 from kvab import runs
-from kvab.console import counted
+from kvab.console import counted, plain
 from kvab.pages.evidence import Evidence
-from kvab.pages.tabling import Table
-from kvab.pages.terminal import rejected, summary_lines
-from kvab.pages.validity import Gate
+from kvab.pages.gate import Gate
+from kvab.pages.printed import rejected, summary_lines
+from kvab.pages.theme import Table
 from kvab.requests.metrics import overloaded
 from kvab.runs.sources import of_run
 from kvab.study import Slo
-from kvab.trace.describe import describe_rows
 
 
-def workload(evidence: Evidence) -> Table:
-    """Return the description of the trace."""
-    description = evidence.workload.description
-    lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
-    trace = evidence.manifest.trace
-    caption = (
-        f"The whole trace; replayed were the first {trace.rows:,} of its "
-        f"{counted(trace.total_rows, 'request')}."
-        if trace.rows < trace.total_rows
-        else ""
-    )
-    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), caption, ("quantity",))
-
-
-def run(path: Path, slo: Slo) -> Table:
+def run_table(path: Path, slo: Slo) -> Table:
     """Return the metrics of one run folder."""
     rows = summary_lines(of_run(runs.read_run(path)), slo)
     return Table(pd.DataFrame(rows, columns=["quantity", "value"]), str(path.name), ("quantity",))
@@ -64,7 +49,7 @@ def runs_table(evidence: Evidence) -> Table:
                  ("configuration", "order of rows", "status"))  # fmt: skip
 
 
-def gate(judged: Gate) -> Table:
+def gate_table(judged: Gate) -> Table:
     """Return the checks: those that failed one by one, those that passed summed up."""
     checks = judged.checks
     failed = checks[~checks["passed"]].assign(outcome="FAILED")
@@ -76,3 +61,35 @@ def gate(judged: Gate) -> Table:
     shown = pd.concat([failed, passed.assign(outcome="passed")], ignore_index=True)
     columns = ["check", "where", "expected", "found", "outcome"]
     return Table(shown[columns], "", tuple(columns))
+
+
+def exclusions(evidence: Evidence) -> str:
+    """Return which declared configurations and repeats are missing, with the reason."""
+    study = evidence.study
+    said = [
+        f"{arm.label}: not run on {plain(evidence.cluster)}"
+        for name, arm in study.configurations.items()
+        if name not in evidence.runs
+    ]
+    said += [
+        f"{evidence.arms[name].label}: {len(found)} of {counted(study.repeats, 'repeat')}"
+        for name, found in evidence.runs.items()
+        if len(found) < study.repeats
+    ]
+    said += [
+        f"{evidence.arms[name].label} r{run.manifest.repeat}: {plain(run.manifest.reason)}"
+        for name, found in evidence.runs.items()
+        for run in found
+        if run.manifest.status != "complete"
+    ]
+    if not said:
+        return "Nothing is excluded: every declared configuration and repeat is there and whole."
+    return "Missing or incomplete:\n\n" + "\n".join(f"- {line}" for line in said)
+
+
+def gate_notice(judged: Gate) -> str:
+    """Return the outcome of the gate in one sentence."""
+    if judged.green:
+        return f":::{{tip}}\nThe gate is **green**: all {len(judged.checks)} checks passed.\n:::"
+    reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons)
+    return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"

@@ -7,7 +7,8 @@ import pytest
 
 from kvab.clusters.simulated import sent_ms
 from kvab.errors import DependencyError, InputError
-from kvab.requests import tidy
+from kvab.requests.simulator import from_simulator
+from kvab.requests.table import check_table
 from kvab.trace import burst_order, read_trace
 
 
@@ -41,7 +42,7 @@ def tidied(trace, seed=0, spoil=lambda made: None):
     at_ms = sent_ms(trace, order)
     made = records(trace, order, at_ms)
     spoil(made)
-    return tidy.from_simulator(made, trace, order, at_ms)
+    return from_simulator(made, trace, order, at_ms)
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -102,4 +103,4 @@ def test_rows_alike_within_a_burst_are_sent_apart_and_all_others_together(trace)
 
 def test_a_table_without_a_column_is_refused(trace):
     with pytest.raises(InputError, match="none named itl_ms"):
-        tidy.check(tidied(trace).drop(columns="itl_ms"), "here")
+        check_table(tidied(trace).drop(columns="itl_ms"), "here")

@@ -1,29 +1,100 @@
-"""AIPerf's records by trace row: when each was due, and whether it was served.
+"""AIPerf's records -> the requests table: which trace row each record belongs to.
 
-Input: AIPerf's artifacts and, where there is one, the trace. Output: a table with one row a trace
-row, and what had to be inferred.
+Input: AIPerf's artifacts and, where there is one, the trace. Output: a table of the columns in
+`kvab.requests.table`, and what had to be inferred.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from kvab.errors import InputError
-from kvab.requests.aiperf.places import place
+from kvab.requests.aiperf import Artifacts
+from kvab.requests.metrics import unlike
+from kvab.requests.table import itl_ms, typed
 from kvab.trace import Trace
 
-if TYPE_CHECKING:
-    from kvab.requests.aiperf import Artifacts
-
+FITTING = 0.95  # share of the prompts that must be the trace's
 INT32_MAX = 2**31 - 1
 NO_SCHEDULE = "arrivals: when AIPerf issued each request, for want of a trace"
 LOST = "no record"
 MOST_REQUESTS = 1_000_000  # of one run; a wrong number of one must not fill the memory
+
+
+def from_aiperf(
+    artifacts: Artifacts,
+    trace: Trace | None = None,
+    rows: int | np.ndarray | None = None,
+    counts: str | None = None,
+) -> pd.DataFrame:
+    """Return the requests table of a run under AIPerf.
+
+    Parameters
+    ----------
+    artifacts : Artifacts
+        What AIPerf left, see `kvab.requests.aiperf.read_artifacts`.
+    trace : Trace, optional
+        The trace that was replayed. Without it rows arrive when AIPerf issued them.
+    rows : int or ndarray of int, optional
+        Requests that were to be sent: the first rows of the trace, or the trace row of each line
+        of AIPerf's input file. By default as many as the summary says, else those up to the last
+        that has a record.
+    counts : {'server', 'client'}, optional
+        Whose token counts to use, by default the server's where it reports them.
+
+    Returns
+    -------
+    DataFrame
+        Columns of `kvab.requests.table.SCHEMA` and ``client_itl_ms`` (AIPerf's own, on its own
+        token counts), sorted by row. A row without a record says ``no record`` in ``error``.
+        ``attrs["inferred"]`` lists what the files did not say, ``attrs["token_counts"]`` says whose
+        counts are used.
+
+    Raises
+    ------
+    InputError
+        If only aggregates were kept, or the records are not of one run of this trace.
+
+    Notes
+    -----
+    AIPerf does not record when its schedule began, so ``send_lag_ms`` counts from the request that
+    was least late, as AIPerf's own ``replay_sched_lag`` does (0.13.0).
+    """
+    got, inferred = by_row(artifacts, trace, rows, counts)
+    whose = got.attrs["token_counts"]
+    at = got.index.to_numpy()
+    got = got.reset_index(drop=True)
+    served = got["error"].isna()
+    sent_tokens, output_tokens = got["input_tokens"], got["output_tokens"].where(served, 0)
+    if trace is None:
+        requested = got["output_tokens"]
+        inferred.append("requested output tokens: those that came, for want of a trace")
+    else:
+        requested = trace.output_tokens[at]
+        sent_tokens = sent_tokens.where(served, trace.input_tokens[at])
+    ttft_ms, latency_ms = got["ttft_ms"].where(served), got["latency_ms"].where(served)
+    table = typed(
+        {
+            "row": at,
+            "arrival_ms": got["arrival_ms"],
+            "input_tokens": sent_tokens,
+            "output_tokens": output_tokens,
+            "requested_output_tokens": requested,
+            "ttft_ms": ttft_ms,
+            "itl_ms": itl_ms(latency_ms, ttft_ms, output_tokens.to_numpy()),
+            "latency_ms": latency_ms,
+            "cached_tokens": got["cached_tokens"].where(served),
+            "send_lag_ms": got["send_lag_ms"],
+            "error": got["error"],
+        }
+    )
+    table["client_itl_ms"] = got["client_itl_ms"].where(served).to_numpy(float)
+    table.attrs |= {"inferred": inferred, "token_counts": whose}
+    return table
 
 
 def by_row(
@@ -37,7 +108,7 @@ def by_row(
     Returns
     -------
     DataFrame
-        Indexed by row, sorted: the columns of `kvab.requests.aiperf.records.Records`, and
+        Indexed by row, sorted: the columns of `kvab.requests.records.Records`, and
         ``input_tokens``, ``output_tokens`` int64 (see `counted`; 0 where there is no count),
         ``arrival_ms``, ``send_lag_ms`` float64, ``error`` string (null if served).
         ``attrs["token_counts"]`` says whose counts they are.
@@ -47,7 +118,7 @@ def by_row(
     Raises
     ------
     InputError
-        See `kvab.requests.tidy.from_aiperf`.
+        See `from_aiperf`.
     """
     source = artifacts.folder
     if artifacts.records is None:
@@ -208,3 +279,101 @@ def _since_first(at_ns: pd.Series) -> np.ndarray:
     known = at_ns > 0
     first = at_ns[known].min(initial=np.iinfo("int64").max)
     return np.where(known, (at_ns - first) / 1e6, np.nan)
+
+
+def place(records: pd.DataFrame, trace: Trace | None, source: Path) -> tuple[np.ndarray, list[str]]:
+    """Return the trace row of each record, -1 where it has none, and what was inferred.
+
+    A seeded run names its conversations by row. Otherwise rows follow the order of sending, which
+    is the trace's but for the requests of one burst: those are told apart by prompt length.
+
+    Parameters
+    ----------
+    records : DataFrame
+        See `kvab.requests.records.Records`.
+    trace : Trace or None
+        The trace that was replayed.
+    source : Path
+        For messages.
+
+    Raises
+    ------
+    InputError
+        If a row stands twice, lies outside the trace, or the prompts are not the trace's.
+    """
+    known = records["session"].to_numpy() >= 0  # a record that AIPerf lost hold of has none
+    named = records["conversation"].to_numpy()
+    inferred = []
+    if (records["turn"].to_numpy() > 0).any():
+        rows = np.where(known, records["session"].to_numpy(), -1)
+        inferred.append("rows: the order of sending, as conversations have several turns")
+    elif (named[known] >= 0).all():
+        rows = np.where(known, named, -1)
+    else:
+        rows = np.where(known, records["session"].to_numpy(), -1)
+        inferred.append("rows: the order of sending, as the run had no --random-seed")
+        if trace is not None:
+            moved = _told_apart(records, rows, trace, source)
+            count = int((moved != rows).sum())
+            inferred.append(f"rows: {count} moved within their burst by prompt length")
+            rows = moved
+    _check_unique(rows[known], source)
+    if trace is not None:
+        _check_inside(rows, trace, source)
+        _check_prompts(records, rows, trace, source)
+    return rows, inferred
+
+
+def prompt_tokens(records: pd.DataFrame) -> np.ndarray:
+    """Return prompt lengths, the server's count where there is one; NaN where unknown."""
+    server = records["server_input_tokens"]
+    return server.fillna(records["client_input_tokens"]).to_numpy(float)
+
+
+def _told_apart(records: pd.DataFrame, rows: np.ndarray, trace: Trace, source: Path) -> np.ndarray:
+    """Return rows with those of each burst assigned so that prompt lengths fit best."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
+
+    _check_inside(rows, trace, source)
+    lengths, result = prompt_tokens(records), rows.copy()
+    burst = np.unique(trace.timestamp_ms, return_inverse=True)[1]
+    of_record = np.where(rows >= 0, burst[rows], -1)
+    for number in np.unique(of_record[of_record >= 0]):
+        members, places = np.flatnonzero(of_record == number), np.flatnonzero(burst == number)
+        apart = np.abs(lengths[members, None] - trace.input_tokens[None, places])
+        late = np.abs(rows[members, None] - places[None, :])
+        cost = np.nan_to_num(apart, nan=0.0) + 1e-6 * late
+        chosen, taken = linear_sum_assignment(cost)
+        result[members[chosen]] = places[taken]
+    return result
+
+
+def _check_unique(rows: np.ndarray, source: Path) -> None:
+    values, counts = np.unique(rows, return_counts=True)
+    if (counts > 1).any():
+        raise InputError(
+            f"{source}: {int((counts > 1).sum())} requests have more than one record, row "
+            f"{values[counts > 1][0]} first: expected one run; put each run in its own folder"
+        )
+
+
+def _check_inside(rows: np.ndarray, trace: Trace, source: Path) -> None:
+    if rows.max(initial=-1) >= len(trace):
+        raise InputError(
+            f"{source}: has a record of row {rows.max()}, {trace.name} has rows 0 to "
+            f"{len(trace) - 1}; name the trace that was replayed with --trace"
+        )
+
+
+def _check_prompts(records: pd.DataFrame, rows: np.ndarray, trace: Trace, source: Path) -> None:
+    lengths = prompt_tokens(records)
+    counted = (rows >= 0) & ~np.isnan(lengths)
+    expected = trace.input_tokens[rows[counted]]
+    odd = unlike(lengths[counted], expected)
+    if odd.size and odd.mean() > 1 - FITTING:
+        at = int(np.flatnonzero(odd)[0])
+        raise InputError(
+            f"{source}: the prompt of row {rows[counted][at]} has {lengths[counted][at]:.0f} "
+            f"tokens, that of {trace.name} {expected[at]} ({odd.sum()} of {odd.size} differ): "
+            "another trace or other prompts; name the trace that was replayed with --trace"
+        )

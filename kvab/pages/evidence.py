@@ -1,11 +1,13 @@
-"""What the pages stand on: every run of one cluster, verified, with its workload.
+"""What the pages show: every run of one cluster, verified, with its workload and statistics.
 
-Input: a folder of runs. Output: one object that a notebook loads and passes on.
+Input: a study, a cluster and a folder of runs. Output: one object that a notebook loads and passes
+on; its statistics are computed when a page first asks for them, and kept for the others.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,23 +22,27 @@ from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
-from kvab.runs import RunManifest, summaries
-from kvab.runs.workload import Workload
-from kvab.study import Arm, Study, recipes
+from kvab.runs import Run, RunManifest, summaries
+from kvab.runs.sources import NOT_STREAMED
+from kvab.runs.workload import Workload, load_workload
+from kvab.study import Arm, Study, load_study, recipes, root
 
 if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
     from kvab.stats.attribution import Attribution
     from kvab.stats.compare import Comparison
 
+RUNS = "*/*/r*/run.json"  # in a study's folder of runs
+
 
 def kept(compute: Callable[[Evidence], Result]) -> cached_property[Result]:
-    """Make a property that is computed once for the runs, study and code at hand."""
+    """Return a property that is computed once for the runs, study and code at hand."""
 
-    def found(evidence: Evidence) -> Result:
+    @functools.wraps(compute)
+    def remembered(evidence: Evidence) -> Result:
         key = digest([evidence.key, source_digest()])
         return remember(key, compute.__name__, lambda: compute(evidence))
 
-    return cached_property(functools.wraps(compute)(found))
+    return cached_property(remembered)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Evidence:
 
     study: Study
     cluster: str
-    runs: dict[str, list[runs.Run]]
+    runs: dict[str, list[Run]]
     workload: Workload
 
     @property
@@ -73,12 +79,12 @@ class Evidence:
     @property
     def manifest(self) -> RunManifest:
         """Manifest of the first run."""
-        return next(iter(self.runs.values()))[0].manifest
+        return self._first.manifest
 
     @property
     def folder(self) -> Path:
         """The folder of runs that they were read from."""
-        return next(iter(self.runs.values()))[0].path.parents[3]
+        return self._first.path.parents[3]
 
     @property
     def arms(self) -> dict[str, Arm]:
@@ -93,10 +99,9 @@ class Evidence:
     @cached_property
     def gpus(self) -> dict[str, int]:
         """GPUs that each configuration filled, by the manifests of its first run."""
-        folders = {name: found[0].path / "manifests" for name, found in self.runs.items()}
         return {
-            name: recipes.topology(recipes.read_configuration(folder)).gpus
-            for name, folder in folders.items()
+            name: recipes.topology(recipes.read_configuration(repeats[0].path / "manifests")).gpus
+            for name, repeats in self.runs.items()
         }
 
     @property
@@ -113,7 +118,7 @@ class Evidence:
     @property
     def repeats(self) -> int:
         """Smallest number of repeats over the configurations."""
-        return min(len(found) for found in self.runs.values())
+        return min(map(len, self.runs.values()))
 
     def tables(self, configuration: str) -> list[pd.DataFrame]:
         """Return the requests tables of a configuration, by repeat.
@@ -139,8 +144,8 @@ class Evidence:
     @property
     def each_run(self) -> Iterator[pd.DataFrame]:
         """The requests of one run after the other, with the columns of ``requests``."""
-        for name, found in self.runs.items():
-            for run in found:
+        for name, repeats in self.runs.items():
+            for run in repeats:
                 yield run.requests.assign(
                     configuration=name,
                     label=self.arms[name].label,
@@ -239,11 +244,15 @@ class Evidence:
 
     @cached_property
     def key(self) -> str:
-        """Digest of study, workload and every run: what its manifest tells, and all its files."""
-        manifests = [run.manifest for found in self.runs.values() for run in found]
-        told = [manifest.model_dump(mode="json") for manifest in manifests]
+        """Digest of study, workload and every run: its manifest, and by that all its files."""
+        every = [run for repeats in self.runs.values() for run in repeats]
+        manifests = [run.manifest.model_dump(mode="json") for run in every]
         workload = pd.util.hash_pandas_object(self.workload.table).to_numpy().tobytes().hex()
-        return digest([self.study.digest, workload, told])
+        return digest([self.study.digest, workload, manifests])
+
+    @property
+    def _first(self) -> Run:
+        return next(iter(self.runs.values()))[0]
 
     def _both(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
         return self.tables(self.study.baseline), self.tables(self.study.comparison)
@@ -256,3 +265,62 @@ class Evidence:
 
     def _settings(self) -> dict[str, Any]:
         return self.study.statistics.model_dump()
+
+
+def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Evidence:
+    """Return the runs of a study on a cluster, each verified against its manifest.
+
+    Parameters
+    ----------
+    study : path
+        The study file.
+    cluster : str
+        Name of the cluster.
+    folder : path
+        The folder of runs; a relative one counts from the checkout.
+
+    Raises
+    ------
+    InputError
+        If there are no runs, one is damaged or was not streamed, or they replayed different
+        workloads.
+    """
+    declared = load_study(study)
+    folder = root() / folder
+    every = []
+    for path in runs.find_runs(folder, declared, cluster):
+        every.append(runs.read_run(path))
+        if not metrics.streamed(every[-1].requests):
+            raise InputError(f"{path}: {NOT_STREAMED}")
+    if not every:
+        held = sorted({path.parents[2].name for path in (folder / declared.name).glob(RUNS)})
+        raise InputError(
+            f"{folder / declared.name / cluster}: no runs; name the folder that has them "
+            f"(papermill: -p runs runs), or make them: `kvab report --cluster {cluster}`"
+            + (f", or name a cluster that has some: {', '.join(held)}" if held else "")
+        )
+    runs.check_comparable(every)
+    runs.check_bounds(every)
+    by_configuration: dict[str, list[Run]] = {}
+    for run in every:
+        by_configuration.setdefault(run.manifest.configuration, []).append(run)
+    workload = load_workload(folder / declared.name, every[0].manifest.trace.sha256)
+    return Evidence(declared, cluster, by_configuration, workload)
+
+
+def load_published(study: str | Path, folder: str | Path) -> Evidence:
+    """Return the published runs of a study: of the cluster with the most, in runs and rows.
+
+    Raises
+    ------
+    InputError
+        If nothing is published.
+    """
+    declared = load_study(study)
+    published = root() / folder / declared.name
+    sizes: Counter[str] = Counter()
+    for path in published.glob(RUNS):
+        sizes[path.parents[2].name] += runs.read_manifest(path.parent).trace.rows
+    if not sizes:
+        raise InputError(f"{published}: no published runs; make them with `make publish`")
+    return load_evidence(study, sizes.most_common(1)[0][0], folder)

@@ -97,7 +97,7 @@ def _run_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, b
     deployed = recipes.topology(recipes.read_configuration(run.path / "manifests"))
     yield _deployed_check(deployed, manifest.configuration, evidence)
     rows = manifest.trace.rows
-    right = int(table["row"].between(0, rows - 1).sum())  # `tidy.check` has each of them once
+    right = int(table["row"].between(0, rows - 1).sum())  # `check_table` has each of them once
     whole = right == len(table) == rows
     found = f"{len(table):,}, of which {right:,} are rows of the replay"
     yield "one row a request", f"{rows:,}", f"{len(table):,}" if whole else found, whole

@@ -1,0 +1,174 @@
+"""What the replayed requests are like, in sentences: bursts, lengths, what repeats.
+
+Input: the evidence. Output: Markdown.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.ticker import EngFormatter
+
+from kvab.console import counted, number, percent
+from kvab.pages.evidence import Evidence
+from kvab.pages.gate import REUSE_WORTH_SHARE
+from kvab.pages.theme import WIDTH_IN, Drawing, Table, drawn
+from kvab.trace.describe import describe_rows
+
+BURSTY_SHARE = 0.5  # of the requests that share their timestamp with another
+LONG_PROMPTS = 4  # times the tokens of the answers
+
+
+def _together(evidence: Evidence) -> int:
+    """Return how many of the replayed requests share their timestamp with another."""
+    return int(evidence.replayed["arrival_ms"].duplicated(keep=False).sum())
+
+
+def _bursty(evidence: Evidence) -> bool:
+    return _together(evidence) > BURSTY_SHARE * len(evidence.replayed)
+
+
+def clock(evidence: Evidence) -> str:
+    """Return whether requests come in bursts, and what that means for statistics and repeats."""
+    together, total = _together(evidence), len(evidence.replayed)
+    if _bursty(evidence):
+        return (
+            f"The clock of the trace is coarse: {percent(together / total, 0)} of the requests "
+            "share their timestamp with others, and the order inside such a burst is not "
+            "recorded. A burst is therefore the smallest unit that the statistics resample, and a "
+            "repeat of a simulated run is a shuffle inside each burst."
+        )
+    alone = "no two of them share a timestamp"
+    some = f"{together:,} of {total:,} share their timestamp with another"
+    return (
+        f"Requests come {'mostly ' if together else ''}one by one: {some if together else alone}. "
+        "A burst, all requests of one timestamp, is the smallest unit that the statistics "
+        "resample, and a repeat of a simulated run is a shuffle inside bursts, which changes "
+        f"{'little' if together else 'nothing'} here."
+    )
+
+
+def _ratio(evidence: Evidence) -> float:
+    rows = evidence.replayed
+    return float(rows["input_tokens"].sum() / rows["output_tokens"].sum())
+
+
+def lengths(evidence: Evidence) -> str:
+    """Return what the lengths mean for the two latencies, and how many answers have no pace."""
+    if _ratio(evidence) >= LONG_PROMPTS:
+        said = (
+            "Prompts are long against answers, so the time to first token is dominated by prefill "
+            "work, and prefill work is what a cached prefix saves."
+        )
+    else:
+        said = (
+            "Answers hold a good part of all tokens, so the pace of decoding weighs as much as the "
+            "time to first token."
+        )
+    if one := int((evidence.replayed["output_tokens"] == 1).sum()):
+        said += (
+            f" {counted(one, 'request')} with one answer token can never be *good* by AIPerf's "
+            "rule: there is no inter-token latency."
+        )
+    return said
+
+
+def lesson(evidence: Evidence) -> str:
+    """Return what the workload page teaches."""
+    rows, ratio = evidence.replayed, _ratio(evidence)
+    repeated = rows["reusable_tokens"].sum() / rows["input_tokens"].sum()
+    comes = "in bursts" if _bursty(evidence) else "mostly one by one"
+    worth = "is worth something" if repeated >= REUSE_WORTH_SHARE else "saves next to nothing"
+    return (
+        f"Requests come {comes}, prompts hold {number(ratio, 0 if ratio >= 10 else 1)} times as "
+        f"many tokens as answers, and {percent(repeated, 0)} of prompt tokens repeat the beginning "
+        f"of an earlier prompt: finding a cached prefix {worth}."
+    )
+
+
+def _per_tick(evidence: Evidence) -> pd.DataFrame:
+    counts = evidence.workload.table["arrival_ms"].value_counts().sort_index()
+    return counts.rename("requests").reset_index()
+
+
+@drawn("workload-arrivals", _per_tick, runs=False)
+def arrivals_figure(evidence: Evidence) -> Drawing:
+    """Draw requests a minute along the trace, and how many arrive at one tick of its clock."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), width_ratios=[2, 1])
+    table = evidence.workload.table
+    per_minute = (table["arrival_ms"] // 60_000).value_counts().sort_index()
+    left.step(per_minute.index, per_minute, where="mid", color="#333333", linewidth=1.2)
+    left.set(xlabel="minute of the trace", ylabel="requests a minute", ylim=(0, None))
+    bursts = table["arrival_ms"].value_counts().value_counts().sort_index()
+    right.bar(bursts.index, bursts, color="#8c8c8c", width=0.8)
+    right.set(xlabel="requests at one tick", ylabel="ticks")
+    alt = (
+        f"Left: requests a minute between {per_minute.min()} and {per_minute.max()} over "
+        f"{len(per_minute)} minutes. Right: histogram of burst sizes from {bursts.index.min()} "
+        f"to {bursts.index.max()}."
+    )
+    return figure, arrivals_caption(evidence), alt
+
+
+@drawn("workload-lengths", lambda e: e.workload.table, runs=False)
+def lengths_figure(evidence: Evidence) -> Drawing:
+    """Distributions of prompt and answer lengths, and of the reusable part of prompts."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
+    table = evidence.workload.table
+    shares = 100 * table["reusable_tokens"] / table["input_tokens"]
+    drawn = (
+        (table["input_tokens"], "prompt tokens", True),
+        (table["output_tokens"], "answer tokens", True),
+        (shares, "prompt seen before [%]", False),
+    )
+    for place, (values, label, log) in zip(axes, drawn, strict=True):
+        sns.histplot(x=values, ax=place, log_scale=log, bins=40, color="#8c8c8c", edgecolor="none")
+        place.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
+        if log:
+            place.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes[0].set_ylabel("requests")
+    alt = (
+        f"Histograms: prompts of median {table['input_tokens'].median():,.0f} tokens, answers of "
+        f"median {table['output_tokens'].median():,.0f}, and the share of each prompt that an "
+        f"earlier prompt began with, median {shares.median():.0f} per cent."
+    )
+    return figure, lengths_caption(evidence), alt
+
+
+def description_table(evidence: Evidence) -> Table:
+    """Return the description of the trace."""
+    description = evidence.workload.description
+    lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
+    trace = evidence.manifest.trace
+    caption = (
+        f"The whole trace; replayed were the first {trace.rows:,} of its "
+        f"{counted(trace.total_rows, 'request')}."
+        if trace.rows < trace.total_rows
+        else ""
+    )
+    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), caption, ("quantity",))
+
+
+def arrivals_caption(evidence: Evidence) -> str:
+    """Return the caption of the arrivals figure."""
+    d = evidence.workload.description
+    return (
+        f"{counted(d['rows'], 'request')} at {counted(d['distinct_timestamps'], 'timestamp')}, up "
+        f"to {d['largest_burst']} at one. Left: requests a minute along the trace. Right: how many "
+        "requests come at one tick of its clock."
+    )
+
+
+def lengths_caption(evidence: Evidence) -> str:
+    """Return the caption of the lengths figure."""
+    table = evidence.workload.table
+    ratio = table["input_tokens"].sum() / table["output_tokens"].sum()
+    shared = table["reusable_tokens"].sum() / table["input_tokens"].sum()
+    return (
+        f"Prompts hold {number(ratio, 0 if ratio >= 10 else 1)} times as many tokens as answers, "
+        f"and {percent(shared, 0)} of prompt tokens had been seen before as a prefix. "
+        "Distributions of prompt length, answer length and the share of each prompt that an "
+        "earlier prompt began with."
+    )
