@@ -12,16 +12,15 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import pandas as pd
 from filelock import FileLock
 
 Result = TypeVar("Result")
 # A pickle of pandas' objects is read by the version that wrote it.
-VERSIONS = f"numpy{np.__version__}-pandas{pd.__version__}"
+VERSIONS = f"numpy{version('numpy')}-pandas{version('pandas')}"
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,4 @@
-"""The command line: thin; the notebooks call the same functions.
+"""The command line, with the commands on what is declared; the notebooks call the same functions.
 
 Exit codes: 0 done, 2 wrong usage or input, 3 the cluster or a dependency failed, 4 the validity
 gate is red.
@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 import kvab
-from kvab.cli import declarations, replaying, results, traces
+from kvab.cli import options, replaying, results, traces
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, lacking, remedy
 
 app = typer.Typer(
@@ -37,11 +37,11 @@ SIGNS = {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{PLUS-MINUS SIGN}": "+-",
 
 def _simpler(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
-    said = ""
+    text = ""
     for sign in error.object[error.start : error.end]:
         plain = unicodedata.normalize("NFKD", SIGNS.get(sign, sign)).encode("ascii", "ignore")
-        said += plain.decode() or "?"
-    return said, error.end
+        text += plain.decode() or "?"
+    return text, error.end
 
 
 codecs.register_error(SIMPLER, _simpler)
@@ -63,7 +63,46 @@ def _itself(
     pass
 
 
-for part in (replaying, results, declarations):
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the new study: recipes/NAME/.")],
+    like: options.Study,
+    profile: Annotated[
+        str, typer.Option(help="The cluster profile to copy with it.")
+    ] = "simulated-h200",
+) -> None:
+    """Begin a study of your own: copy one that works. Says what to change."""
+    from kvab.study.copying import new_study
+
+    print(new_study(name, like, profile))
+
+
+@app.command()
+def check(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write deploy.v1beta1.yaml anew from deploy.yaml.")
+    ] = False,
+) -> None:
+    """Check all studies, configurations and cluster profiles. Asks no cluster."""
+    from kvab.cli.doctor import check_declarations
+
+    for line in check_declarations(fix=fix):
+        print(line)
+
+
+@app.command()
+def doctor(study: options.Study, cluster: options.Cluster = "simulated-h200") -> None:
+    """Say what is missing for a cluster and how to fix it. Changes nothing."""
+    from kvab.cli.doctor import findings
+
+    found = findings(study, cluster)
+    for finding in found:
+        print(f"{'ok  ' if finding.ok else 'FIX '}  {finding.what}")
+    if not all(finding.ok for finding in found):
+        raise typer.Exit(3)
+
+
+for part in (replaying, results):
     app.add_typer(part.app)
 app.add_typer(traces.trace_app, name="trace")
 
@@ -80,9 +119,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"kvab: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        if not (said := lacking(str(error))):
+        if not (message := lacking(str(error))):
             raise
-        print(f"kvab: {said}", file=sys.stderr)
+        print(f"kvab: {message}", file=sys.stderr)
         sys.exit(DependencyError.exit_code)
     except OSError as error:
         if error.errno not in UNWRITABLE:
@@ -91,6 +130,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(InputError.exit_code)
     except SystemExit as stop:
         if stop.code == 130:  # typer turns Ctrl-C into this exit and says nothing
-            kept = "complete runs are kept, run the same command again"
-            print(f"kvab: stopped; {kept}", file=sys.stderr)
+            print("kvab: stopped; complete runs are kept, run the same command again",
+                  file=sys.stderr)  # fmt: skip
         raise

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 
-class Counts(StrEnum):
+class Counted(StrEnum):
     """Whose token counts are used."""
 
     SERVER = "server"
@@ -42,7 +42,7 @@ def _place(flag: str, name: str, text: str) -> Any:
     )
 
 
-StudyOption = Annotated[
+Study = Annotated[
     Path,
     typer.Option(
         default_factory=_default_study,
@@ -51,7 +51,7 @@ StudyOption = Annotated[
         help="The study file.",
     ),
 ]
-OwnStudyOption = Annotated[
+OwnStudy = Annotated[
     Path | None,
     typer.Option(
         "--study",
@@ -60,8 +60,8 @@ OwnStudyOption = Annotated[
         help="The study file.",
     ),
 ]
-ClusterOption = Annotated[str, typer.Option(help="A profile of recipes/clusters/.")]
-ReportedOption = Annotated[
+Cluster = Annotated[str, typer.Option(help="A profile of recipes/clusters/.")]
+Reported = Annotated[
     str | None,
     typer.Option(
         "--cluster",
@@ -69,40 +69,43 @@ ReportedOption = Annotated[
         help="A profile of recipes/clusters/, or the name of imported runs.",
     ),
 ]
-RowsOption = Annotated[int | None, typer.Option(help="Replay only the first N trace rows.")]
-TraceOption = Annotated[
+Configuration = Annotated[str, typer.Option(help="A configuration of the study.")]
+Repeat = Annotated[int, typer.Option(help="Which repeat, from 1.")]
+Rows = Annotated[int | None, typer.Option(help="Replay only the first N trace rows.")]
+Trace = Annotated[
     Path | None, typer.Option("--trace", help="Replay another trace on purpose; pages name it.")
 ]
-SentOption = Annotated[
+Sent = Annotated[
     int | None, typer.Option("--rows", help="Requests that AIPerf was to send, if it does not say.")
 ]
-ReplayedOption = Annotated[
+Replayed = Annotated[
     Path | None, typer.Option("--trace", help="The trace that AIPerf replayed, if not the study's.")
 ]
-RunsOption = Annotated[Path, _place("--runs", "runs", "The folder of runs.")]
-PublishedOption = Annotated[Path, _place("--to", "book/published", "Folder of the published runs.")]
-OutOption = Annotated[Path, _place("--out", "book/_build", "Where the book is built.")]
-CountsOption = Annotated[
-    Counts | None,
+Runs = Annotated[Path, _place("--runs", "runs", "The folder of runs.")]
+Published = Annotated[Path, _place("--to", "book/published", "Folder of the published runs.")]
+Out = Annotated[Path, _place("--out", "book/_build", "Where the book is built.")]
+Counts = Annotated[
+    Counted | None,
     typer.Option(
         "--token-counts", help="Whose token counts; by default the server's where it gives any."
     ),
 ]
-TtftOption = Annotated[
+Ttft = Annotated[
     float | None, typer.Option("--ttft-ms", help="Judge by this TTFT instead of the run's own.")
 ]
-ItlOption = Annotated[
+Itl = Annotated[
     float | None, typer.Option("--itl-ms", help="Judge by this ITL instead of the run's own.")
 ]
-OnOption = Annotated[
+On = Annotated[
     str | None,
     typer.Option(help="A Kubernetes profile to replay on, in one Indexed Job; else this machine."),
 ]
-TakeOverOption = Annotated[
+TakeOver = Annotated[
     bool,
     typer.Option("--take-over", help="On Kubernetes: take runs from clients that are alive."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]
+TraceFile = Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]
 
 
 def print_json(document: Any) -> None:
@@ -110,7 +113,7 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
-def tell(lines: Iterable[str]) -> None:
+def note(lines: Iterable[str]) -> None:
     """Print lines that are no result, on stderr."""
     for line in lines:
         print(line, file=sys.stderr)

@@ -8,73 +8,69 @@ from typing import Annotated
 
 import typer
 
-from kvab.cli.options import (
-    ClusterOption,
-    OnOption,
-    OutOption,
-    ReportedOption,
-    RowsOption,
-    RunsOption,
-    StudyOption,
-    TakeOverOption,
-    TraceOption,
-)
+from kvab.cli import options
 
 app = typer.Typer()
 
 
 @app.command()
 def run(
-    configuration: Annotated[str, typer.Option(help="A configuration of the study.")],
-    study: StudyOption,
-    runs: RunsOption,
-    cluster: ClusterOption = "simulated-h200",
-    repeat: Annotated[int, typer.Option(help="Which repeat, from 1.")] = 1,
-    rows: RowsOption = None,
-    trace: TraceOption = None,
+    configuration: options.Configuration,
+    study: options.Study,
+    runs: options.Runs,
+    cluster: options.Cluster = "simulated-h200",
+    repeat: options.Repeat = 1,
+    rows: options.Rows = None,
+    trace: options.Trace = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the deployment up.")] = False,
-    take_over: TakeOverOption = False,
+    take_over: options.TakeOver = False,
 ) -> None:
     """Replay one configuration on one cluster. Executes notebooks/03_replay.ipynb."""
     from kvab.book.notebooks import run_replay_notebook
-    from kvab.clusters import open_cluster
-    from kvab.runs.jobs import plan_job
-    from kvab.study import load_study
+    from kvab.clusters.base import run_path
+    from kvab.study import load_cluster, load_study
 
-    job = plan_job(load_study(study), cluster, configuration, repeat, rows, trace, runs)
+    declared = load_study(study)  # the rest is checked where the run is planned: in the kernel
+    declared.configuration_folder(configuration)
+    declared.seed(repeat)
+    load_cluster(cluster)
+    path = run_path(runs, declared, cluster, configuration, repeat)
     parameters = {
         "study": str(study),
         "cluster": cluster,
         "configuration": configuration,
         "repeat": repeat,
         "rows": rows or 0,
-        "trace": str(job.trace.path.resolve()),  # found once: the kernel does not look for it
+        "trace": str(trace.resolve()) if trace else "",
         "runs": str(runs),
         "keep": keep,
         "take_over": take_over,
     }
-    target = job.path.with_name(f"{job.path.name}.replay.ipynb")
     try:
-        notebook = run_replay_notebook(parameters, target)
+        notebook = run_replay_notebook(parameters, path.with_name(f"{path.name}.replay.ipynb"))
     except KeyboardInterrupt:  # the notebook's kernel is gone: what it started is stopped here
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # nbclient's tasks miss the kernel
         if not keep:
+            from kvab.clusters import open_cluster
+            from kvab.runs.jobs import plan_job
+
+            job = plan_job(declared, cluster, configuration, repeat, rows, trace, runs)
             open_cluster(job.cluster).start(job).teardown(keep_answers=False)
         raise
-    print(f"{job.path}\n{notebook}")
+    print(f"{path}\n{notebook}")
 
 
 @app.command()
 def report(
-    study: StudyOption,
-    out: OutOption,
-    runs: RunsOption,
-    cluster: ReportedOption = None,
-    rows: RowsOption = None,
+    study: options.Study,
+    out: options.Out,
+    runs: options.Runs,
+    cluster: options.Reported = None,
+    rows: options.Rows = None,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Only the first N repeats; all by default.")
     ] = None,
-    trace: TraceOption = None,
+    trace: options.Trace = None,
     from_: Annotated[
         Path | None,
         typer.Option(
@@ -83,8 +79,8 @@ def report(
             help="Build from these runs, or a bundle of them; replay nothing.",
         ),
     ] = None,
-    on: OnOption = None,
-    take_over: TakeOverOption = False,
+    on: options.On = None,
+    take_over: options.TakeOver = False,
 ) -> None:
     """Replay what is missing, analyze it and build the book. Ends with the headline."""
     from kvab.book import building
@@ -109,12 +105,12 @@ def report(
 
 @app.command()
 def capacity(
-    study: StudyOption,
-    runs: RunsOption,
-    cluster: ClusterOption = "simulated-h200",
-    rows: RowsOption = None,
-    trace: TraceOption = None,
-    on: OnOption = None,
+    study: options.Study,
+    runs: options.Runs,
+    cluster: options.Cluster = "simulated-h200",
+    rows: options.Rows = None,
+    trace: options.Trace = None,
+    on: options.On = None,
 ) -> None:
     """Sweep arrival speed and split on a simulated cluster. Complete cells are kept."""
     from kvab.runs.capacity.cells import sweep

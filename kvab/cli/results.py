@@ -7,22 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kvab.cli.options import (
-    ClusterOption,
-    CountsOption,
-    ItlOption,
-    JsonOption,
-    OwnStudyOption,
-    PublishedOption,
-    ReplayedOption,
-    RunsOption,
-    SentOption,
-    StudyOption,
-    TtftOption,
-    print_json,
-    print_table,
-    tell,
-)
+from kvab.cli import options
 
 app = typer.Typer()
 
@@ -30,13 +15,13 @@ app = typer.Typer()
 @app.command()
 def summarize(
     path: Annotated[Path, typer.Argument(help="A run folder, AIPerf artifacts or an archive.")],
-    study: OwnStudyOption = None,
-    as_json: JsonOption = False,
-    rows: SentOption = None,
-    trace: ReplayedOption = None,
-    ttft_ms: TtftOption = None,
-    itl_ms: ItlOption = None,
-    token_counts: CountsOption = None,
+    study: options.OwnStudy = None,
+    as_json: options.Json = False,
+    rows: options.Sent = None,
+    trace: options.Replayed = None,
+    ttft_ms: options.Ttft = None,
+    itl_ms: options.Itl = None,
+    token_counts: options.Counts = None,
 ) -> None:
     """Print the metrics of one run: TTFT, ITL, latency, goodput."""
     from kvab.pages.printed import summary_lines
@@ -46,24 +31,24 @@ def summarize(
     declared = study_of([path], study)
     source = read_source(path, declared, trace, rows, token_counts)
     by = terms([source], declared, study is not None, ttft_ms, itl_ms)
-    tell(source.told(by.slo))
+    options.note(source.told(by.slo))
     if as_json:
-        print_json(source.summary(by.slo) | {"bounds": by.basis})
+        options.print_json(source.summary(by.slo) | {"bounds": by.basis})
     else:
-        print_table(summary_lines(source, by.slo, by.basis))
+        options.print_table(summary_lines(source, by.slo, by.basis))
 
 
 @app.command()
 def compare(
     baseline: Annotated[str, typer.Argument(help="As for summarize; several comma-separated.")],
     comparison: Annotated[str, typer.Argument(help="As many of the other arm.")],
-    study: OwnStudyOption = None,
-    as_json: JsonOption = False,
-    rows: SentOption = None,
-    trace: ReplayedOption = None,
-    ttft_ms: TtftOption = None,
-    itl_ms: ItlOption = None,
-    token_counts: CountsOption = None,
+    study: options.OwnStudy = None,
+    as_json: options.Json = False,
+    rows: options.Sent = None,
+    trace: options.Replayed = None,
+    ttft_ms: options.Ttft = None,
+    itl_ms: options.Itl = None,
+    token_counts: options.Counts = None,
 ) -> None:
     """Compare two configurations request by request. Differences: comparison minus baseline."""
     from kvab.pages.printed import bounds_lines, comparison_lines, header_lines
@@ -81,30 +66,32 @@ def compare(
     tables = comparable(arms)
     every = [source for arm in arms for source in arm]
     by = terms(every, declared, study is not None, ttft_ms, itl_ms)
-    tell([line for source in every for line in source.told(by.slo)] + told_counts(arms))
+    options.note([line for source in every for line in source.told(by.slo)] + told_counts(arms))
     method = compare_tables if paired(arms) else compare_unpaired
     settings = declared.statistics.model_dump()
     result = method(tables[0], tables[1], by.slo, margins=by.margins, **settings)
     counts = [source.token_counts for source in every]
     if as_json:
         slo = by.slo.model_dump()
-        print_json(result.to_json() | {"slo": slo, "bounds": by.basis, "token_counts": counts})
+        options.print_json(
+            result.to_json() | {"slo": slo, "bounds": by.basis, "token_counts": counts}
+        )
     else:
         lines = header_lines(arms, declared.statistics.level)
-        print_table([*lines, *bounds_lines(by.slo, by.basis), *comparison_lines(result)])
+        options.print_table([*lines, *bounds_lines(by.slo, by.basis), *comparison_lines(result)])
 
 
 @app.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(help="AIPerf artifacts: a folder or an archive.")],
     cluster: Annotated[str, typer.Option(help="A profile, or a name for where they ran.")],
-    configuration: Annotated[str, typer.Option(help="The configuration that was replayed.")],
-    study: StudyOption,
-    runs: RunsOption,
-    repeat: Annotated[int, typer.Option(help="Which repeat, from 1.")] = 1,
-    rows: SentOption = None,
-    trace: ReplayedOption = None,
-    token_counts: CountsOption = None,
+    configuration: options.Configuration,
+    study: options.Study,
+    runs: options.Runs,
+    repeat: options.Repeat = 1,
+    rows: options.Sent = None,
+    trace: options.Replayed = None,
+    token_counts: options.Counts = None,
 ) -> None:
     """Make a run folder of AIPerf's artifacts. `kvab report` takes it as its own."""
     from kvab.runs.imports import import_runs
@@ -112,16 +99,16 @@ def import_(
     for written, told in import_runs(
         path, study, cluster, configuration, repeat, rows, trace, runs, token_counts
     ):
-        tell(told)
+        options.note(told)
         print(written)
 
 
 @app.command()
 def publish(
-    study: StudyOption,
-    runs: RunsOption,
-    to: PublishedOption,
-    cluster: ClusterOption = "simulated-h200",
+    study: options.Study,
+    runs: options.Runs,
+    to: options.Published,
+    cluster: options.Cluster = "simulated-h200",
 ) -> None:
     """Copy a cluster's complete runs to book/published, made small."""
     from kvab.book.published import publish as publish_runs
@@ -134,7 +121,7 @@ def publish(
 def bundle(
     paths: Annotated[list[Path], typer.Argument(help="Folders of runs, or single runs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: X.tar.zst.")],
-    study: StudyOption,
+    study: options.Study,
     hosts: Annotated[
         bool, typer.Option(help="Keep names of nodes, pods and contexts; left out otherwise.")
     ] = False,
@@ -146,6 +133,6 @@ def bundle(
     from kvab.book.bundle import bundle as pack
 
     made, left = pack(study, paths, out, hosts=hosts)
-    tell(left)
+    options.note(left)
     size_mb = out.stat().st_size / 1e6
     print(f"{out}: {', '.join(made.clusters)}; {len(made.files)} files, {size_mb:.1f} MB")

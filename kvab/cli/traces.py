@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kvab.cli.options import JsonOption, StudyOption, print_json, print_table
+from kvab.cli import options
 from kvab.errors import InputError
 
 BlockOption = Annotated[
@@ -18,7 +18,7 @@ trace_app = typer.Typer(help="Fetch, describe, cut or make up the workload.", no
 
 @trace_app.command()
 def fetch(
-    study: StudyOption,
+    study: options.Study,
     to: Annotated[Path | None, typer.Option(help="Where to put it; default: the cache.")] = None,
 ) -> None:
     """Download the study's trace, checked against its sha256."""
@@ -30,8 +30,8 @@ def fetch(
 
 @trace_app.command()
 def describe(
-    trace: Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")],
-    as_json: JsonOption = False,
+    trace: options.TraceFile,
+    as_json: options.Json = False,
     block_tokens: BlockOption = 512,
 ) -> None:
     """Print the figures of a trace, and what it does not say."""
@@ -41,14 +41,14 @@ def describe(
 
     description = description_of(read_trace(trace, block_tokens=block_tokens))
     if as_json:
-        print_json(description)
+        options.print_json(description)
     else:
-        print_table(describe_rows(description))
+        options.print_table(describe_rows(description))
 
 
 @trace_app.command("slice")
 def slice_(
-    trace: Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")],
+    trace: options.TraceFile,
     out: Annotated[Path, typer.Argument(help="Where to write the part.")],
     rows: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
     start_s: Annotated[float | None, typer.Option(help="From this second on.")] = None,
