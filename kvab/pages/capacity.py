@@ -1,6 +1,7 @@
-"""How a load, its interval and a ratio of loads are written.
+"""Page 08: how much load each configuration carries, what a good request costs, how to split.
 
-Input: a row of a sweep's curves. Output: plain text.
+Input: a sweep. Output: figures, tables and sentences, in the order of the page; `headline` and
+`second_headline` stand on others too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from kvab.console import counted, interval, number, percent, plain, signed
-from kvab.console import interval as interval_text
 from kvab.pages.gate import Gate
 from kvab.pages.theme import (
     COMPARISON,
@@ -28,6 +28,20 @@ from kvab.pages.theme import (
 )
 from kvab.runs.capacity.sweep import Sweep
 
+DARK = "#333333"
+NO_SWEEP = (
+    ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
+    "study.yaml and run `kvab capacity`.\n:::"
+)
+
+
+# --- how a load, its interval and a ratio of loads are written ----------------------------------
+
+
+def exact(row: pd.Series) -> bool:
+    """Return whether a load or a ratio is known, and not only bounded."""
+    return bool(row["low"] == row["high"])
+
 
 def load_text(low: float, high: float) -> str:
     """Return what is known of a load: a number, or beyond which replayed load it lies.
@@ -42,6 +56,15 @@ def load_text(low: float, high: float) -> str:
     return f"{number(high, 2)}x" if low > 0 else f"below {high:g}x"
 
 
+def ratio_text(row: pd.Series) -> str:
+    """Return a ratio of loads, a bound of it, or that it is not known."""
+    if exact(row):
+        return f"{number(row['low'], 2)} times"
+    if row["low"] > 0:
+        return f"more than {number(row['low'], 2)} times"
+    return "not known" if np.isinf(row["high"]) else f"less than {number(row['high'], 2)} times"
+
+
 def ends_text(row: pd.Series, loads: list[float] | None = None) -> str:
     """Return an interval in words; an end beyond the replayed loads says so."""
     low, high = row["ci_low"], row["ci_high"]
@@ -54,24 +77,9 @@ def ends_text(row: pd.Series, loads: list[float] | None = None) -> str:
     return f"{first} to {last if np.isinf(high) else number(high, 2)}"
 
 
-def ratio_text(row: pd.Series) -> str:
-    """Return a ratio of loads, a bound of it, or that it is not known."""
-    if exact(row):
-        return f"{number(row['low'], 2)} times"
-    if row["low"] > 0:
-        return f"more than {number(row['low'], 2)} times"
-    return "not known" if np.isinf(row["high"]) else f"less than {number(row['high'], 2)} times"
-
-
-def exact(row: pd.Series) -> bool:
-    """Return whether a load or a ratio is known, and not only bounded."""
-    return bool(row["low"] == row["high"])
-
-
-NO_SWEEP = (
-    ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
-    "study.yaml and run `kvab capacity`.\n:::"
-)
+def _in_brackets(row: pd.Series, kind: str = "", loads: list[float] | None = None) -> str:
+    """Return the interval of what is known, to stand behind it; nothing of a mere bound."""
+    return f" ({kind}{ends_text(row, loads)})" if exact(row) else ""
 
 
 def _level(swept: Sweep) -> str:
@@ -82,18 +90,13 @@ def _loads(swept: Sweep) -> list[float]:
     return sorted({cell.load for cell in swept.load_cells})
 
 
-def _kept(swept: Sweep, name: str, target: float) -> pd.Series:
-    return swept.curves.loads.set_index(["configuration", "target"]).loc[(name, target)]
+def _carried(swept: Sweep, target: float) -> pd.DataFrame:
+    """Return what is known of the load at which a share is good, indexed by configuration."""
+    loads = swept.curves.loads
+    return loads[loads["target"] == target].set_index("configuration")
 
 
-def _carries(swept: Sweep, name: str) -> str:
-    row = _kept(swept, name, swept.headline)
-    known = load_text(row["low"], row["high"])
-    text = known.replace("x", " times the trace's arrival speed")
-    return f"up to {text} ({_level(swept)} {ends_text(row, _loads(swept))})" if exact(row) else text
-
-
-def _rows(swept: Sweep) -> str:
+def _replays(swept: Sweep) -> str:
     """Return which requests each cell replayed."""
     trace = swept.summary.trace
     if trace.rows == trace.total_rows:
@@ -110,45 +113,10 @@ def _compared(swept: Sweep, how: str) -> str:
     return how.format(ratio=ratio_text(row), load=load)
 
 
-def headline(swept: Sweep) -> str:
-    """Return the second headline: the load that each of the two main configurations carries."""
-    study = swept.study
-    both = [study.configurations[name] for name in (study.comparison, study.baseline)]
-    row = swept.ratios.loc[swept.headline]
-    ends = f" ({ends_text(row)})" if exact(row) else ""
-    where = "In simulation" if swept.simulated else f"On {plain(swept.cluster)}"
-    where += ", on a SYNTHETIC WORKLOAD" if swept.synthetic else ""
-    first, second = (_carries(swept, name) for name in (study.comparison, study.baseline))
-    gpus = [swept.gpus[name] for name in (study.comparison, study.baseline)]
-    filled = f"the same {gpus[0]}" if gpus[0] == gpus[1] else f"{gpus[0]} against {gpus[1]}"
-    return (
-        f"{where}, {both[0].phrase} keep {percent(swept.headline, 0)} of requests good {first}, "
-        f"{both[1].phrase} {second}: "
-        f"{_compared(swept, f'{{ratio}} the {{load}} on {filled} GPUs')}{ends}."
-    )
+# --- notices and headlines ----------------------------------------------------------------------
 
 
-@unless_missing("")
-def second_headline(swept: Sweep, judged: Gate) -> str:
-    """Return the headline in short, as the book's first page shows it beside a verdict."""
-    if not judged.green:
-        return ""
-    study = swept.study
-    rows = [_kept(swept, name, swept.headline) for name in (study.comparison, study.baseline)]
-    first, second = (load_text(row["low"], row["high"]) for row in rows)
-    row = swept.ratios.loc[swept.headline]
-    ends = f"{_level(swept)} {ends_text(row)}; " if exact(row) else ""
-    kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
-    kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
-    stale = f" {_stale(swept)}" if swept.changes else ""
-    return (
-        f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good, "
-        f"the comparison carries arrivals at {first} the trace's speed, the baseline at {second}: "
-        f"**{_compared(swept, '{ratio} the {load}')}** ({ends}*{kind}*).{stale}"
-    )
-
-
-def _stale(swept: Sweep) -> str:
+def _outdated(swept: Sweep) -> str:
     return f"**This sweep does not fit what is declared now:** {plain('; '.join(swept.changes))}."
 
 
@@ -161,171 +129,75 @@ def provenance(swept: Sweep) -> str:
     made_up = " **SYNTHETIC WORKLOAD: the requests are made up.**" if swept.synthetic else ""
     text = (
         f"{plain(summary.cluster['description'])}. {whose}: {len(swept.load_cells)} cells of load "
-        f"and {len(swept.split_cells)} of the split, each one replay of {_rows(swept)} of "
+        f"and {len(swept.split_cells)} of the split, each one replay of {_replays(swept)} of "
         f"{plain(summary.trace.name)}, made from "
         f"{summary.first:%Y-%m-%d %H:%M} to {summary.last:%Y-%m-%d %H:%M} UTC with {versions}."
         f"{made_up}{unequal(swept.arms, swept.gpus)}"
     )
     title = "Simulated, not measured" if swept.simulated else f"Measured on {swept.cluster}"
     notice = f":::{{admonition}} {title}\n:class: important\n{text}\n:::"
-    return notice + (f"\n\n:::{{warning}}\n{_stale(swept)}\n:::" if swept.changes else "")
+    return notice + (f"\n\n:::{{warning}}\n{_outdated(swept)}\n:::" if swept.changes else "")
 
 
 def source(swept: Sweep, runs: bool = True) -> str:
     """Return where a figure's data come from, for the end of its caption."""
-    trace = swept.summary.trace
     kind = "simulated, not measured" if swept.simulated else swept.summary.cluster["kind"]
     whose = "" if swept.own else ", published sweep"
     synthetic = " SYNTHETIC WORKLOAD." if swept.synthetic else ""
     return (
-        f"Source: {swept.cluster}{whose}, one replay of {trace.rows:,} requests a cell; "
-        f"{kind}.{synthetic}"
+        f"Source: {swept.cluster}{whose}, one replay of {swept.summary.trace.rows:,} requests a "
+        f"cell; {kind}.{synthetic}"
     )
 
 
-def _ratios(swept: Sweep) -> str:
-    """Return the ratio at every good share but the headline's."""
-    said = [
-        f"at {percent(target, 0)} good it is {ratio_text(row)}"
-        + (f" ({ends_text(row)})" if exact(row) else "")
-        for target, row in swept.ratios.iterrows()
-        if target != swept.headline
-    ]
-    return "; ".join(said)
+def headline(swept: Sweep) -> str:
+    """Return the second headline: the load that each of the two main configurations carries."""
+    study, carried = swept.study, _carried(swept, swept.headline)
+    main = (study.comparison, study.baseline)
+    phrases = [study.configurations[name].phrase for name in main]
+    gpus = [swept.gpus[name] for name in main]
+    filled = f"the same {gpus[0]}" if gpus[0] == gpus[1] else f"{gpus[0]} against {gpus[1]}"
+    where = "In simulation" if swept.simulated else f"On {plain(swept.cluster)}"
+    where += ", on a SYNTHETIC WORKLOAD" if swept.synthetic else ""
+
+    def carries(name: str) -> str:
+        row = carried.loc[name]
+        load = load_text(row["low"], row["high"]).replace("x", " times the trace's arrival speed")
+        limit = "up to " if exact(row) else ""
+        return f"{limit}{load}{_in_brackets(row, f'{_level(swept)} ', _loads(swept))}"
+
+    first, second = map(carries, main)
+    return (
+        f"{where}, {phrases[0]} keep {percent(swept.headline, 0)} of requests good {first}, "
+        f"{phrases[1]} {second}: "
+        f"{_compared(swept, f'{{ratio}} the {{load}} on {filled} GPUs')}"
+        f"{_in_brackets(swept.ratios.loc[swept.headline])}."
+    )
 
 
-def load_caption(swept: Sweep) -> str:
-    """Return the caption of the load figure."""
+@unless_missing("")
+def second_headline(swept: Sweep, judged: Gate) -> str:
+    """Return the headline in short, as the book's first page shows it beside a verdict."""
+    if not judged.green:
+        return ""
+    study, carried = swept.study, _carried(swept, swept.headline)
+    first, second = (
+        load_text(*carried.loc[name, ["low", "high"]])
+        for name in (study.comparison, study.baseline)
+    )
     row = swept.ratios.loc[swept.headline]
-    carried = "the comparison carries {ratio} the baseline's {load}"
-    ends = f" ({_level(swept)} {ends_text(row)})" if exact(row) else ""
+    ends = f"{_level(swept)} {ends_text(row)}; " if exact(row) else ""
+    kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
+    kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
+    outdated = f" {_outdated(swept)}" if swept.changes else ""
     return (
-        f"At {percent(swept.headline, 0)} good requests {_compared(swept, carried)}{ends}. "
-        "Above: good share against the "
-        f"speed of arrivals, each point one replay of {_rows(swept)}, bands its workload interval. "
-        f"Below: where each curve falls through {percent(swept.headline, 0)}, with the workload "
-        "interval."
+        f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good, "
+        f"the comparison carries arrivals at {first} the trace's speed, the baseline at {second}: "
+        f"**{_compared(swept, '{ratio} the {load}')}** ({ends}*{kind}*).{outdated}"
     )
 
 
-def _best_split(swept: Sweep) -> str:
-    return swept.curves.splits["share"].idxmax()
-
-
-def _beside(swept: Sweep, which: str) -> list[str]:
-    """Return every split on one side of the best: fewer or more prefill workers."""
-    names = [*swept.split_cells]
-    at = names.index(_best_split(swept))
-    return names[:at][::-1] if which == "fewer" else names[at + 1 :]
-
-
-def split_caption(swept: Sweep) -> str:
-    """Return the caption of the split figure."""
-    splits, best = swept.curves.splits, _best_split(swept)
-    others = splits.drop(best)["share"]
-    keeps = f"{best} keeps most requests good"
-    if not others.empty and others.max() == splits.loc[best, "share"]:
-        keeps = f"No split keeps more requests good than {best}"
-    second = "" if others.empty else f"; the next best, {others.idxmax()}, {percent(others.max())}"
-    router = swept.arms[swept.study.comparison].factors.routing
-    behind = "the KV router" if router == "kv" else f"{router} routing"
-    return (
-        f"{keeps}, {percent(splits.loc[best, 'share'])}{second}. Good "
-        f"share with its {_level(swept)}, mean TTFT and p99 ITL by split at the trace's own speed, "
-        f"behind {behind}; the filled point is the split of deploy.yaml."
-    )
-
-
-def ceiling(swept: Sweep) -> str:
-    """Return what stays late on an almost idle cluster, and so which good share is out of reach."""
-    lowest = _loads(swept)[0]
-    cell = next(
-        cell for cell in swept.load_cells
-        if (cell.configuration, cell.load) == (swept.study.comparison, lowest)
-    )  # fmt: skip
-    shares = swept.curves.shares
-    top = shares.loc[shares["share"].idxmax()]
-    missed = [
-        percent(target, 0)
-        for target in swept.ratios.index
-        if top["share"] < target
-    ]  # fmt: skip
-    out = f" So no configuration keeps {' or '.join(missed)} at any load." if missed else ""
-    said = []
-    if cell.late_first_token:
-        said.append(f"{percent(cell.late_first_token / cell.requests)} get their first token late")
-    if cell.one_token:
-        one = percent(cell.one_token / cell.requests)
-        said.append(f"{one} have one-token answers, which are never good")
-    even = (
-        f"Even at {lowest:g} times the trace's speed, of the comparison's requests "
-        f"{' and '.join(said)}. Slower arrivals do not change that: a long prompt takes as long to "
-        "prefill, and requests of one timestamp still arrive together. "
-    )
-    return (
-        f"{even if said else ''}The highest share anywhere is "
-        f"{percent(top['share'])} ({swept.arms[top['configuration']].label} at {top['load']:g}x)."
-        f"{out}"
-    )
-
-
-@unless_missing("")
-def loads(swept: Sweep) -> str:
-    """Return how the ratio depends on the share asked for, and what limits each configuration."""
-    others = _ratios(swept)
-    return (
-        f"The ratio depends on the share asked for{': ' + others if others else ''}. Near the "
-        f"highest share that a configuration can reach its curve is flat, so a small difference in "
-        f"share is a large one in load.\n\n{ceiling(swept)}"
-    )
-
-
-@unless_missing("")
-def cost(swept: Sweep) -> str:
-    """Return the least GPU-hours for a thousand good requests, and at which load."""
-    said = []
-    for name in (swept.study.comparison, swept.study.baseline):
-        cell = min((c for c in swept.load_cells if c.configuration == name),
-                   key=lambda c: c.gpu_hours)  # fmt: skip
-        said.append(
-            f"{swept.arms[name].label} {number(cell.gpu_hours)} at {cell.load:g}x, where "
-            f"{percent(cell.share)} are good"
-        )
-    return f"The least GPU-hours for each thousand good requests: {'; '.join(said)}."
-
-
-def splits(swept: Sweep) -> str:
-    """Return which split serves best, and what fails on either side of it."""
-    table, best, cells = swept.curves.splits, _best_split(swept), swept.split_cells
-    said = [f"**{best}** keeps {percent(table.loc[best, 'share'])} of requests good."]
-    if swept.deployed and swept.deployed != best:
-        row = table.loc[best]
-        said.append(
-            f"The deployed {swept.deployed} keeps {percent(table.loc[swept.deployed, 'share'])}: "
-            f"{signed(100 * row['difference'], 1)} points for {best} ({_level(swept)} "
-            f"{interval_text(row['difference_low'], row['difference_high'], 100)})."
-        )
-    elif swept.deployed:
-        said.append("It is the split that deploy.yaml deploys.")
-    for side in ("fewer", "more"):
-        for name in _beside(swept, side)[:1]:
-            cell = cells[name]
-            late, slow = (n / cell.requests for n in (cell.late_first_token, cell.slow_pace))
-            said.append(
-                f"One step to {side} prefill workers, {name}, keeps "
-                f"{percent(table.loc[name, 'share'])} good (first tokens beyond the bound "
-                f"{percent(late)}, answers slower than the bound {percent(slow)})."
-            )
-    return " ".join(said)
-
-
-@unless_missing("Nothing yet: sweep the load to learn it.")
-def lesson(swept: Sweep) -> str:
-    """Return what the page teaches."""
-    return f"{headline(swept)} {cost(swept)}\n\n{splits(swept)}"
-
-
-DARK = "#333333"
+# --- load ---------------------------------------------------------------------------------------
 
 
 @drawn("capacity-load", lambda s: s.curves.shares, source=source)
@@ -344,12 +216,12 @@ def load_figure(swept: Sweep) -> Drawing:
         main = target == swept.headline
         above.axhline(100 * target, color=DARK if main else GREY, linewidth=0.9 if main else 0.6,
                       linestyle="-" if main else (0, (1, 2)), zorder=1)  # fmt: skip
-    kept = curves.loads.set_index(["target", "configuration"]).loc[swept.headline]
-    found = kept[kept["low"] == kept["high"]]
-    above.vlines(found["low"], 0, 100 * swept.headline, linewidth=0.9, alpha=0.7,
-                 colors=[styles[name]["color"] for name in found.index])  # fmt: skip
+    carried = _carried(swept, swept.headline)
+    known = carried[carried["low"] == carried["high"]]
+    above.vlines(known["low"], 0, 100 * swept.headline, linewidth=0.9, alpha=0.7,
+                 colors=[styles[name]["color"] for name in known.index])  # fmt: skip
     above.set(ylabel="good requests [%]", ylim=(0, 100))
-    _draw_crossings(below, swept)
+    _draw_carried(below, swept, carried)
     below.set_xlabel("speed of arrivals [multiple of the trace's]")
     shares = curves.shares.set_index(["configuration", "load"])["share"]
     alt = "Falling curves of the good share over load. " + "; ".join(
@@ -360,20 +232,18 @@ def load_figure(swept: Sweep) -> Drawing:
     return figure, load_caption(swept), alt
 
 
-def _draw_crossings(axes: Axes, swept: Sweep) -> None:
+def _draw_carried(axes: Axes, swept: Sweep, carried: pd.DataFrame) -> None:
     """Draw the load that each configuration carries at the headline's share, with its interval."""
     styles, names = arm_styles(swept.arms), [*swept.arms][::-1]
-    kept = swept.curves.loads.set_index(["target", "configuration"]).loc[swept.headline]
-    replayed = swept.curves.shares["load"]
-    reach = (0, replayed.max() * 1.03)
-    for place, name in enumerate(names):
-        row, style = kept.loc[name], styles[name]
+    reach = (0, swept.curves.shares["load"].max() * 1.03)
+    for at, name in enumerate(names):
+        row, style = carried.loc[name], styles[name]
         ends = np.clip([row["ci_low"], row["ci_high"]], *reach)
-        axes.plot(ends, [place, place], color=style["color"], linewidth=2.5, alpha=0.45)
-        if row["low"] == row["high"]:
-            axes.plot(row["low"], place, color=style["color"], marker=style["marker"])
+        axes.plot(ends, [at, at], color=style["color"], linewidth=2.5, alpha=0.45)
+        if exact(row):
+            axes.plot(row["low"], at, color=style["color"], marker=style["marker"])
         axes.annotate(
-            load_text(row["low"], row["high"]), (np.nanmax(ends), place), (6, 0),
+            load_text(row["low"], row["high"]), (np.nanmax(ends), at), (6, 0),
             textcoords="offset points", va="center", fontsize=8, fontweight="bold",
             color=style["color"],
         )  # fmt: skip
@@ -382,6 +252,124 @@ def _draw_crossings(axes: Axes, swept: Sweep) -> None:
     axes.set_title(f"load that keeps {percent(swept.headline, 0)} good")
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x")
+
+
+def load_caption(swept: Sweep) -> str:
+    """Return the caption of the load figure."""
+    carried = "the comparison carries {ratio} the baseline's {load}"
+    ends = _in_brackets(swept.ratios.loc[swept.headline], f"{_level(swept)} ")
+    return (
+        f"At {percent(swept.headline, 0)} good requests {_compared(swept, carried)}{ends}. "
+        "Above: good share against the speed of arrivals, each point one replay of "
+        f"{_replays(swept)}, bands its workload interval. "
+        f"Below: where each curve falls through {percent(swept.headline, 0)}, with the workload "
+        "interval."
+    )
+
+
+@unless_missing(None)
+def loads_table(swept: Sweep) -> Table:
+    """Return the load that each configuration carries at each good share, and the ratio."""
+    loads, statistics = _loads(swept), swept.study.statistics
+    per_gpu = "" if len(set(swept.gpus.values())) == 1 else ", per GPU"
+    columns = {"configuration": [
+        *(arm.label for arm in swept.arms.values()), f"comparison / baseline{per_gpu}",
+    ]}  # fmt: skip
+    for target, ratio in swept.ratios.iterrows():
+        rows = [row for _, row in _carried(swept, target).loc[[*swept.arms]].iterrows()]
+        cells = [(load_text(row["low"], row["high"]), ends_text(row, loads)) for row in rows]
+        cells.append((ratio_text(ratio), ends_text(ratio)))
+        columns[f"{percent(target, 0)} good"] = [
+            text if ends == "–" else f"{text}\n({ends})" for text, ends in cells
+        ]
+    return Table(
+        pd.DataFrame(columns),
+        "Largest load, in multiples of the trace's arrival speed, at which this share of requests "
+        f"is good ({statistics.percent} workload interval, {statistics.resamples:,} resamples, "
+        f"blocks of {counted(swept.curves.block_bursts, 'burst')} on average). Never extrapolated "
+        f"beyond {loads[0]:g}x to {loads[-1]:g}x.",
+        ("configuration",),
+    )
+
+
+@unless_missing("")
+def loads(swept: Sweep) -> str:
+    """Return how the ratio depends on the share asked for, and what limits each configuration."""
+    others = "; ".join(
+        f"at {percent(target, 0)} good it is {ratio_text(row)}{_in_brackets(row)}"
+        for target, row in swept.ratios.iterrows()
+        if target != swept.headline
+    )
+    return (
+        f"The ratio depends on the share asked for{': ' + others if others else ''}. Near the "
+        f"highest share that a configuration can reach its curve is flat, so a small difference in "
+        f"share is a large one in load.\n\n{ceiling(swept)}"
+    )
+
+
+def ceiling(swept: Sweep) -> str:
+    """Return what stays late on an almost idle cluster, and so which good share is out of reach."""
+    lowest, shares = _loads(swept)[0], swept.curves.shares
+    cell = next(
+        cell for cell in swept.load_cells
+        if (cell.configuration, cell.load) == (swept.study.comparison, lowest)
+    )  # fmt: skip
+    top = shares.loc[shares["share"].idxmax()]
+    missed = [percent(target, 0) for target in swept.ratios.index if top["share"] < target]
+    out = f" So no configuration keeps {' or '.join(missed)} at any load." if missed else ""
+    reasons = []
+    if cell.late_first_token:
+        late = percent(cell.late_first_token / cell.requests)
+        reasons.append(f"{late} get their first token late")
+    if cell.one_token:
+        one = percent(cell.one_token / cell.requests)
+        reasons.append(f"{one} have one-token answers, which are never good")
+    even = (
+        f"Even at {lowest:g} times the trace's speed, of the comparison's requests "
+        f"{' and '.join(reasons)}. Slower arrivals do not change that: a long prompt takes as long "
+        "to prefill, and requests of one timestamp still arrive together. "
+    )
+    return (
+        f"{even if reasons else ''}The highest share anywhere is "
+        f"{percent(top['share'])} ({swept.arms[top['configuration']].label} at {top['load']:g}x)."
+        f"{out}"
+    )
+
+
+# --- what a good request costs ------------------------------------------------------------------
+
+
+def _hours(hours: float) -> str:
+    return number(hours) if np.isfinite(hours) else "none good"
+
+
+@unless_missing(None)
+def cells_table(swept: Sweep) -> Table:
+    """Return good share and GPU-hours for a thousand good requests of every cell of load."""
+    lines: dict[float, dict[str, str]] = {}
+    for cell in sorted(swept.load_cells, key=lambda cell: cell.load):
+        line = lines.setdefault(cell.load, {"load": f"{cell.load:g}x"})
+        shown = f"{percent(cell.share)}\n({_hours(cell.gpu_hours)})"
+        line[swept.arms[cell.configuration].label] = shown
+    caption = "Good requests (GPU-hours for each thousand of them)."
+    return Table(pd.DataFrame(lines.values()), caption, ("load",))
+
+
+@unless_missing("")
+def cost(swept: Sweep) -> str:
+    """Return the least GPU-hours for a thousand good requests, and at which load."""
+    clauses = []
+    for name in (swept.study.comparison, swept.study.baseline):
+        own = [cell for cell in swept.load_cells if cell.configuration == name]
+        cell = min(own, key=lambda cell: cell.gpu_hours)
+        clauses.append(
+            f"{swept.arms[name].label} {number(cell.gpu_hours)} at {cell.load:g}x, where "
+            f"{percent(cell.share)} are good"
+        )
+    return f"The least GPU-hours for each thousand good requests: {'; '.join(clauses)}."
+
+
+# --- the split ----------------------------------------------------------------------------------
 
 
 @drawn("capacity-split", lambda s: s.curves.splits, source=source)
@@ -422,77 +410,46 @@ def split_figure(swept: Sweep) -> Drawing:
     return figure, split_caption(swept), alt
 
 
-@unless_missing(None)
-def loads_table(swept: Sweep) -> Table:
-    """Return the load that each configuration carries at each good share, and the ratio."""
-    replayed = sorted({cell.load for cell in swept.load_cells})
-    kept = swept.curves.loads.set_index(["configuration", "target"])
-    targets = swept.ratios.index
-    lines = []
-    for name, arm in swept.arms.items():
-        rows = {target: kept.loc[(name, target)] for target in targets}
-        lines.append({"configuration": arm.label} | {
-            _at(target): f"{load_text(row['low'], row['high'])}\n({ends_text(row, replayed)})"
-            for target, row in rows.items()
-        })  # fmt: skip
-    per_gpu = "" if len(set(swept.gpus.values())) == 1 else ", per GPU"
-    lines.append({"configuration": f"comparison / baseline{per_gpu}"} | {
-        _at(target): f"{ratio_text(row)}\n({ends_text(row)})"
-        for target, row in swept.ratios.iterrows()
-    })  # fmt: skip
-    frame = pd.DataFrame(lines).replace({r"\n\(–\)": ""}, regex=True)
-    statistics = swept.study.statistics
-    return Table(
-        frame,
-        "Largest load, in multiples of the trace's arrival speed, at which this share of requests "
-        f"is good ({statistics.percent} workload interval, {statistics.resamples:,} resamples, "
-        f"blocks of {counted(swept.curves.block_bursts, 'burst')} on average). Never extrapolated "
-        f"beyond {replayed[0]:g}x to {replayed[-1]:g}x.",
-        ("configuration",),
-    )
+def _best_split(swept: Sweep) -> str:
+    return swept.curves.splits["share"].idxmax()
 
 
-def _at(target: float) -> str:
-    return f"{percent(target, 0)} good"
-
-
-@unless_missing(None)
-def cells_table(swept: Sweep) -> Table:
-    """Return good share and GPU-hours for a thousand good requests of every cell of load."""
-    lines: dict[float, dict[str, str]] = {}
-    for cell in sorted(swept.load_cells, key=lambda cell: cell.load):
-        line = lines.setdefault(cell.load, {"load": f"{cell.load:g}x"})
-        shown = f"{percent(cell.share)}\n({_hours(cell.gpu_hours)})"
-        line[swept.arms[cell.configuration].label] = shown
-    return Table(
-        pd.DataFrame(lines.values()),
-        "Good requests (GPU-hours for each thousand of them).",
-        ("load",),
+def split_caption(swept: Sweep) -> str:
+    """Return the caption of the split figure."""
+    splits, best = swept.curves.splits, _best_split(swept)
+    others = splits.drop(best)["share"]
+    keeps = f"{best} keeps most requests good"
+    if not others.empty and others.max() == splits.loc[best, "share"]:
+        keeps = f"No split keeps more requests good than {best}"
+    second = "" if others.empty else f"; the next best, {others.idxmax()}, {percent(others.max())}"
+    router = swept.arms[swept.study.comparison].factors.routing
+    behind = "the KV router" if router == "kv" else f"{router} routing"
+    return (
+        f"{keeps}, {percent(splits.loc[best, 'share'])}{second}. Good "
+        f"share with its {_level(swept)}, mean TTFT and p99 ITL by split at the trace's own speed, "
+        f"behind {behind}; the filled point is the split of deploy.yaml."
     )
 
 
 @unless_missing(None)
 def splits_table(swept: Sweep) -> Table:
     """Return the metrics of each split of the comparison's workers."""
-    table = swept.curves.splits
     lines = []
     for name, cell in swept.split_cells.items():
-        row = table.loc[name]
-        lines.append(
-            {
-                "split": name + (" (deployed)" if name == swept.deployed else ""),
-                "good": percent(row["share"]),
-                f"{swept.study.statistics.percent} interval [%]": f"{number(100 * row['low'], 1)} "
-                f"to {number(100 * row['high'], 1)}",
-                "points from the deployed": "–" if name == swept.deployed else interval(
-                    row["difference_low"], row["difference_high"], 100),
-                "TTFT mean [ms]": number(cell.ttft_ms.mean),
-                "TTFT p99": number(cell.ttft_ms.p99),
-                "ITL p50 [ms]": number(cell.itl_ms.p50),
-                "ITL p99": number(cell.itl_ms.p99),
-                "GPU-hours a thousand good": _hours(cell.gpu_hours),
-            }
-        )  # fmt: skip
+        row, deployed = swept.curves.splits.loc[name], name == swept.deployed
+        ends = interval(row["difference_low"], row["difference_high"], 100)
+        lines.append({
+            "split": name + (" (deployed)" if deployed else ""),
+            "good": percent(row["share"]),
+            f"{swept.study.statistics.percent} interval [%]":
+                f"{number(100 * row['low'], 1)} to {number(100 * row['high'], 1)}",
+            "points from the deployed": "–" if deployed else ends,
+            "TTFT mean [ms]": number(cell.ttft_ms.mean),
+            "TTFT p99": number(cell.ttft_ms.p99),
+            "ITL p50 [ms]": number(cell.itl_ms.p50),
+            "ITL p99": number(cell.itl_ms.p99),
+            "GPU-hours a thousand good": _hours(cell.gpu_hours),
+        })  # fmt: skip
     caption = (
         f"{swept.arms[swept.study.comparison].label} at the trace's own speed, xPyD: x prefill and "
         f"y decode workers, {counted(next(iter(swept.split_cells.values())).gpus, 'GPU')} in all. "
@@ -501,5 +458,34 @@ def splits_table(swept: Sweep) -> Table:
     return Table(pd.DataFrame(lines), caption, ("split",))
 
 
-def _hours(hours: float) -> str:
-    return number(hours) if np.isfinite(hours) else "none good"
+def _splits(swept: Sweep) -> str:
+    """Return which split serves best, and what fails on either side of it."""
+    table, best, cells = swept.curves.splits, _best_split(swept), swept.split_cells
+    sentences = [f"**{best}** keeps {percent(table.loc[best, 'share'])} of requests good."]
+    if swept.deployed and swept.deployed != best:
+        row = table.loc[best]
+        sentences.append(
+            f"The deployed {swept.deployed} keeps {percent(table.loc[swept.deployed, 'share'])}: "
+            f"{signed(100 * row['difference'], 1)} points for {best} ({_level(swept)} "
+            f"{interval(row['difference_low'], row['difference_high'], 100)})."
+        )
+    elif swept.deployed:
+        sentences.append("It is the split that deploy.yaml deploys.")
+    names = [*cells]
+    at = names.index(best)
+    for side, beside in (("fewer", names[:at][-1:]), ("more", names[at + 1 :][:1])):
+        for name in beside:
+            cell = cells[name]
+            late, slow = (n / cell.requests for n in (cell.late_first_token, cell.slow_pace))
+            sentences.append(
+                f"One step to {side} prefill workers, {name}, keeps "
+                f"{percent(table.loc[name, 'share'])} good (first tokens beyond the bound "
+                f"{percent(late)}, answers slower than the bound {percent(slow)})."
+            )
+    return " ".join(sentences)
+
+
+@unless_missing("Nothing yet: sweep the load to learn it.")
+def lesson(swept: Sweep) -> str:
+    """Return what the page teaches."""
+    return f"{headline(swept)} {cost(swept)}\n\n{_splits(swept)}"
