@@ -7,7 +7,7 @@ round-robin reports no reuse, and no check can tell whether its caches were cold
 
 Another trace than the study's is no failure: replayed on purpose (``--trace``) by every arm, it is
 a fair comparison on another workload, and every page says so. Arms that replayed different traces
-are not compared at all: `kvab.pages.evidence.load_evidence` refuses them before any check.
+are not compared at all: `kvab.pages.evidence.load_evidence` rejects them before any check.
 
 A frontend that rejects requests does so when most of them come: what it then serves is a lighter
 workload than the other arm's, so far fewer may be rejected for overload than may fail otherwise.
@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,6 +41,11 @@ OURS = ("kvab", "python")  # they send and read; nothing of a result depends on 
 SERVING = ("kind", "name", "hardware", "backend", "image", "node_selector", "rdma_resource")
 UNKNOWN = f"cannot tell: the file {SERVER_METRICS} was not given"
 WITHHELD = "withheld: the gate is red"
+
+Outcome = tuple[str, str, str, bool]
+"""A check of one run: its name, what was expected and found, whether it passed."""
+Placed = tuple[str, str, str, str, bool]
+"""The same with where it was looked for, behind the name."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +84,18 @@ def gate(evidence: Evidence) -> Gate:
 def _judged(evidence: Evidence) -> Gate:
     rows = [
         (check, f"{name} r{run.manifest.repeat}", *rest)
-        for name, found in evidence.runs.items()
-        for run in found
+        for name, repeats in evidence.runs.items()
+        for run in repeats
         for check, *rest in _run_checks(run, evidence)
     ]
-    for name, found in evidence.runs.items():
-        rows += [(check, name, *rest) for check, *rest in _repeat_checks(found)]
-    rows += list(_arm_checks(evidence))
+    for name, repeats in evidence.runs.items():
+        rows += [(check, name, *rest) for check, *rest in _repeat_checks(repeats)]
+    rows += _arm_checks(evidence)
     columns = ["check", "where", "expected", "found", "passed"]
     return Gate(pd.DataFrame(rows, columns=columns).astype({"passed": bool}))
 
 
-def _run_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, bool]]:
+def _run_checks(run: Run, evidence: Evidence) -> Iterator[Outcome]:
     table, manifest = run.requests, run.manifest
     yield "the replay ended", "complete", manifest.status, manifest.status == "complete"
     deployed = recipes.topology(recipes.read_configuration(run.path / "manifests"))
@@ -99,22 +103,13 @@ def _run_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, b
     rows = manifest.trace.rows
     right = int(table["row"].between(0, rows - 1).sum())  # `check_table` has each of them once
     whole = right == len(table) == rows
-    found = f"{len(table):,}, of which {right:,} are rows of the replay"
-    yield "one row a request", f"{rows:,}", f"{len(table):,}" if whole else found, whole
-    errors = float((~metrics.served(table)).mean())
-    yield (
-        "failed requests",
-        f"<= {ERROR_LIMIT_SHARE:.0%}",
-        f"{errors:.2%}",
-        (errors <= ERROR_LIMIT_SHARE),
-    )
-    overload = float(metrics.overloaded(table).mean())
-    yield (
-        "requests rejected for overload (HTTP 503, 529)",
-        f"<= {OVERLOAD_LIMIT_SHARE:.1%}",
-        f"{overload:.2%}",
-        overload <= OVERLOAD_LIMIT_SHARE,
-    )
+    counts = f"{len(table):,}" + ("" if whole else f", of which {right:,} are rows of the replay")
+    yield "one row a request", f"{rows:,}", counts, whole
+    errors, limit = float((~metrics.served(table)).mean()), ERROR_LIMIT_SHARE
+    yield "failed requests", f"<= {limit:.0%}", f"{errors:.2%}", errors <= limit
+    overload, limit = float(metrics.overloaded(table).mean()), OVERLOAD_LIMIT_SHARE
+    check = "requests rejected for overload (HTTP 503, 529)"
+    yield check, f"<= {limit:.1%}", f"{overload:.2%}", overload <= limit
     yield from _row_checks(table[metrics.served(table)], evidence.workload.table)
     yield from _worker_checks(run, deployed)
     yield from _cache_checks(run, evidence)
@@ -122,20 +117,16 @@ def _run_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, b
         yield from _event_checks(manifest)
 
 
-def _deployed_check(
-    deployed: Topology, configuration: str, evidence: Evidence
-) -> tuple[str, str, str, bool]:
+def _deployed_check(deployed: Topology, configuration: str, evidence: Evidence) -> Outcome:
     factors, study = evidence.arms[configuration].factors, evidence.study
     models = " and ".join(sorted({group.model for group in deployed.groups.values()}))
     router = deployed.router.replace("_", "-")
-    found = f"{deployed.mode}, {router}, {models}"
+    runs = f"{deployed.mode}, {router}, {models}"
     expected = f"{factors.split}, {factors.routing}, {study.model.name}"
-    return "deployed as declared", expected, found, found == expected
+    return "deployed as declared", expected, runs, runs == expected
 
 
-def _row_checks(
-    served: pd.DataFrame, workload: pd.DataFrame
-) -> Iterator[tuple[str, str, str, bool]]:
+def _row_checks(served: pd.DataFrame, workload: pd.DataFrame) -> Iterator[Outcome]:
     asked = workload.set_index("row").reindex(served["row"])
     early_ms = np.abs(served["arrival_ms"].to_numpy() - asked["arrival_ms"].to_numpy())
     for check, same in {
@@ -150,7 +141,7 @@ def _row_checks(
     yield "send lag p99", f"<= {limit_ms:g} ms", f"{lag_ms:.2f} ms", lag_ms <= limit_ms
 
 
-def _worker_checks(run: Run, deployed: Topology) -> Iterator[tuple[str, str, str, bool]]:
+def _worker_checks(run: Run, deployed: Topology) -> Iterator[Outcome]:
     host = run.manifest.host
     components = [pod["component"] for pod in host.get("pods", {}).values()]
     for role, group in deployed.groups.items():
@@ -167,11 +158,11 @@ def _worker_checks(run: Run, deployed: Topology) -> Iterator[tuple[str, str, str
         yield check, str(group.replicas), str(seen), seen == needed
     if run.manifest.kind == "kubernetes":
         restarts = host.get("restarts")
-        found = "not counted" if restarts is None else str(sum(restarts.values()))
-        yield "restarts of serving pods", "0", found, found == "0"
+        count = "not counted" if restarts is None else str(sum(restarts.values()))
+        yield "restarts of serving pods", "0", count, count == "0"
 
 
-def _event_checks(manifest: RunManifest) -> Iterator[tuple[str, str, str, bool]]:
+def _event_checks(manifest: RunManifest) -> Iterator[Outcome]:
     counted = manifest.host.get("router") or {}
     if manifest.kind == "simulated" or (manifest.kind == "imported" and not counted):
         return  # the simulator has no events to lose; not all artifacts tell of them
@@ -182,15 +173,15 @@ def _event_checks(manifest: RunManifest) -> Iterator[tuple[str, str, str, bool]]
     yield "KV events that the router applied", "> 0", f"{seen:,.0f}", seen > 0
 
 
-def _repeat_checks(found: list[Run]) -> Iterator[tuple[str, str, str, bool]]:
-    repeats = [run.manifest.repeat for run in found]
-    told = ", ".join(map(str, repeats))
-    yield "each repeat once", "no number twice", told, len(set(repeats)) == len(repeats)
-    manifests = {recipes.read_configuration(run.path / "manifests").digest for run in found}
+def _repeat_checks(runs: list[Run]) -> Iterator[Outcome]:
+    repeats = [run.manifest.repeat for run in runs]
+    numbers = ", ".join(map(str, repeats))
+    yield "each repeat once", "no number twice", numbers, len(set(repeats)) == len(repeats)
+    manifests = {recipes.read_configuration(run.path / "manifests").digest for run in runs}
     yield "same manifests in all repeats", "one", str(len(manifests)), len(manifests) == 1
 
 
-def _cache_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str, bool]]:
+def _cache_checks(run: Run, evidence: Evidence) -> Iterator[Outcome]:
     share, workload = summaries.reuse(run), evidence.workload.table
     if share is None:
         return  # a disaggregated frontend does not report it, only a KV router counts it
@@ -209,13 +200,13 @@ def _cache_checks(run: Run, evidence: Evidence) -> Iterator[tuple[str, str, str,
     yield "reuse within an unlimited cache's", f"<= {bound:.1%}", f"{share:.1%}", share <= bound
 
 
-def _arm_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]:
+def _arm_checks(evidence: Evidence) -> Iterator[Placed]:
     yield from _same_checks(evidence)
     if not evidence.study.gpus.differ:
         numbers = set(evidence.gpus.values())
-        told = ", ".join(f"{name} {count}" for name, count in evidence.gpus.items())
-        found = told if len(numbers) > 1 else str(*numbers)
-        yield "same GPUs", "all runs", "one number", found, len(numbers) == 1
+        by_arm = ", ".join(f"{name} {count}" for name, count in evidence.gpus.items())
+        counts = by_arm if len(numbers) > 1 else str(*numbers)
+        yield "same GPUs", "all runs", "one number", counts, len(numbers) == 1
     cells = {(arm.factors.split, arm.factors.routing): n for n, arm in evidence.arms.items()}
     for (split, routing), name in cells.items():
         control = cells.get((split, "round-robin"))
@@ -232,31 +223,31 @@ def _arm_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]
             )
 
 
-def _same_checks(evidence: Evidence) -> Iterator[tuple[str, str, str, str, bool]]:
+def _same_checks(evidence: Evidence) -> Iterator[Placed]:
     """Yield what all runs must share; what does not change a result (limits, texts) may differ."""
     runs = {f"{name} r{run.manifest.repeat}": run.manifest
-            for name, found in evidence.runs.items() for run in found}  # fmt: skip
-    told: dict[str, Callable[[RunManifest], Any]] = {
+            for name, repeats in evidence.runs.items() for run in repeats}  # fmt: skip
+    shared: dict[str, Callable[[RunManifest], object]] = {
         "same workload": lambda m: m.trace.sha256,
         "same cluster": lambda m: [m.cluster.get(key) for key in SERVING],
         "same versions": lambda m: _versions(m)[0],
         "same images": lambda m: _versions(m)[1],
         "same study version": lambda m: m.study_version,
     }
-    for label, value in told.items():
+    for label, value in shared.items():
         values = {name: str(value(manifest)) for name, manifest in runs.items() if value(manifest)}
         if values:  # simulated and live runs name no image
             counts = Counter(values.values())
-            odd = [name for name, each in values.items() if each == counts.most_common()[-1][0]]
+            odd = [name for name, text in values.items() if text == counts.most_common()[-1][0]]
             others = "" if len(counts) == 1 else f", {', '.join(odd)} unlike the others"
             yield label, "all runs", "one", f"{len(counts)}{others}", len(counts) == 1
 
 
 def _versions(manifest: RunManifest) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return versions by name, and apart from them the images, whose components differ by arm."""
-    told = [item for item in manifest.versions.items() if item[0] not in OURS]
-    images = {version for name, version in told if name.startswith(IMAGE)}
-    return sorted(item for item in told if not item[0].startswith(IMAGE)), sorted(images)
+    """Return versions by name, and beside them the images, whose components differ by arm."""
+    items = [item for item in manifest.versions.items() if item[0] not in OURS]
+    images = {version for name, version in items if name.startswith(IMAGE)}
+    return sorted(item for item in items if not item[0].startswith(IMAGE)), sorted(images)
 
 
 def _reusable(evidence: Evidence, manifest: RunManifest) -> float:
@@ -267,6 +258,6 @@ def _reusable(evidence: Evidence, manifest: RunManifest) -> float:
 
 def _reuse(evidence: Evidence, configuration: str | None) -> float | None:
     """Return the mean share of prompt tokens from cache over the runs that tell it, if any."""
-    found = [summaries.reuse(run) for run in evidence.runs.get(configuration or "", [])]
-    known = [share for share in found if share is not None]
+    shares = [summaries.reuse(run) for run in evidence.runs.get(configuration or "", [])]
+    known = [share for share in shares if share is not None]
     return float(np.mean(known)) if known else None

@@ -1,6 +1,6 @@
-"""The tables of the workload, of the runs and of their checks.
+"""Pages 03 and 04: one run, the runs that the book stands on, and what their checks say.
 
-Input: the evidence. Output: tables that a notebook shows.
+Input: the evidence, or a run folder. Output: tables and sentences.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from kvab.study import Slo
 
 def run_table(path: Path, slo: Slo) -> Table:
     """Return the metrics of one run folder."""
-    rows = summary_lines(of_run(runs.read_run(path)), slo)
-    return Table(pd.DataFrame(rows, columns=["quantity", "value"]), str(path.name), ("quantity",))
+    lines = summary_lines(of_run(runs.read_run(path)), slo)
+    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), path.name, ("quantity",))
 
 
 def runs_table(evidence: Evidence) -> Table:
@@ -41,12 +41,44 @@ def runs_table(evidence: Evidence) -> Table:
             "ended (UTC)": f"{run.manifest.end:%Y-%m-%d %H:%M}",
             "requests.parquet": run.manifest.files["requests.parquet"][:8],
         }
-        for name, found in evidence.runs.items()
-        for run in found
+        for name, repeats in evidence.runs.items()
+        for run in repeats
     ]
     versions = ", ".join(f"{name} {v}" for name, v in evidence.manifest.versions.items())
     return Table(pd.DataFrame(lines), f"Cluster {evidence.cluster}; {versions}.",
                  ("configuration", "order of rows", "status"))  # fmt: skip
+
+
+def exclusions(evidence: Evidence) -> str:
+    """Return which declared configurations and repeats are missing, with the reason."""
+    study, arms = evidence.study, evidence.arms
+    lines = [
+        f"{arm.label}: not run on {plain(evidence.cluster)}"
+        for name, arm in study.configurations.items()
+        if name not in evidence.runs
+    ]
+    lines += [
+        f"{arms[name].label}: {len(repeats)} of {counted(study.repeats, 'repeat')}"
+        for name, repeats in evidence.runs.items()
+        if len(repeats) < study.repeats
+    ]
+    lines += [
+        f"{arms[name].label} r{run.manifest.repeat}: {plain(run.manifest.reason)}"
+        for name, repeats in evidence.runs.items()
+        for run in repeats
+        if run.manifest.status != "complete"
+    ]
+    if not lines:
+        return "Nothing is excluded: every declared configuration and repeat is there and whole."
+    return "Missing or incomplete:\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def gate_notice(judged: Gate) -> str:
+    """Return the outcome of the gate in one sentence."""
+    if judged.green:
+        return f":::{{tip}}\nThe gate is **green**: all {len(judged.checks)} checks passed.\n:::"
+    reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons)
+    return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"
 
 
 def gate_table(judged: Gate) -> Table:
@@ -61,35 +93,3 @@ def gate_table(judged: Gate) -> Table:
     shown = pd.concat([failed, passed.assign(outcome="passed")], ignore_index=True)
     columns = ["check", "where", "expected", "found", "outcome"]
     return Table(shown[columns], "", tuple(columns))
-
-
-def exclusions(evidence: Evidence) -> str:
-    """Return which declared configurations and repeats are missing, with the reason."""
-    study = evidence.study
-    said = [
-        f"{arm.label}: not run on {plain(evidence.cluster)}"
-        for name, arm in study.configurations.items()
-        if name not in evidence.runs
-    ]
-    said += [
-        f"{evidence.arms[name].label}: {len(found)} of {counted(study.repeats, 'repeat')}"
-        for name, found in evidence.runs.items()
-        if len(found) < study.repeats
-    ]
-    said += [
-        f"{evidence.arms[name].label} r{run.manifest.repeat}: {plain(run.manifest.reason)}"
-        for name, found in evidence.runs.items()
-        for run in found
-        if run.manifest.status != "complete"
-    ]
-    if not said:
-        return "Nothing is excluded: every declared configuration and repeat is there and whole."
-    return "Missing or incomplete:\n\n" + "\n".join(f"- {line}" for line in said)
-
-
-def gate_notice(judged: Gate) -> str:
-    """Return the outcome of the gate in one sentence."""
-    if judged.green:
-        return f":::{{tip}}\nThe gate is **green**: all {len(judged.checks)} checks passed.\n:::"
-    reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons)
-    return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"

@@ -1,6 +1,7 @@
-"""What the replayed requests are like, in sentences: bursts, lengths, what repeats.
+"""Page 01: what the requests are like: bursts, lengths, what repeats.
 
-Input: the evidence. Output: Markdown.
+Input: the evidence; nothing of it is simulated. Output: figures, tables and sentences, in the order
+of the page.
 """
 
 from __future__ import annotations
@@ -17,6 +18,20 @@ from kvab.trace.describe import describe_rows
 
 BURSTY_SHARE = 0.5  # of the requests that share their timestamp with another
 LONG_PROMPTS = 4  # times the tokens of the answers
+LINE, BARS = "#333333", "#8c8c8c"
+
+
+def _prompt_tokens_an_answer_token(rows: pd.DataFrame) -> float:
+    return float(rows["input_tokens"].sum() / rows["output_tokens"].sum())
+
+
+def _repeated_share(rows: pd.DataFrame) -> float:
+    """Return the share of prompt tokens that repeat the beginning of an earlier prompt."""
+    return float(rows["reusable_tokens"].sum() / rows["input_tokens"].sum())
+
+
+def _times(ratio: float) -> str:
+    return f"{number(ratio, 0 if ratio >= 10 else 1)} times as many tokens as answers"
 
 
 def _together(evidence: Evidence) -> int:
@@ -26,6 +41,49 @@ def _together(evidence: Evidence) -> int:
 
 def _bursty(evidence: Evidence) -> bool:
     return _together(evidence) > BURSTY_SHARE * len(evidence.replayed)
+
+
+def description_table(evidence: Evidence) -> Table:
+    """Return the description of the trace."""
+    description, trace = evidence.workload.description, evidence.manifest.trace
+    lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
+    caption = (
+        f"The whole trace; replayed were the first {trace.rows:,} of its "
+        f"{counted(trace.total_rows, 'request')}."
+        if trace.rows < trace.total_rows
+        else ""
+    )
+    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), caption, ("quantity",))
+
+
+def _per_tick(evidence: Evidence) -> pd.DataFrame:
+    counts = evidence.workload.table["arrival_ms"].value_counts().sort_index()
+    return counts.rename("requests").reset_index()
+
+
+@drawn("workload-arrivals", _per_tick, runs=False)
+def arrivals_figure(evidence: Evidence) -> Drawing:
+    """Draw requests a minute along the trace, and how many arrive at one tick of its clock."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), width_ratios=[2, 1])
+    arrival_ms, trace = evidence.workload.table["arrival_ms"], evidence.workload.description
+    per_minute = (arrival_ms // 60_000).value_counts().sort_index()
+    left.step(per_minute.index, per_minute, where="mid", color=LINE, linewidth=1.2)
+    left.set(xlabel="minute of the trace", ylabel="requests a minute", ylim=(0, None))
+    bursts = arrival_ms.value_counts().value_counts().sort_index()
+    right.bar(bursts.index, bursts, color=BARS, width=0.8)
+    right.set(xlabel="requests at one tick", ylabel="ticks")
+    caption = (
+        f"{counted(trace['rows'], 'request')} at "
+        f"{counted(trace['distinct_timestamps'], 'timestamp')}, up to {trace['largest_burst']} at "
+        "one. Left: requests a minute along the trace. Right: how many requests come at one tick "
+        "of its clock."
+    )
+    alt = (
+        f"Left: requests a minute between {per_minute.min()} and {per_minute.max()} over "
+        f"{len(per_minute)} minutes. Right: histogram of burst sizes from {bursts.index.min()} "
+        f"to {bursts.index.max()}."
+    )
+    return figure, caption, alt
 
 
 def clock(evidence: Evidence) -> str:
@@ -48,127 +106,65 @@ def clock(evidence: Evidence) -> str:
     )
 
 
-def _ratio(evidence: Evidence) -> float:
-    rows = evidence.replayed
-    return float(rows["input_tokens"].sum() / rows["output_tokens"].sum())
-
-
-def lengths(evidence: Evidence) -> str:
-    """Return what the lengths mean for the two latencies, and how many answers have no pace."""
-    if _ratio(evidence) >= LONG_PROMPTS:
-        said = (
-            "Prompts are long against answers, so the time to first token is dominated by prefill "
-            "work, and prefill work is what a cached prefix saves."
-        )
-    else:
-        said = (
-            "Answers hold a good part of all tokens, so the pace of decoding weighs as much as the "
-            "time to first token."
-        )
-    if one := int((evidence.replayed["output_tokens"] == 1).sum()):
-        said += (
-            f" {counted(one, 'request')} with one answer token can never be *good* by AIPerf's "
-            "rule: there is no inter-token latency."
-        )
-    return said
-
-
-def lesson(evidence: Evidence) -> str:
-    """Return what the workload page teaches."""
-    rows, ratio = evidence.replayed, _ratio(evidence)
-    repeated = rows["reusable_tokens"].sum() / rows["input_tokens"].sum()
-    comes = "in bursts" if _bursty(evidence) else "mostly one by one"
-    worth = "is worth something" if repeated >= REUSE_WORTH_SHARE else "saves next to nothing"
-    return (
-        f"Requests come {comes}, prompts hold {number(ratio, 0 if ratio >= 10 else 1)} times as "
-        f"many tokens as answers, and {percent(repeated, 0)} of prompt tokens repeat the beginning "
-        f"of an earlier prompt: finding a cached prefix {worth}."
-    )
-
-
-def _per_tick(evidence: Evidence) -> pd.DataFrame:
-    counts = evidence.workload.table["arrival_ms"].value_counts().sort_index()
-    return counts.rename("requests").reset_index()
-
-
-@drawn("workload-arrivals", _per_tick, runs=False)
-def arrivals_figure(evidence: Evidence) -> Drawing:
-    """Draw requests a minute along the trace, and how many arrive at one tick of its clock."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), width_ratios=[2, 1])
-    table = evidence.workload.table
-    per_minute = (table["arrival_ms"] // 60_000).value_counts().sort_index()
-    left.step(per_minute.index, per_minute, where="mid", color="#333333", linewidth=1.2)
-    left.set(xlabel="minute of the trace", ylabel="requests a minute", ylim=(0, None))
-    bursts = table["arrival_ms"].value_counts().value_counts().sort_index()
-    right.bar(bursts.index, bursts, color="#8c8c8c", width=0.8)
-    right.set(xlabel="requests at one tick", ylabel="ticks")
-    alt = (
-        f"Left: requests a minute between {per_minute.min()} and {per_minute.max()} over "
-        f"{len(per_minute)} minutes. Right: histogram of burst sizes from {bursts.index.min()} "
-        f"to {bursts.index.max()}."
-    )
-    return figure, arrivals_caption(evidence), alt
-
-
 @drawn("workload-lengths", lambda e: e.workload.table, runs=False)
 def lengths_figure(evidence: Evidence) -> Drawing:
     """Distributions of prompt and answer lengths, and of the reusable part of prompts."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
 
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
     table = evidence.workload.table
     shares = 100 * table["reusable_tokens"] / table["input_tokens"]
-    drawn = (
+    shown = (
         (table["input_tokens"], "prompt tokens", True),
         (table["output_tokens"], "answer tokens", True),
         (shares, "prompt seen before [%]", False),
     )
-    for place, (values, label, log) in zip(axes, drawn, strict=True):
-        sns.histplot(x=values, ax=place, log_scale=log, bins=40, color="#8c8c8c", edgecolor="none")
-        place.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
+    for axes, (values, label, log) in zip(panels, shown, strict=True):
+        sns.histplot(x=values, ax=axes, log_scale=log, bins=40, color=BARS, edgecolor="none")
+        axes.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
         if log:
-            place.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes[0].set_ylabel("requests")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panels[0].set_ylabel("requests")
+    caption = (
+        f"Prompts hold {_times(_prompt_tokens_an_answer_token(table))}, "
+        f"and {percent(_repeated_share(table), 0)} of prompt tokens had been seen before as a "
+        "prefix. Distributions of prompt length, answer length and the share of each prompt that "
+        "an earlier prompt began with."
+    )
     alt = (
         f"Histograms: prompts of median {table['input_tokens'].median():,.0f} tokens, answers of "
         f"median {table['output_tokens'].median():,.0f}, and the share of each prompt that an "
         f"earlier prompt began with, median {shares.median():.0f} per cent."
     )
-    return figure, lengths_caption(evidence), alt
+    return figure, caption, alt
 
 
-def description_table(evidence: Evidence) -> Table:
-    """Return the description of the trace."""
-    description = evidence.workload.description
-    lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
-    trace = evidence.manifest.trace
-    caption = (
-        f"The whole trace; replayed were the first {trace.rows:,} of its "
-        f"{counted(trace.total_rows, 'request')}."
-        if trace.rows < trace.total_rows
-        else ""
+def lengths(evidence: Evidence) -> str:
+    """Return what the lengths mean for the two latencies, and how many answers have no pace."""
+    rows = evidence.replayed
+    text = (
+        "Prompts are long against answers, so the time to first token is dominated by prefill "
+        "work, and prefill work is what a cached prefix saves."
+        if _prompt_tokens_an_answer_token(rows) >= LONG_PROMPTS
+        else "Answers hold a good part of all tokens, so the pace of decoding weighs as much as "
+        "the time to first token."
     )
-    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), caption, ("quantity",))
+    if one := int((rows["output_tokens"] == 1).sum()):
+        text += (
+            f" {counted(one, 'request')} with one answer token can never be *good* by AIPerf's "
+            "rule: there is no inter-token latency."
+        )
+    return text
 
 
-def arrivals_caption(evidence: Evidence) -> str:
-    """Return the caption of the arrivals figure."""
-    d = evidence.workload.description
+def lesson(evidence: Evidence) -> str:
+    """Return what the workload page teaches."""
+    rows = evidence.replayed
+    repeated = _repeated_share(rows)
+    comes = "in bursts" if _bursty(evidence) else "mostly one by one"
+    worth = "is worth something" if repeated >= REUSE_WORTH_SHARE else "saves next to nothing"
     return (
-        f"{counted(d['rows'], 'request')} at {counted(d['distinct_timestamps'], 'timestamp')}, up "
-        f"to {d['largest_burst']} at one. Left: requests a minute along the trace. Right: how many "
-        "requests come at one tick of its clock."
-    )
-
-
-def lengths_caption(evidence: Evidence) -> str:
-    """Return the caption of the lengths figure."""
-    table = evidence.workload.table
-    ratio = table["input_tokens"].sum() / table["output_tokens"].sum()
-    shared = table["reusable_tokens"].sum() / table["input_tokens"].sum()
-    return (
-        f"Prompts hold {number(ratio, 0 if ratio >= 10 else 1)} times as many tokens as answers, "
-        f"and {percent(shared, 0)} of prompt tokens had been seen before as a prefix. "
-        "Distributions of prompt length, answer length and the share of each prompt that an "
-        "earlier prompt began with."
+        f"Requests come {comes}, prompts hold {_times(_prompt_tokens_an_answer_token(rows))}, and "
+        f"{percent(repeated, 0)} of prompt tokens repeat the beginning of an earlier prompt: "
+        f"finding a cached prefix {worth}."
     )
