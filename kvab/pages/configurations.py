@@ -1,9 +1,11 @@
-"""Tables of the configurations page: what is deployed, what differs, what is not simulated.
+"""Page 02: what each configuration deploys, what differs, what is not simulated.
 
-Input: the evidence, whose runs carry their manifests. Output: objects that a notebook shows.
+Input: the evidence, whose runs carry their manifests. Output: tables.
 """
 
 from __future__ import annotations
+
+from itertools import combinations
 
 import pandas as pd
 
@@ -26,17 +28,15 @@ def topologies_table(evidence: Evidence) -> Table:
             f"{group.replicas} {role} x TP{group.tensor_parallel}"
             for role, group in topology.groups.items()
         )
-        lines.append(
-            {
-                "configuration": arm.label,
-                "role": arm.role,
-                "split": arm.factors.split,
-                "routing": arm.factors.routing,
-                "workers": workers,
-                "GPUs": topology.gpus,
-                "deployment": topology.deployment,
-            }
-        )
+        lines.append({
+            "configuration": arm.label,
+            "role": arm.role,
+            "split": arm.factors.split,
+            "routing": arm.factors.routing,
+            "workers": workers,
+            "GPUs": topology.gpus,
+            "deployment": topology.deployment,
+        })  # fmt: skip
     columns = ("configuration", "role", "split", "routing", "workers", "deployment")
     return Table(pd.DataFrame(lines), "Read from the deploy.yaml of the runs.", columns)
 
@@ -87,22 +87,18 @@ def differences_table(evidence: Evidence) -> Table:
 
 def pairs_table(evidence: Evidence) -> Table:
     """Return, for each pair of configurations that differ in one factor, the fields that do."""
-    arms = list(evidence.arms.items())
     lines = []
-    for place, (a, one) in enumerate(arms):
-        for b, other in arms[place + 1 :]:
-            same_split = one.factors.split == other.factors.split
-            same_routing = one.factors.routing == other.factors.routing
-            if same_split != same_routing:
-                rows = _difference(evidence, a, b)
-                fields = dict.fromkeys(rows["where"] + ": " + rows["field"])
-                lines.append(
-                    {
-                        "pair": f"{one.label} / {other.label}",
-                        "factor": "routing" if same_split else "split",
-                        "fields that differ": "\n".join(fields),
-                    }
-                )
+    for (a, one), (b, other) in combinations(evidence.arms.items(), 2):
+        same_split = one.factors.split == other.factors.split
+        same_routing = one.factors.routing == other.factors.routing
+        if same_split != same_routing:
+            rows = _difference(evidence, a, b)
+            fields = dict.fromkeys(rows["where"] + ": " + rows["field"])
+            lines.append({
+                "pair": f"{one.label} / {other.label}",
+                "factor": "routing" if same_split else "split",
+                "fields that differ": "\n".join(fields),
+            })  # fmt: skip
     columns = ("pair", "factor", "fields that differ")
     return Table(pd.DataFrame(lines, columns=columns), "", columns)
 
