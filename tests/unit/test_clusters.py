@@ -6,7 +6,7 @@ import pytest
 
 from kvab import runs
 from kvab.errors import InputError
-from kvab.pages import clusters
+from kvab.pages import clusters, reproduce
 from kvab.pages.clusters import WITHHELD, load_clusters
 from kvab.stats.agreement import AGREE, DIFFER, UNKNOWN
 from kvab.study import root
@@ -48,7 +48,7 @@ def test_a_cluster_with_a_red_gate_agrees_with_nothing(doctored, sound):
     said = clusters.learned(found) + clusters.forest_caption(found)
     assert "withheld" in said and "withheld on 1" in said
     assert not [word for word in ("agrees", "differs", UNKNOWN) if word in said]
-    shown = clusters.cards_table(found).frame["verdict"].tolist()
+    shown = reproduce.agreement_table(found).frame["verdict"].tolist()
     assert all(WITHHELD in each for each in shown)
 
 
@@ -60,7 +60,7 @@ def test_where_the_reference_is_red_nothing_agrees_with_it(doctored, sound):
 def test_equal_runs_are_one_cluster_and_have_nothing_to_agree_with(sound):
     found = load_clusters(STUDY, sound, sound)
     assert list(found.places) == ["live-cpu"] and not found.others
-    assert "nothing to compare them with" in clusters.whose(found)
+    assert "nothing to compare them with" in reproduce.whose(found)
 
 
 def test_a_study_with_nothing_published_compares_with_its_own_first(sound, tmp_path):
@@ -71,7 +71,7 @@ def test_a_study_with_nothing_published_compares_with_its_own_first(sound, tmp_p
 
 
 def test_the_card_explains_its_words():
-    assert all(word in clusters.RULE.lower() for word in (AGREE, DIFFER, UNKNOWN))
+    assert all(word in reproduce.RULE.lower() for word in (AGREE, DIFFER, UNKNOWN))
 
 
 def test_one_odd_cluster_is_left_out_with_a_notice(sound, tmp_path):
@@ -89,4 +89,4 @@ def test_one_odd_cluster_is_left_out_with_a_notice(sound, tmp_path):
     assert list(found.places) == ["live-cpu"]
     assert found.left_out["odd"].startswith(f"{place}: left out of the book")
     assert "move the folder away" in found.left_out["odd"]
-    assert "Left out, as its runs cannot be compared: odd." in clusters.whose(found)
+    assert "Left out, as its runs cannot be compared: odd." in reproduce.whose(found)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from kvab.console import counted, span
-from kvab.pages import clusters, runs, tables, theme, wording, workload
+from kvab.pages import reproduce, runs, tables, theme, wording, workload
 from kvab.pages.evidence import load_evidence
 from kvab.pages.theme import arm_styles, markdown
 from kvab.pages.wording import captions, outcomes
@@ -260,7 +260,7 @@ def test_single_runs_replays_and_checks_are_singular(published):
     assert "simulated-h200, 1 replay of 40 requests for each" in theme.source(one)
     assert "run to run over 1 repeat." in tables.variation(published_once(published)).caption
     alone = SimpleNamespace(reference=one, others={}, known="published", left_out={})
-    assert "(1 repeat)" in clusters.whose(alone)
+    assert "(1 repeat)" in reproduce.whose(alone)
     assert "1 of 3 repeats" in runs.exclusions(one)
 
 
@@ -270,11 +270,11 @@ def published_once(published):
 
 def test_commands_name_a_study_that_is_not_the_published_one(published):
     told = SimpleNamespace(reference=published)
-    assert "make report" in clusters.commands(told)
+    assert "make report" in reproduce.commands(told)
     study = published.study.model_copy(
         update={"name": "mine", "folder": root() / "recipes" / "mine"}
     )
-    said = clusters.commands(SimpleNamespace(reference=replace(published, study=study)))
+    said = reproduce.commands(SimpleNamespace(reference=replace(published, study=study)))
     assert "kvab report --study recipes/mine/study.yaml --cluster simulated-h200\n" in said
     assert "make" not in said
 
