@@ -1,7 +1,8 @@
-"""How far the simulation can be trusted: live runs against simulations of the same rows.
+"""Page 09: how far the simulation can be trusted: live runs against simulations of the same rows.
 
-Input: the live runs of a study. Output: their simulated twins, kept beside them in one small table,
-and the errors of the simulation with their intervals.
+Input: the live runs of a study. Output: their simulated twins, kept beside them in one small table;
+the errors of the simulation with their intervals; figures, tables and sentences, in the order of
+the page. `closeness` stands on the first page too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
-from kvab.pages.theme import PLAIN, WIDTH_IN, Drawing, Table, arm_styles, drawn, legend_below
+from kvab.pages.theme import (
+    PLAIN,
+    WIDTH_IN,
+    Drawing,
+    Table,
+    arm_styles,
+    drawn,
+    legend_below,
+    unless_missing,
+)
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs import summaries
@@ -40,6 +50,16 @@ SHUFFLES = 8
 KEPT = ["row", "arrival_ms", "input_tokens", "output_tokens", "requested_output_tokens",
         *LATENCIES, "cached_tokens", "error"]  # fmt: skip
 ROUNDED = {"ttft_ms": 1, "itl_ms": 3, "latency_ms": 1}
+STATISTICS = ("mean", "p50", "p90", "p99")
+WATCHED = (("ttft_ms", "mean"), ("itl_ms", "p50"), ("latency_ms", "mean"))
+LINE = "#333333"
+NO_LIVE_RUNS = (
+    ":::{note}\nNo live runs yet: `kvab report --cluster live-cpu --rows 300` makes them "
+    "on two cores, in real time.\n:::"
+)
+
+
+# --- the simulated twins --------------------------------------------------------------------------
 
 
 def make_twins(evidence: Evidence, trace: Trace, folder: Path) -> Path:
@@ -61,30 +81,32 @@ def make_twins(evidence: Evidence, trace: Trace, folder: Path) -> Path:
             f"another; name that trace with --trace"
         )
     jobs = [
-        (found[0], trace, label, order)
-        for found in evidence.runs.values()
-        for label, order in _orders(found[0], trace).items()
+        (repeats[0], trace, label, order)
+        for repeats in evidence.runs.values()
+        for label, order in _orders(repeats[0], trace).items()
     ]
     print(f"simulating the same rows: {len(jobs)} short replays", file=sys.stderr)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
         tables = [*pool.map(_simulate, jobs)]
-    twins, told = [], []
+    twins, values = [], []
     for (run, _, label, _), table in zip(jobs, tables, strict=True):
-        name, found = run.manifest.configuration, metrics.summarize(table, evidence.study.slo)
+        name, summary = run.manifest.configuration, metrics.summarize(table, evidence.study.slo)
         if label == FILE:
             twins.append(table[KEPT].round(ROUNDED).assign(configuration=name))
-        told += [
-            {"configuration": name, "order": label, "metric": key, "statistic": each,
-             "value": found[key][each]}
-            for key in LATENCIES for each in metrics.COMPARED
-        ]  # fmt: skip
-        told.append({"configuration": name, "order": label, "metric": "good_share",
-                     "statistic": "share", "value": found["good"]["share"]})  # fmt: skip
-    place = folder / evidence.study.name / evidence.cluster
-    (place / TABLE).parent.mkdir(parents=True, exist_ok=True)
-    runs.write_beside(place / ORDERS, runs.parquet_bytes([pd.DataFrame(told)]))
-    runs.write_beside(place / TABLE, runs.parquet_bytes([pd.concat(twins, ignore_index=True)]))
-    return place / TABLE
+        values += [
+            (name, label, key, statistic, summary[key][statistic])
+            for key in LATENCIES
+            for statistic in metrics.COMPARED
+        ]
+        values.append((name, label, "good_share", "share", summary["good"]["share"]))
+    orders = pd.DataFrame(
+        values, columns=["configuration", "order", "metric", "statistic", "value"]
+    )
+    beside = folder / evidence.study.name / evidence.cluster
+    (beside / TABLE).parent.mkdir(parents=True, exist_ok=True)
+    runs.write_beside(beside / ORDERS, runs.parquet_bytes([orders]))
+    runs.write_beside(beside / TABLE, runs.parquet_bytes([pd.concat(twins, ignore_index=True)]))
+    return beside / TABLE
 
 
 def _orders(run: runs.Run, trace: Trace) -> dict[str, np.ndarray]:
@@ -106,6 +128,9 @@ def _simulate(job: tuple[runs.Run, Trace, str, np.ndarray]) -> pd.DataFrame:
     simulator_versions(profile)  # or the error that says what is missing
     topology = recipes.topology(recipes.read_configuration(run.path / "manifests"))
     return simulate(profile, topology, trace, order)[0]
+
+
+# --- the check ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -149,7 +174,7 @@ class Check:
 
     @cached_property
     def errors(self) -> pd.DataFrame:
-        """Errors of the simulation, see `errors`."""
+        """Errors of the simulation, see `_errors`."""
         return remember(digest([self.key, source_digest()]), "model-check", lambda: _errors(self))
 
     @cached_property
@@ -179,63 +204,54 @@ def _errors(check: Check) -> pd.DataFrame:
     from kvab.stats.compare import compare
 
     study, lines = check.live.study, []
+    values = check.orders.set_index("order").groupby(["configuration", "metric", "statistic"])
     for name in check.live.runs:
         tables = [check.live.tables(name)[0]], [check.twin(name)]
-        found = compare(*tables, study.slo, **study.statistics.model_dump())
-        cells = [(key, *of) for key in LATENCIES for of in found.metrics[key].statistics.items()]
-        for key, statistic, row in [*cells, ("good_share", "share", found.good.mean)]:
+        comparison = compare(*tables, study.slo, **study.statistics.model_dump())
+        cells = [
+            (key, statistic, row)
+            for key in LATENCIES
+            for statistic, row in comparison.metrics[key].statistics.items()
+        ]
+        for key, statistic, row in [*cells, ("good_share", "share", comparison.good.mean)]:
             share = key == "good_share"
             ends = row.difference if share else row.ratio
-            low, high = ends.low - (not share), ends.high - (not share)
-            live = row.baseline
-            off = _values(check, name, key, statistic)
-            off = off - live if share else off / live - 1
-            shuffled = off.drop([SENT, SHORT], errors="ignore")
-            lines.append(
-                {"configuration": name, "metric": key, "statistic": statistic, "live": live,
-                 "simulated": row.comparison, "error": off[FILE], "ci_low": low,
-                 "ci_high": high, "sent": off[SENT], "centre": shuffled.mean(),
-                 "least": off.min(), "most": off.max()}
-            )  # fmt: skip
+            off = values.get_group((name, key, statistic))["value"]
+            off = off - row.baseline if share else off / row.baseline - 1
+            lines.append({
+                "configuration": name, "metric": key, "statistic": statistic,
+                "live": row.baseline, "simulated": row.comparison, "error": off[FILE],
+                "ci_low": ends.low - (not share), "ci_high": ends.high - (not share),
+                "sent": off[SENT], "centre": off.drop([SENT, SHORT], errors="ignore").mean(),
+                "least": off.min(), "most": off.max(),
+            })  # fmt: skip
     return pd.DataFrame(lines)
-
-
-def _values(check: Check, configuration: str, metric: str, statistic: str) -> pd.Series:
-    """Return the simulated value by order."""
-    found = check.orders
-    own = (found["configuration"] == configuration) & (found["metric"] == metric)
-    return found[own & (found["statistic"] == statistic)].set_index("order")["value"]
 
 
 def load_check(
     study: str | Path, cluster: str, folder: str | Path, published: str | Path = "book/published"
 ) -> Check | None:
     """Return the check of a live cluster in a folder of runs, else the published one, if any."""
-    read = load_study(study)
-    places = [(root() / folder, cluster)]
-    public = root() / published
-    places += [
-        (public, path.parents[1].name) for path in sorted(public.glob(f"{read.name}/*/{TABLE}"))
-    ]
-    for place, name in places:
-        path = place / read.name / name / TABLE
+    name, public = load_study(study).name, root() / published
+    candidates = [(root() / folder, cluster)]
+    candidates += [(public, path.parents[1].name)
+                   for path in sorted(public.glob(f"{name}/*/{TABLE}"))]  # fmt: skip
+    for runs_folder, live in candidates:
+        path = runs_folder / name / live / TABLE
         if path.is_file():
             own = not path.resolve().is_relative_to(public.resolve())
-            orders = pd.read_parquet(place / read.name / name / ORDERS)
-            return Check(load_evidence(study, name, place), pd.read_parquet(path), orders, own)
+            orders = pd.read_parquet(runs_folder / name / live / ORDERS)
+            evidence = load_evidence(study, live, runs_folder)
+            return Check(evidence, pd.read_parquet(path), orders, own)
     return None
 
 
-WATCHED = (("ttft_ms", "mean"), ("itl_ms", "p50"), ("latency_ms", "mean"))
+# --- the page -------------------------------------------------------------------------------------
 
 
-def provenance(check: Check | None, cluster: str) -> str:
+@unless_missing(NO_LIVE_RUNS)
+def provenance(check: Check, cluster: str) -> str:
     """Return the notice on top of the page: which live runs are shown."""
-    if check is None:
-        return (
-            ":::{note}\nNo live runs yet: `kvab report --cluster live-cpu --rows 300` makes them "
-            "on two cores, in real time.\n:::"
-        )
     manifest = check.live.manifest
     whose = "" if check.own or check.live.cluster == cluster else " These are the published runs."
     versions = ", ".join(f"{plain(name)} {plain(text)}" for name, text in manifest.versions.items())
@@ -257,62 +273,150 @@ def _source(check: Check, _: bool = True) -> str:
 
 def _worst(check: Check, metric: str, statistic: str) -> pd.Series:
     """Return the row of the configuration in which the simulation is off most."""
-    found = check.errors
-    rows = found[(found["metric"] == metric) & (found["statistic"] == statistic)]
+    errors = check.errors
+    rows = errors[(errors["metric"] == metric) & (errors["statistic"] == statistic)]
     return rows.loc[rows["centre"].abs().idxmax()]
 
 
-def closeness(check: Check | None) -> str:
-    """Return in one sentence how close the simulation came."""
-    if check is None:
-        return "How far the simulation can be trusted is not known yet: no live run is there."
-    if not gate(check.live).green:
-        return (
-            f"How far the simulation can be trusted is {WITHHELD} on {plain(check.live.cluster)}."
-        )
-    said = [
-        f"{statistic if statistic != 'mean' else 'mean'} {METRICS[key].short} by at most "
-        f"{percent(abs(_worst(check, key, statistic)['centre']))}"
-        for key, statistic in WATCHED
-    ]
-    good = _worst(check, "good_share", "share")
-    rows = check.live.manifest.trace.rows
+@drawn("check-errors", lambda c: c.errors, source=_source)
+def errors_figure(check: Check) -> Drawing:
+    """Error of each statistic of each latency, over orders inside bursts, by configuration."""
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 3.1), sharey=True)
+    errors, styles = check.errors, arm_styles(check.live.arms)
+    for axes, key in zip(panels, LATENCIES, strict=True):
+        axes.axvline(0, color=LINE, linewidth=0.9)
+        for nth, (name, style) in enumerate(styles.items()):
+            rows = errors[(errors["configuration"] == name) & (errors["metric"] == key)]
+            rows = rows.set_index("statistic").loc[[*STATISTICS]]
+            at = [n + 0.17 * (nth - (len(styles) - 1) / 2) for n in range(len(STATISTICS))]
+            axes.hlines(at, 100 * rows["least"], 100 * rows["most"], color=style["color"],
+                        linewidth=1.3, alpha=0.6)  # fmt: skip
+            axes.plot(100 * rows["centre"], at, linestyle="", marker=style["marker"],
+                      markersize=4.5, color=style["color"],
+                      label=check.live.arms[name].label)  # fmt: skip
+        axes.set(xlabel=f"{METRICS[key].short} error [%]")
+        axes.grid(axis="x")
+    panels[0].set_yticks(range(len(STATISTICS)), STATISTICS)
+    panels[0].invert_yaxis()
+    legend_below(figure, panels[0])
+    worst = _worst(check, "ttft_ms", "mean")
+    caption = (
+        f"The mean TTFT is off most under {check.live.arms[worst['configuration']].label}, by "
+        f"{signed(100 * worst['centre'], 1)} %. Error "
+        "of the simulation against the live run of the same rows: a dot its mean over orders of "
+        "the rows inside bursts, the bar from the least to the most."
+    )
+    return figure, caption, f"Dots with ranges by statistic and configuration. {caption}"
+
+
+@unless_missing(None)
+def errors_table(check: Check) -> Table:
+    """Return live value and error of each statistic, with what the order inside bursts does."""
+    errors = check.errors.set_index(["configuration", "metric", "statistic"])
+    lines = []
+    for name, arm in check.live.arms.items():
+        for key in LATENCIES:
+            line = {"configuration": arm.label, "metric": f"{METRICS[key].short} [ms]"}
+            for statistic in STATISTICS:
+                row = errors.loc[(name, key, statistic)]
+                spread = " to ".join(signed(100 * row[end], 0) for end in ("least", "most"))
+                line[statistic] = (
+                    f"{number(row['live'])}\n{signed(100 * row['centre'], 1)} %\n({spread})"
+                )
+            lines.append(line)
+    caption = (
+        "Live value; below it the error of the simulation, its mean over orders of the rows inside "
+        f"bursts ({check.orders['order'].nunique()} of them), and the least and the most."
+    )
+    return Table(pd.DataFrame(lines), caption, ("configuration", "metric"))
+
+
+@drawn("check-requests", lambda c: c.pairs, source=_source)
+def requests_figure(check: Check) -> Drawing:
+    """TTFT of every request, live and simulated, a panel for each configuration."""
+    arms = check.live.arms
+    figure, panels = plt.subplots(
+        1, len(arms), figsize=(WIDTH_IN, 2.5), sharex=True, sharey=True, squeeze=False
+    )
+    styles, groups = arm_styles(arms), check.pairs.groupby("configuration", sort=False)
+    for axes, (name, rows) in zip(panels[0], groups, strict=True):
+        live, twin = rows["ttft_ms_live"], rows["ttft_ms_twin"]
+        axes.scatter(live, twin, s=5, alpha=0.45, linewidths=0, color=styles[name]["color"])
+        ends = [min(live.min(), twin.min()), max(live.max(), twin.max())]
+        axes.plot(ends, ends, color=LINE, linewidth=0.8)
+        axes.set(xscale="log", yscale="log", aspect="equal")
+        axes.set_title(arms[name].label.replace(", ", ",\n"), fontsize=7)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PLAIN)
+        axes.tick_params(labelsize=6)
+        axes.grid(axis="both")
+    panels[0][0].set_ylabel("simulated TTFT\n[ms, log scale]")
+    figure.supxlabel("live TTFT [ms, log scale]", fontsize=9)
+    caption = scatter_caption(check)
+    return figure, caption, f"Scatter of simulated over live TTFT on log axes. {caption}"
+
+
+def scatter_caption(check: Check) -> str:
+    """Return the caption of the scatter of requests."""
+    pairs = check.pairs.dropna(subset=["ttft_ms_live", "ttft_ms_twin"])
+    ratio = pairs["ttft_ms_twin"] / pairs["ttft_ms_live"]
+    near = float(ratio.between(0.8, 1.25).mean())
     return (
-        f"**How far the simulation can be trusted:** against Dynamo's real frontend, router and "
-        f"mock engines under real AIPerf, on the first {rows:,} requests, it is off in "
-        f"{', in '.join(said)}, and in the good share by at most "
-        f"{number(100 * abs(good['centre']), 1)} points ([](09_model_check))."
+        f"{percent(near, 0)} of requests have a simulated TTFT within a quarter of their live one. "
+        "Each point a request; on the line both agree."
     )
 
 
-def orders(check: Check | None) -> str:
+@unless_missing(None)
+def reuse_table(check: Check) -> Table:
+    """Return good share and prefix reuse, live and simulated."""
+    good = check.errors[check.errors["metric"] == "good_share"].set_index("configuration")
+    lines = []
+    for name, arm in check.live.arms.items():
+        row, reuse = good.loc[name], check.reuse.loc[name]
+        centre, least, most = (
+            percent(row["live"] + row[end]) for end in ("centre", "least", "most")
+        )
+        known = not pd.isna(reuse["live"])
+        lines.append({
+            "configuration": arm.label,
+            "good, live": percent(row["live"]),
+            "good, simulated": centre,
+            "least to most": f"{least} to {most}",
+            "prompt from cache, live": percent(reuse["live"]) if known else "not known",
+            "simulated": percent(reuse["simulated"]),
+        })  # fmt: skip
+    caption = "AIPerf does not record which worker served a request, so no balance is shown."
+    return Table(pd.DataFrame(lines), caption, ("configuration",))
+
+
+@unless_missing("Nothing to compare yet.")
+def orders(check: Check) -> str:
     """Return what the order inside bursts explains of the errors, and what remains."""
-    if check is None:
-        return "Nothing to compare yet."
-    found = check.errors[check.errors["metric"].isin(LATENCIES)]
-    found = found[found["statistic"].isin(["mean", "p50", "p90"])]
-    inside = (found["least"] <= 0) & (found["most"] >= 0)
-    outside = found[~inside]
-    width = (found["most"] - found["least"]).mean()
-    said = (
+    errors = check.errors[check.errors["metric"].isin(LATENCIES)]
+    errors = errors[errors["statistic"].isin(["mean", "p50", "p90"])]
+    inside = (errors["least"] <= 0) & (errors["most"] >= 0)
+    outside = errors[~inside]
+    width = (errors["most"] - errors["least"]).mean()
+    text = (
         "A burst's requests come at one instant of the trace's clock, and who comes first decides "
         "who shares a worker with whom. Live, that order is settled by which prompt the frontend "
         "has read first, and AIPerf does not record it. So the simulation is repeated in "
         f"{check.orders['order'].nunique()} orders (the file's, that of sending, shortest prompts "
         "first, shuffles): over them its mean, p50 and p90 of the three "
-        f"latencies move by {percent(width)} on average. {inside.sum()} of {len(found)} live "
+        f"latencies move by {percent(width)} on average. {inside.sum()} of {len(errors)} live "
         "values lie within that range: for them the order inside bursts is enough to explain the "
         "difference. "
         f"In the very order in which AIPerf sent them the error is "
-        f"{percent(found['sent'].abs().mean())} on average, in file order "
-        f"{percent(found['error'].abs().mean())}, averaged over orders "
-        f"{percent(found['centre'].abs().mean())}."
+        f"{percent(errors['sent'].abs().mean())} on average, in file order "
+        f"{percent(errors['error'].abs().mean())}, averaged over orders "
+        f"{percent(errors['centre'].abs().mean())}."
     )
     if outside.empty:
-        return said
+        return text
     worst = outside.loc[outside["centre"].abs().idxmax()]
     label = check.live.arms[worst["configuration"]].label
-    return said + (
+    return text + (
         f" Of the {len(outside)} others the largest error is that of the {worst['statistic']} "
         f"{METRICS[worst['metric']].short} of {label} ({signed(100 * worst['centre'], 1)} %), "
         "which no order that was tried explains. What else differs: live, frontend, engines and "
@@ -321,10 +425,9 @@ def orders(check: Check | None) -> str:
     )
 
 
-def tokens(check: Check | None) -> str:
+@unless_missing("Nothing to compare yet.")
+def tokens(check: Check) -> str:
     """Return that every count agrees, which makes the two definitions of ITL one."""
-    if check is None:
-        return "Nothing to compare yet."
     tables = [check.live.tables(name)[0] for name in check.live.runs]
     rows = sum(len(table) for table in tables)
     off = sum(int((t["output_tokens"] != t["requested_output_tokens"]).sum()) for t in tables)
@@ -339,137 +442,23 @@ def tokens(check: Check | None) -> str:
     )
 
 
-def _errors_caption(check: Check) -> str:
-    """Return the caption of the figure of errors."""
-    ttft = _worst(check, "ttft_ms", "mean")
-    label = check.live.arms[ttft["configuration"]].label
-    return (
-        f"The mean TTFT is off most under {label}, by {signed(100 * ttft['centre'], 1)} %. Error "
-        "of the simulation against the live run of the same rows: a dot its mean over orders of "
-        "the rows inside bursts, the bar from the least to the most."
-    )
-
-
-def scatter_caption(check: Check) -> str:
-    """Return the caption of the scatter of requests."""
-    pairs = check.pairs.dropna(subset=["ttft_ms_live", "ttft_ms_twin"])
-    ratio = pairs["ttft_ms_twin"] / pairs["ttft_ms_live"]
-    near = float(ratio.between(0.8, 1.25).mean())
-    return (
-        f"{percent(near, 0)} of requests have a simulated TTFT within a quarter of their live one. "
-        "Each point a request; on the line both agree."
-    )
-
-
-STATISTICS = ("mean", "p50", "p90", "p99")
-
-
-@drawn("check-errors", lambda c: c.errors, source=_source)
-def errors_figure(check: Check) -> Drawing:
-    """Error of each statistic of each latency, over orders inside bursts, by configuration."""
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH_IN, 3.1), sharey=True)
-    found = check.errors
-    styles = arm_styles(check.live.arms)
-    for place, key in zip(axes, LATENCIES, strict=True):
-        place.axvline(0, color="#333333", linewidth=0.9)
-        for nth, (name, style) in enumerate(styles.items()):
-            rows = found[(found["configuration"] == name) & (found["metric"] == key)]
-            rows = rows.set_index("statistic").loc[[*STATISTICS]]
-            at = [n + 0.17 * (nth - (len(styles) - 1) / 2) for n in range(len(STATISTICS))]
-            look = {"color": style["color"], "linewidth": 1.3, "alpha": 0.6}
-            place.hlines(at, 100 * rows["least"], 100 * rows["most"], **look)
-            place.plot(
-                100 * rows["centre"],
-                at,
-                linestyle="",
-                marker=style["marker"],
-                markersize=4.5,
-                color=style["color"],
-                label=check.live.arms[name].label,
-            )
-        place.set(xlabel=f"{METRICS[key].short} error [%]")
-        place.grid(axis="x")
-    axes[0].set_yticks(range(len(STATISTICS)), STATISTICS)
-    axes[0].invert_yaxis()
-    legend_below(figure, axes[0])
-    alt = "Dots with ranges by statistic and configuration. " + _errors_caption(check)
-    return figure, _errors_caption(check), alt
-
-
-@drawn("check-requests", lambda c: c.pairs, source=_source)
-def requests_figure(check: Check) -> Drawing:
-    """TTFT of every request, live and simulated, a panel for each configuration."""
-    arms = check.live.arms
-    figure, axes = plt.subplots(
-        1, len(arms), figsize=(WIDTH_IN, 2.5), sharex=True, sharey=True, squeeze=False
-    )
-    styles = arm_styles(arms)
-    for place, (name, rows) in zip(axes[0], check.pairs.groupby("configuration", sort=False),
-                                   strict=True):  # fmt: skip
-        live, twin = rows["ttft_ms_live"], rows["ttft_ms_twin"]
-        place.scatter(live, twin, s=5, alpha=0.45, linewidths=0, color=styles[name]["color"])
-        ends = [min(live.min(), twin.min()), max(live.max(), twin.max())]
-        place.plot(ends, ends, color="#333333", linewidth=0.8)
-        place.set(xscale="log", yscale="log", aspect="equal")
-        place.set_title(arms[name].label.replace(", ", ",\n"), fontsize=7)
-        for axis in (place.xaxis, place.yaxis):
-            axis.set_major_formatter(PLAIN)
-        place.tick_params(labelsize=6)
-        place.grid(axis="both")
-    axes[0][0].set_ylabel("simulated TTFT\n[ms, log scale]")
-    figure.supxlabel("live TTFT [ms, log scale]", fontsize=9)
-    return (
-        figure,
-        scatter_caption(check),
-        ("Scatter of simulated over live TTFT on log axes. " + scatter_caption(check)),
-    )
-
-
-def errors_table(check: Check | None) -> Table | None:
-    """Return live value and error of each statistic, with what the order inside bursts does."""
-    if check is None:
-        return None
-    found = check.errors.set_index(["configuration", "metric", "statistic"])
-    lines = []
-    for name, arm in check.live.arms.items():
-        for key in LATENCIES:
-            line = {"configuration": arm.label, "metric": f"{METRICS[key].short} [ms]"}
-            for statistic in STATISTICS:
-                row = found.loc[(name, key, statistic)]
-                spread = " to ".join(signed(100 * row[end], 0) for end in ("least", "most"))
-                line[statistic] = (
-                    f"{number(row['live'])}\n{signed(100 * row['centre'], 1)} %\n({spread})"
-                )
-            lines.append(line)
-    caption = (
-        "Live value; below it the error of the simulation, its mean over orders of the rows inside "
-        f"bursts ({len(check.orders['order'].unique())} of them), and the least and the most."
-    )
-    return Table(pd.DataFrame(lines), caption, ("configuration", "metric"))
-
-
-def reuse_table(check: Check | None) -> Table | None:
-    """Return good share and prefix reuse, live and simulated; None without a check."""
-    if check is None:
-        return None
-    found = check.errors[check.errors["metric"] == "good_share"]
-    good = found.set_index("configuration")
-    lines = [
-        {
-            "configuration": arm.label,
-            "good, live": percent(good.loc[name, "live"]),
-            "good, simulated": percent(good.loc[name, "live"] + good.loc[name, "centre"]),
-            "least to most": " to ".join(
-                percent(good.loc[name, "live"] + good.loc[name, end]) for end in ("least", "most")
-            ),
-            "prompt from cache, live": _known(check.reuse.loc[name, "live"]),
-            "simulated": percent(check.reuse.loc[name, "simulated"]),
-        }
-        for name, arm in check.live.arms.items()
+@unless_missing("How far the simulation can be trusted is not known yet: no live run is there.")
+def closeness(check: Check) -> str:
+    """Return in one sentence how close the simulation came."""
+    if not gate(check.live).green:
+        return (
+            f"How far the simulation can be trusted is {WITHHELD} on {plain(check.live.cluster)}."
+        )
+    clauses = [
+        f"{statistic} {METRICS[key].short} by at most "
+        f"{percent(abs(_worst(check, key, statistic)['centre']))}"
+        for key, statistic in WATCHED
     ]
-    caption = "AIPerf does not record which worker served a request, so no balance is shown."
-    return Table(pd.DataFrame(lines), caption, ("configuration",))
-
-
-def _known(share: float) -> str:
-    return "not known" if pd.isna(share) else percent(share)
+    good = _worst(check, "good_share", "share")
+    rows = check.live.manifest.trace.rows
+    return (
+        f"**How far the simulation can be trusted:** against Dynamo's real frontend, router and "
+        f"mock engines under real AIPerf, on the first {rows:,} requests, it is off in "
+        f"{', in '.join(clauses)}, and in the good share by at most "
+        f"{number(100 * abs(good['centre']), 1)} points ([](09_model_check))."
+    )
