@@ -5,16 +5,21 @@ from kvab.clusters.base import capacity_path, run_path
 from kvab.runs.folder import (
     QUICK,
     SMALL,
+    Planned,
     Run,
+    RunManifest,
+    RunTrace,
     check_bounds,
     check_comparable,
+    find_runs,
     parquet_bytes,
+    read_manifest,
     read_run,
     requests_bytes,
+    restore,
+    state,
     write_run,
 )
-from kvab.runs.manifest import RunManifest, RunTrace, read_manifest
-from kvab.runs.planning import Planned, find_runs, restore, state
 
 __all__ = [
     "QUICK",

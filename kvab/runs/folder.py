@@ -7,25 +7,30 @@ and renamed in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from pydantic import AfterValidator, Field, ValidationError
 
 from kvab.cache import write
-from kvab.errors import InputError, remedy
+from kvab.declarations import Declared, inside
+from kvab.errors import DependencyError, InputError, KvabError, remedy
 from kvab.requests.table import SCHEMA, check_table
-from kvab.runs.manifest import RunManifest, read_manifest
+from kvab.study import Slo, Study
 
 log = logging.getLogger("kvab")
 SMALL, QUICK = 19, 3  # a tenth smaller, or fifty times as fast
@@ -206,3 +211,183 @@ def check_bounds(found: list[Run]) -> None:
             f"made for different bounds of a good request: {said}; replay one of them under the "
             "study file that the other was made with"
         )
+
+
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Counts(Declared):
+    """Requests expected of the replay, answered, and failed or lost."""
+
+    expected: Natural
+    received: Natural
+    errors: Natural
+
+
+class RunTrace(Declared):
+    """The workload that was replayed: ``rows`` of its ``total_rows``, from the first."""
+
+    name: str
+    sha256: str
+    synthetic: bool
+    rows: Count
+    total_rows: Count
+
+
+class RunManifest(Declared):
+    """The content of ``run.json``, schema 1."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    study: str
+    study_version: int
+    study_digest: str
+    slo: Slo | None = None
+    margins: dict[str, float] | None = None
+    cluster: dict[str, Any]
+    kind: Literal["simulated", "live", "kubernetes", "imported"]
+    configuration: str
+    repeat: Count
+    order: Literal["file", "shuffled within bursts"]
+    seed: int
+    trace: RunTrace
+    start: datetime
+    end: datetime
+    versions: dict[str, str]
+    host: dict[str, Any]
+    counts: Counts
+    token_counts: Literal["server", "client"] | None = None
+    status: Literal["complete", "partial", "failed"]
+    reason: str | None = None
+    depends_on: dict[str, Any]
+    inferred: list[str] = Field(default_factory=list)
+    files: Annotated[dict[str, str], AfterValidator(inside)]
+
+
+def read_manifest(path: Path) -> RunManifest:
+    """Return the checked ``run.json`` of a run folder.
+
+    Raises
+    ------
+    InputError
+        If it is missing, not JSON, or not of schema 1.
+    """
+    file = path / "run.json"
+    try:
+        return RunManifest.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a run folder with run.json, got {error.strerror}; "
+            "name a folder such as runs/<study>/<cluster>/<configuration>/r1"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(f"{file}: {key}: {first['msg']}; rerun the replay") from None
+
+
+State = Literal["complete", "missing", "changed", "damaged", "failed"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that the study asks for, and whether its folder can serve."""
+
+    configuration: str
+    repeat: int
+    path: Path
+    state: State
+    why: str
+
+
+def find_runs(runs: Path, study: Study, cluster: str) -> list[Path]:
+    """Return the run folders of a cluster, by configuration as declared, then by repeat."""
+    found = []
+    for configuration in study.configurations:
+        folders = (runs / study.name / cluster / configuration).glob("r*")
+        numbered = [path for path in folders if path.name[1:].isdigit()]
+        found += sorted(numbered, key=lambda path: int(path.name[1:]))
+    return found
+
+
+def state(path: Path, depends_on: dict[str, Any]) -> tuple[State, str]:
+    """Return whether a run folder can serve, and why not: see ``Planned``."""
+    if not path.exists():
+        return "missing", "never replayed"
+    try:
+        manifest = read_run(path).manifest
+    except InputError as error:
+        return "damaged", str(error)
+    if manifest.status != "complete":
+        return "failed", manifest.reason or manifest.status
+    old = manifest.depends_on
+    changed = [key for key in {**old, **depends_on} if old.get(key) != depends_on.get(key)]
+    if changed:
+        return "changed", "changed since: " + ", ".join(changed)
+    return "complete", f"replayed {manifest.end:%Y-%m-%d %H:%M} UTC"
+
+
+def restore(path: Path, depends_on: dict[str, Any]) -> bool:
+    """Bring back a run set aside earlier that serves now, and return whether there was one."""
+    for aside in sorted(path.parent.glob(f"{path.name}.set-aside-*"), reverse=True):
+        if state(aside, depends_on)[0] == "complete":
+            if path.exists():
+                set_aside(path)
+            aside.rename(path)
+            return True
+    return False
+
+
+class RunLock:
+    """The right to make one run; held by at most one process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file = path, path.with_name(f".{path.name}.lock")
+        self._lock = FileLock(self.file, blocking=False)
+
+    def take(self) -> None:
+        """Hold the run, and remove what a start that died has left half-written.
+
+        Raises
+        ------
+        DependencyError
+            If another start of the run is going on, naming its process.
+        InputError
+            If the run's folder cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self.file.write_text(f"process {os.getpid()}", encoding="utf-8")
+            for pattern in (f".{self.path.name}-*", f"..{self.path.name}.state.json-*"):
+                for left in self.path.parent.glob(pattern):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except Timeout:
+            raise DependencyError(
+                f"{self.path}: another start of this run is going on ({self._who()}); "
+                "wait for it to end"
+            ) from None
+        except OSError as error:
+            self.leave()
+            raise InputError(
+                f"{self.path}: cannot write here ({error.strerror}); {remedy(error)}"
+            ) from None
+
+    def _who(self) -> str:
+        with contextlib.suppress(OSError):
+            return self.file.read_text(encoding="utf-8") or str(self.file)
+        return str(self.file)
+
+    def leave(self) -> None:
+        """Let the next start have the run; safe to call again."""
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                self.file.unlink()  # whoever opened it meanwhile sees that it is gone, and retries
+            self._lock.release()
+
+    def forget(self) -> None:
+        """Remove the lock of a start that died when its run was complete already."""
+        if self.file.exists():
+            with contextlib.suppress(KvabError):
+                self.take()
+                self.leave()

@@ -33,8 +33,7 @@ from kvab.console import Display
 from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError, KvabError, remedy
 from kvab.runs.cell import cell_text, checkout_of
-from kvab.runs.claims import Claim
-from kvab.runs.folder import set_aside
+from kvab.runs.folder import RunLock, set_aside
 from kvab.study import Kubernetes, Study, load_cluster, root
 
 Object = dict[str, Any]
@@ -296,7 +295,7 @@ def _bring_home(pod: Pod, job: Job) -> None:
     """Copy a run folder beside its place, verify it, and rename it in."""
     source = f"{RUNS}/{_place(job)}"
     beside = job.path.with_name(f".{job.path.name}.collecting")
-    claim = Claim(job.path)
+    claim = RunLock(job.path)
     claim.take()
     try:
         download_run(pod, source, beside)

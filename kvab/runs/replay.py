@@ -24,7 +24,7 @@ from kvab.clusters.base import Job, Progress, Provenance
 from kvab.console import mask
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
 from kvab.requests.table import not_replayed
-from kvab.runs.claims import Claim
+from kvab.runs.folder import RunLock
 from kvab.runs.jobs import plan_job
 from kvab.runs.workload import save_workload
 from kvab.study import load_study, root
@@ -61,7 +61,7 @@ class Replay:
 
     def __init__(self, job: Job, *, keep: bool = False, take_over: bool = False) -> None:
         self.job, self.keep = job, keep
-        self.claim = Claim(job.path)
+        self.claim = RunLock(job.path)
         self._look()
         self.cluster = open_cluster(job.cluster).start(job, take_over=take_over)
 

@@ -15,7 +15,7 @@ import typer
 
 from kvab import errors
 from kvab.cli import app, main
-from kvab.runs.manifest import RunManifest
+from kvab.runs.folder import RunManifest
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"

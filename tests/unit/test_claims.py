@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from kvab.errors import DependencyError, InputError
-from kvab.runs.claims import Claim
+from kvab.runs.folder import RunLock
 
 HOLD = """
 import pathlib, sys, time
@@ -36,13 +36,13 @@ def names(folder):
 
 def test_a_second_start_is_refused_and_names_the_first(tmp_path, holder):
     with pytest.raises(DependencyError, match=rf"is going on \(process {holder.pid}\)"):
-        Claim(tmp_path / "r1").take()
+        RunLock(tmp_path / "r1").take()
 
 
 def test_a_start_that_died_keeps_nobody_out(tmp_path, holder):
     holder.kill()
     holder.wait()
-    claim = Claim(tmp_path / "r1")
+    claim = RunLock(tmp_path / "r1")
     claim.take()
     assert f"process {os.getpid()}" in (tmp_path / ".r1.lock").read_text()
     claim.leave()
@@ -55,7 +55,7 @@ def test_what_a_start_left_half_written_is_removed_and_nothing_else(tmp_path):
     kept = [".r10-abc", ".r1.collecting", ".r1.state.json", "r1.set-aside-1"]
     for name in kept:
         (tmp_path / name).mkdir()
-    claim = Claim(tmp_path / "r1")
+    claim = RunLock(tmp_path / "r1")
     claim.take()
     claim.leave()
     assert names(tmp_path) == sorted(kept)
@@ -63,11 +63,11 @@ def test_what_a_start_left_half_written_is_removed_and_nothing_else(tmp_path):
 
 def test_the_lock_of_a_run_that_was_complete_is_forgotten(tmp_path):
     (tmp_path / ".r1.lock").touch()
-    Claim(tmp_path / "r1").forget()
+    RunLock(tmp_path / "r1").forget()
     assert names(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_written_is_bad_input(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write here"):
-        Claim(tmp_path / "file" / "r1").take()
+        RunLock(tmp_path / "file" / "r1").take()
