@@ -29,8 +29,7 @@ from kvab.clusters import simulated
 from kvab.clusters.base import Job
 from kvab.clusters.simulated import prediction
 from kvab.runs import campaign
-from kvab.runs.jobs import plan_job
-from kvab.runs.replay import Replay
+from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_study, recipes, root
 from kvab.trace import find_trace
 

@@ -22,7 +22,7 @@ from kvab.pages.wording import headline
 from kvab.runs import campaign
 from kvab.runs.capacity.sweep import load_sweep
 from kvab.runs.imports import is_imported
-from kvab.runs.jobs import plan_job
+from kvab.runs.replay import plan_job
 from kvab.runs.workload import save_workload
 from kvab.study import load_study, root
 from kvab.trace import find_trace

@@ -52,7 +52,7 @@ def run(
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # nbclient's tasks miss the kernel
         if not keep:
             from kvab.clusters import open_cluster
-            from kvab.runs.jobs import plan_job
+            from kvab.runs.replay import plan_job
 
             job = plan_job(declared, cluster, configuration, repeat, rows, trace, runs)
             open_cluster(job.cluster).start(job).teardown(keep_answers=False)

@@ -22,8 +22,7 @@ from kvab import runs
 from kvab.clusters.base import Job
 from kvab.console import counted
 from kvab.errors import DependencyError, KvabError
-from kvab.runs.jobs import plan_job
-from kvab.runs.replay import Replay
+from kvab.runs.replay import Replay, plan_job
 from kvab.study import Study, load_cluster
 from kvab.trace import Trace
 

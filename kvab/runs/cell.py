@@ -18,8 +18,7 @@ import yaml
 from kvab.clusters.base import Job
 from kvab.declarations import Declared
 from kvab.errors import InputError, KvabError
-from kvab.runs.jobs import plan_job
-from kvab.runs.replay import Replay
+from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_study
 from kvab.study.recipes.manifests import DEPLOY, PERF
 from kvab.study.sweep import Variant

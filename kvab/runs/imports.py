@@ -19,7 +19,7 @@ from kvab.requests import metrics
 from kvab.requests.aiperf import SERVER_METRICS, Artifacts, router_counters
 from kvab.requests.archives import folder_of
 from kvab.requests.table import without_cached
-from kvab.runs.jobs import plan_job
+from kvab.runs.replay import plan_job
 from kvab.runs.sources import NOT_STREAMED, Source, of_artifacts, opened_runs
 from kvab.runs.workload import save_workload
 from kvab.study import Study, load_cluster, load_study, root

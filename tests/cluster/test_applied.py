@@ -7,7 +7,7 @@ import pytest
 from kvab.clusters.kubernetes.applied import check_profile
 from kvab.clusters.kubernetes.assembly import Assembly
 from kvab.errors import InputError
-from kvab.runs.jobs import plan_job
+from kvab.runs.replay import plan_job
 from kvab.study import Kubernetes, load_cluster, load_study
 
 PROFILE = Kubernetes.model_validate(

@@ -19,8 +19,7 @@ from kvab import runs
 from kvab.errors import DependencyError, InputError
 from kvab.runs import campaign, remote
 from kvab.runs.cell import cell_text, checkout_of
-from kvab.runs.jobs import plan_job
-from kvab.runs.replay import Replay
+from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_cluster, load_study
 from kvab.study.sweep import Variant
 from kvab.trace import read_trace

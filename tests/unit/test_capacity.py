@@ -18,7 +18,7 @@ from kvab.errors import InputError
 from kvab.pages import capacity
 from kvab.runs.capacity.cells import sweep
 from kvab.runs.capacity.sweep import load_sweep
-from kvab.runs.jobs import plan_job
+from kvab.runs.replay import plan_job
 from kvab.stats import crossings
 from kvab.stats.bootstrap import Design
 from kvab.study import load_study

@@ -15,8 +15,7 @@ from kvab.clusters.base import ClusterRun, Diagnostics
 from kvab.clusters.simulated import prediction, simulate
 from kvab.errors import DependencyError, InputError
 from kvab.runs import campaign
-from kvab.runs.jobs import plan_job
-from kvab.runs.replay import Replay, start
+from kvab.runs.replay import Replay, plan_job, start
 from kvab.study import load_study
 from kvab.study.recipes import topology
 from kvab.trace import read_trace

@@ -16,8 +16,8 @@ from kvab.pages.evidence import load_evidence
 from kvab.pages.printed import comparison_lines, summary_lines
 from kvab.requests import archives, metrics
 from kvab.runs.imports import import_runs, is_imported
-from kvab.runs.jobs import plan_job
 from kvab.runs.judging import study_of, terms
+from kvab.runs.replay import plan_job
 from kvab.runs.sources import comparable, paired, read_source, read_sources
 from kvab.stats.compare import compare, compare_unpaired
 from kvab.study import Slo, load_study

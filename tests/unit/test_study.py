@@ -10,7 +10,7 @@ import yaml
 from kvab.cli import main
 from kvab.cli.doctor import check_declarations, findings
 from kvab.errors import InputError
-from kvab.runs.jobs import plan_job
+from kvab.runs.replay import plan_job
 from kvab.study import check_product, load_cluster, load_study, root
 from kvab.trace import read_trace
 

@@ -26,7 +26,7 @@ from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs import campaign
 from kvab.runs.capacity import spread
-from kvab.runs.jobs import plan_job
+from kvab.runs.replay import plan_job
 from kvab.study import Slo, Study, load_cluster, load_study, root
 from kvab.study.sweep import AS_DECLARED, Capacity, Variant
 from kvab.trace import Trace

@@ -14,7 +14,7 @@ import pandas as pd
 from kvab import runs
 from kvab.clusters.base import Job
 from kvab.requests.metrics import LATENCIES, METRICS, Slo, good
-from kvab.runs.jobs import plan_job
+from kvab.runs.replay import plan_job
 from kvab.stats.bootstrap import Design, Replicates, Sample, block_bursts, mean, replicate
 from kvab.stats.robustness import judged
 from kvab.study import Study
