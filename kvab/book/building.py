@@ -19,7 +19,7 @@ from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import Gate, gate
 from kvab.pages.model_check import load_check, make_twins
 from kvab.pages.wording import headline
-from kvab.runs import campaign
+from kvab.runs import replay_missing as missing_runs
 from kvab.runs.capacity.sweep import load_sweep
 from kvab.runs.imports import is_imported
 from kvab.runs.replay import plan_job
@@ -159,16 +159,16 @@ def replay_missing(
 ) -> Path:  # fmt: skip
     """Replay every run of the study that does not serve as it is; return where the trace is."""
     declared = load_study(study)
-    workload = campaign.workload(declared, cluster, rows, repeats, trace, on)
+    workload = missing_runs.workload(declared, cluster, rows, repeats, trace, on)
     save_workload(workload, folder / declared.name)
     jobs = [
         plan_job(declared, cluster, name, repeat, rows, workload, folder)
         for name in declared.configurations
         for repeat in range(1, (repeats or declared.repeats) + 1)
     ]
-    planned = campaign.plan(jobs)
+    planned = missing_runs.plan(jobs)
     for run in planned:
         print(f"{run.configuration} r{run.repeat}: {run.state} ({run.why})", file=sys.stderr)
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
-    campaign.replay_all(missing, on=on, take_over=take_over)
+    missing_runs.replay_all(missing, on=on, take_over=take_over)
     return workload.path

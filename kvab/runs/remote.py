@@ -295,8 +295,8 @@ def _bring_home(pod: Pod, job: Job) -> None:
     """Copy a run folder beside its place, verify it, and rename it in."""
     source = f"{RUNS}/{_place(job)}"
     beside = job.path.with_name(f".{job.path.name}.collecting")
-    claim = RunLock(job.path)
-    claim.take()
+    lock = RunLock(job.path)
+    lock.take()
     try:
         download_run(pod, source, beside)
         state, why = runs.state(beside, job.depends_on())
@@ -309,7 +309,7 @@ def _bring_home(pod: Pod, job: Job) -> None:
         raise InputError(f"{job.path}: cannot write the run ({error}); {remedy(error)}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        claim.leave()
+        lock.leave()
 
 
 def _keep_diagnostics(kube: Kube, name: str, job: Job) -> None:

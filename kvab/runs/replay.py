@@ -103,7 +103,7 @@ class Replay:
 
     def __init__(self, job: Job, *, keep: bool = False, take_over: bool = False) -> None:
         self.job, self.keep = job, keep
-        self.claim = RunLock(job.path)
+        self.lock = RunLock(job.path)
         self._look()
         self.cluster = open_cluster(job.cluster).start(job, take_over=take_over)
 
@@ -135,11 +135,11 @@ class Replay:
             If the run cannot be written.
         """
         if not self.complete:
-            self.claim.take()
+            self.lock.take()
             self._look()  # another start may have ended in between
         if self.complete:
-            self.claim.leave()
-            self.claim.forget()
+            self.lock.leave()
+            self.lock.forget()
             return f"{self.job.path} is complete ({self.why}): nothing is repeated."
         self.start = datetime.now(UTC)
         self.versions: dict[str, str] = {}
@@ -172,7 +172,7 @@ class Replay:
                     save_workload(self.job.trace, self.job.runs / self.job.study.name)
                 artifacts = {f"artifacts/{name}": each for name, each in found.artifacts.items()}
                 self._write(found.requests, artifacts, found)
-            self.claim.leave()
+            self.lock.leave()
         return self.job.path
 
     def _write(
@@ -230,7 +230,7 @@ class Replay:
             except Exception as error:
                 troubles.append(f"tearing down: {_said(error)}")
             finally:
-                self.claim.leave()
+                self.lock.leave()
         if troubles:
             told = "; then, ".join([reason, *troubles])
             raise DependencyError(f"{told}; {kept}" if kept else told) from None

@@ -164,8 +164,8 @@ def test_whatever_breaks_while_the_run_is_written_nothing_stays_up(
         replay.collect()
     assert emulated.left() == []
     again = emulated.replay(small_trace)
-    again.claim.take()  # free again
-    again.claim.leave()
+    again.lock.take()  # free again
+    again.lock.leave()
 
 
 def test_a_second_ctrl_c_while_diagnostics_are_kept_still_tears_down(
@@ -183,7 +183,7 @@ def test_a_second_ctrl_c_while_diagnostics_are_kept_still_tears_down(
     with pytest.raises(KeyboardInterrupt):
         replay.replay()
     assert emulated.left() == []
-    assert not replay.claim._lock.is_locked
+    assert not replay.lock._lock.is_locked
 
 
 # --- what is recorded --------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def elsewhere(emulated, trace, monkeypatch, **given):
         other = emulated.replay(trace, **given)
         other.prepare()
         other.deploy()
-    other.claim.leave()
+    other.lock.leave()
     other.cluster.lease._ended.set()  # it shows no sign of life any more
     return other
 

@@ -149,7 +149,7 @@ def test_a_quota_that_has_just_enough_does_not_stop_a_run_that_is_resumed(emulat
     first = emulated.replay(small_trace)
     first.prepare()
     first.deploy()
-    first.claim.leave()  # its process is gone
+    first.lock.leave()  # its process is gone
     assert runs.read_manifest(emulated.run(small_trace)).status == "complete"
 
 

@@ -12,7 +12,7 @@ from controllers import NAMESPACE, pending
 
 from kvab import runs
 from kvab.errors import DependencyError
-from kvab.runs import campaign
+from kvab.runs import replay_missing
 
 
 def benchmark(emulated):
@@ -56,7 +56,7 @@ def test_a_start_lost_while_deploying_goes_on_with_the_same_deployment(emulated,
     lost.prepare()
     lost.deploy()
     uid = lost.cluster.expected.uid
-    lost.claim.leave()  # as the end of its process does
+    lost.lock.leave()  # as the end of its process does
     again = emulated.replay(small_trace)
     again.prepare()
     again.deploy()
@@ -77,7 +77,7 @@ def test_a_deployment_of_older_manifests_is_replaced(emulated, small_trace):
     lost.prepare()
     lost.deploy()
     uid = lost.cluster.expected.uid
-    lost.claim.leave()  # as the end of its process does
+    lost.lock.leave()  # as the end of its process does
     path = emulated.checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.yaml"
     path.write_text(path.read_text().replace('"0.90"', '"0.85"'))
     again = emulated.replay(small_trace)
@@ -224,7 +224,7 @@ def test_replays_in_turn_go_on_after_one_that_failed(emulated, small_trace, caps
         for name, repeat in (("disagg-kv-router", 2), ("agg-round-robin", 1), ("agg-kv-router", 1))
     ]
     with pytest.raises(DependencyError, match=r"1 of 3 replays failed; first: agg-round-robin r1"):
-        campaign.replay_all(jobs)
+        replay_missing.replay_all(jobs)
     states = [runs.read_manifest(job.path).status for job in jobs]
     assert states == ["complete", "failed", "complete"]
     made = [line for line in capsys.readouterr().err.splitlines() if line.endswith(":")]

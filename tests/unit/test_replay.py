@@ -14,7 +14,7 @@ from kvab.clusters import simulated
 from kvab.clusters.base import ClusterRun, Diagnostics
 from kvab.clusters.simulated import prediction, simulate
 from kvab.errors import DependencyError, InputError
-from kvab.runs import campaign
+from kvab.runs import replay_missing
 from kvab.runs.replay import Replay, plan_job, start
 from kvab.study import load_study
 from kvab.study.recipes import topology
@@ -70,7 +70,7 @@ def test_a_change_of_one_manifest_replays_that_configuration_alone(
 ):
     change(checkout, "disagg-kv-router", five_and_three)
     jobs = [job(small_trace, small_runs, name) for name in ("agg-round-robin", "disagg-kv-router")]
-    planned = campaign.plan(jobs)
+    planned = replay_missing.plan(jobs)
     assert [run.state for run in planned] == ["complete", "changed"]
     assert planned[1].why == "changed since: deploy.yaml"
 
@@ -147,7 +147,7 @@ def test_replays_side_by_side_leave_whole_runs(small_trace, tmp_path):
     jobs = [
         job(small_trace, tmp_path, name, rows=20) for name in ("agg-kv-router", "agg-round-robin")
     ]
-    campaign.replay_all(jobs, quiet=True)
+    replay_missing.replay_all(jobs, quiet=True)
     assert [runs.read_run(each.path).manifest.counts.received for each in jobs] == [20, 20]
 
 
@@ -156,10 +156,10 @@ def test_a_shorter_run_moves_the_longer_aside_and_it_comes_back(small_trace, tmp
         job(small_trace, tmp_path, "agg-kv-router"),
         job(small_trace, tmp_path, "agg-kv-router", rows=10),
     )
-    campaign.replay_all([whole], quiet=True)
-    campaign.replay_all([part], quiet=True)
+    replay_missing.replay_all([whole], quiet=True)
+    replay_missing.replay_all([part], quiet=True)
     assert len(runs.read_run(part.path).requests) == 10
-    assert [run.state for run in campaign.plan([whole])] == ["complete"]
+    assert [run.state for run in replay_missing.plan([whole])] == ["complete"]
     assert len(runs.read_run(whole.path).requests) == 40
 
 
@@ -225,7 +225,7 @@ def test_diagnostics_that_cannot_be_kept_keep_nothing_running(small_trace, tmp_p
     with pytest.raises(DependencyError, match="a worker ended; then, keeping diagnostics: cannot"):
         replay.replay()
     assert replay.cluster.torn_down
-    replay.claim.take()  # it is free for the next start
+    replay.lock.take()  # it is free for the next start
 
 
 def test_ctrl_c_while_the_simulator_loads_is_kept_for_afterwards():

@@ -24,7 +24,7 @@ from kvab.console import counted
 from kvab.declarations import Declared
 from kvab.errors import InputError
 from kvab.requests import metrics
-from kvab.runs import campaign
+from kvab.runs import replay_missing
 from kvab.runs.capacity import spread
 from kvab.runs.replay import plan_job
 from kvab.study import Slo, Study, load_cluster, load_study, root
@@ -152,18 +152,18 @@ def sweep(
             "use --cluster simulated-h200"
         )
     read = load_study(study)
-    workload = campaign.workload(read, cluster, rows, None, trace, on)
+    workload = replay_missing.workload(read, cluster, rows, None, trace, on)
     cells = plan(read, cluster, rows, workload, root() / folder)
     spreads = spread.plan(read, cluster, rows, workload, root() / folder)
     jobs = list({job.path: job for job in [*(job for job, _ in cells), *spreads]}.values())
-    planned = campaign.plan(jobs)
+    planned = replay_missing.plan(jobs)
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
     kept = len(jobs) - len(missing)
     print(
         f"{counted(len(jobs), 'cell')}: {kept} complete, {len(missing)} to replay", file=sys.stderr
     )
     missing.sort(key=lambda job: job.variant.speed)  # the slowest first
-    campaign.replay_all(missing, on=on)
+    replay_missing.replay_all(missing, on=on)
     place = write_tables(cells)
     runs.write_beside(place / spread.TABLE, runs.parquet_bytes([spread.totals(spreads, workload)]))
     return place

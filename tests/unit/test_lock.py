@@ -11,9 +11,9 @@ from kvab.runs.folder import RunLock
 
 HOLD = """
 import pathlib, sys, time
-from kvab.runs.claims import Claim
-claim = Claim(pathlib.Path(sys.argv[1]))
-claim.take()
+from kvab.runs.folder import RunLock
+lock = RunLock(pathlib.Path(sys.argv[1]))
+lock.take()
 print("held", flush=True)
 time.sleep(1000)
 """
@@ -42,10 +42,10 @@ def test_a_second_start_is_refused_and_names_the_first(tmp_path, holder):
 def test_a_start_that_died_keeps_nobody_out(tmp_path, holder):
     holder.kill()
     holder.wait()
-    claim = RunLock(tmp_path / "r1")
-    claim.take()
+    lock = RunLock(tmp_path / "r1")
+    lock.take()
     assert f"process {os.getpid()}" in (tmp_path / ".r1.lock").read_text()
-    claim.leave()
+    lock.leave()
     assert names(tmp_path) == []
 
 
@@ -55,9 +55,9 @@ def test_what_a_start_left_half_written_is_removed_and_nothing_else(tmp_path):
     kept = [".r10-abc", ".r1.collecting", ".r1.state.json", "r1.set-aside-1"]
     for name in kept:
         (tmp_path / name).mkdir()
-    claim = RunLock(tmp_path / "r1")
-    claim.take()
-    claim.leave()
+    lock = RunLock(tmp_path / "r1")
+    lock.take()
+    lock.leave()
     assert names(tmp_path) == sorted(kept)
 
 
