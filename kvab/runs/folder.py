@@ -1,8 +1,9 @@
-"""Run folders: written whole, verified when read.
+"""Run folders: written whole, verified when read, and whether they can serve as they are.
 
 ``runs/<study>/<cluster>/<configuration>/r<repeat>/`` holds ``run.json``, ``requests.parquet``,
 ``artifacts/`` and ``manifests/``. A folder that exists is whole: it is written beside its place
-and renamed in.
+and renamed in. Beside it lies the lock of the one start that may make it, which is free again when
+its process ends, in whatever way.
 """
 
 from __future__ import annotations
@@ -31,9 +32,60 @@ from kvab.declarations import Declared, inside
 from kvab.errors import DependencyError, InputError, KvabError, remedy
 from kvab.requests.table import SCHEMA, check_table
 from kvab.study import Slo, Study
+from kvab.trace import Trace
 
 log = logging.getLogger("kvab")
 SMALL, QUICK = 19, 3  # a tenth smaller, or fifty times as fast
+State = Literal["complete", "missing", "changed", "damaged", "failed"]
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Counts(Declared):
+    """Requests expected of the replay, answered, and failed or lost."""
+
+    expected: Natural
+    received: Natural
+    errors: Natural
+
+
+class RunTrace(Declared):
+    """The workload that was replayed: ``rows`` of its ``total_rows``, from the first."""
+
+    name: str
+    sha256: str
+    synthetic: bool
+    rows: Count
+    total_rows: Count
+
+
+class RunManifest(Declared):
+    """The content of ``run.json``, schema 1."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    study: str
+    study_version: int
+    study_digest: str
+    slo: Slo | None = None
+    margins: dict[str, float] | None = None
+    cluster: dict[str, Any]
+    kind: Literal["simulated", "live", "kubernetes", "imported"]
+    configuration: str
+    repeat: Count
+    order: Literal["file", "shuffled within bursts"]
+    seed: int
+    trace: RunTrace
+    start: datetime
+    end: datetime
+    versions: dict[str, str]
+    host: dict[str, Any]
+    counts: Counts
+    token_counts: Literal["server", "client"] | None = None
+    status: Literal["complete", "partial", "failed"]
+    reason: str | None = None
+    depends_on: dict[str, Any]
+    inferred: list[str] = Field(default_factory=list)
+    files: Annotated[dict[str, str], AfterValidator(inside)]
 
 
 @dataclass(frozen=True)
@@ -43,6 +95,64 @@ class Run:
     path: Path
     manifest: RunManifest
     requests: pd.DataFrame
+
+
+def run_fields(
+    study: Study,
+    cluster: dict[str, Any],
+    configuration: str,
+    repeat: int,
+    trace: Trace,
+    requests: pd.DataFrame,
+    *,
+    seed: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the fields of ``run.json`` but ``files``, for `write_run`.
+
+    Parameters
+    ----------
+    study, configuration, repeat : Study, str, int
+        What was replayed.
+    cluster : dict
+        The cluster's profile, with at least ``kind`` and ``name``.
+    trace : Trace
+        The workload; the requests are its first rows.
+    requests : DataFrame
+        The requests table.
+    seed : int
+        Of the order inside bursts, 0 for the file's.
+    more
+        The fields that are the run's alone: ``start``, ``end``, ``versions``, ``host``,
+        ``token_counts``, ``status``, ``depends_on``, and ``reason`` and ``inferred`` if any.
+    """
+    errors = int(requests["error"].notna().sum())
+    return {
+        "study": study.name,
+        "study_version": study.version,
+        "study_digest": study.digest,
+        "slo": study.slo.model_dump(),
+        "margins": study.margins,
+        "cluster": cluster,
+        "kind": cluster["kind"],
+        "configuration": configuration,
+        "repeat": repeat,
+        "order": "shuffled within bursts" if seed else "file",
+        "seed": seed,
+        "trace": {
+            "name": trace.name,
+            "sha256": trace.sha256,
+            "synthetic": trace.synthetic,
+            "rows": len(requests),
+            "total_rows": len(trace),
+        },
+        "counts": {
+            "expected": len(requests),
+            "received": len(requests) - errors,
+            "errors": errors,
+        },
+        **more,
+    }
 
 
 def requests_bytes(table: pd.DataFrame, level: int = QUICK) -> bytes:
@@ -213,57 +323,6 @@ def check_bounds(found: list[Run]) -> None:
         )
 
 
-Natural = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Counts(Declared):
-    """Requests expected of the replay, answered, and failed or lost."""
-
-    expected: Natural
-    received: Natural
-    errors: Natural
-
-
-class RunTrace(Declared):
-    """The workload that was replayed: ``rows`` of its ``total_rows``, from the first."""
-
-    name: str
-    sha256: str
-    synthetic: bool
-    rows: Count
-    total_rows: Count
-
-
-class RunManifest(Declared):
-    """The content of ``run.json``, schema 1."""
-
-    schema_version: Literal[1] = Field(1, alias="schema")
-    study: str
-    study_version: int
-    study_digest: str
-    slo: Slo | None = None
-    margins: dict[str, float] | None = None
-    cluster: dict[str, Any]
-    kind: Literal["simulated", "live", "kubernetes", "imported"]
-    configuration: str
-    repeat: Count
-    order: Literal["file", "shuffled within bursts"]
-    seed: int
-    trace: RunTrace
-    start: datetime
-    end: datetime
-    versions: dict[str, str]
-    host: dict[str, Any]
-    counts: Counts
-    token_counts: Literal["server", "client"] | None = None
-    status: Literal["complete", "partial", "failed"]
-    reason: str | None = None
-    depends_on: dict[str, Any]
-    inferred: list[str] = Field(default_factory=list)
-    files: Annotated[dict[str, str], AfterValidator(inside)]
-
-
 def read_manifest(path: Path) -> RunManifest:
     """Return the checked ``run.json`` of a run folder.
 
@@ -284,9 +343,6 @@ def read_manifest(path: Path) -> RunManifest:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(f"{file}: {key}: {first['msg']}; rerun the replay") from None
-
-
-State = Literal["complete", "missing", "changed", "damaged", "failed"]
 
 
 @dataclass(frozen=True)

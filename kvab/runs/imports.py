@@ -19,6 +19,7 @@ from kvab.requests import metrics
 from kvab.requests.aiperf import SERVER_METRICS, Artifacts, router_counters
 from kvab.requests.archives import folder_of
 from kvab.requests.table import without_cached
+from kvab.runs.folder import run_fields
 from kvab.runs.replay import plan_job
 from kvab.runs.sources import NOT_STREAMED, Source, of_artifacts, opened_runs
 from kvab.runs.workload import save_workload
@@ -162,42 +163,25 @@ def _manifest(
 ) -> dict[str, Any]:
     requests, trace, artifacts = source.requests, source.trace, source.artifacts
     assert requests is not None and trace is not None and artifacts is not None
-    errors = int(requests["error"].notna().sum())
     start, end = _times(artifacts)
-    return {
-        "study": study.name,
-        "study_version": study.version,
-        "study_digest": study.digest,
-        "slo": study.slo.model_dump(),
-        "margins": study.margins,
-        "cluster": profile,
-        "kind": profile["kind"],
-        "configuration": configuration,
-        "repeat": repeat,
-        "order": "file",
-        "seed": 0,
-        "trace": {
-            "name": trace.name,
-            "sha256": trace.sha256,
-            "synthetic": trace.synthetic,
-            "rows": len(requests),
-            "total_rows": len(trace),
-        },
-        "start": start,
-        "end": end,
-        "versions": {"kvab": kvab.__version__, "aiperf": artifacts.version or "unknown"},
-        "host": {"command": artifacts.command, "router": router_counters(artifacts.folder)},
-        "counts": {
-            "expected": len(requests),
-            "received": len(requests) - errors,
-            "errors": errors,
-        },
-        "token_counts": source.token_counts,
-        "status": source.status,
-        "reason": source.reason,
-        "depends_on": {"imported": digest(artifacts.summary), "trace": trace.sha256},
-        "inferred": [*source.inferred, *_assumed(source, configuration)],
-    }
+    return run_fields(
+        study,
+        profile,
+        configuration,
+        repeat,
+        trace,
+        requests,
+        seed=0,
+        start=start,
+        end=end,
+        versions={"kvab": kvab.__version__, "aiperf": artifacts.version or "unknown"},
+        host={"command": artifacts.command, "router": router_counters(artifacts.folder)},
+        token_counts=source.token_counts,
+        status=source.status,
+        reason=source.reason,
+        depends_on={"imported": digest(artifacts.summary), "trace": trace.sha256},
+        inferred=[*source.inferred, *_assumed(source, configuration)],
+    )
 
 
 def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:

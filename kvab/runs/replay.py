@@ -1,6 +1,8 @@
-"""A run planned: what it is asked to do, checked before anything starts.
+"""One run, planned and checked, then made in five steps on any kind of cluster.
 
-Input: a study, a cluster, a configuration and a repeat. Output: a job.
+Input: a study, a cluster, a configuration and a repeat. Output: a run folder. The steps are those
+of `kvab.clusters.base.ClusterRun`; their order, what happens if one fails, and what is written are
+decided here.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -22,7 +23,7 @@ from kvab.clusters.base import Job, Progress, Provenance
 from kvab.console import mask
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
 from kvab.requests.table import not_replayed
-from kvab.runs.folder import RunLock
+from kvab.runs.folder import RunLock, run_fields
 from kvab.runs.workload import save_workload
 from kvab.study import Study, check_product, load_cluster, load_study, recipes, root
 from kvab.study.sweep import AS_DECLARED, Variant
@@ -182,10 +183,29 @@ class Replay:
             files[f"manifests/{name}"] = (self.job.recipe.folder / name).read_bytes()
         files |= {f"manifests/{name}": content for name, content in made.manifests.items()}
         files["requests.parquet"] = runs.requests_bytes(requests)
-        manifest = self._manifest(requests, made)
-        if reason:
-            manifest |= {"status": "failed", "reason": reason}
-        runs.write_run(self.job.path, manifest, files)
+        job, outcome = self.job, {"status": "failed", "reason": reason} if reason else {}
+        manifest = run_fields(
+            job.study,
+            job.cluster.model_dump(mode="json"),
+            job.configuration,
+            job.repeat,
+            job.trace,
+            requests,
+            seed=job.study.seed(job.repeat),
+            start=self.start,
+            end=datetime.now(UTC),
+            versions={
+                "kvab": kvab.__version__,
+                "python": platform.python_version(),
+                **self.versions,
+                **made.versions,
+            },
+            host={"machine": platform.machine(), "cores": os.cpu_count(), **made.host},
+            token_counts=requests.attrs.get("token_counts"),
+            depends_on=job.depends_on(),
+            **{"status": "complete", **outcome},
+        )
+        runs.write_run(job.path, manifest, files)
 
     @contextmanager
     def _undone_on_failure(self, name: str) -> Iterator[None]:
@@ -252,51 +272,6 @@ class Replay:
             return f"{self.job.configuration} is kept up; the same run without keep removes it."
         self.cluster.teardown(keep_answers=False)
         return f"Nothing of {self.job.configuration} is left running."
-
-    def _manifest(self, requests: pd.DataFrame, made: Provenance) -> dict[str, Any]:
-        job, trace = self.job, self.job.trace
-        errors = int(requests["error"].notna().sum())
-        return {
-            "study": job.study.name,
-            "study_version": job.study.version,
-            "study_digest": job.study.digest,
-            "slo": job.study.slo.model_dump(),
-            "margins": job.study.margins,
-            "cluster": job.cluster.model_dump(mode="json"),
-            "kind": job.cluster.kind,
-            "configuration": job.configuration,
-            "repeat": job.repeat,
-            "order": "shuffled within bursts" if job.study.seed(job.repeat) else "file",
-            "seed": job.study.seed(job.repeat),
-            "trace": {
-                "name": trace.name,
-                "sha256": trace.sha256,
-                "synthetic": trace.synthetic,
-                "rows": job.rows,
-                "total_rows": len(trace),
-            },
-            "start": self.start,
-            "end": datetime.now(UTC),
-            "versions": {
-                "kvab": kvab.__version__,
-                "python": platform.python_version(),
-                **self.versions,
-                **made.versions,
-            },
-            "host": {
-                "machine": platform.machine(),
-                "cores": os.cpu_count(),
-                **made.host,
-            },
-            "counts": {
-                "expected": job.rows,
-                "received": job.rows - errors,
-                "errors": errors,
-            },
-            "token_counts": requests.attrs.get("token_counts"),
-            "status": "complete",
-            "depends_on": job.depends_on(),
-        }
 
 
 def _masked(name: str, content: bytes) -> bytes:
