@@ -6,6 +6,7 @@ Input: a run or a comparison. Output: (label, value) pairs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kvab.console import interval, number, percent, signed
@@ -15,8 +16,7 @@ from kvab.study import Slo
 
 if TYPE_CHECKING:
     from kvab.stats.compare import Comparison
-    from kvab.stats.contrasts import Estimate
-
+    from kvab.stats.contrasts import Contrast
 
 Lines = list[tuple[str, str]]
 
@@ -38,16 +38,11 @@ def summary_lines(source: Source, slo: Slo, basis: str = "") -> Lines:
     counts, good = summary["requests"], summary["good"]
     lines = [
         *source.about,
-        (
-            "requests",
-            f"{number(counts['received'], 0)} of {number(counts['expected'], 0)}, "
-            f"{counts['errors']} failed{rejected(counts['overload'])}",
-        ),
-        (
-            "good requests",
-            f"{percent(good['share'])} ({bounds}), {number(good['rps'], 2)} a second",
-        ),
-    ]
+        ("requests", f"{number(counts['received'], 0)} of {number(counts['expected'], 0)}, "
+                     f"{counts['errors']} failed{rejected(counts['overload'])}"),
+        ("good requests",
+         f"{percent(good['share'])} ({bounds}), {number(good['rps'], 2)} a second"),
+    ]  # fmt: skip
     for key in LATENCIES:
         values = (f"{name} {number(summary[key][name])}" for name in ("mean", "p50", "p90", "p99"))
         lines.append((f"{METRICS[key].short} [ms]", ", ".join(values)))
@@ -64,24 +59,16 @@ def header_lines(arms: list[list[Source]], level: float) -> Lines:
 
 def comparison_lines(comparison: Comparison) -> Lines:
     """Return differences with intervals and the verdicts."""
-    metrics, share = comparison.metrics, comparison.good.mean
+    metrics = comparison.metrics
     lines = [
         ("pairs", f"{comparison.pairs:,}" if comparison.pairs else "none: unpaired"),
-        (
-            "good requests",
-            f"{percent(share.baseline)} -> {percent(share.comparison)}: "
-            f"{_change(share.difference, 100)}",
-        ),
+        ("good requests", _change(comparison.good.mean, percent, 100)),
     ]
-    for key in LATENCIES:
-        for statistic, row in metrics[key].statistics.items():
-            lines.append(
-                (
-                    f"{METRICS[key].short} {statistic} [ms]",
-                    f"{number(row.baseline)} -> {number(row.comparison)}: "
-                    f"{_change(row.difference)}",
-                )
-            )
+    lines += [
+        (f"{METRICS[key].short} {statistic} [ms]", _change(row, number))
+        for key in LATENCIES
+        for statistic, row in metrics[key].statistics.items()
+    ]
     lines += [
         (f"faster, {METRICS[key].short}", percent(metrics[key].paired.faster.value))
         for key in LATENCIES
@@ -91,10 +78,13 @@ def comparison_lines(comparison: Comparison) -> Lines:
     return lines
 
 
-def _change(difference: Estimate, factor: float = 1) -> str:
-    """Return a difference with its interval; of a share in points."""
-    value = difference.value
-    if math.isnan(value):
-        return "not measured in both"
-    shown = signed(value) if factor == 1 else f"{signed(factor * value, 1)} points"
-    return f"{shown} ({interval(difference.low, difference.high, factor)})"
+def _change(row: Contrast, show: Callable[[float], str], factor: float = 1) -> str:
+    """Return both values and their difference with its interval; of a share in points."""
+    difference = row.difference
+    if math.isnan(difference.value):
+        change = "not measured in both"
+    else:
+        points = f"{signed(factor * difference.value, 1)} points"
+        change = signed(difference.value) if factor == 1 else points
+        change += f" ({interval(difference.low, difference.high, factor)})"
+    return f"{show(row.baseline)} -> {show(row.comparison)}: {change}"
