@@ -24,7 +24,7 @@ from kvab.runs.capacity.sweep import load_sweep
 from kvab.runs.imports import is_imported
 from kvab.runs.replay import plan_job
 from kvab.runs.workload import save_workload
-from kvab.study import load_study, root
+from kvab.study import Study, load_study, root
 from kvab.trace import find_trace
 
 MEASURED = ("book/published", "benchmarks/results")  # what pages show beside the runs
@@ -73,20 +73,18 @@ def report(
         If the runs do not support a verdict; the book is built all the same and says why.
     """
     checkout = root()
-    folder = checkout / (published or runs)
-    imported = is_imported(load_study(checkout / study), cluster, folder)
-    replays = published is None and not imported
+    path, folder = checkout / study, checkout / (published or runs)
+    declared = load_study(path)
+    replays = published is None and not is_imported(declared, cluster, folder)
     if replays:
-        trace = replay_missing(
-            checkout / study, cluster, rows, repeats, trace, folder, on, take_over
-        )
-    evidence = load_evidence(checkout / study, cluster, folder)
-    for name in (evidence.study.baseline, evidence.study.comparison):
+        trace = replay_missing(declared, cluster, rows, repeats, trace, folder, on, take_over)
+    evidence = load_evidence(declared, cluster, folder)
+    for name in (declared.baseline, declared.comparison):
         evidence.tables(name)  # no page can do without these two
     if published is None and evidence.manifest.kind == "live":
-        make_twins(evidence, find_trace(evidence.study.trace, trace), folder)
+        make_twins(evidence, find_trace(declared.trace, trace), folder)
     judged = gate(evidence)
-    index = pages.build(checkout / out, _book(checkout / study, evidence, judged, trace, replays))
+    index = pages.build(checkout / out, _book(path, evidence, judged, trace, replays))
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {counted(len(judged.reasons), 'check')} failed; first: "
@@ -96,12 +94,12 @@ def report(
 
 
 def _book(
-    study: Path, evidence: Evidence, judged: Gate, trace: Path | None, replays: bool
+    path: Path, evidence: Evidence, judged: Gate, trace: Path | None, replays: bool
 ) -> pages.Book:
     """Return what the book of these runs is built from, with the other clusters beside them."""
-    folder = evidence.folder
+    study, folder = evidence.study, evidence.folder
     parameters = {
-        "study": str(study),
+        "study": str(path),
         "cluster": evidence.cluster,
         "runs": str(folder),
         "rows": evidence.manifest.trace.rows,
@@ -154,17 +152,16 @@ def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path
 
 
 def replay_missing(
-    study: Path, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
+    study: Study, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
     folder: Path, on: str | None = None, take_over: bool = False,
 ) -> Path:  # fmt: skip
     """Replay every run of the study that does not serve as it is; return where the trace is."""
-    declared = load_study(study)
-    workload = missing_runs.workload(declared, cluster, rows, repeats, trace, on)
-    save_workload(workload, folder / declared.name)
+    workload = missing_runs.workload(study, cluster, rows, repeats, trace, on)
+    save_workload(workload, folder / study.name)
     jobs = [
-        plan_job(declared, cluster, name, repeat, rows, workload, folder)
-        for name in declared.configurations
-        for repeat in range(1, (repeats or declared.repeats) + 1)
+        plan_job(study, cluster, name, repeat, rows, workload, folder)
+        for name in study.configurations
+        for repeat in range(1, (repeats or study.repeats) + 1)
     ]
     planned = missing_runs.plan(jobs)
     for run in planned:

@@ -22,7 +22,7 @@ from kvab.pages.evidence import Evidence, load_evidence, load_published
 from kvab.pages.gate import WITHHELD, Gate, gate
 from kvab.pages.theme import COMPARISON, KINDS, PLAIN, WIDTH_IN, Drawing, Table, drawn
 from kvab.requests.metrics import LATENCIES, METRICS
-from kvab.study import load_study, root
+from kvab.study import Study, load_study, root
 
 MARKERS = {"simulated": "o", "live": "^", "kubernetes": "s", "imported": "D"}
 
@@ -132,7 +132,7 @@ class Clusters:
 
 
 def load_clusters(
-    study: str | Path, folder: str | Path, published: str | Path = "book/published"
+    study: str | Path | Study, folder: str | Path, published: str | Path = "book/published"
 ) -> Clusters:
     """Return every cluster with runs of both configurations, in a folder and published.
 
@@ -141,6 +141,7 @@ def load_clusters(
     InputError
         If there is none, or a run is damaged.
     """
+    study = load_study(study)
     own, left_out = _read(study, folder)
     if (root() / folder).resolve() != (root() / published).resolve():
         known = {evidence.key for evidence in own.values()}
@@ -157,13 +158,12 @@ def load_clusters(
         return Clusters(own[first], first, own, left_out)
 
 
-def _read(study: str | Path, folder: str | Path) -> tuple[dict[str, Evidence], dict[str, str]]:
+def _read(study: Study, folder: str | Path) -> tuple[dict[str, Evidence], dict[str, str]]:
     """Return the clusters with runs of both configurations, and why others are left out."""
-    declared = load_study(study)
-    both = {declared.baseline, declared.comparison}
+    both = {study.baseline, study.comparison}
     clusters, left_out = {}, {}
-    for path in sorted((root() / folder / declared.name).glob("*/")):
-        if not any(path.glob(f"{declared.baseline}/r*/run.json")):
+    for path in sorted((root() / folder / study.name).glob("*/")):
+        if not any(path.glob(f"{study.baseline}/r*/run.json")):
             continue
         try:
             evidence = load_evidence(study, path.name, folder)

@@ -267,13 +267,13 @@ class Evidence:
         return self.study.statistics.model_dump()
 
 
-def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Evidence:
+def load_evidence(study: str | Path | Study, cluster: str, folder: str | Path) -> Evidence:
     """Return the runs of a study on a cluster, each verified against its manifest.
 
     Parameters
     ----------
-    study : path
-        The study file.
+    study : path or Study
+        The study, or its file.
     cluster : str
         Name of the cluster.
     folder : path
@@ -287,18 +287,15 @@ def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Eviden
     """
     declared = load_study(study)
     folder = root() / folder
-    every = []
-    for path in runs.find_runs(folder, declared, cluster):
-        every.append(runs.read_run(path))
-        if not metrics.streamed(every[-1].requests):
-            raise InputError(f"{path}: {NOT_STREAMED}")
-    if not every:
+    paths = runs.find_runs(folder, declared, cluster)
+    if not paths:
         held = sorted({path.parents[2].name for path in (folder / declared.name).glob(RUNS)})
         raise InputError(
             f"{folder / declared.name / cluster}: no runs; name the folder that has them "
             f"(papermill: -p runs runs), or make them: `kvab report --cluster {cluster}`"
             + (f", or name a cluster that has some: {', '.join(held)}" if held else "")
         )
+    every = _checked(paths)
     runs.check_comparable(every)
     runs.check_bounds(every)
     by_configuration: dict[str, list[Run]] = {}
@@ -308,7 +305,24 @@ def load_evidence(study: str | Path, cluster: str, folder: str | Path) -> Eviden
     return Evidence(declared, cluster, by_configuration, workload)
 
 
-def load_published(study: str | Path, folder: str | Path) -> Evidence:
+def _checked(paths: list[Path]) -> list[Run]:
+    """Return runs of which every file is what ``run.json`` says, now and whoever asks.
+
+    That their tables are whole is looked at once for the files at hand, and kept for other pages.
+    """
+    manifests = [runs.verified_manifest(path).model_dump(mode="json") for path in paths]
+
+    def read() -> list[Run]:
+        every = [runs.read_run(path) for path in paths]
+        for run in every:
+            if not metrics.streamed(run.requests):
+                raise InputError(f"{run.path}: {NOT_STREAMED}")
+        return every
+
+    return remember(digest([[*map(str, paths)], manifests, source_digest()]), "runs", read)
+
+
+def load_published(study: str | Path | Study, folder: str | Path) -> Evidence:
     """Return the published runs of a study: of the cluster with the most, in runs and rows.
 
     Raises
@@ -323,4 +337,4 @@ def load_published(study: str | Path, folder: str | Path) -> Evidence:
         sizes[path.parents[2].name] += runs.read_manifest(path.parent).trace.rows
     if not sizes:
         raise InputError(f"{published}: no published runs; make them with `make publish`")
-    return load_evidence(study, sizes.most_common(1)[0][0], folder)
+    return load_evidence(declared, sizes.most_common(1)[0][0], folder)

@@ -41,7 +41,7 @@ from kvab.pages.theme import (
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs import summaries
-from kvab.study import Simulated, load_study, recipes, root
+from kvab.study import Simulated, Study, load_study, recipes, root
 from kvab.trace import Trace, burst_order
 
 TABLE, ORDERS = Path("model-check") / "twins.parquet", Path("model-check") / "orders.parquet"
@@ -229,7 +229,10 @@ def _errors(check: Check) -> pd.DataFrame:
 
 
 def load_check(
-    study: str | Path, cluster: str, folder: str | Path, published: str | Path = "book/published"
+    study: str | Path | Study,
+    cluster: str,
+    folder: str | Path,
+    published: str | Path = "book/published",
 ) -> Check | None:
     """Return the check of a live cluster in a folder of runs, else the published one, if any."""
     name, public = load_study(study).name, root() / published

@@ -18,6 +18,7 @@ from kvab.runs.folder import (
     requests_bytes,
     restore,
     state,
+    verified_manifest,
     write_run,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "restore",
     "run_path",
     "state",
+    "verified_manifest",
     "write_beside",
     "write_run",
 ]

@@ -248,15 +248,14 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def read_run(path: str | Path) -> Run:
-    """Return a run folder after checking every file in it against ``run.json``.
+def verified_manifest(path: Path) -> RunManifest:
+    """Return a run's manifest after checking every file of its folder against it.
 
     Raises
     ------
     InputError
-        If a file is missing or altered, or the requests table is not whole.
+        If a file is missing or altered.
     """
-    path = Path(path)
     manifest = read_manifest(path)
     for name, expected in manifest.files.items():
         file = path / name
@@ -268,6 +267,19 @@ def read_run(path: str | Path) -> Run:
                 f"{file}: altered: run.json says sha256 {expected[:12]}, got {got[:12]}; "
                 "restore it or rerun"
             )
+    return manifest
+
+
+def read_run(path: str | Path) -> Run:
+    """Return a run folder after checking every file in it against ``run.json``.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or altered, or the requests table is not whole.
+    """
+    path = Path(path)
+    manifest = verified_manifest(path)
     file = path / "requests.parquet"
     if file.name not in manifest.files:
         raise InputError(f"{file}: not listed in run.json; rerun the replay")

@@ -209,11 +209,13 @@ def default_study() -> Path:
     raise InputError(f"{checkout / 'recipes'}: which study? there are: {names}; name one (--study)")
 
 
-def load_study(path: str | Path = "") -> Study:
+def load_study(path: str | Path | Study = "") -> Study:
     """Return the study declared in a file; without a name, that of `default_study`.
 
-    A relative path counts from the checkout.
+    A relative path counts from the checkout. A study that is loaded already is returned as it is.
     """
+    if isinstance(path, Study):
+        return path
     path = Path(path or default_study())
     path = path if path.is_absolute() else root() / path
     return read_declaration(path, Study, folder=path.parent)

@@ -1,5 +1,6 @@
 """Clusters side by side: never pooled, and silent where a gate is red."""
 
+import os
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from kvab import runs
 from kvab.errors import InputError
 from kvab.pages import clusters, reproduce
 from kvab.pages.clusters import WITHHELD, load_clusters
+from kvab.pages.evidence import load_evidence
 from kvab.stats.agreement import AGREE, DIFFER, UNKNOWN
 from kvab.study import root
 
@@ -55,6 +57,23 @@ def test_a_cluster_with_a_red_gate_agrees_with_nothing(doctored, sound):
 def test_where_the_reference_is_red_nothing_agrees_with_it(doctored, sound):
     found = load_clusters(STUDY, sound, doctored)
     assert set(found.agreements["live-cpu"]["verdict"]) == {WITHHELD}
+
+
+@pytest.mark.parametrize("name", ["requests.parquet", "manifests/deploy.yaml"])
+def test_a_file_altered_after_its_run_was_read_and_kept_is_noticed(
+    sound, tmp_path, monkeypatch, name
+):
+    monkeypatch.setenv("KVAB_CACHE", str(tmp_path / "cache"))
+    first = load_evidence(STUDY, "live-cpu", sound)
+    with monkeypatch.context() as once:
+        once.setattr("kvab.runs.read_run", None)  # kept: not read again
+        assert load_evidence(STUDY, "live-cpu", sound).key == first.key
+    path = sound.joinpath(*PLACE, name)
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match=rf"{path}: altered"):
+        load_evidence(STUDY, "live-cpu", sound)
 
 
 def test_equal_runs_are_one_cluster_and_have_nothing_to_agree_with(sound):

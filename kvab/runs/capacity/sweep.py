@@ -141,7 +141,10 @@ class Sweep:
 
 
 def load_sweep(
-    study: str | Path, cluster: str, folder: str | Path, published: str | Path = "book/published"
+    study: str | Path | Study,
+    cluster: str,
+    folder: str | Path,
+    published: str | Path = "book/published",
 ) -> Sweep | None:
     """Return the sweep of a cluster in a folder of runs, else the published one of any cluster.
 
