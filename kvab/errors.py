@@ -1,5 +1,7 @@
 """Errors that a user can act on, each with the exit code that the command line returns."""
 
+from __future__ import annotations
+
 import errno
 import re
 from pathlib import Path
@@ -83,6 +85,19 @@ class InputError(KvabError):
         where = f"{path}:{line}" if line else f"{path}"
         text = ": ".join(filter(None, (where, key, what)))
         super().__init__(f"{text}; {fix}" if fix else text)
+        self.problem = problem
+
+    def placed(self, path: Path | str, line: int | None = None) -> InputError:
+        """Return this error with the file, and the line in it, that were not known below."""
+        return InputError(
+            self.problem,
+            expected=self.expected,
+            got=self.got,
+            path=path,
+            line=line,
+            key=self.key,
+            fix=self.fix,
+        )
 
 
 class DependencyError(KvabError):

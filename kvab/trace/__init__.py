@@ -1,8 +1,8 @@
 """The workload: found, read, cut, made up, described."""
 
-from kvab.trace.cutting import slice_trace, write_lines, write_rows
 from kvab.trace.finding import fetch_trace, find_trace, trace_place
 from kvab.trace.reading import Trace, burst_order, read_trace
+from kvab.trace.slicing import slice_trace, write_lines, write_rows
 
 __all__ = [
     "Trace",

@@ -6,18 +6,28 @@ Input: what the study declares of its trace. Output: the trace, or a made-up one
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
+import shutil
+import urllib.error
+import urllib.request
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from rich.console import Console
+from rich.progress import wrap_file
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
 from kvab.cache import cache_folder
-from kvab.errors import DependencyError
-from kvab.trace.reading import Trace, expect, read_trace
+from kvab.errors import DependencyError, InputError
+from kvab.trace.reading import Trace, read_trace
 
 log = logging.getLogger("kvab")
+TIMEOUT_S, TRIES = 20, 3
+PASSING = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
 class Declaration(Protocol):
@@ -63,7 +73,7 @@ def find_trace(declaration: Declaration, path: Path | None = None) -> Trace:
         return replace(trace, name=declaration.name) if declared else trace
     try:
         named = bool(os.environ.get("KVAB_TRACE"))
-        place = trace_place(declaration) if named else fetch_trace(declaration)
+        declared_path = trace_place(declaration) if named else fetch_trace(declaration)
     except (DependencyError, OSError) as error:
         from kvab.trace.synthesize import made_up
 
@@ -71,7 +81,7 @@ def find_trace(declaration: Declaration, path: Path | None = None) -> Trace:
         path = made_up(declaration.rows, block_tokens, cache_folder())
         return read_trace(path, block_tokens=block_tokens)
     return read_trace(
-        place, name=declaration.name, block_tokens=block_tokens, sha256=declaration.sha256
+        declared_path, name=declaration.name, block_tokens=block_tokens, sha256=declaration.sha256
     )
 
 
@@ -87,12 +97,60 @@ def fetch_trace(declaration: Declaration, destination: Path | None = None) -> Pa
     InputError
         If another file lies at ``destination``.
     """
-    from kvab.trace.download import download
-
-    place = destination or _cached(declaration)
-    with suppress(OSError), place.open("rb") as file:
+    path = destination or _cached(declaration)
+    with suppress(OSError), path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() == declaration.sha256:
-            return place
-    free = destination is None or not destination.exists()
-    expect(free, place, "the declared trace or nothing", "something else", "choose another name")
-    return download(declaration.url, declaration.sha256, place)
+            return path
+    if destination and destination.exists():
+        raise InputError(expected="the declared trace or nothing", got="something else", path=path,
+                         fix="choose another name")  # fmt: skip
+    return _download(declaration.url, declaration.sha256, path)
+
+
+def _download(url: str, sha256: str, destination: Path) -> Path:
+    """Fetch a file and return its path.
+
+    Raises
+    ------
+    DependencyError
+        If it cannot be fetched in three tries, or has another sha256.
+    """
+    beside = destination.with_name(f".{destination.name}.{os.getpid()}")
+    tries = Retrying(
+        stop=stop_after_attempt(TRIES),
+        wait=wait_exponential(multiplier=0.2, max=2),
+        retry=retry_if_exception_type(PASSING),
+        reraise=True,
+    )
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        got = tries(_fetch, url, beside)
+        if got != sha256:
+            raise DependencyError(
+                f"{url}: expected sha256 {sha256[:16]}…, got {got[:16]}…; nothing was kept. "
+                "Name a right copy in KVAB_TRACE"
+            )
+        beside.rename(destination)
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise DependencyError(
+            f"{url}: cannot be fetched ({reason}); name a copy in KVAB_TRACE or with --trace"
+        ) from None
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+    return destination
+
+
+def _fetch(url: str, to: Path) -> str:
+    """Stream an address to a file and return its sha256; a short body is an error."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        size = int(answer.headers.get("Content-Length") or 0)
+        name, console = to.name.lstrip("."), Console(stderr=True)
+        progress = wrap_file(answer, size, description=name, console=console)
+        with progress as body, to.open("w+b") as file:
+            shutil.copyfileobj(body, file)
+            if size and file.tell() != size:
+                raise http.client.IncompleteRead(b"", size - file.tell())
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()

@@ -103,66 +103,70 @@ def _checked_rows(
     """Return every row, and the sha256 of the file they came from."""
     rows: list[dict[str, Any]] = []
     last_ms = 0.0
-    fix = "check the name, or run `kvab trace fetch`"
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "nothing of that name"
+        fix = "check the name, or run `kvab trace fetch`"
+        raise InputError(expected="a file of JSON lines", got=got, path=path, fix=fix)
     try:
-        found = "a folder" if path.is_dir() else "nothing of that name"
-        expect(path.is_file(), path, "a file of JSON lines", found, fix)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            fix = "fetch it again, or name it with --trace to replay another trace on purpose"
-            expect(sha256 in (None, digest), path, f"sha256 {sha256}", digest, fix)
+            if sha256 not in (None, digest):
+                fix = "fetch it again, or name it with --trace to replay another trace on purpose"
+                raise InputError(expected=f"sha256 {sha256}", got=digest, path=path, fix=fix)
             file.seek(0)
             for number, line in enumerate(file, start=1):
-                where = f"{path}:{number}"
-                row = _parsed(where, line)
-                _check(where, row, last_ms, block_tokens)
-                last_ms = row["timestamp"]
-                rows.append(row)
+                try:
+                    rows.append(_checked_row(line, last_ms, block_tokens))
+                except InputError as error:
+                    raise error.placed(path, number) from None
+                last_ms = rows[-1]["timestamp"]
     except OSError as error:
-        expect(False, path, "a file that can be read", error.strerror, "fix its rights")
-    expect(bool(rows), path, "a request a line", "an empty file", "fetch it again")
+        raise InputError(expected="a file that can be read", got=error.strerror, path=path,
+                         fix="fix its rights") from None  # fmt: skip
+    if not rows:
+        raise InputError(expected="a request a line", got="an empty file", path=path,
+                         fix="fetch it again")  # fmt: skip
     return rows, digest
 
 
-def _parsed(where: str, line: bytes) -> dict[str, Any]:
-    """Return the JSON object of a line that has all fields."""
+def _checked_row(line: bytes, last_ms: float, block_tokens: int) -> dict[str, Any]:
+    """Return the JSON object of a line; its error does not know the line's place yet."""
     start = line.strip()[:40]
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
-        expect(False, where, "UTF-8 text", start, "convert the file to UTF-8")
+        raise _wrong("UTF-8 text", start, "convert the file to UTF-8") from None
     except (ValueError, RecursionError):
         whole = line.endswith(b"\n")
         fix = "fix the line" if whole else "the file is truncated: fetch it again"
-        expect(False, where, "one JSON object", start, fix)
-    expect(isinstance(row, dict), where, "one JSON object", start, "fix the line")
+        raise _wrong("one JSON object", start, fix) from None
+    if not isinstance(row, dict):
+        raise _wrong("one JSON object", start, "fix the line")
     for field in FIELDS:
-        expect(field in row, where, f"the field {field}", sorted(row), "add it")
-    return row
-
-
-def _check(where: str, row: dict[str, Any], last_ms: float, block_tokens: int) -> None:
+        if field not in row:
+            raise _wrong(f"the field {field}", sorted(row), "add it")
     at_ms, ids = row["timestamp"], row["hash_ids"]
-    right = type(at_ms) in (int, float) and 0 <= at_ms < 2**53
-    expect(right, where, "a timestamp of 0 ms or more", at_ms, "fix it")
-    expected = f"a timestamp that does not fall below the {last_ms} before it"
-    expect(at_ms >= last_ms, where, expected, at_ms, "sort the rows by timestamp")
+    if type(at_ms) not in (int, float) or not 0 <= at_ms < 2**53:
+        raise _wrong("a timestamp of 0 ms or more", at_ms, "fix it")
+    if at_ms < last_ms:
+        expected = f"a timestamp that does not fall below the {last_ms} before it"
+        raise _wrong(expected, at_ms, "sort the rows by timestamp")
     for field in ("input_length", "output_length"):
         tokens = row[field]
         whole = type(tokens) is int or (type(tokens) is float and tokens.is_integer())
-        right = whole and 1 <= tokens < 2**31
-        expect(right, where, f"{field} of 1 token or more, a whole number", tokens, "fix it")
-    right = isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**63 for i in ids)
-    expect(right, where, "hash_ids as a list of whole numbers of 0 or more", ids, "fix them")
-    needed = math.ceil(row["input_length"] / block_tokens)
-    expected = f"{needed} hash_ids ({row['input_length']} tokens in blocks of {block_tokens})"
-    expect(len(ids) == needed, where, expected, len(ids), "fix the row or the block size")
+        if not whole or not 1 <= tokens < 2**31:
+            raise _wrong(f"{field} of 1 token or more, a whole number", tokens, "fix it")
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**63 for i in ids):
+        raise _wrong("hash_ids as a list of whole numbers of 0 or more", ids, "fix them")
+    tokens, needed = row["input_length"], math.ceil(row["input_length"] / block_tokens)
+    if len(ids) != needed:
+        expected = f"{needed} hash_ids ({tokens} tokens in blocks of {block_tokens})"
+        raise _wrong(expected, len(ids), "fix the row or the block size")
+    return row
 
 
-def expect(right: bool, where: str | Path, expected: str, got: object, fix: str) -> None:
-    """Raise the error of a trace unless something is right."""
-    if not right:
-        raise InputError(f"{where}: expected {expected}, got {got!r:.80}; {fix}")
+def _wrong(expected: str, got: object, fix: str) -> InputError:
+    return InputError(expected=expected, got=f"{got!r:.80}", fix=fix)
 
 
 def burst_order(timestamp_ms: np.ndarray, seed: int) -> np.ndarray:

@@ -162,9 +162,10 @@ def test_a_wrong_value_is_named_with_its_line(path, fault):
     with pytest.raises(InputError) as error:
         read_trace(path)
     said = str(error.value)
+    assert (error.value.path, error.value.line) == (path, 3)
+    assert message in said and error.value.fix
     assert said.startswith(f"{path}:3: expected ")
-    assert message in said
-    assert "\n" not in said and ";" in said and len(said) < 400
+    assert "\n" not in said and len(said) < 400
 
 
 @pytest.mark.parametrize("field", ["timestamp", "input_length", "output_length", "hash_ids"])
@@ -217,7 +218,7 @@ def test_an_empty_file_is_refused(path):
 
 
 def test_a_wrong_sha256_is_refused_with_both_hashes(path, trace):
-    with pytest.raises(InputError, match=f"expected sha256 {'0' * 64}, got '{trace.sha256}'"):
+    with pytest.raises(InputError, match=f"expected sha256 {'0' * 64}, got {trace.sha256}"):
         read_trace(path, sha256="0" * 64)
 
 
@@ -228,12 +229,12 @@ def test_a_wrong_sha256_is_said_before_a_wrong_row(path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="got 'nothing of that name'"):
+    with pytest.raises(InputError, match="got nothing of that name"):
         read_trace(tmp_path / "absent.jsonl")
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="got 'a folder'"):
+    with pytest.raises(InputError, match="got a folder"):
         read_trace(tmp_path)
 
 
@@ -356,7 +357,7 @@ def test_an_existing_file_is_not_overwritten_unasked(trace, path):
 
 
 def test_a_place_that_cannot_be_written_is_refused(trace, path):
-    with pytest.raises(InputError, match="expected a place to write"):
+    with pytest.raises(InputError, match="expected a file that can be written"):
         write_rows(trace, np.array([0]), path / "below" / "a-file.jsonl")
 
 
@@ -489,7 +490,7 @@ def test_a_download_recovers_from_a_truncated_body(server):
 
 
 @pytest.mark.parametrize("answer", [(404, b"gone", 4), (503, b"", 0), (200, BODY[:50], len(BODY))])
-def test_a_download_that_keeps_failing_says_both_mends(server, answer):
+def test_a_download_that_keeps_failing_says_both_remedies(server, answer):
     server.answers.append(answer)
     with pytest.raises(DependencyError, match="KVAB_TRACE or with --trace") as error:
         fetch_trace(Declared(server.url, SHA256))
@@ -498,7 +499,7 @@ def test_a_download_that_keeps_failing_says_both_mends(server, answer):
     assert not left_behind(cached().parent)
 
 
-def test_a_server_that_is_not_there_says_both_mends(server):
+def test_a_server_that_is_not_there_says_both_remedies(server):
     server.shutdown()
     server.server_close()
     with pytest.raises(DependencyError, match="KVAB_TRACE or with --trace"):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 
-from kvab.trace.reading import FIELDS, Trace, expect
+from kvab.cache import write_beside
+from kvab.errors import InputError
+from kvab.trace.reading import FIELDS, Trace
 
 
 def slice_trace(
@@ -32,9 +33,10 @@ def slice_trace(
     start_ms = -math.inf if start_s is None else 1000 * start_s
     end_ms = math.inf if end_s is None else 1000 * end_s
     chosen = np.flatnonzero((trace.arrival_ms >= start_ms) & (trace.arrival_ms < end_ms))[:rows]
-    right = len(chosen) > 0 and (rows is None or rows >= 1)
-    expected = f"a part of {len(trace)} rows from 0 to {trace.arrival_ms[-1] / 1000:g} s"
-    expect(right, trace.path, expected, "a slice without rows", "widen the slice")
+    if not len(chosen) or (rows is not None and rows < 1):
+        expected = f"a part of {len(trace)} rows from 0 to {trace.arrival_ms[-1] / 1000:g} s"
+        raise InputError(expected=expected, got="a slice without rows", path=trace.path,
+                         fix="widen the slice")  # fmt: skip
     return chosen
 
 
@@ -51,23 +53,20 @@ def write_rows(trace: Trace, rows: np.ndarray, path: Path) -> Path:
         at_ms = float(trace.timestamp_ms[row])
         tokens = int(trace.input_tokens[row]), int(trace.output_tokens[row])
         values = (int(at_ms) if at_ms.is_integer() else at_ms, *tokens, trace.hash_ids[row])
-        mark = {"synthetic": True} if trace.synthetic else {}
-        lines.append(json.dumps(dict(zip(FIELDS, values, strict=True)) | mark))
+        label = {"synthetic": True} if trace.synthetic else {}
+        lines.append(json.dumps(dict(zip(FIELDS, values, strict=True)) | label))
     return write_lines(path, lines)
 
 
 def write_lines(path: Path, lines: list[str], *, overwrite: bool = False) -> Path:
-    """Write lines to a file, beside its place and renamed in."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write lines to a file, whole or not at all, and return its path."""
     try:
-        free = overwrite or not path.exists()
-        expect(free, path, "a new file", "one that exists already", "choose another name")
+        if path.exists() and not overwrite:
+            got = "one that exists already"
+            raise InputError(expected="a new file", got=got, path=path, fix="choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_beside(path, ("\n".join(lines) + "\n").encode())
     except OSError as error:
-        expect(False, path, "a place to write", error.strerror, "choose another")
+        raise InputError(expected="a file that can be written", got=error.strerror, path=path,
+                         fix="choose another") from None  # fmt: skip
     return path
