@@ -1,7 +1,5 @@
 """Errors that a user can act on, each with the exit code that the command line returns."""
 
-from __future__ import annotations
-
 import errno
 import re
 from pathlib import Path
@@ -78,26 +76,17 @@ class InputError(KvabError):
         key: str = "",
         fix: str = "",
     ) -> None:
-        self.expected, self.got, self.fix = expected, got, fix
+        super().__init__(problem)
+        self.problem, self.expected, self.got, self.fix = problem, expected, got, fix
         self.path, self.line, self.key = path, line, key
-        wanted = f"expected {expected}" if expected else ""
-        what = problem or ", got ".join(filter(None, (wanted, got)))
-        where = f"{path}:{line}" if line else f"{path}"
-        text = ": ".join(filter(None, (where, key, what)))
-        super().__init__(f"{text}; {fix}" if fix else text)
-        self.problem = problem
 
-    def placed(self, path: Path | str, line: int | None = None) -> InputError:
-        """Return this error with the file, and the line in it, that were not known below."""
-        return InputError(
-            self.problem,
-            expected=self.expected,
-            got=self.got,
-            path=path,
-            line=line,
-            key=self.key,
-            fix=self.fix,
-        )
+    def __str__(self) -> str:
+        """Return the one line, also where the place was added after the error was raised."""
+        wanted = f"expected {self.expected}" if self.expected else ""
+        what = self.problem or ", got ".join(filter(None, (wanted, self.got)))
+        where = f"{self.path}:{self.line}" if self.line else f"{self.path}"
+        text = ": ".join(filter(None, (where, self.key, what)))
+        return " ".join((f"{text}; {self.fix}" if self.fix else text).split())
 
 
 class DependencyError(KvabError):

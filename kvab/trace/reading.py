@@ -118,7 +118,8 @@ def _checked_rows(
                 try:
                     rows.append(_checked_row(line, last_ms, block_tokens))
                 except InputError as error:
-                    raise error.placed(path, number) from None
+                    error.path, error.line = path, number
+                    raise
                 last_ms = rows[-1]["timestamp"]
     except OSError as error:
         raise InputError(expected="a file that can be read", got=error.strerror, path=path,
