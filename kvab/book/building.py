@@ -21,7 +21,7 @@ from kvab.pages.model_check import load_check, make_twins
 from kvab.pages.wording import headline
 from kvab.runs import replay_missing as missing_runs
 from kvab.runs.capacity.sweep import load_sweep
-from kvab.runs.imports import is_imported
+from kvab.runs.importing import is_imported
 from kvab.runs.replay import plan_job
 from kvab.runs.workload import save_workload
 from kvab.study import Study, load_study, root

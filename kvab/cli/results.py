@@ -25,13 +25,12 @@ def summarize(
 ) -> None:
     """Print the metrics of one run: TTFT, ITL, latency, goodput."""
     from kvab.pages.printed import summary_lines
-    from kvab.runs.judging import study_of, terms
-    from kvab.runs.sources import read_source
+    from kvab.runs.sources import read_source, study_of, terms
 
     declared = study_of([path], study)
     source = read_source(path, declared, trace, rows, token_counts)
     by = terms([source], declared, study is not None, ttft_ms, itl_ms)
-    options.note(source.told(by.slo))
+    options.note(source.remarks(by.slo))
     if as_json:
         options.print_json(source.summary(by.slo) | {"bounds": by.basis})
     else:
@@ -52,8 +51,7 @@ def compare(
 ) -> None:
     """Compare two configurations request by request. Differences: comparison minus baseline."""
     from kvab.pages.printed import bounds_lines, comparison_lines, header_lines
-    from kvab.runs.judging import study_of, terms
-    from kvab.runs.sources import comparable, paired, read_sources, told_counts
+    from kvab.runs.sources import comparable, mixed_counts, paired, read_sources, study_of, terms
     from kvab.stats.compare import compare as compare_tables
     from kvab.stats.compare import compare_unpaired
 
@@ -66,7 +64,7 @@ def compare(
     tables = comparable(arms)
     every = [source for arm in arms for source in arm]
     by = terms(every, declared, study is not None, ttft_ms, itl_ms)
-    options.note([line for source in every for line in source.told(by.slo)] + told_counts(arms))
+    options.note([line for source in every for line in source.remarks(by.slo)] + mixed_counts(arms))
     method = compare_tables if paired(arms) else compare_unpaired
     settings = declared.statistics.model_dump()
     result = method(tables[0], tables[1], by.slo, margins=by.margins, **settings)
@@ -94,7 +92,7 @@ def import_(
     token_counts: options.Counts = None,
 ) -> None:
     """Make a run folder of AIPerf's artifacts. `kvab report` takes it as its own."""
-    from kvab.runs.imports import import_runs
+    from kvab.runs.importing import import_runs
 
     for written, told in import_runs(
         path, study, cluster, configuration, repeat, rows, trace, runs, token_counts

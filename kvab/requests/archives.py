@@ -5,13 +5,14 @@ Input: a path that a user names. Output: a folder; that of an archive is gone wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -28,7 +29,7 @@ MOST_TIMES = 200  # larger; AIPerf's records pack to a tenth
 CHUNK = 1 << 20
 
 
-@contextmanager
+@contextlib.contextmanager
 def folder_of(path: Path) -> Iterator[Path]:
     """Yield a folder or AIPerf's file as it is, or the content of an archive in a temporary folder.
 
@@ -43,9 +44,9 @@ def folder_of(path: Path) -> Iterator[Path]:
         return
     if not path.exists():
         raise InputError(
-            f"{path}: expected a run folder, a folder of AIPerf artifacts or an archive of one, "
-            "got nothing of that name; check the name"
-        )
+            "expected a run folder, a folder of AIPerf artifacts or an archive of one, got nothing "
+            "of that name", path=path, fix="check the name",
+        )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="kvab-") as name:
         _unpack(path, Path(name))
         try:
@@ -56,67 +57,60 @@ def folder_of(path: Path) -> Iterator[Path]:
 
 def _unpack(path: Path, into: Path) -> None:
     allowed = min(MOST_BYTES, max(FREE_BYTES, MOST_TIMES * path.stat().st_size))
-    members = 0
     try:
-        for name, stream in _members(path):
-            members += 1
-            if members > MOST_MEMBERS:
-                raise InputError(f"{path}: expected at most {MOST_MEMBERS:,} files, got more")
+        for count, (name, content) in enumerate(_files(path), start=1):
+            if count > MOST_MEMBERS:
+                raise InputError(f"expected at most {MOST_MEMBERS:,} files, got more", path=path)
             target = into / _inside(path, name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            allowed -= _copy(path, stream, target, allowed)
+            allowed -= _copy(path, content, target, allowed)
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException,
             NotImplementedError, RuntimeError, ValueError) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path}: expected a tar or zip archive that can be unpacked, got {reason}; pack it "
-            "again or name the folder itself"
-        ) from None
+            f"expected a tar or zip archive that can be unpacked, got {reason}", path=path,
+            fix="pack it again or name the folder itself",
+        ) from None  # fmt: skip
 
 
-def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the name and content of each file in an archive."""
-    with path.open("rb") as file:
-        packed = file.read(2)
-    if packed == b"PK":
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
+    with path.open("rb") as file, contextlib.ExitStack() as opened:
+        if file.read(2) == b"PK":
+            zipped = opened.enter_context(zipfile.ZipFile(path))
+            for entry in zipped.infolist():
+                if stat.S_ISLNK(entry.external_attr >> 16):
+                    raise _rejected(path, entry.filename, "a link")
                 if not entry.is_dir():
-                    if (entry.external_attr >> 16) & 0o170000 == 0o120000:
-                        raise _refused(path, entry.filename, "a link")
-                    with archive.open(entry) as content:
-                        yield entry.filename, content
-        return
-    with _tar(path) as members:
+                    with zipped.open(entry) as unzipped:
+                        yield entry.filename, unzipped
+            return
+        stream = None
+        if path.suffix in (".zst", ".tzst"):
+            stream = opened.enter_context(pa.input_stream(str(path), compression="zstd"))
+        members = opened.enter_context(tarfile.open(path, "r|" if stream else "r|*", stream))
         for member in members:
-            if member.isdir():
-                continue
-            if not member.isfile():
-                raise _refused(path, member.name, "a link or device")
-            stream = members.extractfile(member)
-            assert stream is not None  # it is a file
-            yield member.name, stream
+            if not (member.isdir() or member.isfile()):
+                raise _rejected(path, member.name, "a link or device")
+            if content := members.extractfile(member):
+                yield member.name, content
 
 
-@contextmanager
-def _tar(path: Path) -> Iterator[tarfile.TarFile]:
-    if path.suffix in (".zst", ".tzst"):
-        with (
-            pa.input_stream(str(path), compression="zstd") as stream,
-            tarfile.open(fileobj=stream, mode="r|") as archive,
-        ):
-            yield archive
-    else:
-        with tarfile.open(path, "r|*") as archive:
-            yield archive
+def _inside(path: Path, name: str) -> PurePosixPath:
+    """Return where a file of an archive goes, rejected if it leaves the folder.
+
+    Tar's own ``data`` filter would put an absolute path inside in silence, and zip has none.
+    """
+    inside = PurePosixPath(name.replace("\\", "/"))
+    if inside.is_absolute() or ".." in inside.parts or ":" in str(inside).split("/")[0]:
+        raise _rejected(path, name, "a path that leaves the folder")
+    return inside
 
 
-def _inside(path: Path, name: str) -> Path:
-    """Return the place of a member, refused if it is not inside the folder."""
-    place = PurePosixPath(name.replace("\\", "/"))
-    if place.is_absolute() or ".." in place.parts or ":" in (place.parts or ("",))[0]:
-        raise _refused(path, name, "a path that leaves the folder")
-    return Path(place)
+def _rejected(path: Path, name: str, what: str) -> InputError:
+    return InputError(
+        f"expected files only, got {what} ({name!r:.80})", path=path, fix="pack it again"
+    )
 
 
 def _copy(path: Path, stream: IO[bytes], target: Path, allowed: int) -> int:
@@ -126,15 +120,12 @@ def _copy(path: Path, stream: IO[bytes], target: Path, allowed: int) -> int:
             copied += len(chunk)
             if copied > allowed:
                 raise InputError(
-                    f"{path}: unpacks to over {MOST_TIMES} times its size, far more than AIPerf's "
-                    "artifacts do; unpack it yourself if it is right and name the folder"
-                )
+                    f"unpacks to over {MOST_TIMES} times its size, far more than AIPerf's "
+                    "artifacts do", path=path,
+                    fix="unpack it yourself if it is right and name the folder",
+                )  # fmt: skip
             file.write(chunk)
     return copied
-
-
-def _refused(path: Path, name: str, what: str) -> InputError:
-    return InputError(f"{path}: expected files only, got {what} ({name!r:.80}); pack it again")
 
 
 def within(folder: Path, shown: Path) -> list[Path]:
@@ -145,18 +136,18 @@ def within(folder: Path, shown: Path) -> list[Path]:
     InputError
         If they are far more than artifacts have.
     """
-    places = []
-    for place, _, _ in os.walk(folder):
-        places.append(Path(place))
-        if len(places) > MOST_FOLDERS:
+    folders = []
+    for name, _, _ in os.walk(folder):
+        folders.append(Path(name))
+        if len(folders) > MOST_FOLDERS:
             raise InputError(
-                f"{shown}: expected a run folder or AIPerf's artifacts, got more than "
-                f"{MOST_FOLDERS:,} folders; name the folder of one run"
-            )
-    return places
+                "expected a run folder or AIPerf's artifacts, got more than "
+                f"{MOST_FOLDERS:,} folders", path=shown, fix="name the folder of one run",
+            )  # fmt: skip
+    return folders
 
 
-def holding(folder: Path, patterns: tuple[str, ...], shown: Path) -> Path:
+def folder_holding(folder: Path, patterns: tuple[str, ...], shown: Path) -> Path:
     """Return the one folder at or below ``folder`` that holds a file of one of the patterns.
 
     Raises
@@ -164,14 +155,17 @@ def holding(folder: Path, patterns: tuple[str, ...], shown: Path) -> Path:
     InputError
         If several do; without any, ``folder`` itself comes back.
     """
-    if any(True for pattern in patterns for _ in folder.glob(pattern)):
+
+    def holds(place: Path) -> bool:
+        return any(True for pattern in patterns for _ in place.glob(pattern))
+
+    if holds(folder):
         return folder
-    found = sorted(place for place in within(folder, shown)
-                   if any(True for pattern in patterns for _ in place.glob(pattern)))  # fmt: skip
-    if len(found) > 1:
-        names = ", ".join(str(place.relative_to(folder)) for place in found[:4])
+    holding = sorted(filter(holds, within(folder, shown)))
+    if len(holding) > 1:
+        names = ", ".join(str(place.relative_to(folder)) for place in holding[:4])
         raise InputError(
-            f"{shown}: expected the artifacts of one run, got those of {len(found)} ({names}); "
-            "name the folder of one, an archive unpacked"
-        )
-    return found[0] if found else folder
+            f"expected the artifacts of one run, got those of {len(holding)} ({names})",
+            path=shown, fix="name the folder of one, an archive unpacked",
+        )  # fmt: skip
+    return holding[0] if holding else folder

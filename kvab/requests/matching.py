@@ -18,11 +18,13 @@ from kvab.requests.metrics import unlike
 from kvab.requests.table import itl_ms, typed
 from kvab.trace import Trace
 
-FITTING = 0.95  # share of the prompts that must be the trace's
 INT32_MAX = 2**31 - 1
-NO_SCHEDULE = "arrivals: when AIPerf issued each request, for want of a trace"
-LOST = "no record"
+FITTING = 0.95  # share of the prompts that must be the trace's
 MOST_REQUESTS = 1_000_000  # of one run; a wrong number of one must not fill the memory
+LOST = "no record"
+NO_SCHEDULE = "arrivals: when AIPerf issued each request, for want of a trace"
+NAME_TRACE = "name the trace that was replayed with --trace"
+NAME_ROWS = "name the number of requests that were sent with --rows"
 
 
 def from_aiperf(
@@ -64,129 +66,70 @@ def from_aiperf(
     AIPerf does not record when its schedule began, so ``send_lag_ms`` counts from the request that
     was least late, as AIPerf's own ``replay_sched_lag`` does (0.13.0).
     """
-    got, inferred = by_row(artifacts, trace, rows, counts)
-    whose = got.attrs["token_counts"]
-    at = got.index.to_numpy()
-    got = got.reset_index(drop=True)
-    served = got["error"].isna()
-    sent_tokens, output_tokens = got["input_tokens"], got["output_tokens"].where(served, 0)
+    sent = trace
+    if isinstance(rows, np.ndarray):
+        assert trace is not None  # rows are those of a trace
+        sent = _as_sent(trace, rows)
+    by_row, whose, inferred = _by_row(artifacts, sent, rows, counts)
+    total = len(by_row)
+    served = by_row["error"].isna()
+    answers = by_row[["ttft_ms", "latency_ms", "client_itl_ms", "cached_tokens"]].where(served)
+    input_tokens, requested, due_ms = by_row["input_tokens"], by_row["output_tokens"], None
+    output_tokens = requested.where(served, 0)
+    if sent is not None and trace is not None:
+        due_ms = sent.timestamp_ms[:total] - trace.timestamp_ms[0]
+        requested = pd.Series(sent.output_tokens[:total])
+        input_tokens = input_tokens.where(served, sent.input_tokens[:total])
+    arrival_ms, send_lag_ms = _schedule(by_row, due_ms, inferred)
     if trace is None:
-        requested = got["output_tokens"]
         inferred.append("requested output tokens: those that came, for want of a trace")
-    else:
-        requested = trace.output_tokens[at]
-        sent_tokens = sent_tokens.where(served, trace.input_tokens[at])
-    ttft_ms, latency_ms = got["ttft_ms"].where(served), got["latency_ms"].where(served)
     table = typed(
         {
-            "row": at,
-            "arrival_ms": got["arrival_ms"],
-            "input_tokens": sent_tokens,
+            **{name: answers[name] for name in ("ttft_ms", "latency_ms", "cached_tokens")},
+            "row": rows if isinstance(rows, np.ndarray) else np.arange(total),
+            "arrival_ms": arrival_ms,
+            "input_tokens": input_tokens,
             "output_tokens": output_tokens,
             "requested_output_tokens": requested,
-            "ttft_ms": ttft_ms,
-            "itl_ms": itl_ms(latency_ms, ttft_ms, output_tokens.to_numpy()),
-            "latency_ms": latency_ms,
-            "cached_tokens": got["cached_tokens"].where(served),
-            "send_lag_ms": got["send_lag_ms"],
-            "error": got["error"],
+            "itl_ms": itl_ms(answers["latency_ms"], answers["ttft_ms"], output_tokens.to_numpy()),
+            "send_lag_ms": send_lag_ms,
+            "error": by_row["error"],
         }
     )
-    table["client_itl_ms"] = got["client_itl_ms"].where(served).to_numpy(float)
+    table["client_itl_ms"] = answers["client_itl_ms"]
+    table = table.sort_values("row", ignore_index=True)
     table.attrs |= {"inferred": inferred, "token_counts": whose}
     return table
 
 
-def by_row(
-    artifacts: Artifacts,
-    trace: Trace | None = None,
-    rows: int | np.ndarray | None = None,
-    counts: str | None = None,
-) -> tuple[pd.DataFrame, list[str]]:
-    """Return the records of a run by trace row, and what was inferred.
+def _by_row(
+    artifacts: Artifacts, sent: Trace | None, rows: int | np.ndarray | None, counts: str | None
+) -> tuple[pd.DataFrame, str, list[str]]:
+    """Return the records by the row that was sent, whose tokens they count, and what was inferred.
 
-    Returns
-    -------
-    DataFrame
-        Indexed by row, sorted: the columns of `kvab.requests.records.Records`, and
-        ``input_tokens``, ``output_tokens`` int64 (see `counted`; 0 where there is no count),
-        ``arrival_ms``, ``send_lag_ms`` float64, ``error`` string (null if served).
-        ``attrs["token_counts"]`` says whose counts they are.
-    list of str
-        What the files did not say and where it was taken from.
-
-    Raises
-    ------
-    InputError
-        See `from_aiperf`.
+    To the columns of `kvab.requests.records.Records` come ``input_tokens``, ``output_tokens``,
+    ``start_ms`` and ``issued_ms``; ``error`` is null if a row was served. Counts that none can have
+    are 0 or, of cached tokens, undefined.
     """
-    source = artifacts.folder
+    folder = artifacts.folder
     if artifacts.records is None:
         raise InputError(
-            f"{source}: expected profile_export.jsonl, got the summary only: single requests "
-            "cannot be told apart; run AIPerf without --export-level summary"
-        )
+            "expected profile_export.jsonl, got the summary only: single requests cannot be told "
+            "apart", path=folder, fix="run AIPerf without --export-level summary",
+        )  # fmt: skip
     records = artifacts.records.table
-    if not isinstance(rows, np.ndarray):
-        lines, count, sent = None, rows, trace
-    else:
-        assert trace is not None  # rows are those of a trace
-        lines, count, sent = rows, len(rows), _as_sent(trace, rows)
-    placed, inferred = place(records, sent, source)
-    if lines is None:
-        _check_sent(artifacts, placed, count)
-    total = _expected(artifacts, placed, sent, count, inferred)
-    if (placed < 0).any():
-        inferred.append(f"{(placed < 0).sum()} failed requests that name no row are left out")
-    whose, tokens = counted(records, counts, source, inferred)
-    got = records.assign(
-        **tokens,
-        start_ms=_since_first(records["start_ns"]),
-        issued_ms=_since_first(records["issued_ns"]),
-    )[placed >= 0]
-    got = got.set_axis(placed[placed >= 0]).reindex(np.arange(total))
-    got["error"] = _errors(got)
-    due_ms = (
-        None if sent is None or trace is None else sent.timestamp_ms[:total] - trace.timestamp_ms[0]
-    )
-    got["arrival_ms"], got["send_lag_ms"] = _schedule(got, due_ms, inferred)
-    for column in ("input_tokens", "output_tokens"):
-        got[column] = got[column].where(_countable(got[column]), 0).round().astype("int64")
-    got["cached_tokens"] = got["cached_tokens"].where(_countable(got["cached_tokens"])).round()
-    if lines is not None:
-        got = got.set_axis(lines).sort_index()
-    got.attrs["token_counts"] = whose
-    return got, inferred
-
-
-def counted(
-    records: pd.DataFrame, counts: str | None, source: Path, inferred: list[str]
-) -> tuple[str, dict[str, pd.Series]]:
-    """Return whose token counts are used, and those of each record.
-
-    By default they are the server's, who made the tokens, where it reports any.
-
-    Raises
-    ------
-    InputError
-        If those that are asked for are in no record.
-    """
-    there = {whose: records[f"{whose}_output_tokens"].notna() for whose in ("server", "client")}
-    if counts and not there[counts].any():
-        raise InputError(
-            f"{source}: --token-counts {counts}: no record has the {counts}'s count of its answer; "
-            "leave the option out"
-        )
-    whose = counts or ("server" if there["server"].any() else "client")
-    other = "client" if whose == "server" else "server"
-    if instead := int((~there[whose] & there[other]).sum()):
-        inferred.append(f"token counts: the {other}'s for {instead} requests without the {whose}'s")
-    return whose, {
-        f"{kind}_tokens": records[f"{whose}_{kind}_tokens"].fillna(
-            records[f"{other}_{kind}_tokens"]
-        )
-        for kind in ("input", "output")
-    }
+    row_of, inferred = match_rows(records, sent, folder)
+    total, matched = _expected(artifacts, row_of, sent, rows, inferred), row_of >= 0
+    if not matched.all():
+        inferred.append(f"{(~matched).sum()} failed requests that name no row are left out")
+    whose, tokens = _token_counts(records, counts, folder, inferred)
+    times = {f"{name}_ms": _since_first(records[f"{name}_ns"]) for name in ("start", "issued")}
+    by_row = records.assign(**tokens, **times)[matched].set_axis(row_of[matched])
+    by_row = by_row.reindex(np.arange(total))
+    by_row["error"] = _errors(by_row)
+    for name in ("input_tokens", "output_tokens", "cached_tokens"):
+        by_row[name] = by_row[name].where(_countable(by_row[name])).round()
+    return by_row.fillna({"input_tokens": 0, "output_tokens": 0}), whose, inferred
 
 
 def _as_sent(trace: Trace, lines: np.ndarray) -> Trace:
@@ -200,58 +143,86 @@ def _as_sent(trace: Trace, lines: np.ndarray) -> Trace:
     )
 
 
-def _check_sent(artifacts: Artifacts, placed: np.ndarray, rows: int | None) -> None:
-    """Reject a number of requests above what AIPerf says, or what is left of a whole run."""
-    ended = max(len(placed), int(placed.max()) + 1) if artifacts.whole else None
-    sent = artifacts.expected or ended
-    if rows and sent and rows > sent:
-        raise InputError(
-            f"{artifacts.folder}: --rows {rows}: AIPerf sent {sent} requests; leave the option out"
-        )
-
-
 def _expected(
     artifacts: Artifacts,
-    placed: np.ndarray,
+    row_of: np.ndarray,
     trace: Trace | None,
-    rows: int | None,
+    rows: int | np.ndarray | None,
     inferred: list[str],
 ) -> int:
     """Return how many requests were to be sent."""
-    total, highest = rows or artifacts.expected, int(placed.max())
+    total, highest = artifacts.expected, int(row_of.max())
+    if isinstance(rows, np.ndarray):
+        total = len(rows)
+    elif rows:
+        sent = total or (max(len(row_of), highest + 1) if artifacts.whole else rows)
+        if rows > sent:
+            raise InputError(
+                f"AIPerf sent {sent} requests",
+                path=artifacts.folder, key=f"--rows {rows}", fix="leave the option out",
+            )  # fmt: skip
+        total = rows
     if total is None:
         total = highest + 1
         inferred.append(f"expected requests: {total}, the last row that has a record")
+    problem, fix = None, NAME_ROWS
     if highest >= total:
-        raise InputError(
-            f"{artifacts.folder}: expected rows 0 to {total - 1}, got a record of row {highest}; "
-            "name the number of requests that were sent with --rows"
+        problem = f"expected rows 0 to {total - 1}, got a record of row {highest}"
+    elif total > MOST_REQUESTS:
+        problem = (
+            f"expected a run of at most {MOST_REQUESTS:,} requests, got row numbers or a count up "
+            f"to {total:,}"
         )
-    if total > MOST_REQUESTS:
-        raise InputError(
-            f"{artifacts.folder}: expected a run of at most {MOST_REQUESTS:,} requests, got row "
-            f"numbers or a count up to {total:,}; name the number that were sent with --rows"
-        )
-    if trace is not None and total > len(trace):
-        raise InputError(
-            f"{artifacts.folder}: {total} requests were to be sent, {trace.name} has {len(trace)} "
-            "rows; name the trace that was replayed with --trace"
-        )
+    elif trace is not None and total > len(trace):
+        problem = f"{total} requests were to be sent, {trace.name} has {len(trace)} rows"
+        fix = NAME_TRACE
+    if problem:
+        raise InputError(problem, path=artifacts.folder, fix=fix)
     return total
 
 
-def _errors(got: pd.DataFrame) -> pd.Series:
+def _token_counts(
+    records: pd.DataFrame, counts: str | None, folder: Path, inferred: list[str]
+) -> tuple[str, dict[str, pd.Series]]:
+    """Return whose token counts are used, and those of each record.
+
+    By default they are the server's, who made the tokens, where it reports any.
+
+    Raises
+    ------
+    InputError
+        If those that are asked for are in no record.
+    """
+    there = {whose: records[f"{whose}_output_tokens"].notna() for whose in ("server", "client")}
+    if counts and not there[counts].any():
+        raise InputError(
+            f"no record has the {counts}'s count of its answer",
+            path=folder, key=f"--token-counts {counts}", fix="leave the option out",
+        )  # fmt: skip
+    whose = counts or ("server" if there["server"].any() else "client")
+    other = "client" if whose == "server" else "server"
+    if instead := int((~there[whose] & there[other]).sum()):
+        inferred.append(f"token counts: the {other}'s for {instead} requests without the {whose}'s")
+    return whose, {
+        f"{kind}_tokens": records[f"{whose}_{kind}_tokens"].fillna(
+            records[f"{other}_{kind}_tokens"]
+        )
+        for kind in ("input", "output")
+    }
+
+
+def _errors(by_row: pd.DataFrame) -> pd.Series:
     """Return why each row was not served; null if it was."""
-    ttft_ms, latency_ms = got["ttft_ms"], got["latency_ms"]
+    ttft_ms, latency_ms = by_row["ttft_ms"], by_row["latency_ms"]
     sound = np.isfinite(latency_ms) & (latency_ms >= 0)
     if ttft_ms.notna().any():  # otherwise the answers were not streamed
         sound &= (ttft_ms >= 0) & (ttft_ms <= latency_ms)
-    counted = _countable(got["input_tokens"]) & _countable(got["output_tokens"])
-    counted &= got["output_tokens"].round() > 0
-    error = got["error"].astype("string")
+    counted = _countable(by_row["input_tokens"]) & _countable(by_row["output_tokens"])
+    counted &= by_row["output_tokens"].round() > 0
+    error = by_row["error"].astype("string")
     error = error.mask(error.isna() & ~sound, "unusable record: no sound TTFT and latency")
     error = error.mask(error.isna() & ~counted, "unusable record: no sound token counts")
-    return error.mask(got["session"].isna(), LOST)
+    return error.mask(by_row["session"].isna(), LOST)
 
 
 def _countable(counts: pd.Series) -> pd.Series:
@@ -259,14 +230,14 @@ def _countable(counts: pd.Series) -> pd.Series:
 
 
 def _schedule(
-    got: pd.DataFrame, due_ms: np.ndarray | None, inferred: list[str]
+    by_row: pd.DataFrame, due_ms: np.ndarray | None, inferred: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return when each row was due, from 0, and how much later it was sent, both in ms."""
-    start_ms, issued_ms = got["start_ms"].to_numpy(), got["issued_ms"].to_numpy()
+    start_ms, issued_ms = by_row["start_ms"].to_numpy(), by_row["issued_ms"].to_numpy()
     if due_ms is None:
         inferred.append(NO_SCHEDULE)
         due_ms = issued_ms if not np.isnan(issued_ms).all() else start_ms
-        rows, known = np.arange(len(got)), np.flatnonzero(~np.isnan(due_ms))
+        rows, known = np.arange(len(by_row)), np.flatnonzero(~np.isnan(due_ms))
         due_ms = np.interp(rows, known, due_ms[known]) if known.size else rows * 0.0
     offset_ms = start_ms - due_ms
     zero_ms = offset_ms[~np.isnan(offset_ms)].min(initial=np.inf)  # AIPerf does not record it
@@ -281,7 +252,9 @@ def _since_first(at_ns: pd.Series) -> np.ndarray:
     return np.where(known, (at_ns - first) / 1e6, np.nan)
 
 
-def place(records: pd.DataFrame, trace: Trace | None, source: Path) -> tuple[np.ndarray, list[str]]:
+def match_rows(
+    records: pd.DataFrame, trace: Trace | None, folder: Path
+) -> tuple[np.ndarray, list[str]]:
     """Return the trace row of each record, -1 where it has none, and what was inferred.
 
     A seeded run names its conversations by row. Otherwise rows follow the order of sending, which
@@ -293,7 +266,7 @@ def place(records: pd.DataFrame, trace: Trace | None, source: Path) -> tuple[np.
         See `kvab.requests.records.Records`.
     trace : Trace or None
         The trace that was replayed.
-    source : Path
+    folder : Path
         For messages.
 
     Raises
@@ -301,79 +274,67 @@ def place(records: pd.DataFrame, trace: Trace | None, source: Path) -> tuple[np.
     InputError
         If a row stands twice, lies outside the trace, or the prompts are not the trace's.
     """
-    known = records["session"].to_numpy() >= 0  # a record that AIPerf lost hold of has none
-    named = records["conversation"].to_numpy()
-    inferred = []
-    if (records["turn"].to_numpy() > 0).any():
-        rows = np.where(known, records["session"].to_numpy(), -1)
+    session, named = records["session"].to_numpy(), records["conversation"].to_numpy()
+    known = session >= 0  # a record that AIPerf lost hold of has none
+    several_turns = (records["turn"].to_numpy() > 0).any()
+    by_name = not several_turns and (named[known] >= 0).all()
+    rows, inferred = np.where(known, named if by_name else session, -1), []
+    if several_turns:
         inferred.append("rows: the order of sending, as conversations have several turns")
-    elif (named[known] >= 0).all():
-        rows = np.where(known, named, -1)
-    else:
-        rows = np.where(known, records["session"].to_numpy(), -1)
+    elif not by_name:
         inferred.append("rows: the order of sending, as the run had no --random-seed")
-        if trace is not None:
-            moved = _told_apart(records, rows, trace, source)
-            count = int((moved != rows).sum())
-            inferred.append(f"rows: {count} moved within their burst by prompt length")
-            rows = moved
-    _check_unique(rows[known], source)
+    if trace is not None and rows.max(initial=-1) >= len(trace):
+        raise InputError(
+            f"has a record of row {rows.max()}, {trace.name} has rows 0 to {len(trace) - 1}",
+            path=folder, fix=NAME_TRACE,
+        )  # fmt: skip
+    if trace is not None and not (by_name or several_turns):
+        moved = _by_length(records, rows, trace)
+        inferred.append(f"rows: {(moved != rows).sum()} moved within their burst by prompt length")
+        rows = moved
+    values, counts = np.unique(rows[known], return_counts=True)
+    if (counts > 1).any():
+        raise InputError(
+            f"{(counts > 1).sum()} requests have more than one record, row {values[counts > 1][0]} "
+            "first: expected one run", path=folder, fix="put each run in its own folder",
+        )  # fmt: skip
     if trace is not None:
-        _check_inside(rows, trace, source)
-        _check_prompts(records, rows, trace, source)
+        _check_prompts(records, rows, trace, folder)
     return rows, inferred
 
 
-def prompt_tokens(records: pd.DataFrame) -> np.ndarray:
+def _prompt_tokens(records: pd.DataFrame) -> np.ndarray:
     """Return prompt lengths, the server's count where there is one; NaN where unknown."""
     server = records["server_input_tokens"]
     return server.fillna(records["client_input_tokens"]).to_numpy(float)
 
 
-def _told_apart(records: pd.DataFrame, rows: np.ndarray, trace: Trace, source: Path) -> np.ndarray:
+def _by_length(records: pd.DataFrame, rows: np.ndarray, trace: Trace) -> np.ndarray:
     """Return rows with those of each burst assigned so that prompt lengths fit best."""
     from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
 
-    _check_inside(rows, trace, source)
-    lengths, result = prompt_tokens(records), rows.copy()
+    lengths, result = _prompt_tokens(records), rows.copy()
     burst = np.unique(trace.timestamp_ms, return_inverse=True)[1]
-    of_record = np.where(rows >= 0, burst[rows], -1)
-    for number in np.unique(of_record[of_record >= 0]):
-        members, places = np.flatnonzero(of_record == number), np.flatnonzero(burst == number)
-        apart = np.abs(lengths[members, None] - trace.input_tokens[None, places])
-        late = np.abs(rows[members, None] - places[None, :])
-        cost = np.nan_to_num(apart, nan=0.0) + 1e-6 * late
+    burst_of = np.where(rows >= 0, burst[rows], -1)
+    for number in np.unique(burst_of[burst_of >= 0]):
+        members, candidates = np.flatnonzero(burst_of == number), np.flatnonzero(burst == number)
+        unlike_tokens = np.abs(lengths[members, None] - trace.input_tokens[None, candidates])
+        moved_rows = np.abs(rows[members, None] - candidates[None, :])
+        cost = np.nan_to_num(unlike_tokens, nan=0.0) + 1e-6 * moved_rows
         chosen, taken = linear_sum_assignment(cost)
-        result[members[chosen]] = places[taken]
+        result[members[chosen]] = candidates[taken]
     return result
 
 
-def _check_unique(rows: np.ndarray, source: Path) -> None:
-    values, counts = np.unique(rows, return_counts=True)
-    if (counts > 1).any():
-        raise InputError(
-            f"{source}: {int((counts > 1).sum())} requests have more than one record, row "
-            f"{values[counts > 1][0]} first: expected one run; put each run in its own folder"
-        )
-
-
-def _check_inside(rows: np.ndarray, trace: Trace, source: Path) -> None:
-    if rows.max(initial=-1) >= len(trace):
-        raise InputError(
-            f"{source}: has a record of row {rows.max()}, {trace.name} has rows 0 to "
-            f"{len(trace) - 1}; name the trace that was replayed with --trace"
-        )
-
-
-def _check_prompts(records: pd.DataFrame, rows: np.ndarray, trace: Trace, source: Path) -> None:
-    lengths = prompt_tokens(records)
+def _check_prompts(records: pd.DataFrame, rows: np.ndarray, trace: Trace, folder: Path) -> None:
+    lengths = _prompt_tokens(records)
     counted = (rows >= 0) & ~np.isnan(lengths)
-    expected = trace.input_tokens[rows[counted]]
-    odd = unlike(lengths[counted], expected)
+    lengths, expected = lengths[counted], trace.input_tokens[rows[counted]]
+    odd = unlike(lengths, expected)
     if odd.size and odd.mean() > 1 - FITTING:
-        at = int(np.flatnonzero(odd)[0])
+        first = int(np.flatnonzero(odd)[0])
         raise InputError(
-            f"{source}: the prompt of row {rows[counted][at]} has {lengths[counted][at]:.0f} "
-            f"tokens, that of {trace.name} {expected[at]} ({odd.sum()} of {odd.size} differ): "
-            "another trace or other prompts; name the trace that was replayed with --trace"
-        )
+            f"the prompt of row {rows[counted][first]} has {lengths[first]:.0f} tokens, that of "
+            f"{trace.name} {expected[first]} ({odd.sum()} of {odd.size} differ): another trace or "
+            "other prompts", path=folder, fix=NAME_TRACE,
+        )  # fmt: skip

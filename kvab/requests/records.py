@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 import numpy as np
@@ -33,30 +33,53 @@ TO_MS = {"ms": 1.0, "s": 1e3, "sec": 1e3, "us": 1e-3, "ns": 1e-6}
 SESSION = "session_"  # AIPerf numbers the conversations of a seeded run by their row
 
 
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class _Value(msgspec.Struct, gc=False):
+    value: float | None = None
+
+
+class _Time(msgspec.Struct, gc=False):
+    """A time, in ms once it is read."""
+
     value: float | None = None
     unit: str = "ms"
 
+    def __post_init__(self) -> None:
+        if self.unit == "ms":
+            return
+        if self.unit not in TO_MS:
+            raise ValueError(f"expected a unit of {', '.join(TO_MS)}, got {self.unit!r}")
+        if self.value is not None:
+            self.value *= TO_MS[self.unit]
+
 
 class _Metadata(msgspec.Struct, gc=False):
-    session_num: int = -1
+    session_num: Int64 = -1
     conversation_id: str | None = None
-    turn_index: int | None = None
-    credit_issued_ns: int | None = None
-    request_start_ns: int = 0
+    turn_index: Int64 | None = None
+    credit_issued_ns: Int64 | None = None
+    request_start_ns: Int64 = 0
     benchmark_phase: str = "profiling"
     was_cancelled: bool = False
 
 
 class _Metrics(msgspec.Struct, gc=False):
-    time_to_first_token: _Value | None = None
-    request_latency: _Value | None = None
-    inter_token_latency: _Value | None = None
-    input_sequence_length: _Value | None = None
-    output_sequence_length: _Value | None = None
-    usage_prompt_tokens: _Value | None = None
-    usage_completion_tokens: _Value | None = None
-    usage_prompt_cache_read_tokens: _Value | None = None
+    """The columns of the table that are measured, by AIPerf's names."""
+
+    ttft_ms: _Time | None = msgspec.field(default=None, name="time_to_first_token")
+    latency_ms: _Time | None = msgspec.field(default=None, name="request_latency")
+    client_itl_ms: _Time | None = msgspec.field(default=None, name="inter_token_latency")
+    client_input_tokens: _Value | None = msgspec.field(default=None, name="input_sequence_length")
+    client_output_tokens: _Value | None = msgspec.field(default=None, name="output_sequence_length")
+    server_input_tokens: _Value | None = msgspec.field(default=None, name="usage_prompt_tokens")
+    server_output_tokens: _Value | None = msgspec.field(
+        default=None, name="usage_completion_tokens"
+    )
+    cached_tokens: _Value | None = msgspec.field(
+        default=None, name="usage_prompt_cache_read_tokens"
+    )
 
 
 class _Error(msgspec.Struct, gc=False):
@@ -71,19 +94,8 @@ class _Record(msgspec.Struct, gc=False):
     error: _Error | str | None = None
 
 
-TIMES = {
-    "ttft_ms": "time_to_first_token",
-    "latency_ms": "request_latency",
-    "client_itl_ms": "inter_token_latency",
-}
-COUNTS = {
-    "client_input_tokens": "input_sequence_length",
-    "client_output_tokens": "output_sequence_length",
-    "server_input_tokens": "usage_prompt_tokens",
-    "server_output_tokens": "usage_completion_tokens",
-    "cached_tokens": "usage_prompt_cache_read_tokens",
-}
 NUMBERS = ("session", "conversation", "turn", "issued_ns", "start_ns")
+MEASURED = _Metrics.__struct_fields__
 
 
 @dataclass(frozen=True)
@@ -122,10 +134,9 @@ def read_records(path: Path) -> Records:
         If the file cannot be read or is empty, or a line is not a record of AIPerf; the line is
         named.
     """
-    numbers = {name: array("q") for name in NUMBERS}
-    measured = {name: array("d") for name in (*TIMES, *COUNTS)}
-    errors: dict[int, str] = {}
-    decode, warmup, cut_off, kept = msgspec.json.Decoder(_Record).decode, 0, False, 0
+    numbers, measured = array("q"), array("d")  # row after row
+    errors: list[str | None] = []
+    decode, warmup, cut_off = msgspec.json.Decoder(_Record).decode, 0, False
     for number, line in enumerate(_lines(path), start=1):
         try:
             record = decode(_without_chunks(line))
@@ -135,21 +146,19 @@ def read_records(path: Path) -> Records:
             if not line.endswith(b"\n") and not isinstance(error, msgspec.ValidationError):
                 cut_off = True
                 break
-            record = _odd_record(f"{path}:{number}", line)
+            record = _odd_record(path, number, line)
         if record.metadata.benchmark_phase != "profiling":
             warmup += 1
             continue
-        _append(record, numbers, measured, f"{path}:{number}")
-        if (text := _error_text(record)) is not None:
-            errors[kept] = text
-        kept += 1
-    if not kept:
-        raise InputError(f"{path}: expected a record a line, got none; the run sent no request")
-    table = pd.DataFrame({name: np.frombuffer(column, "int64") for name, column in numbers.items()})
-    for name, column in measured.items():
-        table[name] = np.frombuffer(column, "float64")
-    table["error"] = pd.Series(errors, index=table.index, dtype=object)
-    table["error"] = table["error"].where(table["error"].notna(), None)
+        numbers.extend(_numbers(record.metadata))
+        metrics = msgspec.structs.astuple(record.metrics)
+        measured.extend([np.nan if m is None or m.value is None else m.value for m in metrics])
+        errors.append(_error_text(record))
+    if not errors:
+        raise InputError("expected a record a line, got none; the run sent no request", path=path)
+    table = pd.DataFrame(np.asarray(numbers).reshape(-1, len(NUMBERS)), columns=NUMBERS)
+    table[[*MEASURED]] = np.asarray(measured).reshape(-1, len(MEASURED))
+    table["error"] = pd.Series(errors, dtype=object)
     return Records(table, warmup, cut_off)
 
 
@@ -160,25 +169,23 @@ def _lines(path: Path) -> Iterator[bytes]:
             lines = io.BufferedReader(stream, buffer_size=BUFFER_BYTES)
             while line := lines.readline(LONGEST_LINE):
                 if len(line) == LONGEST_LINE:
-                    raise InputError(f"{path}: a line is longer than {LONGEST_LINE >> 20} MiB")
+                    raise InputError(f"a line is longer than {LONGEST_LINE >> 20} MiB", path=path)
                 yield line
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path}: expected a file that can be read, got {reason}; copy it again"
+            f"expected a file that can be read, got {reason}", path=path, fix="copy it again"
         ) from None
 
 
 def _open(path: Path) -> AbstractContextManager[BinaryIO]:
     if path.stat().st_size < LARGE_BYTES:
         return path.open("rb")
-    import rich.console
-    import rich.progress
+    from rich.console import Console
+    from rich.progress import open as open_watched
 
-    console = rich.console.Console(stderr=True)
-    return rich.progress.open(
-        path, "rb", description=f"reading {path.name}", console=console, transient=True
-    )
+    text, console = f"reading {path.name}", Console(stderr=True)
+    return open_watched(path, "rb", description=text, console=console, transient=True)
 
 
 def _without_chunks(line: bytes) -> bytes:
@@ -188,7 +195,7 @@ def _without_chunks(line: bytes) -> bytes:
     return line[: start + len(CHUNKS)] + line[end:] if 0 <= start < end else line
 
 
-def _odd_record(where: str, line: bytes) -> _Record:
+def _odd_record(path: Path, number: int, line: bytes) -> _Record:
     """Return the record of a line that is not strict JSON: NaN and Infinity become undefined."""
     try:
         content = json.loads(line, parse_constant=lambda name: None)
@@ -196,32 +203,20 @@ def _odd_record(where: str, line: bytes) -> _Record:
     except (ValueError, RecursionError) as error:  # also what msgspec raises
         start = line.strip()[:40].decode(errors="replace")
         raise InputError(
-            f"{where}: expected a record of AIPerf, got {start!r} ({error}); remove the line"
-        ) from None
+            f"expected a record of AIPerf, got {start!r} ({error})",
+            path=path, line=number, fix="remove the line",
+        ) from None  # fmt: skip
 
 
-def _append(record: _Record, numbers: dict, measured: dict, where: str) -> None:
-    metadata, metrics = record.metadata, record.metrics
-    try:
-        numbers["session"].append(metadata.session_num)
-        numbers["conversation"].append(_conversation(metadata.conversation_id))
-        numbers["turn"].append(metadata.turn_index or 0)
-        numbers["issued_ns"].append(metadata.credit_issued_ns or 0)
-        numbers["start_ns"].append(metadata.request_start_ns)
-    except OverflowError:
-        raise InputError(f"{where}: expected whole numbers of 64 bits in metadata") from None
-    for name, field in TIMES.items():
-        found = getattr(metrics, field)
-        if found is None or found.value is None:
-            measured[name].append(np.nan)
-        elif found.unit in TO_MS:
-            measured[name].append(found.value * TO_MS[found.unit])
-        else:
-            known = ", ".join(TO_MS)
-            raise InputError(f"{where}: {field}: expected a unit of {known}, got {found.unit!r}")
-    for name, field in COUNTS.items():
-        found = getattr(metrics, field)
-        measured[name].append(np.nan if found is None or found.value is None else found.value)
+def _numbers(metadata: _Metadata) -> tuple[int, ...]:
+    """Return `NUMBERS` of a record."""
+    return (
+        metadata.session_num,
+        _conversation(metadata.conversation_id),
+        metadata.turn_index or 0,
+        metadata.credit_issued_ns or 0,
+        metadata.request_start_ns,
+    )
 
 
 def _conversation(name: str | None) -> int:
@@ -232,7 +227,7 @@ def _conversation(name: str | None) -> int:
 
 def _error_text(record: _Record) -> str | None:
     """Return why a request was not served, on one line; None if it was."""
-    error: Any = record.error
+    error = record.error
     if error is None:
         return "cancelled" if record.metadata.was_cancelled else None
     if isinstance(error, _Error):

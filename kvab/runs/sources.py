@@ -1,10 +1,13 @@
 """What a user names on the command line: a run folder, or AIPerf's artifacts from anywhere.
 
-Input: a path. Output: its requests, what is known of the run, and what had to be inferred.
+Input: a path. Output: its requests, what is known of the run, what had to be inferred, and by what
+it is judged: bounds of a good request and margins.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +19,14 @@ from kvab import runs
 from kvab.console import number, percent
 from kvab.errors import InputError
 from kvab.requests import aiperf, metrics
-from kvab.requests.aiperf import (
-    NO_SUMMARY,
-    PACKED,
-    RECORDS,
-    SUMMARY,
-    Artifacts,
-    read_artifacts,
-)
-from kvab.requests.archives import folder_of, holding, within
-from kvab.requests.matching import LOST, by_row, from_aiperf
-from kvab.study import Slo, Study
+from kvab.requests.aiperf import Artifacts
+from kvab.requests.archives import folder_holding, folder_of, within
+from kvab.requests.matching import LOST, from_aiperf
+from kvab.study import Slo, Study, default_study, load_study, root
 from kvab.trace import Trace, find_trace, read_trace, trace_place
 
-PATTERNS = (SUMMARY, *(RECORDS + end for end in PACKED))
+PATTERNS = (aiperf.SUMMARY, *(aiperf.RECORDS + end for end in aiperf.PACKED))
 REPEATS = "profile_runs/run_*"  # of --num-profile-runs
-COUNTERS = ("server", "client")
 SAME_COUNTS = 0.01  # share by which the server's and AIPerf's token counts may differ in silence
 NOT_STREAMED = (
     "not streamed: TTFT and ITL were not measured, so no request can be judged good or not; run "
@@ -81,6 +76,11 @@ class Source:
     token_counts: str | None = None
 
     @property
+    def scheduled(self) -> bool:
+        """Whether it is known when each request was due."""
+        return self.run is not None or self.trace is not None
+
+    @property
     def load(self) -> str | None:
         """What paced the requests instead of a schedule or a trace, where that is known."""
         return self.artifacts.load if self.artifacts and not self.trace else None
@@ -96,13 +96,19 @@ class Source:
             document |= {"status": self.status, "reason": self.reason}
         return document | {"token_counts": self.token_counts}
 
-    def told(self, slo: Slo) -> list[str]:
+    def remarks(self, slo: Slo) -> list[str]:
         """Return what a reader must know beside the numbers, a line each."""
-        notes = self.artifacts.notes if self.artifacts else ()
-        lines = [*notes, *(f"inferred: {line}" for line in self.inferred)]
-        if self.requests is None and self.artifacts is not None:
-            lines += [f"missing: {line}" for line in aiperf.not_in_summary(self.artifacts, slo)]
-        lines += [*self._other_counts(slo), *self._not_streamed(), *self._other_goodput()]
+        lines, artifacts = [f"inferred: {line}" for line in self.inferred], self.artifacts
+        if artifacts is not None:
+            lines = artifacts.notes + lines
+            if self.requests is None:
+                lines += [f"missing: {line}" for line in aiperf.not_in_summary(artifacts, slo)]
+        lines += self._other_counts(slo)
+        if self.requests is not None and not metrics.streamed(self.requests):
+            lines.append(NOT_STREAMED)
+        judged = {aiperf.NAMES[key] for key in ("ttft_ms", "itl_ms")}
+        if artifacts is not None and (other := sorted(artifacts.goodput.keys() - judged)):
+            lines.append(f"AIPerf's --goodput also bounds {', '.join(other)}: not judged")
         if self.status != "complete":
             lines.append(f"{self.status}: {self.reason}; no verdict rests on it")
         return [f"{self.path}: {line}" for line in lines]
@@ -113,37 +119,28 @@ class Source:
             return []
         table, own, differ = self.requests, self.artifacts.records.table, []
         for kind, noun in (("input", "prompts"), ("output", "answers")):
-            counts = own[[f"{who}_{kind}_tokens" for who in COUNTERS]].dropna()
-            server, client = (int(counts[name].sum()) for name in counts)
-            if counts.diff(axis=1).iloc[:, 1].abs().sum() > SAME_COUNTS * client:
+            counted = own[[f"{who}_{kind}_tokens" for who in ("server", "client")]].dropna()
+            server, client = (int(counted[name].sum()) for name in counted)
+            if counted.diff(axis=1).iloc[:, 1].abs().sum() > SAME_COUNTS * client:
                 differ.append(f"{noun} have {server:,} tokens by the server, {client:,} by AIPerf")
         if not differ:
             return []
-        said = f"token counts: {' and '.join(differ)}"
+        counts = f"token counts: {' and '.join(differ)}"
         if self.token_counts == "client":
-            return [f"{said}; AIPerf's are used, as named (--token-counts server takes the others)"]
+            return [
+                f"{counts}; AIPerf's are used, as named (--token-counts server takes the others)"
+            ]
         if not differ[-1].startswith("answers"):
-            return [f"{said}, as with a chat template; the server's are used"]
-        theirs, here = (
-            f"ITL mean {number(float(each['itl_ms'].mean()))} ms, good "
-            f"{percent(float(metrics.good(each, slo).mean()))}"
-            for each in (table.assign(itl_ms=table["client_itl_ms"]), table)
+            return [f"{counts}, as with a chat template; the server's are used"]
+        theirs, ours = (
+            f"ITL mean {number(float(requests['itl_ms'].mean()))} ms, good "
+            f"{percent(float(metrics.good(requests, slo).mean()))}"
+            for requests in (table.assign(itl_ms=table["client_itl_ms"]), table)
         )
         return [
-            f"{said}; the server's are used, as it made them one by one: {here}. By AIPerf's own: "
-            f"{theirs} (--token-counts client takes those)"
+            f"{counts}; the server's are used, as it made them one by one: {ours}. By AIPerf's "
+            f"own: {theirs} (--token-counts client takes those)"
         ]
-
-    def _other_goodput(self) -> list[str]:
-        """Say which bounds of AIPerf's own goodput are not judged here."""
-        named = aiperf.goodput(self.artifacts) if self.artifacts else {}
-        other = sorted(named.keys() - {aiperf.NAMES[key] for key in ("ttft_ms", "itl_ms")})
-        return [f"AIPerf's --goodput also bounds {', '.join(other)}: not judged"] if other else []
-
-    def _not_streamed(self) -> list[str]:
-        if self.requests is None or metrics.streamed(self.requests):
-            return []
-        return [NOT_STREAMED]
 
 
 def of_run(run: runs.Run, counts: str | None = None) -> Source:
@@ -199,13 +196,14 @@ def read_source(
     InputError
         If it is none of these, or more than one run.
     """
-    found = read_sources(path, study, trace, expected, counts)
-    if len(found) > 1:
+    sources = read_sources(path, study, trace, expected, counts)
+    if len(sources) > 1:
         raise InputError(
-            f"{path}: expected one run, got {len(found)} of --num-profile-runs; name the folder of "
-            "one, such as profile_runs/run_0001 (`kvab compare` and `kvab import` take them all)"
-        )
-    return found[0]
+            f"expected one run, got {len(sources)} of --num-profile-runs", path=path,
+            fix="name the folder of one, such as profile_runs/run_0001 (`kvab compare` and `kvab "
+            "import` take them all)",
+        )  # fmt: skip
+    return sources[0]
 
 
 def read_sources(
@@ -222,87 +220,98 @@ def read_sources(
                 f"{path}: a run folder says itself what was replayed; leave --trace and --rows out"
             )
         return [of_run(runs.read_run(path), counts)]
+    with opened(path, study, trace, expected, counts) as sources:
+        return sources
+
+
+@contextmanager
+def opened(
+    path: Path, study: Study, trace: Path | None, expected: int | None, counts: str | None
+) -> Iterator[list[Source]]:
+    """Yield the runs in a folder of artifacts or an archive, whose files are there meanwhile."""
     with folder_of(path) as folder:
-        return [
-            of_artifacts(name, each, study, trace, expected, counts)
-            for name, each in opened_runs(path, folder)
+        yield [
+            of_artifacts(name, run, study, trace, expected, counts)
+            for name, run in _runs_in(folder, path)
         ]
 
 
-def opened_runs(path: Path, folder: Path) -> list[tuple[Path, Path]]:
-    """Return the name and the place of each run of AIPerf in an opened path, repeats in order."""
+def _runs_in(folder: Path, path: Path) -> list[tuple[Path, Path]]:
+    """Return the name and the folder of each run in an opened path, repeats in order."""
     if folder.is_file():
         return [(path, folder)]
-    repeats = sorted(each for place in within(folder, path) for each in place.glob(REPEATS))
-    if len({each.parent for each in repeats}) == 1:
-        return [(path / each.relative_to(folder), each) for each in repeats]
-    return [(path, holding(folder, PATTERNS, path))]
+    repeats = sorted(run for below in within(folder, path) for run in below.glob(REPEATS))
+    if len({run.parent for run in repeats}) == 1:
+        return [(path / run.relative_to(folder), run) for run in repeats]
+    return [(path, folder_holding(folder, PATTERNS, path))]
 
 
 def of_artifacts(
     path: Path,
-    place: Path,
+    folder: Path,
     study: Study,
     trace: Path | None = None,
     expected: int | None = None,
     counts: str | None = None,
 ) -> Source:
-    """Return the artifacts in an opened place as a source, called by ``path``."""
-    found = read_artifacts(place)
-    replayed, inferred = _trace(found, study, trace, expected)
-    if replayed and found.load:
-        inferred.append(f"arrivals: the trace's, though {found.load} paced the requests")
-    requests = whose = None
-    if found.records is not None:
-        requests = from_aiperf(found, replayed, expected, counts)
-        inferred += requests.attrs.pop("inferred")
-        whose = requests.attrs["token_counts"]
-        if found.partial == NO_SUMMARY and expected and not (requests["error"] == LOST).any():
-            found = replace(found, partial=None)  # as many as were to be sent
-    elif counts == "server":
+    """Return the artifacts in an opened folder as a source, called by ``path``."""
+    artifacts = aiperf.read_artifacts(folder)
+    if artifacts.records is None and counts == "server":
         raise InputError(
-            f"{path}: --token-counts server: only AIPerf's summary was kept, on its own counts"
-        )
-    status = "complete" if found.whole else "partial"
-    sent = (len(requests) if requests is not None else found.expected) or 0
+            "only AIPerf's summary was kept, on its own counts", path=path,
+            key="--token-counts server",
+        )  # fmt: skip
+    replayed, requests, inferred = _matched(artifacts, study, trace, expected, counts)
+    if replayed and artifacts.load:
+        inferred.append(f"arrivals: the trace's, though {artifacts.load} paced the requests")
+    sent, whose = artifacts.expected, None
+    if requests is not None:
+        inferred += requests.attrs.pop("inferred")
+        sent, whose = len(requests), requests.attrs["token_counts"]
+        lost = (requests["error"] == LOST).any()
+        if artifacts.partial == aiperf.NO_SUMMARY and expected and not lost:
+            artifacts = replace(artifacts, partial=None)  # as many as were to be sent
+    status, load = "complete" if artifacts.whole else "partial", artifacts.load
+    workload = replayed.name if replayed else f"no trace, {load}" if load else "unknown trace"
     about = [
-        ("artifacts", f"{path}, AIPerf {found.version or 'of unknown version'}"),
-        ("status", status if found.whole else f"{status}: {found.partial}"),
-        ("workload", f"{_workload(found, replayed)}, {sent or '?'} rows"),
+        ("artifacts", f"{path}, AIPerf {artifacts.version or 'of unknown version'}"),
+        ("status", ": ".join(filter(None, (status, artifacts.partial)))),
+        ("workload", f"{workload}, {sent or '?'} rows"),
     ]
-    total = None if requests is None else len(requests)
     return Source(
-        path, about, requests, total, status, found.partial, None, found, replayed,
-        tuple(inferred), whose,
+        path, about, requests, None if requests is None else sent, status, artifacts.partial, None,
+        artifacts, replayed, tuple(inferred), whose,
     )  # fmt: skip
 
 
-def _workload(found: Artifacts, trace: Trace | None) -> str:
-    if trace:
-        return trace.name
-    return f"no trace, {found.load}" if found.load else "unknown trace"
+def _matched(
+    artifacts: Artifacts,
+    study: Study,
+    named: Path | None,
+    expected: int | None,
+    counts: str | None,
+) -> tuple[Trace | None, pd.DataFrame | None, list[str]]:
+    """Return the trace that was replayed, the named one or else the study's if it fits; requests.
 
-
-def _trace(
-    found: Artifacts, study: Study, path: Path | None, expected: int | None
-) -> tuple[Trace | None, list[str]]:
-    """Return the trace that artifacts replayed: the named one, else the study's if it fits."""
-    if path is not None:
-        trace = find_trace(study.trace, path)
-        own = trace.sha256 == study.trace.sha256
-        return trace, [] if own else [f"trace: {trace.name}, which is not the study's"]
-    declared = study.trace
-    place = trace_place(declared)
-    if found.records is None or not place.is_file():
-        return None, []
-    trace = read_trace(
-        place, name=declared.name, block_tokens=declared.block_tokens, sha256=declared.sha256
-    )
-    try:
-        by_row(found, trace, expected)
-    except InputError:
-        return None, ["trace: none; the prompts are not those of the study's"]
-    return trace, [f"trace: {trace.name}, as the prompts have its lengths"]
+    The third is what was inferred.
+    """
+    inferred, declared = [], study.trace
+    trace = find_trace(declared, named) if named is not None else None
+    if trace is not None and trace.sha256 != declared.sha256:
+        inferred.append(f"trace: {trace.name}, which is not the study's")
+    if artifacts.records is None:
+        return trace, None, inferred
+    if trace is None and (file := trace_place(declared)).is_file():
+        trace = read_trace(
+            file, name=declared.name, block_tokens=declared.block_tokens, sha256=declared.sha256
+        )
+        try:
+            requests = from_aiperf(artifacts, trace, expected, counts)
+        except InputError:
+            trace, inferred = None, ["trace: none; the prompts are not those of the study's"]
+        else:
+            return trace, requests, [f"trace: {trace.name}, as the prompts have its lengths"]
+    return trace, from_aiperf(artifacts, trace, expected, counts), inferred
 
 
 def comparable(arms: list[list[Source]]) -> list[list[pd.DataFrame]]:
@@ -313,28 +322,31 @@ def comparable(arms: list[list[Source]]) -> list[list[pd.DataFrame]]:
     InputError
         If one is partial or has no single requests, or they are not of one workload.
     """
-    found = [source for arm in arms for source in arm]
-    for source in found:
+    sources = [source for arm in arms for source in arm]
+    for source in sources:
         if source.requests is None:
-            raise InputError(f"{source.path}: {_aggregates_only(source)}")
+            raise InputError(_aggregates_only(source), path=source.path)
         if source.status != "complete":
             raise InputError(
-                f"{source.path}: {source.status} ({source.reason}): no verdict can rest on it; "
-                "`kvab summarize` shows what came"
-            )
-    if folders := [source.run for source in found if source.run]:
+                f"{source.status} ({source.reason}): no verdict can rest on it; `kvab summarize` "
+                "shows what came", path=source.path,
+            )  # fmt: skip
+    if folders := [source.run for source in sources if source.run]:
         runs.check_comparable(folders)
-    _check_traces(found)
+    of_run = {source.run.manifest.trace.sha256: source.path for source in sources if source.run}
+    traces = of_run | {source.trace.sha256: source.path for source in sources if source.trace}
+    if len(traces) > 1:
+        replayed = ", ".join(f"{path} replayed {sha256[:8]}" for sha256, path in traces.items())
+        raise InputError(f"{replayed}: expected one trace (sha256); compare runs of one workload")
     if not paired(arms):
         return [[source.requests for source in arm if source.requests is not None] for arm in arms]
-    reference = next((s for s in found if _has_schedule(s)), found[0])
+    reference = next((source for source in sources if source.scheduled), sources[0])
     return [[_on_clock(source, reference) for source in arm] for arm in arms]
 
 
-def told_counts(arms: list[list[Source]]) -> list[str]:
-    """Say where the runs to compare are on different token counts."""
-    whose = sorted({each.token_counts for arm in arms for each in arm if each.token_counts})
-    if len(whose) < 2:
+def mixed_counts(arms: list[list[Source]]) -> list[str]:
+    """Return a line where the runs to compare are on different token counts, else none."""
+    if len({source.token_counts for arm in arms for source in arm} - {None}) < 2:
         return []
     return ["token counts: the server's of some runs, AIPerf's of others, which can differ; "
             "--token-counts client takes AIPerf's of all"]  # fmt: skip
@@ -359,34 +371,103 @@ def _aggregates_only(source: Source) -> str:
     )
 
 
-def _check_traces(found: list[Source]) -> None:
-    known = {}
-    for source in found:
-        if source.run:
-            known[source.run.manifest.trace.sha256] = source.path
-        elif source.trace:
-            known[source.trace.sha256] = source.path
-    if len(known) > 1:
-        said = ", ".join(f"{path} replayed {sha256[:8]}" for sha256, path in known.items())
-        raise InputError(f"{said}: expected one trace (sha256); compare runs of one workload")
-
-
-def _has_schedule(source: Source) -> bool:
-    return source.run is not None or source.trace is not None
-
-
 def _on_clock(source: Source, reference: Source) -> pd.DataFrame:
     """Return requests with the arrivals of another run, where their own are not known."""
     table, other = source.requests, reference.requests
     assert table is not None and other is not None  # `comparable` refuses the others
     same = np.array_equal(table["row"], other["row"])
-    if _has_schedule(source) or source is reference or not same:
+    if source.scheduled or source is reference or not same:
         return table
     shift_ms = np.abs(table["arrival_ms"] - other["arrival_ms"])
     if np.percentile(shift_ms, 95) > SAME_SCHEDULE_MS:
         raise InputError(
-            f"{source.path}: its requests were not issued when those of {reference.path} were "
-            f"(95 % within {np.percentile(shift_ms, 95):,.0f} ms): expected one schedule; replay "
-            "both with --fixed-schedule"
-        )
+            f"its requests were not issued when those of {reference.path} were (95 % within "
+            f"{np.percentile(shift_ms, 95):,.0f} ms): expected one schedule", path=source.path,
+            fix="replay both with --fixed-schedule",
+        )  # fmt: skip
     return table.assign(arrival_ms=other["arrival_ms"].to_numpy())
+
+
+PACKAGED = Path(__file__).parents[1] / "study" / "default.yaml"  # where there is no checkout
+
+
+@dataclass(frozen=True)
+class Terms:
+    """By what runs are judged; ``basis`` says where the bounds come from."""
+
+    slo: Slo
+    margins: Mapping[str, float]
+    basis: str
+
+
+def study_of(paths: Iterable[Path], named: Path | None) -> Study:
+    """Return the study that paths are read by: the named one, their own, else the default.
+
+    The default is that of the checkout, or the one packed with kvab where there is none or no
+    single one.
+    """
+    if named:
+        return load_study(named)
+    for path in paths:
+        if (path / "run.json").is_file():
+            try:
+                own = root() / "recipes" / runs.read_manifest(path).study / "study.yaml"
+            except InputError:  # no checkout; its reader says why a manifest cannot be read
+                break
+            if own.is_file():
+                return load_study(own)
+    try:
+        return load_study(default_study())
+    except InputError:
+        return load_study(PACKAGED)
+
+
+def terms(
+    sources: list[Source], study: Study, named: bool, ttft_ms: float | None, itl_ms: float | None
+) -> Terms:
+    """Return by what sources are judged.
+
+    A bound is taken from the command line, else from a study named there, else from the runs' own
+    study as run.json has it, else from AIPerf's own ``--goodput``, else from ``study``.
+
+    Raises
+    ------
+    InputError
+        If runs were made for different bounds, or a bound is not positive.
+    """
+    wanted = {"ttft_ms": ttft_ms, "itl_ms": itl_ms}
+    bounds = {key: _bound(sources, study, named, key, value) for key, value in wanted.items()}
+    bases = {key: origin for key, (_, origin) in bounds.items()}
+    basis = bases["ttft_ms"]
+    if len(set(bases.values())) > 1:
+        basis = f"TTFT {bases['ttft_ms']}, ITL {bases['itl_ms']}"
+    own = next((s.run.manifest.margins for s in sources if s.run and s.run.manifest.margins), None)
+    margins = {**study.margins, **(own if own and not named else {})}
+    return Terms(Slo(**{key: value for key, (value, _) in bounds.items()}), margins, basis)
+
+
+def _bound(
+    sources: list[Source], study: Study, named: bool, key: str, wanted: float | None
+) -> tuple[float, str]:
+    if wanted is not None and not wanted > 0:
+        option = key.replace("_", "-")
+        raise InputError(f"--{option}: expected milliseconds above 0, got {wanted:g}")
+    declared = getattr(study.slo, key)
+    own = [s.run.manifest.slo for s in sources if s.run]
+    theirs = [s.artifacts.goodput for s in sources if s.artifacts]
+    for basis, values in (
+        ("as named", [wanted]),
+        (f"of the study {study.name}, as named", [declared] if named else []),
+        ("of the run's own study", [getattr(slo, key, None) for slo in own]),
+        ("of AIPerf's --goodput", [slos.get(aiperf.NAMES[key]) for slos in theirs]),
+    ):
+        known = sorted({value for value in values if value is not None})
+        if len(known) > 1:
+            raise InputError(
+                f"{', '.join(str(s.path) for s in sources)}: made for different bounds of a good "
+                f"request ({' and '.join(f'{value:g} ms' for value in known)}); name those to "
+                "judge by with --ttft-ms and --itl-ms"
+            )
+        if known:
+            return known[0], basis
+    return declared, f"of the study {study.name}, by default"

@@ -15,10 +15,9 @@ from kvab.errors import InputError
 from kvab.pages.evidence import load_evidence
 from kvab.pages.printed import comparison_lines, summary_lines
 from kvab.requests import archives, metrics
-from kvab.runs.imports import import_runs, is_imported
-from kvab.runs.judging import study_of, terms
+from kvab.runs.importing import import_runs, is_imported
 from kvab.runs.replay import plan_job
-from kvab.runs.sources import comparable, paired, read_source, read_sources
+from kvab.runs.sources import comparable, paired, read_source, read_sources, study_of, terms
 from kvab.stats.compare import compare, compare_unpaired
 from kvab.study import Slo, load_study
 from kvab.study.copying import new_study
@@ -48,7 +47,7 @@ def copy(tmp_path):
 
 
 def told(source, study):
-    return "\n".join(source.told(study.slo))
+    return "\n".join(source.remarks(study.slo))
 
 
 def cancelled(folder):
@@ -266,7 +265,7 @@ def test_counts_that_differ_are_said_with_both_figures(study):
     slo = Slo(ttft_ms=100, itl_ms=15)
     source = read_source(DATA / "other-counts", study)
     aiperf = source.artifacts.summary
-    said = "\n".join(source.told(slo))
+    said = "\n".join(source.remarks(slo))
     assert "answers have 1,203 tokens by the server, 706 by AIPerf" in said
     assert f"By AIPerf's own: ITL mean {aiperf['inter_token_latency']['avg']:.1f} ms" in said
     assert "good 0.0 % (--token-counts client takes those)" in said

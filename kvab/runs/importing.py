@@ -11,20 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 import kvab
 from kvab import runs
 from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.requests.aiperf import SERVER_METRICS, Artifacts, router_counters
-from kvab.requests.archives import folder_of
 from kvab.requests.table import without_cached
 from kvab.runs.folder import run_fields
 from kvab.runs.replay import plan_job
-from kvab.runs.sources import NOT_STREAMED, Source, of_artifacts, opened_runs
+from kvab.runs.sources import NOT_STREAMED, Source, opened
 from kvab.runs.workload import save_workload
 from kvab.study import Study, load_cluster, load_study, root
 from kvab.study.recipes import Configuration, read_configuration, topology
+from kvab.trace import Trace
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 KIND = "imported"
@@ -79,39 +81,34 @@ def import_runs(
     profile = _profile(cluster)
     if (path / "run.json").exists():
         raise InputError(f"{path}: a run folder already; put it under {folder} as it is")
-    with folder_of(path) as opened:
-        sources = [
-            of_artifacts(name, each, declared, trace, rows, counts)
-            for name, each in opened_runs(path, opened)
-        ]
+    with opened(path, declared, trace, rows, counts) as sources:
         ready = []
         for number, source in enumerate(sources, repeat):
             declared.seed(number)
-            _check(source, declared)
+            requests, replayed, artifacts = _checked(source, declared)
             manifest = _manifest(source, declared, profile, configuration, number)
             if profile["kind"] != KIND:
                 job = plan_job(
-                    declared, cluster, configuration, number, source.expected, source.trace, folder
+                    declared, cluster, configuration, number, source.expected, replayed, folder
                 )
                 manifest["depends_on"] = job.depends_on()
-            ready.append((source, manifest, _files(source, recipe)))
-        written = []
-        for source, manifest, files in ready:
-            target = runs.run_path(folder, declared, cluster, configuration, manifest["repeat"])
-            assert source.trace is not None  # `_check` refuses the others
-            save_workload(source.trace, folder / declared.name)
+            files = _files(requests, artifacts, recipe)
+            target = runs.run_path(folder, declared, cluster, configuration, number)
+            assumed = _assumed(artifacts, configuration)
+            remarks = [f"{source.path}: inferred: {line}" for line in assumed]
+            ready.append(
+                (target, replayed, manifest, files, source.remarks(declared.slo) + remarks)
+            )
+        for target, replayed, manifest, files, _ in ready:
+            save_workload(replayed, folder / declared.name)
             runs.write_run(target, manifest, files)
-            assumed = [
-                f"{source.path}: inferred: {line}" for line in _assumed(source, configuration)
-            ]
-            written.append((target, source.told(declared.slo) + assumed))
-    return written
+    return [(target, remarks) for target, *_, remarks in ready]
 
 
 def is_imported(study: Study, cluster: str, folder: Path) -> bool:
     """Return whether a cluster's runs were all made elsewhere, so that none can be replayed."""
-    found = runs.find_runs(folder, study, cluster)
-    return bool(found) and all(runs.read_manifest(path).kind == KIND for path in found)
+    paths = runs.find_runs(folder, study, cluster)
+    return bool(paths) and all(runs.read_manifest(path).kind == KIND for path in paths)
 
 
 def _profile(cluster: str) -> dict[str, Any]:
@@ -127,31 +124,32 @@ def _profile(cluster: str) -> dict[str, Any]:
     return profile.model_dump(mode="json")
 
 
-def _check(source: Source, study: Study) -> None:
-    if source.requests is None:
+def _checked(source: Source, study: Study) -> tuple[pd.DataFrame, Trace, Artifacts]:
+    """Return requests, trace and artifacts of a source that has all that a run folder needs."""
+    path, requests = source.path, source.requests
+    if requests is None or source.artifacts is None:
         raise InputError(
-            f"{source.path}: only AIPerf's summary was kept: a run needs its single requests "
-            "(profile_export.jsonl); `kvab summarize` shows what the summary says"
-        )
+            "only AIPerf's summary was kept: a run needs its single requests "
+            "(profile_export.jsonl)", path=path, fix="`kvab summarize` shows what the summary says",
+        )  # fmt: skip
     if source.trace is None:
         raise InputError(
-            f"{source.path}: the trace that was replayed is not known: it is not the study's, or "
-            f"that is not on this machine; name it with --trace, or run `kvab trace fetch` for "
-            f"{study.trace.name}"
-        )
-    if not metrics.streamed(source.requests):
-        raise InputError(f"{source.path}: {NOT_STREAMED}")
+            "the trace that was replayed is not known: it is not the study's, or that is not on "
+            "this machine", path=path,
+            fix=f"name it with --trace, or run `kvab trace fetch` for {study.trace.name}",
+        )  # fmt: skip
+    if not metrics.streamed(requests):
+        raise InputError(NOT_STREAMED, path=path)
+    return requests, source.trace, source.artifacts
 
 
-def _assumed(source: Source, configuration: str) -> list[str]:
+def _assumed(artifacts: Artifacts, configuration: str) -> list[str]:
     assumed = [
         f"configuration: {configuration}, as named; its manifests are the study's of now, not "
         "what was applied",
         "order inside bursts: that of the trace's file",
     ]
-    if source.artifacts is None or source.artifacts.version is None:
-        assumed.append("AIPerf's version: unknown")
-    return assumed
+    return assumed if artifacts.version else [*assumed, "AIPerf's version: unknown"]
 
 
 def _manifest(
@@ -161,8 +159,7 @@ def _manifest(
     configuration: str,
     repeat: int,
 ) -> dict[str, Any]:
-    requests, trace, artifacts = source.requests, source.trace, source.artifacts
-    assert requests is not None and trace is not None and artifacts is not None
+    requests, trace, artifacts = _checked(source, study)
     start, end = _times(artifacts)
     return run_fields(
         study,
@@ -180,7 +177,7 @@ def _manifest(
         status=source.status,
         reason=source.reason,
         depends_on={"imported": digest(artifacts.summary), "trace": trace.sha256},
-        inferred=[*source.inferred, *_assumed(source, configuration)],
+        inferred=[*source.inferred, *_assumed(artifacts, configuration)],
     )
 
 
@@ -191,17 +188,17 @@ def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:
     start_ns = table["start_ns"].where(table["start_ns"] > 0)
     if not start_ns.notna().any():
         raise InputError(
-            f"{artifacts.folder.name}: expected records that say when a request was sent, got none "
-            "that does; a run without times cannot be filed"
-        )
+            "expected records that say when a request was sent, got none that does; a run without "
+            "times cannot be filed", path=artifacts.folder.name,
+        )  # fmt: skip
     end_ns = start_ns + 1e6 * table["latency_ms"].fillna(0)
     first, last = float(start_ns.min()) / 1e9, float(end_ns.max()) / 1e9
     return datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC)
 
 
-def _files(source: Source, recipe: Configuration) -> dict[str, bytes | Path]:
-    requests, artifacts = source.requests, source.artifacts
-    assert requests is not None and artifacts is not None  # `_check` refuses the others
+def _files(
+    requests: pd.DataFrame, artifacts: Artifacts, recipe: Configuration
+) -> dict[str, bytes | Path]:
     if topology(recipe).mode == "disaggregated":
         requests = without_cached(requests)
     files: dict[str, bytes | Path] = {"requests.parquet": runs.requests_bytes(requests)}
