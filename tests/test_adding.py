@@ -125,41 +125,35 @@ def test_a_study(copy):
 
 @pytest.mark.slow
 def test_a_figure_and_a_page(copy):
-    assert named("A figure") == {
-        "kvab/pages/wording/captions.py",
-        "kvab/pages/figures/",
-        "kvab/pages/figures/__init__.py",
-    }
+    assert named("A figure") == {"kvab/pages/<page>.py", "notebooks/<nn>_<page>.ipynb"}
     assert named("A page") == {
-        "notebooks/<nn>_<name>.ipynb", "book/_toc.yml", "notebooks/index.ipynb",
+        "kvab/pages/<page>.py", "notebooks/<nn>_<page>.ipynb", "book/_toc.yml",
+        "notebooks/index.ipynb",
     }  # fmt: skip
-    with (copy / "kvab/pages/wording/captions.py").open("a") as file:
-        file.write(
-            "\n\ndef ttft_over_rows(evidence: Evidence) -> str:\n"
-            '    """Return the caption of the figure of TTFT along the trace."""\n'
-            '    return f"The slowest first token took {evidence.requests.ttft_ms.max():.0f} ms."\n'
-        )
-    with (copy / "kvab/pages/figures/outcomes.py").open("a") as file:
-        file.write(
-            '\n\n@drawn("added", lambda e: e.requests[["row", "ttft_ms"]])\n'
-            "def ttft_over_rows(evidence: Evidence) -> Drawing:\n"
-            '    """TTFT along the trace."""\n'
-            "    figure, axes = plt.subplots(figsize=(WIDTH_IN, 2))\n"
-            '    axes.plot(evidence.requests["ttft_ms"].to_numpy()[:500])\n'
-            '    axes.set_ylabel("TTFT [ms]")\n'
-            '    return figure, captions.ttft_over_rows(evidence), "TTFT along the trace."\n'
-        )
-    faces = "kvab/pages/figures/__init__.py"
-    edit(copy, faces, "    worker_balance,", "    ttft_over_rows,\n    worker_balance,")
-    edit(copy, faces, '    "worker_balance",', '    "ttft_over_rows",\n    "worker_balance",')
+    (copy / "kvab/pages/slowest.py").write_text(
+        '"""Page 11: how long the slowest requests wait."""\n\n'
+        "from __future__ import annotations\n\n"
+        "import matplotlib.pyplot as plt\n\n"
+        "from kvab.pages.evidence import Evidence\n"
+        "from kvab.pages.theme import WIDTH_IN, Drawing, drawn\n\n\n"
+        '@drawn("slowest-ttft", lambda e: e.requests[["row", "ttft_ms"]])\n'
+        "def ttft_over_rows(evidence: Evidence) -> Drawing:\n"
+        '    """Draw TTFT along the trace."""\n'
+        "    figure, axes = plt.subplots(figsize=(WIDTH_IN, 2))\n"
+        '    axes.plot(evidence.requests["ttft_ms"].to_numpy()[:500])\n'
+        '    axes.set_ylabel("TTFT [ms]")\n'
+        '    slowest_ms = evidence.requests["ttft_ms"].max()\n'
+        '    caption = f"The slowest first token took {slowest_ms:.0f} ms."\n'
+        '    return figure, caption, "TTFT along the trace."\n'
+    )
     page = nbformat.read(copy / "notebooks/05_outcome.ipynb", nbformat.NO_CONVERT)
     parameters = next(c for c in page.cells if "parameters" in c.metadata.get("tags", ()))
     page.cells = [
         nbformat.v4.new_markdown_cell("# How long does the slowest wait?"),
         parameters,
         nbformat.v4.new_code_cell(
-            "from kvab import figures\nfrom kvab.pages.evidence import load_evidence\n\n"
-            "figures.ttft_over_rows(load_evidence(study, cluster, runs))"
+            "from kvab.pages import slowest\nfrom kvab.pages.evidence import load_evidence\n\n"
+            "slowest.ttft_over_rows(load_evidence(study, cluster, runs))"
         ),
     ]
     nbformat.write(page, copy / "notebooks/11_slowest.ipynb")

@@ -201,7 +201,7 @@ def hostile_runs(folder):
 
 
 def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
-    from kvab.pages import runs, wording
+    from kvab.pages import index, runs
     from kvab.pages.evidence import load_evidence
     from kvab.pages.gate import gate
     from kvab.pages.theme import banner
@@ -209,7 +209,7 @@ def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
     evidence = load_evidence(STUDY, "live-cpu", hostile_runs(tmp_path))
     judged = gate(evidence)
     for said in (
-        banner(evidence), wording.answer(evidence, judged), wording.how_known(evidence),
+        banner(evidence), index.answer(evidence, judged), index.how_known(evidence),
         runs.exclusions(evidence), runs.gate_notice(judged),
     ):  # fmt: skip
         inside = said.strip(":").partition("\n")[2].rpartition("\n")[0] if ":::" in said else said
@@ -225,7 +225,7 @@ def test_a_book_of_hostile_runs_runs_nothing_and_states_no_verdict(tmp_path, chr
 
     from kvab.book.building import report
     from kvab.errors import GateError
-    from kvab.pages.wording.outcomes import RED, VERDICTS
+    from kvab.pages.outcome import RED, VERDICTS
 
     folder = hostile_runs(tmp_path / "hostile")
     with pytest.raises(GateError) as raised:

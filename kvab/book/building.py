@@ -18,7 +18,7 @@ from kvab.pages.clusters import load_clusters
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import Gate, gate
 from kvab.pages.model_check import load_check, make_twins
-from kvab.pages.wording import headline
+from kvab.pages.outcome import headline
 from kvab.runs import replay_missing as missing_runs
 from kvab.runs.capacity.sweep import load_sweep
 from kvab.runs.importing import is_imported

@@ -10,9 +10,8 @@ import os
 from kvab import runs
 from kvab.cache import remember
 from kvab.pages.evidence import Evidence
-from kvab.pages.figures.card import social_card
 from kvab.pages.gate import Gate
-from kvab.pages.wording import short_answer
+from kvab.pages.index import short_answer, social_card
 
 CARD = "_static/social-card.png"
 REQUESTS = "data/requests.parquet"

@@ -238,9 +238,33 @@ class Evidence:
         return summaries.worker_balance(self.requests)
 
     @cached_property
+    def summaries(self) -> pd.DataFrame:
+        """Summary of each run, indexed by configuration.
+
+        Columns are those of `kvab.requests.metrics.summarize`, such as ``ttft_ms.p99``, and
+        ``reuse``, the share of prompt tokens from cache; NaN where a number is not known.
+        """
+        rows = [
+            {"configuration": name, "reuse": summaries.reuse(run)}
+            | metrics.summarize(run.requests, self.study.slo)
+            for name, repeats in self.runs.items()
+            for run in repeats
+        ]
+        return pd.json_normalize(rows).set_index("configuration").astype(float)
+
+    @property
     def cells(self) -> pd.DataFrame:
-        """The four cells of the 2x2, see `kvab.runs.summaries.cells`."""
-        return summaries.cells(self._all(), self.arms, self.study.slo)
+        """The four cells of the 2x2, averaged over their repeats.
+
+        Indexed by ``split`` and ``routing``: ``good`` share of 1, ``ttft_ms`` mean, ``itl_p99_ms``.
+        """
+        columns = {"good.share": "good", "ttft_ms.mean": "ttft_ms", "itl_ms.p99": "itl_p99_ms"}
+        means = self.summaries[[*columns]].groupby(level=0, sort=False).mean()
+        factors = [self.arms[name].factors for name in means.index]
+        places = pd.MultiIndex.from_tuples(
+            [(levels.split, levels.routing) for levels in factors], names=["split", "routing"]
+        )
+        return means.rename(columns=columns).set_index(places)
 
     @cached_property
     def key(self) -> str:

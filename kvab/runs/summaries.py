@@ -13,7 +13,6 @@ import pandas as pd
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
 from kvab.runs import Run
-from kvab.study import Arm, Slo
 
 Tables = Mapping[str, Sequence[pd.DataFrame]]
 
@@ -80,23 +79,3 @@ def worker_balance(requests: pd.DataFrame) -> pd.DataFrame:
         part = relative.rename("relative").reset_index()
         parts.append(part.assign(work=work))
     return pd.concat(parts, ignore_index=True)
-
-
-def cells(tables: Tables, arms: Mapping[str, Arm], slo: Slo) -> pd.DataFrame:
-    """Return the four cells of the 2x2, averaged over their repeats.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by ``split`` and ``routing``: ``good`` share of 1, ``ttft_ms`` mean, ``itl_p99_ms``.
-    """
-    rows = {}
-    for name, repeats in tables.items():
-        found = [metrics.summarize(table, slo) for table in repeats]
-        rows[arms[name].factors.split, arms[name].factors.routing] = {
-            "good": np.mean([each["good"]["share"] for each in found]),
-            "ttft_ms": np.mean([each["ttft_ms"]["mean"] for each in found]),
-            "itl_p99_ms": np.mean([each["itl_ms"]["p99"] for each in found]),
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.rename_axis(["split", "routing"])

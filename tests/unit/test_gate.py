@@ -17,11 +17,11 @@ from kvab import runs
 from kvab.book import publication
 from kvab.console import plain
 from kvab.errors import InputError
-from kvab.pages import tables, theme, wording
+from kvab.pages import attribution, index, outcome, robustness, theme
 from kvab.pages.clusters import WITHHELD, load_clusters
 from kvab.pages.evidence import load_evidence
 from kvab.pages.gate import gate
-from kvab.pages.wording.outcomes import NO_VERDICT, RED, VERDICTS
+from kvab.pages.outcome import NO_VERDICT, RED, VERDICTS
 from kvab.study import root
 
 STUDY = "recipes/qwen3-32b/study.yaml"
@@ -212,11 +212,11 @@ def test_a_run_doctored_in_one_way_turns_the_gate_red_and_is_named(live, arm, ch
 
 def withheld_in_sentences(evidence, judged):
     """Everything that states a verdict or rests on one, said without computing any."""
-    for say in (wording.headline, wording.outcome, wording.lesson, wording.attribution):
+    for say in (outcome.headline, outcome.verdicts, outcome.lesson, attribution.lesson):
         assert say(evidence, judged) == NO_VERDICT
-    assert wording.robustness(evidence, judged, None) == NO_VERDICT
-    assert wording.short_answer(evidence, judged) == RED
-    answer = wording.answer(evidence, judged)
+    assert robustness.lesson(evidence, judged, None) == NO_VERDICT
+    assert index.short_answer(evidence, judged) == RED
+    answer = index.answer(evidence, judged)
     assert RED in answer and plain(judged.reasons[0]) in answer
     assert RED in publication.configuration(evidence, judged)
 
@@ -285,18 +285,18 @@ def test_unequal_hardware_turns_the_gate_red_unless_it_is_declared(live):
     assert gate(declared).green
     said = "Unequal hardware: the configurations fill different numbers of GPUs (Aggregated, round"
     assert said in theme.banner(declared)
-    assert said in wording.answer(declared, gate(declared))
-    assert "fills 16 to 20 GPUs" in wording.how_known(declared)
-    shown = tables.goodput(declared).frame.set_index("configuration")
+    assert said in index.answer(declared, gate(declared))
+    assert "fills 16 to 20 GPUs" in index.how_known(declared)
+    shown = outcome.goodput_table(declared).frame.set_index("configuration")
     told = shown.loc["Disaggregated, KV router"]
     per_gpu = float(told["good a second"]) / 20
     assert float(told["good a second per GPU"]) == pytest.approx(per_gpu, abs=6e-4)
 
 
 def test_equal_hardware_is_said_by_its_number(live):
-    assert "fills the same 16 GPUs" in wording.how_known(live.evidence())
+    assert "fills the same 16 GPUs" in index.how_known(live.evidence())
     assert "GPU" not in theme.banner(live.evidence()).replace("no GPU", "")
-    assert "GPUs" not in tables.goodput(live.evidence()).frame
+    assert "GPUs" not in outcome.goodput_table(live.evidence()).frame
 
 
 # --- refused before any check ------------------------------------------------------------------

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from kvab.console import counted, span
-from kvab.pages import reproduce, runs, tables, theme, wording, workload
+from kvab.pages import attribution, index, outcome, reproduce, runs, theme, workload
 from kvab.pages.evidence import load_evidence
 from kvab.pages.theme import arm_styles, markdown
-from kvab.pages.wording import captions, outcomes
+from kvab.requests.metrics import METRICS
 from kvab.stats.contrasts import Estimate, Judgement
 from kvab.study import root
 
@@ -87,15 +87,13 @@ def test_a_length_of_time_is_said_in_its_own_unit(seconds, said):
 
 def test_the_length_is_that_of_the_rows_replayed(published):
     table = requests(np.linspace(0, 3600, 120))
-    assert "the same 120 requests, 60 minutes of orders" in wording.how_known(
+    assert "the same 120 requests, 60 minutes of orders" in index.how_known(
         replaying(published, table)
     )
-    said = wording.how_known(replaying(published, table, rows=40))
+    said = index.how_known(replaying(published, table, rows=40))
     assert "the same 40 requests, 20 minutes of orders" in said
-    assert "the same 3 requests, 61 seconds" in wording.how_known(
-        replaying(published, table, rows=3)
-    )
-    assert "12,031 requests, 59 minutes of Mooncake" in wording.how_known(published)
+    assert "the same 3 requests, 61 seconds" in index.how_known(replaying(published, table, rows=3))
+    assert "12,031 requests, 59 minutes of Mooncake" in index.how_known(published)
 
 
 def test_bursts_are_said_only_of_requests_that_come_in_bursts(published):
@@ -139,14 +137,14 @@ def test_the_table_of_the_trace_says_that_it_is_of_the_whole(published):
 
 def test_a_made_up_workload_is_not_called_recorded(published):
     made_up = replaying(published, requests(range(40)), synthetic=True)
-    assert "the workload is made up" in wording.known_limits(made_up)
-    assert "the workload is a recorded trace" in wording.known_limits(published)
+    assert "the workload is made up" in index.known_limits(made_up)
+    assert "the workload is a recorded trace" in index.known_limits(published)
 
 
 def test_factors_are_those_in_which_the_two_differ(published):
-    assert wording.factors(published).endswith("one factor without the other tell them apart.")
+    assert attribution.factors(published).endswith("one factor without the other tell them apart.")
     three = without(published, "agg-kv-router")
-    assert wording.factors(three).endswith("has no run: aggregated + kv.")
+    assert attribution.factors(three).endswith("has no run: aggregated + kv.")
     study = published.study
     same_routing = {
         name: arm.model_copy(update={"role": role})
@@ -156,19 +154,19 @@ def test_factors_are_those_in_which_the_two_differ(published):
         )
     }  # fmt: skip
     one = replace(published, study=study.model_copy(update={"configurations": same_routing}))
-    assert wording.factors(one) == (
+    assert attribution.factors(one) == (
         "Baseline and comparison differ in one factor: how prefill and decode share the GPUs."
     )
     two = without(published, "agg-kv-router", "disagg-kv-router")
-    assert wording.all_factors(two) == (
+    assert attribution.all_factors(two) == (
         "The configurations differ in how prefill and decode share the GPUs, and in what follows "
         "from that."
     )
 
 
 def test_ties_of_the_kv_router_are_said_only_of_one(published):
-    assert "behind the KV router, ties" in wording.known_limits(published)
-    assert "KV router" not in wording.known_limits(
+    assert "behind the KV router, ties" in index.known_limits(published)
+    assert "KV router" not in index.known_limits(
         without(published, "agg-kv-router", "disagg-kv-router")
     )
 
@@ -181,19 +179,19 @@ def test_further_configurations_have_a_style_too(published):
 
 def test_three_configurations_are_not_called_four(published):
     three = without(published, "agg-kv-router")
-    assert "Each of the 3 configurations" in wording.how_known(three)
-    assert "One factor alone" not in captions.good_shares(three)
-    assert "no run of aggregated + kv" in wording.attribution(three, GREEN)
+    assert "Each of the 3 configurations" in index.how_known(three)
+    assert "One factor alone" not in index.good_shares_caption(three)
+    assert "no run of aggregated + kv" in attribution.lesson(three, GREEN)
 
 
 def test_what_factors_do_together_is_said_only_where_it_is_seen(published):
-    assert "depends on the other, because" in wording.attribution(published, GREEN)
+    assert "depends on the other, because" in attribution.lesson(published, GREEN)
     table = published.attribution.table.copy()
     at = (table["metric"] == "good_share") & (table["effect"] == "interaction")
     table.loc[at, ["value", "ci_low", "ci_high"]] = [0.001, -0.01, 0.012]
     unclear = replace(published)
     unclear.__dict__["attribution"] = SimpleNamespace(table=table)
-    assert "do not show that what one factor brings depends" in wording.attribution(unclear, GREEN)
+    assert "do not show that what one factor brings depends" in attribution.lesson(unclear, GREEN)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +214,7 @@ def test_yet_stands_only_where_the_typical_request_contradicts_the_verdict(
         good_share=replace(good, judgement=replace(good.judgement, verdict=verdict)),
         ttft_ms=replace(ttft, paired=replace(ttft.paired, faster=Estimate(faster))),
     )
-    assert said in outcomes.counterpoint(evidence)
+    assert said in outcome.counterpoint(evidence)
 
 
 def opened(evidence, **basis):
@@ -233,13 +231,13 @@ def test_an_open_verdict_beside_an_interval_without_zero_gives_the_reason(publis
         " The interval excludes zero, but it is one of 4 tested together: adjusted for that "
         "(Holm), p is 0.120."
     )
-    assert wording.headline(evidence, GREEN).startswith("These runs cannot tell, in simulation")
-    assert wording.headline(evidence, GREEN).endswith(reason)
-    assert f"Good requests:{reason}" in wording.outcome(evidence, GREEN).replace(
-        outcomes.METRICS["good_share"].label, "Good requests"
+    assert outcome.headline(evidence, GREEN).startswith("These runs cannot tell, in simulation")
+    assert outcome.headline(evidence, GREEN).endswith(reason)
+    assert f"Good requests:{reason}" in outcome.verdicts(evidence, GREEN).replace(
+        METRICS["good_share"].label, "Good requests"
     )
     small = opened(published, difference=Estimate(0.005, 0.001, 0.011), p_holm=0.01)
-    assert wording.headline(small, GREEN).endswith("within the practical margin.")
+    assert outcome.headline(small, GREEN).endswith("within the practical margin.")
 
 
 @pytest.mark.parametrize(
@@ -252,13 +250,13 @@ def test_an_open_verdict_beside_an_interval_without_zero_gives_the_reason(publis
     ids=["includes zero", "decided", "no interval"],
 )
 def test_no_reason_is_given_where_none_is_needed(published, basis):
-    assert wording.headline(opened(published, **basis), GREEN).endswith(").")
+    assert outcome.headline(opened(published, **basis), GREEN).endswith(").")
 
 
 def test_single_runs_replays_and_checks_are_singular(published):
     one = replaying(published, requests(range(40)))
     assert "simulated-h200, 1 replay of 40 requests for each" in theme.source(one)
-    assert "run to run over 1 repeat." in tables.variation(published_once(published)).caption
+    assert "run to run over 1 repeat." in outcome.variation_table(published_once(published)).caption
     alone = SimpleNamespace(reference=one, others={}, known="published", left_out={})
     assert "(1 repeat)" in reproduce.whose(alone)
     assert "1 of 3 repeats" in runs.exclusions(one)
@@ -286,14 +284,14 @@ def test_the_level_is_the_studys(published):
     for name in ("comparison", "quantile_differences", "groups", "good_shares", "noise_floor"):
         ninety.__dict__[name] = getattr(published, name)  # numbers matter not here
     for said in (
-        wording.headline(ninety, GREEN),
-        wording.short_answer(ninety, GREEN),
-        captions.good_shares(ninety),
-        captions.quantile_differences(ninety),
-        captions.effects_by_group(ninety),
-        tables.headline(ninety).caption,
-        tables.outcome(ninety).caption,
-        tables.variation(ninety).caption,
+        outcome.headline(ninety, GREEN),
+        index.short_answer(ninety, GREEN),
+        index.good_shares_caption(ninety),
+        outcome.quantile_differences_caption(ninety),
+        outcome.effects_by_group_caption(ninety),
+        index.headline_table(ninety).caption,
+        outcome.statistics_table(ninety).caption,
+        outcome.variation_table(ninety).caption,
     ):
         assert "90 %" in said and "95 %" not in said
 

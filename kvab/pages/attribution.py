@@ -1,0 +1,170 @@
+"""Page 06: the four cells of the 2x2, and which factor brings what.
+
+Input: the evidence and its gate. Output: what the notebook shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from kvab.console import interval, number, percent, plain, signed
+from kvab.pages.evidence import Evidence
+from kvab.pages.gate import Gate
+from kvab.pages.outcome import NO_VERDICT, reuse_text
+from kvab.pages.theme import PLAIN, STYLES, WIDTH_IN, Drawing, Table, drawn, legend_below
+from kvab.requests.metrics import METRICS
+
+FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}
+
+
+def _differ(evidence: Evidence, names: Iterable[str]) -> list[str]:
+    """Return in which factors some configurations differ."""
+    levels = [evidence.study.configurations[name].factors.model_dump() for name in names]
+    return [text for key, text in FACTORS.items() if len({level[key] for level in levels}) > 1]
+
+
+def factors(evidence: Evidence) -> str:
+    """Return in which factors baseline and comparison differ, and what tells them apart."""
+    differ = _differ(evidence, (evidence.study.baseline, evidence.study.comparison))
+    if not differ:
+        return "Baseline and comparison have the same split and the same routing."
+    if len(differ) == 1:
+        return f"Baseline and comparison differ in one factor: {differ[0]}."
+    rest = (
+        f"What would tell them apart has no run: {plain(evidence.missing)}."
+        if evidence.missing
+        else "Configurations that have one factor without the other tell them apart."
+    )
+    return f"Baseline and comparison differ in two factors at once: {' and '.join(differ)}. {rest}"
+
+
+def all_factors(evidence: Evidence) -> str:
+    """Return in which factors any two configurations differ."""
+    differ = _differ(evidence, evidence.arms)
+    what = f"in {' and in '.join(differ)}, and in what follows from that" if differ else (
+        "only in the fields listed above"
+    )  # fmt: skip
+    return f"The configurations differ {what}."
+
+
+def cells_table(evidence: Evidence) -> Table:
+    """Return the metrics of the four cells of the 2x2."""
+    lines = []
+    for name, arm in evidence.arms.items():
+        mean = evidence.summaries.loc[[name]].mean(skipna=False)
+        lines.append(
+            {
+                "configuration": arm.label,
+                "good": percent(mean["good.share"]),
+                "TTFT mean [ms]": number(mean["ttft_ms.mean"]),
+                "TTFT p50": number(mean["ttft_ms.p50"]),
+                "TTFT p99": number(mean["ttft_ms.p99"]),
+                "ITL p50 [ms]": number(mean["itl_ms.p50"]),
+                "ITL p99": number(mean["itl_ms.p99"]),
+                "latency mean [ms]": number(mean["latency_ms.mean"]),
+                "prompt from cache": reuse_text(mean["reuse"]),
+            }
+        )
+    return Table(pd.DataFrame(lines), "Mean over the repeats.", ("configuration",))
+
+
+@drawn("attribution-interaction", lambda e: e.cells)
+def interaction(evidence: Evidence) -> Drawing:
+    """Draw the 2x2: good share, mean TTFT and p99 ITL by routing, a line for each split."""
+    if evidence.missing:
+        return f"The 2x2 is not whole: no run of {evidence.missing} on {evidence.cluster}."
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.9))
+    shown = (
+        ("good", 100, "good requests [%]"),
+        ("ttft_ms", 1, "mean TTFT [ms]"),
+        ("itl_p99_ms", 1, "p99 ITL [ms, log scale]"),
+    )
+    for axes, (column, factor, label) in zip(panels, shown, strict=True):
+        for split, style in (("aggregated", "baseline"), ("disaggregated", "comparison")):
+            rows = evidence.cells.xs(split, level="split").loc[["round-robin", "kv"]]
+            axes.plot([0, 1], factor * rows[column], label=split, **STYLES[style])
+        axes.set(ylabel=label, xlim=(-0.3, 1.3))
+        axes.set_xticks([0, 1], ["round-robin", "KV router"])
+    panels[0].set_ylim(0, 100)
+    panels[1].set_ylim(0, None)
+    panels[2].set_yscale("log")
+    panels[2].yaxis.set_major_formatter(PLAIN)
+    panels[2].yaxis.set_minor_formatter(PLAIN)
+    legend_below(figure, panels[0])
+    caption = interaction_caption(evidence)
+    return figure, caption, f"Lines from round-robin to KV router for each split. {caption}"
+
+
+def interaction_caption(evidence: Evidence) -> str:
+    """Return how much more one factor does in the presence of the other, and what is drawn."""
+    table = evidence.attribution.table.set_index(["metric", "statistic", "effect"])
+    row = table.loc[("good_share", "share", "interaction")]
+    return (
+        f"The interaction is {signed(100 * row['value'], 1)} points of good share "
+        f"({interval(row['ci_low'], row['ci_high'], 100)}). Good share, mean TTFT and p99 ITL of "
+        "the four cells; parallel lines would mean that the factors add up."
+    )
+
+
+def effects_table(evidence: Evidence) -> Table:
+    """Return main effects and interaction for every metric, with intervals."""
+    if evidence.missing:
+        frame = pd.DataFrame({"no run of": [evidence.missing]})
+        return Table(frame, "The 2x2 is not whole.", ("no run of",))
+    lines: dict[str, dict[str, str]] = {}
+    for row in evidence.attribution.table.itertuples():
+        metric, share = METRICS[row.metric], row.metric == "good_share"
+        name = "good share [points]" if share else f"{metric.short} {row.statistic} [ms]"
+        value = signed(metric.factor * row.value, 1 if share else None)
+        ends = interval(row.ci_low, row.ci_high, metric.factor)
+        lines.setdefault(name, {"metric": name})[row.effect] = f"{value}\n({ends})"
+    caption = f"Value ({evidence.study.statistics.percent} workload interval)."
+    return Table(pd.DataFrame([*lines.values()]), caption, ("metric",))
+
+
+def lesson(evidence: Evidence, judged: Gate) -> str:
+    """Return in one paragraph which factor brings what."""
+    if not judged.green:
+        return NO_VERDICT
+    if evidence.missing:
+        return (
+            f"What routing brings and what the split brings cannot be told apart on "
+            f"{plain(evidence.cluster)}: there is no run of {evidence.missing}."
+        )
+    table = evidence.attribution.table.set_index(["metric", "statistic", "effect"])
+
+    def effect(metric: str, statistic: str, name: str) -> str:
+        row, factor = table.loc[(metric, statistic, name)], METRICS[metric].factor
+        unit = " points" if metric == "good_share" else " ms"
+        text = signed(factor * row["value"], 1 if factor != 1 else None) + unit
+        return f"{text} ({interval(row['ci_low'], row['ci_high'], factor)})"
+
+    def larger(metric: str, statistic: str) -> str:
+        sizes = {name: abs(table.loc[(metric, statistic, name), "value"]) for name in FACTORS}
+        return max(("routing", "split"), key=lambda name: sizes[name])
+
+    row = table.loc[("good_share", "share", "interaction")]
+    depends = (
+        "what one factor brings depends on the other, because a good request needs both a first "
+        "token and a pace within bounds"
+        if row["ci_low"] > 0 or row["ci_high"] < 0
+        else "these runs do not show that what one factor brings depends on the other"
+    )
+    shares = evidence.good_shares["share"]
+    base = shares[evidence.study.baseline]
+    steps = ", ".join(
+        f"{arm.label} {signed(100 * (shares[name] - base), 1)}"
+        for name, arm in evidence.arms.items()
+        if name != evidence.study.baseline
+    )
+    return (
+        f"Mean TTFT moves mostly with the **{larger('ttft_ms', 'mean')}**: routing "
+        f"{effect('ttft_ms', 'mean', 'routing')}, split {effect('ttft_ms', 'mean', 'split')}. The "
+        f"tail of ITL (p99) moves mostly with the **{larger('itl_ms', 'p99')}**: routing "
+        f"{effect('itl_ms', 'p99', 'routing')}, split {effect('itl_ms', 'p99', 'split')}. Against "
+        f"the baseline the good share changes by these points: {steps}. The interaction is "
+        f"{effect('good_share', 'share', 'interaction')}: {depends}."
+    )

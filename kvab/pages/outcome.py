@@ -1,0 +1,485 @@
+"""Page 05: what a request gains or loses, and whether that is more than noise.
+
+Input: the evidence and its gate. Output: what the notebook shows; the answer in one sentence is
+what the whole book begins with.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.pages.evidence import Evidence
+from kvab.pages.gate import Gate
+from kvab.pages.theme import (
+    COMPARISON,
+    PLAIN,
+    WIDTH_IN,
+    Drawing,
+    Table,
+    arm_styles,
+    drawn,
+    legend_below,
+    log_ms,
+)
+from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
+from kvab.stats.contrasts import Contrast, Estimate
+from kvab.study import Arm
+
+VERDICTS = {
+    "better": "Yes",
+    "worse": "No",
+    "no difference": "It makes no practical difference",
+    "inconclusive": "These runs cannot tell",
+}
+RED = "No verdict: the validity gate is red."
+NO_VERDICT = f"**{RED}** Why is written with [the runs](04_runs)."
+
+
+# --- the answer --------------------------------------------------------------------------------
+
+
+def headline(evidence: Evidence, judged: Gate) -> str:
+    """Return the answer in one sentence: verdict, good shares, difference and interval."""
+    if not judged.green:
+        return NO_VERDICT
+    good, names = evidence.comparison.good, evidence.study.configurations
+    baseline, comparison = names[evidence.study.baseline], names[evidence.study.comparison]
+    slo, difference = evidence.study.slo, good.mean.difference
+    where = "in simulation" if evidence.simulated else f"on {plain(evidence.cluster)}"
+    if evidence.synthetic:
+        where += " on a SYNTHETIC WORKLOAD"
+    return (
+        f"{VERDICTS[good.verdict]}, {where}: {comparison.phrase} kept "
+        f"{percent(good.mean.comparison)} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
+        f"{slo.itl_ms:g} ms, {baseline.phrase} {percent(good.mean.baseline)}: a difference of "
+        f"{signed(100 * difference.value, 1)} points ({evidence.study.statistics.percent} "
+        f"workload interval {interval(difference.low, difference.high, 100)})."
+        f"{undecided(evidence, 'good_share')}"
+    )
+
+
+def undecided(evidence: Evidence, metric: str) -> str:
+    """Return why a verdict is open though its interval excludes zero; nothing if it does not."""
+    basis = evidence.comparison.metrics[metric].judgement
+    if basis.verdict != "inconclusive" or not (
+        basis.difference.low > 0 or basis.difference.high < 0
+    ):
+        return ""
+    if abs(basis.difference.value) <= basis.margin:
+        return " The interval excludes zero, but the difference is within the practical margin."
+    return (
+        f" The interval excludes zero, but it is one of {len(evidence.comparison.metrics)} tested "
+        f"together: adjusted for that (Holm), p is {number(basis.p_holm, 3)}."
+    )
+
+
+def counterpoint(evidence: Evidence) -> str:
+    """Return what the good share hides: the mean, the tail and the typical request."""
+    ttft, itl = evidence.comparison.ttft, evidence.comparison.itl
+    faster = ttft.paired.faster.value
+    gains = {"better": True, "worse": False}.get(evidence.comparison.good.verdict)
+    most = "most requests" if faster > 0.5 else "not most requests"
+    most = f"Yet {most}" if gains == (faster <= 0.5) else most.capitalize()
+    return (
+        f"The mean TTFT goes from {number(ttft.mean.baseline)} to {number(ttft.mean.comparison)} "
+        f"ms, its p99 from {number(ttft.p99.baseline)} to {number(ttft.p99.comparison)} ms and the "
+        f"p99 ITL from {number(itl.p99.baseline)} to {number(itl.p99.comparison)} ms. {most}: "
+        f"{percent(faster, 0)} get their first token sooner."
+    )
+
+
+def losses(evidence: Evidence) -> str:
+    """Return where the comparison is worse, as plainly as where it is better."""
+    result, lines = evidence.comparison, []
+    slower = evidence.groups[evidence.groups["ttft_ms_faster_share"] < 0.5]
+    for by, rows in slower.groupby("by", sort=False):
+        shares = ", ".join(
+            f"{percent(row.ttft_ms_faster_share, 0)} at {row.group} "
+            f"({signed(row.ttft_ms_median_difference)} ms)"
+            for row in rows.itertuples()
+        )
+        lines.append(f"TTFT by {by}: lower for only {shares}")
+    lines += [
+        f"the {statistic} {METRICS[key].short} is {signed(row.difference.value)} ms"
+        for key in LATENCIES
+        for statistic, row in result.metrics[key].statistics.items()
+        if row.difference.low > 0
+    ]
+    if only := result.good_table.only_baseline:
+        lines.append(f"late, though the baseline serves them in time: {counted(only, 'request')}")
+    if not lines:
+        return "Where the comparison loses: nowhere measured."
+    listed = "\n".join(f"- {line}" for line in lines)
+    return f"Where the comparison loses (in brackets median paired differences):\n\n{listed}"
+
+
+def lesson(evidence: Evidence, judged: Gate) -> str:
+    """Return what the page teaches."""
+    if not judged.green:
+        return NO_VERDICT
+    return f"{headline(evidence, judged)} {counterpoint(evidence)}\n\n{losses(evidence)}"
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+def table_line(label: str, row: Contrast, factor: float = 1, decimals: int | None = None) -> dict:
+    """Return one line of a table of both arms."""
+    return {
+        "": label,
+        "baseline": number(factor * row.baseline, decimals),
+        "comparison": number(factor * row.comparison, decimals),
+        "difference": signed(factor * row.difference.value, decimals),
+        "interval": interval(row.difference.low, row.difference.high, factor),
+        "ratio": number(row.ratio.value, 2),
+    }
+
+
+def statistics_table(evidence: Evidence) -> Table:
+    """Return both arms: every statistic of every latency and the good share."""
+    result = evidence.comparison
+    lines = [
+        table_line(f"{METRICS[key].short} {name} [ms]", result.metrics[key].statistics[name])
+        for key in LATENCIES
+        for name in COMPARED
+    ]
+    lines.append(table_line("good requests [%]", result.good.mean, 100, 1))
+    method = result.method
+    return Table(
+        pd.DataFrame(lines),
+        f"{counted(result.pairs, 'pair')}. Intervals: "
+        f"{evidence.study.statistics.percent}, {method.name}, {method.resamples:,} "
+        f"resamples, blocks of {number(method.block_s, 0)} s on average. They say how the "
+        "numbers would move with other minutes of this workload, not from run to run.",
+        ("",),
+    )
+
+
+def verdicts(evidence: Evidence, judged: Gate) -> str:
+    """Return the verdict on each metric, with the rule."""
+    if not judged.green:
+        return NO_VERDICT
+    lines, notes = [], []
+    for key, result in evidence.comparison.metrics.items():
+        margin, metric, share = evidence.study.margins[key], METRICS[key], key == "good_share"
+        allowed = f"{number(100 * margin, 1 if share else 0)} "
+        allowed += "points" if share else "% of the baseline"
+        difference = signed(metric.factor * result.mean.difference.value)
+        if reason := undecided(evidence, key):
+            notes.append(f"{metric.label}:{reason}")
+        lines.append(
+            f"| {metric.label} | **{result.verdict}** | {difference} "
+            f"{'points' if share else 'ms'} | {allowed} |"
+        )
+    more = "".join(f"\n\n{note}" for note in [*notes, *evidence.comparison.notes])
+    return (
+        "| metric | verdict | difference of the mean | margin declared beforehand |\n"
+        "|---|---|---|---|\n" + "\n".join(lines) + more + "\n\nThe rule stands in [](methods)."
+    )
+
+
+# --- two sources of variation ------------------------------------------------------------------
+
+
+def half_width(ends: Estimate, factor: float, decimals: int | None) -> str:
+    """Return half the width of an interval; a dash where there is none."""
+    return number(factor * (ends.high - ends.low) / 2, decimals)
+
+
+def variation_table(evidence: Evidence) -> Table:
+    """Return the two sources of variation side by side, and what noise alone looks like."""
+    floor, lines = evidence.noise_floor.set_index("metric"), []
+    for key, metric in METRICS.items():
+        share, result = key == "good_share", evidence.comparison.metrics[key]
+        decimals, factor = 1 if share else None, metric.factor
+        lines.append(
+            {
+                "difference of": "good share [points]" if share else f"mean {metric.short} [ms]",
+                "estimate": signed(factor * result.mean.difference.value, decimals),
+                "± workload": half_width(result.mean.difference, factor, decimals),
+                "± run to run": half_width(result.run_to_run.mean, factor, decimals),
+                "largest in A/A": number(factor * floor.loc[key, "largest_difference"], decimals),
+                "detectable": number(factor * floor.loc[key, "smallest_detectable"], decimals),
+            }
+        )
+    return Table(
+        pd.DataFrame(lines),
+        f"±: half of each {evidence.study.statistics.percent} interval; run to run over "
+        f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, the largest "
+        "difference between two repeats. Detectable: the smallest true difference that an A/A "
+        "comparison would call different from zero four times in five.",
+        ("difference of",),
+    )
+
+
+def variation(evidence: Evidence) -> str:
+    """Return whether the difference stands clear of the noise of a run."""
+    noise = evidence.noise_floor.set_index("metric").loc["good_share", "largest_difference"]
+    if np.isnan(noise):
+        return "With one repeat there is no comparison of the baseline with itself."
+    difference = evidence.comparison.good.mean.difference.value
+    return (
+        f"The baseline replayed again differs from itself by at most {number(100 * noise, 1)} "
+        f"points of good share; the comparison differs from it by {signed(100 * difference, 1)}. "
+        "The two intervals answer different questions: other minutes of this workload, and another "
+        "run of the same minutes."
+    )
+
+
+# --- goodput -----------------------------------------------------------------------------------
+
+
+def goodput_table(evidence: Evidence) -> Table:
+    """Return share and rate of good requests of each configuration, over its repeats."""
+    lines, is_unequal = [], len(set(evidence.gpus.values())) > 1
+    for name, arm in evidence.arms.items():
+        repeats, gpus = evidence.summaries.loc[[name]], evidence.gpus[name]
+        mean, shares = repeats.mean(skipna=False), repeats["good.share"]
+        per_gpu = {"GPUs": gpus, "good a second per GPU": number(mean["good.rps"] / gpus, 3)}
+        lines.append(
+            {
+                "configuration": arm.label,
+                "good": percent(mean["good.share"]),
+                "least to most of the repeats": f"{percent(shares.min())} to "
+                f"{percent(shares.max())}",
+                "good a second": number(mean["good.rps"], 2),
+                **(per_gpu if is_unequal else {}),
+                "duration [s]": number(mean["duration_s"], 0),
+                "prompt from cache": reuse_text(mean["reuse"]),
+            }
+        )
+    slo = evidence.study.slo
+    return Table(
+        pd.DataFrame(lines),
+        f"Good: TTFT at most {slo.ttft_ms:g} ms and ITL at most {slo.itl_ms:g} ms.",
+        ("configuration",),
+    )
+
+
+def reuse_text(share: float) -> str:
+    """Return the share of prompt tokens from cache; of a run that does not say, not known."""
+    return "not known" if np.isnan(share) else percent(share)
+
+
+# --- every request -----------------------------------------------------------------------------
+
+
+def requests(evidence: Evidence) -> str:
+    """Return what happens to single requests: who is faster, and the four kinds of pairs."""
+    result = evidence.comparison
+    ttft, pairs = result.ttft.paired, result.good_table
+    return (
+        f"Pair by pair, {percent(ttft.faster.value)} of requests have a lower TTFT, "
+        f"{percent(result.itl.paired.faster.value)} a lower ITL and "
+        f"{percent(result.latency.paired.faster.value)} a lower "
+        f"latency under the comparison; the median paired TTFT difference (Hodges-Lehmann) is "
+        f"{signed(ttft.hodges_lehmann.value)} ms. Good under the comparison alone: "
+        f"{counted(pairs.only_comparison, 'request')}, under the baseline alone: "
+        f"{pairs.only_baseline:,}, under both: {pairs.both:,}, under neither: "
+        f"{pairs.neither:,} (repeats pooled)."
+    )
+
+
+def _two_arms(evidence: Evidence) -> dict[str, Arm]:
+    names = (evidence.study.baseline, evidence.study.comparison)
+    return {name: evidence.study.configurations[name] for name in names}
+
+
+@drawn("outcome-distributions", lambda e: e.percentiles)
+def distributions(evidence: Evidence) -> Drawing:
+    """Draw the cumulative distributions of TTFT, ITL and latency of both arms."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 3.0), sharey=True)
+    arms = _two_arms(evidence)
+    styles, bounds = arm_styles(arms), evidence.study.slo.model_dump()
+    for axes, key in zip(panels, LATENCIES, strict=True):
+        short = METRICS[key].short
+        for name, arm in arms.items():
+            values_ms = evidence.percentiles[key].loc[name]
+            look = {"color": styles[name]["color"], "linestyle": styles[name]["linestyle"]}
+            sns.ecdfplot(x=values_ms, stat="percent", ax=axes, label=arm.label, **look)
+        if key in bounds:
+            axes.axvline(bounds[key], color="#333333", linewidth=0.9)
+            axes.annotate(
+                f"SLO {bounds[key]:g} ms", (bounds[key], 3), (3, 0), textcoords="offset points",
+                fontsize=7,
+            )  # fmt: skip
+        log_ms(axes, short if short != "latency" else "Latency")
+    panels[0].set(ylabel="requests [%]", ylim=(0, 100))
+    legend_below(figure, panels[0])
+    result = evidence.comparison
+    rows = {METRICS[key].short: result.metrics[key] for key in LATENCIES}
+    alt = "Cumulative distributions of TTFT, ITL and latency for both arms on log axes. " + (
+        "; ".join(
+            f"{short} median {number(row.p50.baseline)} against {number(row.p50.comparison)} ms, "
+            f"p99 {number(row.p99.baseline)} against {number(row.p99.comparison)} ms"
+            for short, row in rows.items()
+        )
+    )
+    caption = (
+        f"{percent(result.ttft.paired.faster.value, 0)} of requests get their first token sooner "
+        f"and {percent(result.itl.paired.faster.value, 0)} get tokens at a higher pace under the "
+        "comparison. Cumulative distributions over served requests, repeats pooled; vertical lines "
+        "are the bounds of a good request."
+    )
+    return figure, caption, f"{alt}."
+
+
+@drawn("outcome-quantiles", lambda e: pd.concat(e.quantile_differences, names=["metric"]))
+def quantile_differences(evidence: Evidence) -> Drawing:
+    """Draw the difference between the arms at every quantile, with a simultaneous band."""
+    curves = evidence.quantile_differences
+    figure, panels = plt.subplots(1, len(curves), figsize=(WIDTH_IN, 2.7))
+    for axes, (key, curve) in zip(panels, curves.items(), strict=True):
+        percentile = 100 * curve["q"]
+        axes.axhline(0, color="#333333", linewidth=0.9)
+        axes.fill_between(
+            percentile, curve["band_low"], curve["band_high"], color=COMPARISON, alpha=0.2,
+            linewidth=0,
+        )  # fmt: skip
+        axes.plot(percentile, curve["difference"], color=COMPARISON)
+        axes.set(xlabel="percentile", ylabel=f"{METRICS[key].short} difference [ms]")
+        # The symmetric log scale begins at a power of ten near the small differences.
+        small_ms = max(np.nanquantile(curve["difference"].abs(), 0.25), 1e-3)
+        axes.set_yscale("symlog", linthresh=10.0 ** np.floor(np.log10(small_ms)))
+        axes.yaxis.set_major_formatter(PLAIN)
+    signs = " ".join(f"{METRICS[key].short}: {_signs(curve)}." for key, curve in curves.items())
+    alt = f"Difference of each quantile between comparison and baseline, with a band. {signs}"
+    return figure, quantile_differences_caption(evidence), alt
+
+
+def quantile_differences_caption(evidence: Evidence) -> str:
+    """Return where each curve is below and above zero, and what is drawn."""
+    curves = evidence.quantile_differences
+    findings = [f"{METRICS[key].short} is {_signs(curve)}" for key, curve in curves.items()]
+    return (
+        f"Under the comparison {'; '.join(findings)}. Difference of each quantile, comparison "
+        f"minus baseline, with a {evidence.study.statistics.percent} band that holds at all "
+        "quantiles at once; symmetric log scale."
+    )
+
+
+def _signs(curve: pd.DataFrame) -> str:
+    """Return from where to where a curve is significantly below and above zero."""
+    parts = []
+    for word, mask in (("lower", curve["band_high"] < 0), ("higher", curve["band_low"] > 0)):
+        q = 100 * curve.loc[mask, "q"]
+        if len(q):
+            parts.append(f"{word} at {len(q)} of {len(curve)} quantiles (p{q.min():.0f} to "
+                         f"p{q.max():.0f})")  # fmt: skip
+    return " and ".join(parts) or "not distinguishable at any quantile"
+
+
+# --- along the trace, by group and by worker ---------------------------------------------------
+
+
+@drawn("outcome-over-time", lambda e: e.minutes)
+def over_time(evidence: Evidence) -> Drawing:
+    """Draw good share and median TTFT minute by minute for both arms."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
+    figure, (good, ttft) = plt.subplots(2, 1, figsize=(WIDTH_IN, 4.2), sharex=True)
+    arms = _two_arms(evidence)
+    for name, style in arm_styles(arms).items():
+        rows = evidence.minutes.loc[name]
+        look = {**style, "markersize": 3, "markeredgewidth": 0, "linewidth": 1.2}
+        sns.lineplot(x=rows.index, y=100 * rows["good"], ax=good, label=arms[name].label, **look)
+        sns.lineplot(x=rows.index, y=rows["ttft_ms"], ax=ttft, **look)
+    good.set(ylabel="good requests [%]", ylim=(0, 102))
+    bound_ms = evidence.study.slo.ttft_ms
+    ttft.axhline(bound_ms, color="#333333", linewidth=0.9)
+    ttft.set(ylabel="median TTFT\n[ms, log scale]", xlabel="minute of the trace", yscale="log")
+    ttft.yaxis.set_major_formatter(PLAIN)
+    ttft.yaxis.set_minor_formatter(PLAIN)
+    ttft.annotate("SLO", (0, bound_ms), (2, -9), textcoords="offset points", fontsize=7)
+    legend_below(figure, good)
+    shares = evidence.minutes["good"].unstack("configuration")
+    baseline = shares[evidence.study.baseline]
+    better = (shares[evidence.study.comparison] > baseline).mean()
+    caption = (
+        f"In {percent(better, 0)} of minutes the comparison has more good requests; in the "
+        f"baseline's worst minute {percent(baseline.min(), 0)} are good. Good share and median "
+        "TTFT of the requests that arrive in each minute, repeats pooled."
+    )
+    return figure, caption, f"Lines by minute: {caption}"
+
+
+@drawn("outcome-groups", lambda e: e.groups)
+def effects_by_group(evidence: Evidence) -> Drawing:
+    """Draw differences of mean TTFT and good share within groups, and the share that is faster."""
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.7), sharey=True)
+    rows = evidence.groups.iloc[::-1]
+    at = range(len(rows))
+    shown = (
+        ("ttft_ms", 1, "mean TTFT\ndifference [ms]"),
+        ("good_share", 100, "good share\n[points]"),
+    )
+    for axes, (key, factor, label) in zip(panels, shown, strict=False):
+        value, low, high = (
+            factor * rows[f"{key}_{part}"] for part in ("difference", "ci_low", "ci_high")
+        )
+        axes.axvline(0, color="#333333", linewidth=0.9)
+        axes.hlines(at, low, high, color=COMPARISON, linewidth=1.5)
+        axes.plot(value, at, "s", color=COMPARISON)
+        axes.set_xlabel(label)
+    panels[2].axvline(50, color="#333333", linewidth=0.9)
+    panels[2].plot(100 * rows["ttft_ms_faster_share"], at, "s", color=COMPARISON)
+    panels[2].set(xlabel="faster first token\n[% of requests]", xlim=(0, 100))
+    for axes in panels:
+        axes.grid(axis="x")
+    panels[0].set_yticks(at, [f"{row.by}: {row.group}" for row in rows.itertuples()], fontsize=7)
+    caption = effects_by_group_caption(evidence)
+    return figure, caption, f"Differences with intervals by group: {caption}"
+
+
+def effects_by_group_caption(evidence: Evidence) -> str:
+    """Return which group gains most and least, and what is drawn."""
+    groups = evidence.groups
+    most = groups.loc[groups["ttft_ms_faster_share"].idxmax()]
+    least = groups.loc[groups["ttft_ms_faster_share"].idxmin()]
+    return (
+        f"{percent(most['ttft_ms_faster_share'], 0)} of requests with {most['by']} of "
+        f"{most['group']} get their first token sooner, with {least['by']} of {least['group']} "
+        f"only {percent(least['ttft_ms_faster_share'], 0)}. Mean paired difference of TTFT and of "
+        f"the good share with {evidence.study.statistics.percent} workload intervals, and share of "
+        "pairs with a lower TTFT, by terciles of prompt length and of the prompt tokens that an "
+        "earlier request had brought, and along the trace."
+    )
+
+
+@drawn("outcome-workers", lambda e: e.worker_balance)
+def worker_balance(evidence: Evidence) -> Drawing:
+    """Draw prompt tokens computed and answer tokens made by each worker against an even share."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
+    if evidence.worker_balance.empty:
+        return "Which worker served a request is not recorded on this kind of cluster."
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), sharey=True)
+    balance, names = evidence.worker_balance, list(evidence.arms)
+    styles = arm_styles(evidence.arms)
+    reach = 130 * (balance["relative"] - 1).abs().max()
+    for axes, (work, rows) in zip(panels, balance.groupby("work", sort=False), strict=True):
+        for at, name in enumerate(names):
+            of_arm = rows[rows["configuration"] == name]
+            spread = np.linspace(-0.25, 0.25, len(of_arm))
+            look = {"marker": styles[name]["marker"], "color": styles[name]["color"]}
+            sns.scatterplot(x=at + spread, y=100 * of_arm["relative"], ax=axes, s=18, **look)
+        axes.axhline(100, color="#333333", linewidth=0.9, zorder=0)
+        axes.set(title=str(work), xlabel="")
+        labels = [evidence.arms[name].label.replace(", ", ",\n") for name in names]
+        axes.set_xticks(range(len(names)), labels, fontsize=7)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    panels[0].set(ylabel="load of a worker\n[% of an even share]", ylim=(100 - reach, 100 + reach))
+    most = balance.loc[balance["relative"].idxmax()]
+    label = evidence.arms[most["configuration"]].label
+    caption = (
+        f"The busiest worker carries {percent(most['relative'], 0)} of an even share ({label}, "
+        f"{most['work']}). Each point is one worker in one repeat: prompt tokens that it had to "
+        "compute and answer tokens that it made, relative to the mean of the workers that do "
+        "this work."
+    )
+    return figure, caption, f"One point a worker and repeat: {caption}"

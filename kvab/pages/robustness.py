@@ -1,0 +1,141 @@
+"""Page 07: the surface of bounds, the verdicts under other choices, and what survives them.
+
+Input: the evidence, its gate and the sweep, if any. Output: what the notebook shows.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.patches import Rectangle
+
+from kvab.console import number, signed
+from kvab.pages.evidence import Evidence
+from kvab.pages.gate import WITHHELD, Gate
+from kvab.pages.outcome import NO_VERDICT
+from kvab.pages.theme import WIDTH_IN, Drawing, Table, drawn
+from kvab.requests.metrics import METRICS
+from kvab.runs.capacity.sweep import Sweep
+
+
+@drawn("robustness-slo-surface", lambda e: e.slo_surface)
+def slo_surface(evidence: Evidence) -> Drawing:
+    """Draw the difference of the good share for every pair of bounds, the named ones outlined."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
+    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 3.9))
+    surface = evidence.slo_surface
+    points = 100 * surface["difference"]
+    certain = (surface["band_low"] > 0) | (surface["band_high"] < 0)
+    texts = [signed(p, 1) + ("" if sure else "?") for p, sure in zip(points, certain, strict=True)]
+    cells = surface.assign(points=points, text=texts)
+    grid, text = (
+        cells.pivot(index="itl_ms", columns="ttft_ms", values=column).sort_index()
+        for column in ("points", "text")
+    )
+    reach = np.abs(grid.to_numpy()).max()
+    sns.heatmap(
+        grid, ax=axes, cmap="PuOr_r", vmin=-reach, vmax=reach, annot=text, fmt="",
+        annot_kws={"fontsize": 7}, linewidths=0.6,
+        cbar_kws={"label": "good share, difference [points]"},
+    )  # fmt: skip
+    axes.invert_yaxis()
+    for at, slo in enumerate([evidence.study.slo, *evidence.study.other_slos]):
+        if slo.ttft_ms in grid.columns and slo.itl_ms in grid.index:
+            corner = (grid.columns.get_loc(slo.ttft_ms), grid.index.get_loc(slo.itl_ms))
+            line = (0, (2, 1)) if at else "-"
+            box = Rectangle(corner, 1, 1, fill=False, linewidth=2, linestyle=line, zorder=3)
+            axes.add_patch(box)
+    axes.set_xticks(np.arange(len(grid.columns)) + 0.5, [f"{v / 1000:g}" for v in grid.columns])
+    axes.set_yticks(np.arange(len(grid.index)) + 0.5, [f"{v:g}" for v in grid.index], rotation=0)
+    axes.set(xlabel="TTFT bound [s]", ylabel="ITL bound [ms]")
+    caption = slo_surface_caption(evidence)
+    return figure, caption, f"Grid of differences by TTFT and ITL bound. {caption}"
+
+
+def slo_surface_caption(evidence: Evidence) -> str:
+    """Return under how many bounds the comparison wins and loses, and what is outlined."""
+    surface, study = evidence.slo_surface, evidence.study
+    wins, loses = surface["band_low"] > 0, surface["band_high"] < 0
+    finding = f"The comparison keeps more requests good under {wins.sum()} of {len(surface)} bounds"
+    if loses.any():
+        finding += f" and fewer under {loses.sum()}, all with an ITL of at most "
+        finding += f"{surface.loc[loses, 'itl_ms'].max():g} ms"
+    others = " and ".join(f"{slo.ttft_ms:g}/{slo.itl_ms:g} ms" for slo in study.other_slos)
+    dashed = f", dashed {others}" if others else ""
+    return (
+        f"{finding}. Difference of the good share in points; a question mark where the band that "
+        f"holds for all bounds at once includes zero. Outlined: {study.slo.ttft_ms:g}/"
+        f"{study.slo.itl_ms:g} ms, the study's bounds{dashed}."
+    )
+
+
+def _verdicts(evidence: Evidence, sweep: Sweep | None) -> pd.DataFrame:
+    """Return the verdict on each metric under each choice beside the ``declared`` choice's."""
+    verdicts = evidence.robustness
+    if sweep:
+        verdicts = pd.concat([verdicts, sweep.spread_verdicts])
+    declared = verdicts[verdicts["choice"] == verdicts["choice"].iloc[0]]
+    declared = declared.set_index("metric")["verdict"]
+    return verdicts.assign(declared=verdicts["metric"].map(declared))
+
+
+def choices_table(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Table:
+    """Return the verdict on each metric under each choice; what differs is marked."""
+    lines: dict[str, dict[str, str]] = {}
+    for row in _verdicts(evidence, sweep).itertuples():
+        metric, share = METRICS[row.metric], row.metric == "good_share"
+        name = "good share [points]" if share else f"{metric.short} [ms]"
+        decimals = 1 if share else None
+        value = signed(metric.factor * row.difference, decimals)
+        half = number(metric.factor * (row.ci_high - row.ci_low) / 2, decimals)
+        changed = "CHANGED: " if row.verdict != row.declared else ""
+        verdict = f"{changed}{row.verdict}" if judged.green else WITHHELD
+        line = lines.setdefault(row.choice, {"choice": row.choice})
+        line[name] = f"{verdict}\n{value} ± {half}"
+    frame = pd.DataFrame([*lines.values()])
+    level = evidence.study.statistics.percent
+    caption = f"Verdict, and the difference that it is about with its {level} workload interval."
+    return Table(frame, caption, tuple(frame.columns))
+
+
+def lesson(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> str:
+    """Return which verdicts survive the other choices, and which do not."""
+    if not judged.green:
+        return NO_VERDICT
+    verdicts = _verdicts(evidence, sweep)
+    changed = verdicts[verdicts["verdict"] != verdicts["declared"]]
+    total = verdicts["choice"].nunique() - 1
+    same = total - changed["choice"].nunique()
+    text = (
+        f"All {total} other choices leave every verdict as declared."
+        if same == total
+        else f"Of {total} other choices {same} leave every verdict as declared."
+    )
+    for choice, rows in changed.groupby("choice", sort=False):
+        turned = ", ".join(
+            f"{METRICS[row.metric].label} from {row.declared} to {row.verdict}"
+            for row in rows.itertuples()
+        )
+        text += f" With {choice}: {turned}."
+    return f"{text} {_surface(evidence)}"
+
+
+def _surface(evidence: Evidence) -> str:
+    surface = evidence.slo_surface
+    wins, loses = surface[surface["band_low"] > 0], surface[surface["band_high"] < 0]
+    if loses.empty or wins.empty:
+        return "No pair of bounds on the grid turns the difference of the good share around."
+    text = (
+        f"The bounds matter more: under {len(loses)} of {len(surface)} pairs of bounds the "
+        f"comparison keeps **fewer** requests good, under {len(wins)} more."
+    )
+    slowest_ms, fastest_ms = loses["itl_ms"].max(), wins["itl_ms"].min()
+    if slowest_ms < fastest_ms:
+        text += (
+            f" It loses only where the ITL bound is {slowest_ms:g} ms or less and wins only where "
+            f"it is {fastest_ms:g} ms or more: the ITL bound decides who wins, the TTFT bound by "
+            "how much."
+        )
+    return text
