@@ -137,7 +137,7 @@ def test_a_figure_and_a_page(copy):
         "from kvab.pages.evidence import Evidence\n"
         "from kvab.pages.theme import WIDTH_IN, Drawing, drawn\n\n\n"
         '@drawn("slowest-ttft", lambda e: e.requests[["row", "ttft_ms"]])\n'
-        "def ttft_over_rows(evidence: Evidence) -> Drawing:\n"
+        "def ttft_figure(evidence: Evidence) -> Drawing:\n"
         '    """Draw TTFT along the trace."""\n'
         "    figure, axes = plt.subplots(figsize=(WIDTH_IN, 2))\n"
         '    axes.plot(evidence.requests["ttft_ms"].to_numpy()[:500])\n'
@@ -153,7 +153,7 @@ def test_a_figure_and_a_page(copy):
         parameters,
         nbformat.v4.new_code_cell(
             "from kvab.pages import slowest\nfrom kvab.pages.evidence import load_evidence\n\n"
-            "slowest.ttft_over_rows(load_evidence(study, cluster, runs))"
+            "slowest.ttft_figure(load_evidence(study, cluster, runs))"
         ),
     ]
     nbformat.write(page, copy / "notebooks/11_slowest.ipynb")

@@ -72,7 +72,7 @@ def cells_table(evidence: Evidence) -> Table:
 
 
 @drawn("attribution-interaction", lambda e: e.cells)
-def interaction(evidence: Evidence) -> Drawing:
+def interaction_figure(evidence: Evidence) -> Drawing:
     """Draw the 2x2: good share, mean TTFT and p99 ITL by routing, a line for each split."""
     if evidence.missing:
         return f"The 2x2 is not whole: no run of {evidence.missing} on {evidence.cluster}."
@@ -154,9 +154,9 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
         else "these runs do not show that what one factor brings depends on the other"
     )
     shares = evidence.good_shares["share"]
-    base = shares[evidence.study.baseline]
+    points = 100 * (shares - shares[evidence.study.baseline])
     steps = ", ".join(
-        f"{arm.label} {signed(100 * (shares[name] - base), 1)}"
+        f"{arm.label} {signed(points[name], 1)}"
         for name, arm in evidence.arms.items()
         if name != evidence.study.baseline
     )

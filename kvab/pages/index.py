@@ -67,7 +67,7 @@ def short_answer(evidence: Evidence, judged: Gate) -> str:
 
 
 @drawn("index-good-shares", lambda e: e.good_shares)
-def good_shares(evidence: Evidence) -> Drawing:
+def good_shares_figure(evidence: Evidence) -> Drawing:
     """Draw the good share of each configuration: every repeat a point, with its interval."""
     figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 1.75))
     styles, names = arm_styles(evidence.arms), list(evidence.arms)

@@ -289,7 +289,7 @@ def _two_arms(evidence: Evidence) -> dict[str, Arm]:
 
 
 @drawn("outcome-distributions", lambda e: e.percentiles)
-def distributions(evidence: Evidence) -> Drawing:
+def distributions_figure(evidence: Evidence) -> Drawing:
     """Draw the cumulative distributions of TTFT, ITL and latency of both arms."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
 
@@ -330,7 +330,7 @@ def distributions(evidence: Evidence) -> Drawing:
 
 
 @drawn("outcome-quantiles", lambda e: pd.concat(e.quantile_differences, names=["metric"]))
-def quantile_differences(evidence: Evidence) -> Drawing:
+def quantile_differences_figure(evidence: Evidence) -> Drawing:
     """Draw the difference between the arms at every quantile, with a simultaneous band."""
     curves = evidence.quantile_differences
     figure, panels = plt.subplots(1, len(curves), figsize=(WIDTH_IN, 2.7))
@@ -378,7 +378,7 @@ def _signs(curve: pd.DataFrame) -> str:
 
 
 @drawn("outcome-over-time", lambda e: e.minutes)
-def over_time(evidence: Evidence) -> Drawing:
+def over_time_figure(evidence: Evidence) -> Drawing:
     """Draw good share and median TTFT minute by minute for both arms."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
 
@@ -409,7 +409,7 @@ def over_time(evidence: Evidence) -> Drawing:
 
 
 @drawn("outcome-groups", lambda e: e.groups)
-def effects_by_group(evidence: Evidence) -> Drawing:
+def effects_by_group_figure(evidence: Evidence) -> Drawing:
     """Draw differences of mean TTFT and good share within groups, and the share that is faster."""
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.7), sharey=True)
     rows = evidence.groups.iloc[::-1]
@@ -452,7 +452,7 @@ def effects_by_group_caption(evidence: Evidence) -> str:
 
 
 @drawn("outcome-workers", lambda e: e.worker_balance)
-def worker_balance(evidence: Evidence) -> Drawing:
+def worker_balance_figure(evidence: Evidence) -> Drawing:
     """Draw prompt tokens computed and answer tokens made by each worker against an even share."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
 

@@ -20,7 +20,7 @@ from kvab.runs.capacity.sweep import Sweep
 
 
 @drawn("robustness-slo-surface", lambda e: e.slo_surface)
-def slo_surface(evidence: Evidence) -> Drawing:
+def slo_surface_figure(evidence: Evidence) -> Drawing:
     """Draw the difference of the good share for every pair of bounds, the named ones outlined."""
     import seaborn as sns  # imports for seconds, which other pages need not wait for
 
