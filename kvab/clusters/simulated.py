@@ -311,10 +311,10 @@ def _workers(group: WorkerGroup) -> dict[str, Any]:
 def write_trace(path: Path, trace: Trace, order: np.ndarray, at_ms: np.ndarray) -> None:
     """Write the rows of ``order`` as a Mooncake trace, each at its time of ``at_ms``."""
     with path.open("w", encoding="utf-8") as file:
-        for place in np.argsort(at_ms, kind="stable").tolist():
-            row = order[place]
+        for n in np.argsort(at_ms, kind="stable").tolist():
+            row = order[n]
             record = {
-                "timestamp": float(at_ms[place]),
+                "timestamp": float(at_ms[n]),
                 "input_length": int(trace.input_tokens[row]),
                 "output_length": int(trace.output_tokens[row]),
                 "hash_ids": list(trace.hash_ids[row]),

@@ -1,4 +1,4 @@
-"""One cell of a campaign: what a pod is told of it, and its replay there.
+"""One cell of a campaign: what a pod reads of it, and its replay there.
 
 Input: a small checkout with a file for each index, and the trace. Output: a run folder on the
 volume, as a replay on this machine leaves it. A pod of the Job runs
@@ -26,7 +26,7 @@ from kvab.trace import read_trace
 
 
 class Cell(Declared):
-    """One replay as a pod is told of it, and what its run has to depend on."""
+    """One replay as a pod reads it, and what its run has to depend on."""
 
     cluster: str
     configuration: str
@@ -94,9 +94,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     checkout, trace, runs = map(Path, sys.argv[1:])
     os.environ["KVAB_ROOT"] = str(checkout)
-    told = (checkout / "cells" / os.environ["JOB_COMPLETION_INDEX"]).read_bytes()
+    text = (checkout / "cells" / os.environ["JOB_COMPLETION_INDEX"]).read_bytes()
     try:
-        print(replay_cell(Cell.model_validate_json(told), trace, runs))
+        print(replay_cell(Cell.model_validate_json(text), trace, runs))
     except KvabError as error:
         print(f"kvab: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -326,11 +326,11 @@ def check_bounds(found: list[Run]) -> None:
     """
     bounds = {run.manifest.slo: run.path for run in found if run.manifest.slo}
     if len(bounds) > 1:
-        said = ", ".join(
+        listed = ", ".join(
             f"{path} for {slo.ttft_ms:g} ms and {slo.itl_ms:g} ms" for slo, path in bounds.items()
         )
         raise InputError(
-            f"made for different bounds of a good request: {said}; replay one of them under the "
+            f"made for different bounds of a good request: {listed}; replay one of them under the "
             "study file that the other was made with"
         )
 
@@ -395,15 +395,17 @@ def state(path: Path, depends_on: dict[str, Any]) -> tuple[State, str]:
     return "complete", f"replayed {manifest.end:%Y-%m-%d %H:%M} UTC"
 
 
-def restore(path: Path, depends_on: dict[str, Any]) -> bool:
-    """Bring back a run set aside earlier that serves now, and return whether there was one."""
+def find_state(path: Path, depends_on: dict[str, Any]) -> tuple[State, str]:
+    """Return `state` of a run folder; a run set aside earlier that serves now comes back first."""
+    found = state(path, depends_on)
+    if found[0] == "complete":
+        return found
     for aside in sorted(path.parent.glob(f"{path.name}.set-aside-*"), reverse=True):
         if state(aside, depends_on)[0] == "complete":
             if path.exists():
                 set_aside(path)
-            aside.rename(path)
-            return True
-    return False
+            return state(aside.rename(path), depends_on)
+    return found
 
 
 class RunLock:

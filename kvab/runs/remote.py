@@ -53,7 +53,7 @@ NEEDS = tuple(
 def replay_on(jobs: list[Job], on: str) -> None:
     """Replay simulated jobs as one Indexed Job of a cluster and bring their run folders home.
 
-    A Job that an earlier start left running is found again; in the end, and when it is stopped,
+    A Job that an earlier start left running is resumed; in the end, and when it is stopped,
     nothing stays but the volume.
 
     Raises
@@ -66,15 +66,15 @@ def replay_on(jobs: list[Job], on: str) -> None:
         failed: how many, and why the first did. The other cells are kept.
     """
     profile, study = _profile(jobs, on), jobs[0].study
-    kube, (told, job) = Kube(profile), manifests(profile, study, jobs)
+    kube, (config, job) = Kube(profile), manifests(profile, study, jobs)
     found = preflight.basics(kube, profile, NEEDS)
     if all(each.ok for each in found):
-        found.append(_dry_run(kube, [told, job]))
+        found.append(_dry_run(kube, [config, job]))
     if missing := [each.what for each in found if not each.ok]:
         raise DependencyError(f"cluster {on}: {'; '.join(missing)}")
     helper = applied.files_pod(job, f"{job['metadata']['name']}-files")
     helper["metadata"] = {**job["metadata"], **helper["metadata"]}
-    held = _under_way(kube, told, jobs[0])
+    held = _under_way(kube, config, jobs[0])
     with _cleared(kube, job["metadata"]["name"], jobs[0]):
         if held is None:
             claims = applied.storage(study, profile)
@@ -82,9 +82,9 @@ def replay_on(jobs: list[Job], on: str) -> None:
             with helper_pod(kube, helper) as pod:
                 content = jobs[0].trace.path.read_bytes()
                 upload(pod, content, applied.staged_path(jobs[0].trace.sha256))
-            kube.create(told)
+            kube.create(config)
             kube.create(job)
-            held = told["data"]
+            held = config["data"]
         keys = {text: key for key, text in held.items() if key.startswith(CELL)}
         numbered = {int(keys[cell_text(each)].removeprefix(CELL)): each for each in jobs}
         failed = _watch(kube, job["metadata"]["name"], set(numbered), len(keys))
@@ -136,11 +136,11 @@ def manifests(profile: Kubernetes, study: Study, jobs: list[Job]) -> list[Object
     }
     spec["template"]["metadata"] = {"labels": {marks.STUDY_LABEL: study.name}}
     data = {_key(path): text for path, text in files.items()}
-    told = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": data}
-    for manifest in (told, job):
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": data}
+    for manifest in (config, job):
         manifest["metadata"] = {"name": name}
-    mark = marks.Mark(study.name, f"{study.name}/campaign", "", digest([told, job])[:32])
-    return [mark.put(manifest, profile.namespace) for manifest in (told, job)]
+    mark = marks.Mark(study.name, f"{study.name}/campaign", "", digest([config, job])[:32])
+    return [mark.put(manifest, profile.namespace) for manifest in (config, job)]
 
 
 def _key(path: str) -> str:
@@ -158,14 +158,14 @@ def _cleared(kube: Kube, name: str, job: Job) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = [str(error)]
+        texts = [str(error)]
         for what, act in {"keeping diagnostics": _keep_diagnostics, "clearing up": _remove}.items():
             try:
                 act(kube, name, job)
             except (KvabError, OSError) as another:
-                told.append(f"{what}: {another}")
-        if len(told) > 1:
-            raise DependencyError("; then, ".join(told)) from error
+                texts.append(f"{what}: {another}")
+        if len(texts) > 1:
+            raise DependencyError("; then, ".join(texts)) from error
         raise
     except BaseException:  # stopped on purpose: nothing to explain
         _remove(kube, name, job)
@@ -192,14 +192,14 @@ def _profile(jobs: list[Job], on: str) -> Kubernetes:
     return profile
 
 
-def _under_way(kube: Kube, told: Object, asked: Job) -> dict[str, str] | None:
+def _under_way(kube: Kube, config: Object, asked: Job) -> dict[str, str] | None:
     """Return what the pods of a campaign that replays these cells read; clear an ended one.
 
     Cells that an earlier start brought home are no longer asked for, so more may be held.
     """
-    name = told["metadata"]["name"]
+    name = config["metadata"]["name"]
     job, held = kube.get("Job", name), (kube.get("ConfigMap", name) or {}).get("data") or {}
-    if job and {*told["data"].values()} <= {*held.values()}:
+    if job and {*config["data"].values()} <= {*held.values()}:
         return held
     if job and not (condition(job, "Complete") or condition(job, "Failed")):
         raise DependencyError(
@@ -245,11 +245,11 @@ def _watch(kube: Kube, name: str, asked: set[int], total: int) -> dict[int, str]
             idle = [] if "Running" in phases else [
                 pod for pod, phase in zip(pods, phases, strict=True) if phase == "Pending"
             ]  # fmt: skip
-            told = [cause for pod in idle for cause in causes.of_pod(pod)]
+            seen = [cause for pod in idle for cause in causes.of_pod(pod)]
             alive = {"Running", "Pending"} & {*phases}
             events = kube.list("Event")
-            told += causes.of_events(events, idle) if alive else causes.of_creation(events, job)
-            if cause := grace.lasting(told, time.monotonic()):
+            seen += causes.of_events(events, idle) if alive else causes.of_creation(events, job)
+            if cause := grace.lasting(seen, time.monotonic()):
                 raise DependencyError(f"Job {name}: {cause}")
             left = total - len(done) - len(failed)
             display.show(
@@ -275,10 +275,10 @@ def _why(kube: Kube, pods: list[Object], index: int) -> str:
 
 
 def _collect(kube: Kube, helper: Object, numbered: dict[int, Job]) -> dict[int, str]:
-    """Bring complete cells home; return why some are refused, by index."""
-    refused: dict[int, str] = {}
+    """Bring complete cells home; return why some are rejected, by index."""
+    rejected: dict[int, str] = {}
     if not numbered:
-        return refused
+        return rejected
     with helper_pod(kube, helper) as pod, Display("collect") as display:
         for count, (index, job) in enumerate(sorted(numbered.items())):
             display.show(f"{count} of {len(numbered)} cells")
@@ -287,8 +287,8 @@ def _collect(kube: Kube, helper: Object, numbered: dict[int, Job]) -> dict[int, 
             except Broken:
                 raise
             except DependencyError as error:
-                refused[index] = str(error)
-    return refused
+                rejected[index] = str(error)
+    return rejected
 
 
 def _bring_home(pod: Pod, job: Job) -> None:

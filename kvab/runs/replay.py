@@ -110,10 +110,7 @@ class Replay:
 
     def _look(self) -> None:
         """Find out whether the run is complete; one set aside that serves comes back."""
-        path, depends_on = self.job.path, self.job.depends_on()
-        if runs.state(path, depends_on)[0] != "complete":
-            runs.restore(path, depends_on)
-        state, self.why = runs.state(path, depends_on)
+        state, self.why = runs.find_state(self.job.path, self.job.depends_on())
         self.complete = state == "complete"
 
     def run(self, on_progress: Progress | None = None) -> Path:
@@ -242,18 +239,18 @@ class Replay:
         try:
             self._keep_diagnostics(reason)
         except Exception as error:  # a full disk must not keep anything running
-            troubles.append(f"keeping diagnostics: {_said(error)}")
+            troubles.append(f"keeping diagnostics: {_text_of(error)}")
         finally:
             try:
                 if not self.keep:
                     kept = self.cluster.teardown(keep_answers=True)
             except Exception as error:
-                troubles.append(f"tearing down: {_said(error)}")
+                troubles.append(f"tearing down: {_text_of(error)}")
             finally:
                 self.lock.leave()
         if troubles:
-            told = "; then, ".join([reason, *troubles])
-            raise DependencyError(f"{told}; {kept}" if kept else told) from None
+            text = "; then, ".join([reason, *troubles])
+            raise DependencyError(f"{text}; {kept}" if kept else text) from None
         return kept
 
     def _keep_diagnostics(self, reason: str) -> None:
@@ -280,5 +277,5 @@ def _masked(name: str, content: bytes) -> bytes:
     return mask(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
-def _said(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     return str(error) if isinstance(error, KvabError | OSError) else repr(error)

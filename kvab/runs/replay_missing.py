@@ -43,10 +43,7 @@ def plan(jobs: Iterable[Job]) -> list[runs.Planned]:
     """Return which of the runs can serve as they are; a run set aside that serves comes back."""
     planned = []
     for job in jobs:
-        depends_on = job.depends_on()
-        state, why = runs.state(job.path, depends_on)
-        if state != "complete" and runs.restore(job.path, depends_on):
-            state, why = runs.state(job.path, depends_on)
+        state, why = runs.find_state(job.path, job.depends_on())
         planned.append(runs.Planned(job.configuration, job.repeat, job.path, state, why))
     return planned
 
@@ -81,15 +78,17 @@ def replay_all(
 def _replay_side_by_side(jobs: list[Job], quiet: bool) -> None:
     # Forked, so that no replay waits for imports; before the progress bar starts its thread.
     context = multiprocessing.get_context("fork")
-    told = context.Queue()
+    updates = context.Queue()
     pool = ProcessPoolExecutor(
         min(len(jobs), len(os.sched_getaffinity(0))),
         context,
-        initializer=_tell_through,
-        initargs=(told,),
+        initializer=_report_to,
+        initargs=(updates,),
     )
     try:
-        _follow(jobs, [pool.submit(_replay_job, n, job) for n, job in enumerate(jobs)], told, quiet)
+        _follow(
+            jobs, [pool.submit(_replay_job, n, job) for n, job in enumerate(jobs)], updates, quiet
+        )
     except BrokenProcessPool:
         raise DependencyError(
             "a replay's process died (out of memory?); run the same command again: "
@@ -103,7 +102,7 @@ def _replay_side_by_side(jobs: list[Job], quiet: bool) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def _follow(jobs: list[Job], pending: list[Future], told: Any, quiet: bool) -> None:
+def _follow(jobs: list[Job], pending: list[Future], updates: Any, quiet: bool) -> None:
     """Show how many requests are done until every replay has ended."""
     columns = (
         TextColumn("{task.description}"),
@@ -117,7 +116,7 @@ def _follow(jobs: list[Job], pending: list[Future], told: Any, quiet: bool) -> N
         done = dict.fromkeys(range(len(jobs)), 0)
         while not all(future.done() for future in pending):
             try:
-                n, count = told.get(timeout=0.2)
+                n, count = updates.get(timeout=0.2)
             except queue.Empty:
                 continue
             done[n] = max(done[n], count)
@@ -159,15 +158,15 @@ def replay_in_turn(jobs: list[Job], take_over: bool = False) -> None:
         raise type(first)(f"{len(failed)} of {counted(len(jobs), 'replay')} failed; first: {first}")
 
 
-_told: Any = None
+_updates: Any = None
 
 
-def _tell_through(told: Any) -> None:
-    global _told
-    _told = told
+def _report_to(updates: Any) -> None:
+    global _updates
+    _updates = updates
 
 
 def _replay_job(n: int, job: Job) -> Path:
-    path = Replay(job).run(lambda done: _told.put((n, done)))
-    _told.put((n, job.rows))
+    path = Replay(job).run(lambda done: _updates.put((n, done)))
+    _updates.put((n, job.rows))
     return path

@@ -137,6 +137,6 @@ def test_state_of_a_failed_run_is_its_reason(tmp_path):
 def test_a_run_set_aside_comes_back_when_it_serves_again(tmp_path):
     write(tmp_path / "r1")
     write(tmp_path / "r1", {"depends_on": {"deploy.yaml": "2", "order": 0}})
-    assert runs.restore(tmp_path / "r1", {"deploy.yaml": "1", "order": 0})
+    assert runs.find_state(tmp_path / "r1", {"deploy.yaml": "1", "order": 0})[0] == "complete"
     assert runs.read_manifest(tmp_path / "r1").depends_on["deploy.yaml"] == "1"
     assert len(list(tmp_path.glob("r1.set-aside-*"))) == 1

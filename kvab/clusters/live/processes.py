@@ -22,7 +22,7 @@ from kvab.errors import DependencyError
 
 TAIL_LINES = 8
 GRACE_S = 10.0
-LONGEST_PLACE = 30  # characters: below it lie sockets of AIPerf, whose paths end at 107
+LONGEST_FOLDER = 30  # characters: below it lie sockets of AIPerf, whose paths end at 107
 
 
 def free_port() -> int:
@@ -43,8 +43,8 @@ class Program:
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """Return the last lines of its log, joined by semicolons."""
-        said = mask(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()
-        kept = [line.strip()[:300] for line in said if line.strip()][-lines:]
+        printed = mask(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()
+        kept = [line.strip()[:300] for line in printed if line.strip()][-lines:]
         return "; ".join(kept) or "it printed nothing"
 
 
@@ -52,9 +52,9 @@ class Programs:
     """Programs that share a folder, gone when this object is closed or its process ends."""
 
     def __init__(self) -> None:
-        place = tempfile.gettempdir()
-        place = place if len(place) <= LONGEST_PLACE else "/tmp"
-        self.folder = Path(tempfile.mkdtemp(prefix="kvab-live-", dir=place))
+        parent = tempfile.gettempdir()
+        parent = parent if len(parent) <= LONGEST_FOLDER else "/tmp"
+        self.folder = Path(tempfile.mkdtemp(prefix="kvab-live-", dir=parent))
         self.started: list[Program] = []
         self._guard = subprocess.Popen(
             [sys.executable, "-P", guard.__file__], stdin=subprocess.PIPE, text=True,
@@ -90,7 +90,7 @@ class Programs:
         return self.started[-1]
 
     def check(self, *, but: Program | None = None) -> None:
-        """Refuse to go on if a program has ended, except one that may.
+        """Raise if a program has ended, except one that may.
 
         Raises
         ------

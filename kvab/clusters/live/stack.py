@@ -201,11 +201,11 @@ def write_model(home: Path, model: str, context_length: int) -> Path:
     from tokenizers import Tokenizer, decoders, models
 
     config = model_config(model, context_length)
-    place = home / "hub" / f"models--{model.replace('/', '--')}"
-    folder = place / "snapshots" / REVISION
+    repository = home / "hub" / f"models--{model.replace('/', '--')}"
+    folder = repository / "snapshots" / REVISION
     folder.mkdir(parents=True)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text(REVISION, encoding="utf-8")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(REVISION, encoding="utf-8")
     points = [*ASCII, *range(IDEOGRAPHS, IDEOGRAPHS + VOCABULARY - len(ASCII))]
     tokenizer = Tokenizer(models.BPE({chr(point): n for n, point in enumerate(points)}, []))
     tokenizer.decoder = decoders.Fuse()
