@@ -156,14 +156,14 @@ def folder_holding(folder: Path, patterns: tuple[str, ...], shown: Path) -> Path
         If several do; without any, ``folder`` itself comes back.
     """
 
-    def holds(place: Path) -> bool:
-        return any(True for pattern in patterns for _ in place.glob(pattern))
+    def holds(below: Path) -> bool:
+        return any(True for pattern in patterns for _ in below.glob(pattern))
 
     if holds(folder):
         return folder
     holding = sorted(filter(holds, within(folder, shown)))
     if len(holding) > 1:
-        names = ", ".join(str(place.relative_to(folder)) for place in holding[:4])
+        names = ", ".join(str(below.relative_to(folder)) for below in holding[:4])
         raise InputError(
             f"expected the artifacts of one run, got those of {len(holding)} ({names})",
             path=shown, fix="name the folder of one, an archive unpacked",

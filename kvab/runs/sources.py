@@ -374,7 +374,7 @@ def _aggregates_only(source: Source) -> str:
 def _on_clock(source: Source, reference: Source) -> pd.DataFrame:
     """Return requests with the arrivals of another run, where their own are not known."""
     table, other = source.requests, reference.requests
-    assert table is not None and other is not None  # `comparable` refuses the others
+    assert table is not None and other is not None  # `comparable` rejects the others
     same = np.array_equal(table["row"], other["row"])
     if source.scheduled or source is reference or not same:
         return table
