@@ -20,9 +20,9 @@ from kvab.pages.gate import Gate, gate
 from kvab.pages.model_check import load_check, make_twins
 from kvab.pages.outcome import headline
 from kvab.runs import replay_missing as missing_runs
-from kvab.runs.capacity.sweep import load_sweep
 from kvab.runs.importing import is_imported
 from kvab.runs.replay import plan_job
+from kvab.runs.sweep import load_sweep
 from kvab.runs.workload import save_workload
 from kvab.study import Study, load_study, root
 from kvab.trace import find_trace

@@ -13,8 +13,7 @@ from kvab import runs
 from kvab.book.nameless import nameless
 from kvab.errors import InputError
 from kvab.pages import model_check
-from kvab.runs.capacity import cells as capacity
-from kvab.runs.capacity import spread
+from kvab.runs import sweep
 from kvab.runs.workload import workload_path
 from kvab.study import load_study, root
 from kvab.study.recipes.manifests import DEPLOY, PERF
@@ -24,7 +23,7 @@ LIMIT_BYTES = 3_000_000
 SWEEP = Path("capacity")
 MANIFESTS = (f"manifests/{DEPLOY}", f"manifests/{PERF}")
 TABLES = {  # a table that tells whether there are more to publish, and those
-    SWEEP / capacity.SUMMARY: [SWEEP / n for n in (capacity.TABLE, capacity.SUMMARY, spread.TABLE)],
+    SWEEP / sweep.SUMMARY: [SWEEP / n for n in (sweep.TABLE, sweep.SUMMARY, sweep.SPREAD)],
     model_check.TABLE: [model_check.TABLE, model_check.ORDERS],
 }
 

@@ -113,6 +113,6 @@ def capacity(
     on: options.On = None,
 ) -> None:
     """Sweep arrival speed and split on a simulated cluster. Complete cells are kept."""
-    from kvab.runs.capacity.cells import sweep
+    from kvab.runs.sweep import replay_sweep
 
-    print(sweep(study, cluster, rows, trace, runs, on))
+    print(replay_sweep(study, cluster, rows, trace, runs, on))

@@ -26,7 +26,7 @@ from kvab.pages.theme import (
     unequal,
     unless_missing,
 )
-from kvab.runs.capacity.sweep import Sweep
+from kvab.runs.sweep import Sweep
 
 DARK = "#333333"
 NO_SWEEP = (

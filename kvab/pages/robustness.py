@@ -16,7 +16,7 @@ from kvab.pages.gate import WITHHELD, Gate
 from kvab.pages.outcome import NO_VERDICT
 from kvab.pages.theme import WIDTH_IN, Drawing, Table, drawn
 from kvab.requests.metrics import METRICS
-from kvab.runs.capacity.sweep import Sweep
+from kvab.runs.sweep import Sweep
 
 
 @drawn("robustness-slo-surface", lambda e: e.slo_surface)

@@ -41,8 +41,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 BLOCK_FACTOR = 3
@@ -51,6 +53,14 @@ FEWEST_BLOCKS = 4  # the estimated block length leaves at least as many blocks
 INT = np.int32  # of weights and of their cumulated sums; ample for 10 million rows
 CHUNK_CELLS = 1 << 18  # cells (resamples x rows) held at a time: memory stays flat, caches warm
 AT_ONCE = 64  # resamples that are ready at least: `percentiles` looks at them together
+
+
+class Settings(TypedDict, total=False):
+    """Settings of the intervals that a study declares, see `Design`."""
+
+    level: float
+    resamples: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,12 @@ class Sample:
         sums = np.bincount(burst, values, bursts)
         counts = np.bincount(burst, minlength=bursts).astype(float)
         return cls(values[order], burst[order].astype(np.intp), sums, counts)
+
+    @classmethod
+    def of_totals(cls, sums: ArrayLike, counts: ArrayLike) -> Sample:
+        """Return the sample of which only the totals of every burst are known."""
+        totals = np.array([sums, counts], float)
+        return cls(np.empty(0), np.empty(0, np.intp), *totals)
 
     def influences(self) -> np.ndarray:
         """Return the influence of each burst on the mean: its sum of deviations from the mean."""

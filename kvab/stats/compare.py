@@ -19,7 +19,7 @@ from scipy import special
 
 from kvab.console import counted
 from kvab.requests.metrics import LATENCIES, METRICS, SCHEMA, Slo
-from kvab.stats.bootstrap import Design, Replicates, mean, replicate
+from kvab.stats.bootstrap import Design, Replicates, Settings, mean, replicate
 from kvab.stats.contrasts import (
     POWER,
     Contrast,
@@ -297,7 +297,7 @@ def compare(
     pairs = pair(baseline_tables, comparison_tables)
     both = [values(pairs, arm, slo, one_token) for arm in (BASELINE, COMPARISON)]
     paired = differences(*both)
-    settings = {"level": level, "resamples": resamples, "seed": seed}
+    settings: Settings = {"level": level, "resamples": resamples, "seed": seed}
     design = plan(pairs, paired.values(), block_bursts, **settings)
     arms = {
         key: two_arms(pairs, [arm[key] for arm in both], design, statistics_of(key))

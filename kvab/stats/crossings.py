@@ -1,8 +1,9 @@
 r"""Good share over load -> the load that keeps a good share, and ratios of such loads.
 
-Input: good requests and requests of every burst at several loads. Output: arrays whose last axis
-holds the two ends of what is known: equal where the load was found, ``(0, lowest)`` below the loads
-that were replayed, ``(highest, inf)`` above them. Nothing is extrapolated.
+Input: good requests and requests of every burst at several loads. Output: the tables of a capacity
+sweep (`curves`), from arrays whose last axis holds the two ends of what is known: equal where the
+load was found, ``(0, lowest)`` below the loads that were replayed, ``(highest, inf)`` above them.
+Nothing is extrapolated.
 
 **Definition.** Of the loads :math:`l_1 < l_2 < \dots` with shares :math:`s_i`, let i be the last
 with :math:`s_i \ge` target. The load that keeps the target is
@@ -25,12 +26,14 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
+import pandas as pd
 from scipy import special
 
-from kvab.stats.bootstrap import Design, Replicates, block_bursts, replicate
+from kvab.stats.bootstrap import Design, Replicates, Settings, block_bursts, replicate
 
 
 def crossing(loads: np.ndarray, shares: np.ndarray, target: float) -> np.ndarray:
@@ -115,10 +118,12 @@ def shares(requests: np.ndarray, good: np.ndarray, design: Design) -> Replicates
     return replicate(design, evaluate)
 
 
-def plan(requests: np.ndarray, series: Sequence[np.ndarray], settings: dict[str, Any]) -> Design:
+def plan(
+    requests: np.ndarray, series: Sequence[np.ndarray], **settings: Unpack[Settings]
+) -> Design:
     """Return the resampling plan whose block length suits all series of good requests a burst."""
     total = requests.sum()
-    influences = [each - requests * each.sum() / total for each in series]
+    influences = [of - requests * of.sum() / total for of in series]
     block = block_bursts(np.column_stack(influences))
     return Design(len(requests), block, **settings)
 
@@ -131,3 +136,119 @@ def at_crossing(loads: np.ndarray, good: np.ndarray, known: np.ndarray) -> np.nd
     """
     load = float(np.clip(known[0], loads[0], loads[-1]))
     return np.array([np.interp(load, loads, burst) for burst in good.T])
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a sweep says.
+
+    Attributes
+    ----------
+    shares : DataFrame
+        A row a cell: ``configuration``, ``load``, ``share``, ``low``, ``high`` (workload interval).
+    loads : DataFrame
+        A row a configuration and target: ``configuration``, ``target``, ``low``, ``high`` (what is
+        known of the load that keeps it: equal where it was found), ``ci_low``, ``ci_high``.
+    ratios : DataFrame
+        Indexed by target: the load of the comparison over that of the baseline, columns as above.
+    splits : DataFrame
+        Indexed by split: ``share``, ``low``, ``high``, and the paired ``difference`` from the
+        deployed split with ``difference_low``, ``difference_high``.
+    block_bursts : int
+        Mean block length of the resamples.
+    """
+
+    shares: pd.DataFrame
+    loads: pd.DataFrame
+    ratios: pd.DataFrame
+    splits: pd.DataFrame
+    block_bursts: int
+
+
+def curves(
+    table: pd.DataFrame,
+    names: list[str],
+    splits: list[str],
+    deployed: str | None,
+    *,
+    arms: tuple[str, str],
+    targets: Sequence[float],
+    **settings: Unpack[Settings],
+) -> Curves:
+    """Return the statistics of a sweep; the same bursts are drawn in all of its cells.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A row a cell and burst: ``configuration``, ``load``, ``split`` (null in a load cell),
+        ``burst``, ``requests``, ``good``.
+    names, splits : list of str
+        Configurations and splits that were swept, in their order.
+    deployed : str or None
+        The split that the differences are from; the first if none.
+    arms : (str, str)
+        Baseline and comparison, of whose loads the ratio is.
+    targets : sequence of float
+        Good shares that are asked for.
+    **settings
+        ``level``, ``resamples``, ``seed``.
+    """
+    of_load = table[table["split"].isna()]
+    wide = of_load.pivot_table("good", ["configuration", "load"], "burst")
+    loads = wide.index.levels[1].to_numpy(float)
+    good = np.stack([wide.loc[name].loc[loads].to_numpy(float) for name in names])
+    requests = of_load.groupby("burst")["requests"].first().to_numpy()
+
+    def crossings(of: np.ndarray) -> np.ndarray:
+        return np.stack([crossing(loads, of, target) for target in targets], axis=-2)
+
+    known = crossings(good.sum(-1) / requests.sum())
+    series = [
+        at_crossing(loads, of, ends) for of, row in zip(good, known, strict=True) for ends in row
+    ]
+    first, second = map(names.index, arms)
+    at = np.reshape(series, (len(names), len(targets), -1))
+    design = plan(requests, [*series, *(at[second] - at[first])], **settings)
+    by_cell = shares(requests, good, design)
+    kept = by_cell.map(crossings)
+    ratios = kept.map(lambda x: ratio(x[..., first, :, :], x[..., second, :, :]))
+    index = pd.MultiIndex.from_product([names, targets], names=["configuration", "target"])
+    per_load = pd.MultiIndex.from_product([names, loads], names=["configuration", "load"])
+    low, high = np.clip(by_cell.interval, 0, 1)
+    ends = {"share": by_cell.value.ravel(), "low": low.ravel(), "high": high.ravel()}
+    return Curves(
+        shares=pd.DataFrame(ends, per_load).reset_index(),
+        loads=_ends(kept, index).reset_index(),
+        ratios=_ends(ratios, pd.Index(targets, name="target")),
+        splits=_splits(table, splits, deployed, requests, **settings),
+        block_bursts=design.block_bursts,
+    )
+
+
+def _ends(kept: Replicates, index: pd.Index) -> pd.DataFrame:
+    known = kept.value.reshape(-1, 2)
+    low, high = interval(kept.draws, kept.design)
+    columns = {"low": known[:, 0], "high": known[:, 1]}
+    return pd.DataFrame({**columns, "ci_low": low.ravel(), "ci_high": high.ravel()}, index)
+
+
+def _splits(
+    table: pd.DataFrame,
+    names: list[str],
+    deployed: str | None,
+    requests: np.ndarray,
+    **settings: Unpack[Settings],
+) -> pd.DataFrame:
+    """Return good share and paired difference from the deployed split, with intervals."""
+    of_split = table[table["split"].notna()]
+    good = of_split.pivot_table("good", "split", "burst").loc[names].to_numpy(float)
+    reference = names.index(deployed) if deployed else 0
+    differences = [other - good[reference] for n, other in enumerate(good) if n != reference]
+    design = plan(requests, [*good, *differences], **settings)
+    by_split = shares(requests, good, design)
+    difference = by_split.map(lambda x: x - x[..., [reference]])
+    low, high = np.clip(by_split.interval, 0, 1)
+    rows = {"share": by_split.value, "low": low, "high": high}
+    rows["difference"] = difference.value
+    rows["difference_low"], rows["difference_high"] = difference.interval
+    return pd.DataFrame(rows, pd.Index(names, name="split"))

@@ -1,20 +1,20 @@
 """Pairing: the requests tables of two or more arms -> one table, joined on the trace row.
 
 Input: requests tables, a list of repeats an arm. Output: the paired table, and from it the samples
-and the resampling plan that `compare`, `groups` and `attribution` share.
+and the resampling plan that `compare`, `effects` and `attribution` share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from kvab.errors import InputError
 from kvab.requests.metrics import LATENCIES, METRICS, Slo, good, served, streamed, unlike
-from kvab.stats.bootstrap import Design, Sample, block_bursts
+from kvab.stats.bootstrap import Design, Sample, Settings, block_bursts
 
 BASELINE, COMPARISON = "baseline", "comparison"
 CARRIED = ("output_tokens", *(METRICS[key].column for key in LATENCIES), "error")
@@ -136,14 +136,21 @@ def arm_table(pairs: pd.DataFrame, arm: str) -> pd.DataFrame:
     return pairs[["row", "burst", *renamed]].rename(columns=renamed)
 
 
-def values(pairs: pd.DataFrame, arm: str, slo: Slo, one_token: bool = False) -> dict:
-    """Return the values of every metric in one arm, float arrays along the rows of ``pairs``.
+def values(
+    pairs: pd.DataFrame, arm: str, slo: Slo, one_token: bool = False
+) -> dict[str, np.ndarray]:
+    """Return the values of every metric in one arm, along the rows of ``pairs``."""
+    return metric_values(arm_table(pairs, arm), slo, one_token)
 
-    Latencies are NaN where undefined; ``good_share`` is 0 or 1 on every row, failed ones too, and
+
+def metric_values(table: pd.DataFrame, slo: Slo, one_token: bool = False) -> dict[str, np.ndarray]:
+    """Return the values of every metric, float arrays along the rows of a requests table.
+
+    Latencies are NaN unless served; ``good_share`` is 0 or 1 on every row, failed ones too, and
     NaN on all where answers were not streamed.
     """
-    table = arm_table(pairs, arm)
-    result = {key: table[METRICS[key].column].to_numpy(float) for key in LATENCIES}
+    answered = served(table)
+    result = {key: table[METRICS[key].column].where(answered).to_numpy(float) for key in LATENCIES}
     judged = good(table, slo, one_token).astype(float)
     return {**result, "good_share": judged if streamed(table) else np.full(len(table), np.nan)}
 
@@ -162,7 +169,7 @@ def plan(
     pairs: pd.DataFrame,
     paired: Iterable[np.ndarray],
     block: int | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Design:
     """Return the resampling plan of a paired table.
 

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from kvab.requests.metrics import LATENCIES, METRICS, Bounds, Slo, good
-from kvab.stats.bootstrap import Design, replicate
+from kvab.stats.bootstrap import (
+    Design,
+    Replicates,
+    Sample,
+    Settings,
+    block_bursts,
+    mean,
+    replicate,
+)
 from kvab.stats.contrasts import difference, statistics_of, two_arms, verdicts
 from kvab.stats.pairing import BASELINE, COMPARISON, arm_table, pair, sample, values
 
@@ -33,7 +41,7 @@ def choices(
     margins: Mapping[str, float],
     block_bursts: int,
     other_slos: Sequence[Slo] = (),
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> pd.DataFrame:
     """Return the verdicts under the declared choices and under each other one.
 
@@ -61,7 +69,7 @@ def choices(
     pairs = pair(baseline, comparison)
     bursts = int(pairs["burst"].max()) + 1
     declared = Design(bursts, block_bursts, **settings)
-    rows: list[dict] = []
+    rows: list[dict[str, str | float]] = []
 
     def judge(choice: str, pairs: pd.DataFrame, design: Design, slo: Slo, *,
               one_token: bool = False, statistic: str = "mean") -> None:  # fmt: skip
@@ -71,7 +79,7 @@ def choices(
                           [statistic if key in LATENCIES else "mean"])
             for key in METRICS
         }  # fmt: skip
-        rows.extend(judged(choice, arms, margins))
+        rows.extend(_judged(choice, arms, margins))
 
     judge("as declared", pairs, declared, slo)
     for block in _other_blocks(block_bursts, bursts):
@@ -87,7 +95,45 @@ def choices(
     return pd.DataFrame(rows)
 
 
-def judged(choice: str, arms: Mapping, margins: Mapping[str, float]) -> Iterator[dict]:
+def judge_totals(
+    choice: str,
+    arms: Sequence[pd.DataFrame],
+    margins: Mapping[str, float],
+    **settings: Unpack[Settings],
+) -> pd.DataFrame:
+    """Return the verdicts on the means from totals of every burst, as rows of `choices`.
+
+    Parameters
+    ----------
+    choice : str
+        What was chosen, as shown.
+    arms : sequence of DataFrame
+        Baseline and comparison: ``burst`` and, for each metric, ``<metric>_sum`` and
+        ``<metric>_count``.
+    margins, **settings
+        As in `choices`.
+    """
+    ordered = [arm.sort_values("burst") for arm in arms]
+    samples = {
+        key: [Sample.of_totals(arm[f"{key}_sum"], arm[f"{key}_count"]) for arm in ordered]
+        for key in METRICS
+    }
+    differences = [after.influences() - before.influences() for before, after in samples.values()]
+    design = Design(len(arms[0]), block_bursts(np.column_stack(differences)), **settings)
+
+    def means(both: Sequence[Sample]) -> Replicates:
+        return replicate(
+            design,
+            lambda weights: np.stack([mean(arm, weights) for arm in both], axis=1)[..., None],
+        )
+
+    means_of = {key: means(both) for key, both in samples.items()}
+    return pd.DataFrame(_judged(choice, means_of, margins))
+
+
+def _judged(
+    choice: str, arms: Mapping[str, Replicates], margins: Mapping[str, float]
+) -> Iterator[dict[str, str | float]]:
     """Yield a row of `choices` for each metric, from one statistic's `contrasts.two_arms`."""
     differences = {key: difference(each).map(lambda x: x[..., 0]) for key, each in arms.items()}
     basis = verdicts(differences, {key: each.value[0, 0] for key, each in arms.items()}, margins)
@@ -125,7 +171,7 @@ def slo_surface(
     slo: Slo,
     *,
     block_bursts: int,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> pd.DataFrame:
     """Return the difference of the good share for every pair of bounds on a grid.
 

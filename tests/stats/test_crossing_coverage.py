@@ -44,7 +44,7 @@ def test_intervals_of_loads_and_their_ratio_cover_the_truth():
         known = found(good.sum(-1) / requests.sum())
         near = [at_crossing(LOADS, of, each) for of, each in zip(good, known, strict=True)]
         settings = {"level": 0.95, "resamples": 400, "seed": replicate}
-        design = plan(requests, [*near, near[1] - near[0]], settings)
+        design = plan(requests, [*near, near[1] - near[0]], **settings)
         draws = shares(requests, good, design).map(found).draws
         draws = np.stack([draws[:, 0], draws[:, 1], ratio(draws[:, 0], draws[:, 1])], axis=1)
         low, high = interval(draws, design)

@@ -16,9 +16,8 @@ import yaml
 from kvab import runs
 from kvab.errors import InputError
 from kvab.pages import capacity
-from kvab.runs.capacity.cells import sweep
-from kvab.runs.capacity.sweep import load_sweep
 from kvab.runs.replay import plan_job
+from kvab.runs.sweep import load_sweep, replay_sweep
 from kvab.stats import crossings
 from kvab.stats.bootstrap import Design
 from kvab.study import load_study
@@ -125,7 +124,7 @@ def test_a_wrong_declaration_is_rejected(checkout, edit, key, expected):
 
 def test_a_cluster_that_is_not_simulated_is_refused(small_trace, tmp_path):
     with pytest.raises(InputError, match="simulated cluster, got kind kubernetes"):
-        sweep(STUDY, "example-h200", None, small_trace, tmp_path)
+        replay_sweep(STUDY, "example-h200", None, small_trace, tmp_path)
 
 
 @pytest.fixture

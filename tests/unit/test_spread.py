@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.runs.capacity.spread import CHOICE, _totals, verdicts
+from kvab.runs.sweep import SPREAD_CHOICE, burst_totals
+from kvab.stats.robustness import judge_totals
 from kvab.study import Slo, load_study
 from kvab.study.sweep import Variant, tick_ms
 from kvab.trace import Trace
@@ -58,8 +59,9 @@ def test_the_verdicts_are_those_of_the_requests():
     names = STUDY.baseline, STUDY.comparison
     tables = [requests(3000, 1), requests(1000, 2)]
     jobs = [SimpleNamespace(configuration=name, study=STUDY) for name in names]
-    totals = pd.concat([_totals(job, t, burst) for job, t in zip(jobs, tables, strict=True)])
-    found = verdicts(totals, STUDY).set_index("metric")
+    totals = [burst_totals(job, t, burst) for job, t in zip(jobs, tables, strict=True)]
+    settings = STUDY.statistics.model_dump()
+    found = judge_totals(SPREAD_CHOICE, totals, STUDY.margins, **settings).set_index("metric")
     served = [t[t["error"].isna()] for t in tables]
     apart = served[1]["ttft_ms"].mean() - served[0]["ttft_ms"].mean()
     assert found.loc["ttft_ms", "difference"] == pytest.approx(apart, rel=1e-6)
@@ -68,4 +70,4 @@ def test_the_verdicts_are_those_of_the_requests():
     bounds = Slo(ttft_ms=STUDY.slo.ttft_ms, itl_ms=STUDY.slo.itl_ms)
     good = [(t["ttft_ms"] <= bounds.ttft_ms).sum() / 400 for t in served]
     assert found.loc["good_share", "difference"] == pytest.approx(good[1] - good[0])
-    assert set(found["choice"]) == {CHOICE}
+    assert set(found["choice"]) == {SPREAD_CHOICE}

@@ -16,7 +16,7 @@ from kvab.pages.gate import WITHHELD, Gate
 from kvab.pages.theme import Table
 from kvab.requests import metrics
 from kvab.runs import summaries
-from kvab.runs.capacity.sweep import Sweep
+from kvab.runs.sweep import Sweep
 from kvab.stats.contrasts import Contrast
 
 

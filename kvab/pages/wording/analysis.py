@@ -15,7 +15,7 @@ from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.wording.outcomes import NO_VERDICT
 from kvab.requests.metrics import METRICS
-from kvab.runs.capacity.sweep import Sweep
+from kvab.runs.sweep import Sweep
 
 FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}
 

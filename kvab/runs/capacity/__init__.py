@@ -1,1 +1,0 @@
-"""What each configuration sustains: sweeps of load and of the workers' split."""

@@ -1,0 +1,451 @@
+"""The capacity sweep: its cells replayed side by side, and the small tables that pages read.
+
+Input: the study's key ``capacity``. Output: ``runs/<study>/<cluster>/capacity/``: a run folder for
+each cell that is not a normal run already, ``capacity.parquet`` (good requests of each cell and
+burst), ``capacity.json`` (what was replayed, and a summary of each cell) and ``spread.parquet``
+(totals of each burst where every burst came evenly over its seconds, not at once). `load_sweep`
+reads them, of this machine's runs, else the published ones, as one object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from kvab import runs
+from kvab.cache import remember, source_digest
+from kvab.clusters.base import Job
+from kvab.console import counted
+from kvab.declarations import Declared, digest
+from kvab.errors import InputError
+from kvab.requests import metrics
+from kvab.runs import replay_missing
+from kvab.runs.replay import plan_job
+from kvab.stats.bootstrap import Sample
+from kvab.stats.crossings import Curves, curves
+from kvab.stats.pairing import metric_values
+from kvab.stats.robustness import judge_totals
+from kvab.study import Arm, Slo, Study, load_cluster, load_study, recipes, root
+from kvab.study.sweep import AS_DECLARED, Capacity, Variant
+from kvab.trace import Trace
+
+TABLE, SUMMARY, SPREAD = "capacity.parquet", "capacity.json", "spread.parquet"
+SPREAD_CHOICE = "bursts spread evenly until the next (replayed)"
+
+
+class Latency(Declared):
+    """Statistics of one latency of a cell, in ms; null where nothing was served."""
+
+    mean: float | None
+    p50: float | None
+    p99: float | None
+
+
+class Cell(Declared):
+    """One cell of the sweep; ``split`` is null for the cells of the load curves."""
+
+    configuration: str
+    load: float
+    split: str | None
+    workers: dict[str, int]
+    gpus: int
+    requests: int
+    good: int
+    late_first_token: int
+    slow_pace: int
+    one_token: int
+    duration_s: float | None
+    ttft_ms: Latency
+    itl_ms: Latency
+    requests_sha256: str
+
+    @property
+    def share(self) -> float:
+        """Good requests over expected ones."""
+        return self.good / self.requests
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPU-hours for each thousand good requests; infinite without one."""
+        hours = self.gpus * (self.duration_s or np.inf) / 3600
+        return hours / (self.good / 1000) if self.good else np.inf
+
+
+class Summary(Declared):
+    """The content of ``capacity.json``, schema 1."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    study: str
+    study_version: int
+    cluster: dict[str, Any]
+    trace: runs.RunTrace
+    versions: dict[str, str]
+    first: datetime
+    last: datetime
+    slo: Slo
+    manifests: dict[str, str]
+    table_sha256: str
+    cells: list[Cell]
+
+
+def declared(study: Study) -> Capacity:
+    """Return what the study declares of its sweep.
+
+    Raises
+    ------
+    InputError
+        If it declares none.
+    """
+    if study.capacity is None:
+        raise InputError(f"{study.folder / 'study.yaml'}: expected a key capacity; declare a sweep")
+    return study.capacity
+
+
+def plan_cells(
+    study: Study, cluster: str, rows: int | None, trace: Trace, folder: Path
+) -> list[tuple[Job, str | None]]:
+    """Return every cell as a job, with the label of its split or None.
+
+    A cell that changes nothing is the first normal run of its configuration.
+
+    Raises
+    ------
+    InputError
+        If no sweep is declared, or a split does not fit.
+    """
+
+    def job(configuration: str, variant: Variant) -> Job:
+        return plan_job(study, cluster, configuration, 1, rows, trace, folder, variant)
+
+    swept = declared(study)
+    cells: list[tuple[Job, str | None]] = [
+        (job(name, Variant(speed=load)), None)
+        for name in study.configurations
+        for load in swept.loads
+    ]
+    groups = job(study.comparison, AS_DECLARED).topology.groups
+    deployed = {role: group.replicas for role, group in groups.items()}
+    for split in swept.splits:
+        changed = split.model_dump() != deployed
+        variant = Variant(split=split) if changed else AS_DECLARED
+        cells.append((job(study.comparison, variant), split.label))
+    return cells
+
+
+def replay_sweep(
+    study: Path, cluster: str, rows: int | None = None, trace: Path | None = None,
+    folder: Path = Path("runs"), on: str | None = None,
+) -> Path:  # fmt: skip
+    """Replay the cells that do not serve as they are, write the sweep's table, return its folder.
+
+    Cells that are complete are kept whenever it stops; the same command goes on from there.
+
+    Raises
+    ------
+    InputError
+        If the cluster is not simulated; see also `plan_cells`.
+    """
+    if (kind := load_cluster(cluster).kind) != "simulated":
+        raise InputError(
+            f"cluster {cluster}: a sweep is replayed on a simulated cluster, got kind {kind}; "
+            "use --cluster simulated-h200"
+        )
+    read = load_study(study)
+    workload = replay_missing.workload(read, cluster, rows, None, trace, on)
+    cells = plan_cells(read, cluster, rows, workload, root() / folder)
+    spread = [
+        plan_job(read, cluster, name, 1, rows, workload, root() / folder, Variant(spread=True))
+        for name in (read.baseline, read.comparison)
+    ]
+    jobs = list({job.path: job for job in [*(job for job, _ in cells), *spread]}.values())
+    planned = replay_missing.plan(jobs)
+    missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
+    kept = len(jobs) - len(missing)
+    print(
+        f"{counted(len(jobs), 'cell')}: {kept} complete, {len(missing)} to replay", file=sys.stderr
+    )
+    missing.sort(key=lambda job: job.variant.speed)  # the slowest first
+    replay_missing.replay_all(missing, on=on)
+    path = write_tables(cells)
+    burst = np.unique(workload.timestamp_ms, return_inverse=True)[1]
+    totals = [burst_totals(job, runs.read_run(job.path).requests, burst) for job in spread]
+    runs.write_beside(path / SPREAD, runs.parquet_bytes([pd.concat(totals, ignore_index=True)]))
+    return path
+
+
+def write_tables(cells: list[tuple[Job, str | None]]) -> Path:
+    """Write table and summary of complete cells beside them and return their folder."""
+    first = cells[0][0]
+    replayed = [(job, split, runs.read_run(job.path)) for job, split in cells]
+    table = pd.concat([_bursts(job, split, run) for job, split, run in replayed], ignore_index=True)
+    content = runs.parquet_bytes([table])
+    manifests = [run.manifest for _, _, run in replayed]
+    summary = Summary(
+        study=first.study.name,
+        study_version=first.study.version,
+        cluster=first.cluster.model_dump(mode="json"),
+        trace=manifests[0].trace,
+        versions=manifests[-1].versions,
+        first=min(manifest.start for manifest in manifests),
+        last=max(manifest.end for manifest in manifests),
+        slo=first.study.slo,
+        manifests={job.configuration: job.recipe.digest for job, _ in cells},
+        table_sha256=hashlib.sha256(content).hexdigest(),
+        cells=[_cell(job, split, run) for job, split, run in replayed],
+        **{"schema": 1},
+    )
+    path = runs.capacity_path(first.runs, first.study, first.cluster.name)
+    path.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(summary.model_dump(mode="json", by_alias=True), indent=1) + "\n"
+    runs.write_beside(path / TABLE, content)
+    runs.write_beside(path / SUMMARY, text.encode())
+    return path
+
+
+def _bursts(job: Job, split: str | None, run: runs.Run) -> pd.DataFrame:
+    """Return a row a burst: configuration, load, split, burst, requests and good ones."""
+    burst = np.unique(run.requests["arrival_ms"], return_inverse=True)[1]
+    good = metrics.good(run.requests, job.study.slo)
+    return pd.DataFrame(
+        {
+            "configuration": job.configuration,
+            "load": job.variant.speed,
+            "split": pd.Series([split] * (burst.max() + 1), dtype="string"),
+            "burst": np.arange(burst.max() + 1, dtype="int32"),
+            "requests": np.bincount(burst).astype("int32"),
+            "good": np.bincount(burst, good).astype("int32"),
+        }
+    )
+
+
+def _cell(job: Job, split: str | None, run: runs.Run) -> Cell:
+    slo, table = job.study.slo, run.requests
+    summary, topology = metrics.summarize(table, slo), job.topology
+    latencies = {
+        key: Latency(**{name: _rounded(summary[key][name]) for name in Latency.model_fields})
+        for key in ("ttft_ms", "itl_ms")
+    }
+    return Cell(
+        configuration=job.configuration,
+        load=job.variant.speed,
+        split=split,
+        workers={role: group.replicas for role, group in topology.groups.items()},
+        gpus=topology.gpus,
+        requests=summary["requests"]["expected"],
+        good=summary["good"]["count"],
+        late_first_token=int((table["ttft_ms"] > slo.ttft_ms).sum()),
+        slow_pace=int((table["itl_ms"] > slo.itl_ms).sum()),
+        one_token=summary["requests"]["one_token"],
+        duration_s=_rounded(summary["duration_s"]),
+        requests_sha256=run.manifest.files["requests.parquet"],
+        **latencies,
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def burst_totals(job: Job, table: pd.DataFrame, burst: np.ndarray) -> pd.DataFrame:
+    """Return a row a burst of the trace: sum and count of every metric.
+
+    Columns ``configuration``, ``burst`` and, for each metric, ``<metric>_sum`` (ms, or good
+    requests) and ``<metric>_count``. ``burst`` is that of each row of the trace.
+    """
+    at = burst[table["row"]]
+    bursts = int(at.max()) + 1
+    columns = {"configuration": job.configuration, "burst": np.arange(bursts, dtype="int32")}
+    for key, values in metric_values(table, job.study.slo).items():
+        sample = Sample.of(values, at, bursts)
+        columns[f"{key}_sum"] = sample.sums.astype("float32")
+        columns[f"{key}_count"] = sample.counts.astype("int32")
+    return pd.DataFrame(columns)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A capacity sweep that was read and verified; ``own`` is False for the published one."""
+
+    study: Study
+    summary: Summary
+    table: pd.DataFrame
+    spread: pd.DataFrame | None
+    own: bool
+
+    @property
+    def cluster(self) -> str:
+        """Name of the cluster that was swept."""
+        return self.summary.cluster["name"]
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the numbers come from a simulator."""
+        return self.summary.cluster["kind"] == "simulated"
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the workload is made up."""
+        return self.summary.trace.synthetic
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """The configurations that were swept, in declared order."""
+        swept = {cell.configuration for cell in self.summary.cells}
+        return {name: arm for name, arm in self.study.configurations.items() if name in swept}
+
+    @property
+    def headline(self) -> float:
+        """The good share at which the study compares loads."""
+        return declared(self.study).headline
+
+    @property
+    def load_cells(self) -> list[Cell]:
+        """Cells of the load curves."""
+        return [cell for cell in self.summary.cells if cell.split is None]
+
+    @property
+    def split_cells(self) -> dict[str, Cell]:
+        """Cells of the splits, by label."""
+        return {cell.split: cell for cell in self.summary.cells if cell.split}
+
+    @cached_property
+    def gpus(self) -> dict[str, int]:
+        """GPUs of each configuration."""
+        return {cell.configuration: cell.gpus for cell in self.load_cells}
+
+    @cached_property
+    def ratios(self) -> pd.DataFrame:
+        """Load of the comparison over that of the baseline, per GPU; see `Curves.ratios`."""
+        per_gpu = self.gpus[self.study.baseline] / self.gpus[self.study.comparison]
+        return self.curves.ratios * per_gpu
+
+    @cached_property
+    def deployed(self) -> str | None:
+        """Label of the split that ``deploy.yaml`` had, None if it was not swept."""
+        deployed = next(
+            cell.workers
+            for cell in self.load_cells
+            if (cell.configuration, cell.load) == (self.study.comparison, 1)
+        )
+        labels = [name for name, cell in self.split_cells.items() if cell.workers == deployed]
+        return labels[0] if labels else None
+
+    @cached_property
+    def changes(self) -> list[str]:
+        """What differs between the declarations now and those that were swept."""
+        changes = []
+        for name, swept in self.summary.manifests.items():
+            if name not in self.study.configurations:
+                changes.append(f"{name} is no longer declared")
+                continue
+            folder = self.study.configuration_folder(name)
+            if recipes.read_configuration(folder, name).digest != swept:
+                changes.append(
+                    f"deploy.yaml of {self.study.configurations[name].label} has changed"
+                )
+        if self.summary.slo != self.study.slo:
+            changes.append("the bounds of a good request have changed")
+        if {cell.load for cell in self.load_cells} != set(declared(self.study).loads):
+            changes.append("other loads are declared")
+        if {*self.split_cells} != {split.label for split in declared(self.study).splits}:
+            changes.append("other splits are declared")
+        if self.summary.trace.sha256 != self.study.trace.sha256:
+            changes.append("it replayed another trace than the study's")
+        return changes
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of everything that a page shows of the sweep."""
+        summary = self.summary.model_dump(mode="json")
+        spread = None if self.spread is None else self.spread.to_json()
+        return digest([summary, spread, self.study.digest, self.changes, self.own])
+
+    @cached_property
+    def spread_verdicts(self) -> pd.DataFrame:
+        """Verdicts with every burst spread (`kvab.stats.robustness`); empty if not replayed."""
+        if self.spread is None:
+            return pd.DataFrame()
+        arms = [
+            self.spread[self.spread["configuration"] == name]
+            for name in (self.study.baseline, self.study.comparison)
+        ]
+        settings = self.study.statistics.model_dump()
+        return judge_totals(SPREAD_CHOICE, arms, self.study.margins, **settings)
+
+    @cached_property
+    def curves(self) -> Curves:
+        """Shares, crossings, ratios and splits, with workload intervals."""
+        study = self.study
+
+        def compute() -> Curves:
+            return curves(
+                self.table,
+                [*self.arms],
+                [*self.split_cells],
+                self.deployed,
+                arms=(study.baseline, study.comparison),
+                targets=declared(study).good_shares,
+                **study.statistics.model_dump(),
+            )
+
+        return remember(digest([self.key, source_digest()]), "capacity", compute)
+
+
+def load_sweep(
+    study: str | Path | Study,
+    cluster: str,
+    folder: str | Path,
+    published: str | Path = "book/published",
+) -> Sweep | None:
+    """Return the sweep of a cluster in a folder of runs, else the published one of any cluster.
+
+    Without either, or where the study declares none, there is None.
+
+    Raises
+    ------
+    InputError
+        If its files do not belong together.
+    """
+    read = load_study(study)
+    if read.capacity is None:
+        return None
+    own = runs.capacity_path(root() / folder, read, cluster) / SUMMARY
+    public = sorted((root() / published / read.name).glob(f"*/capacity/{SUMMARY}"))
+    path = next((path for path in [own, *public] if path.is_file()), None)
+    if path is None:
+        return None
+    summary, spread = _summary(path), path.with_name(SPREAD)
+    content = path.with_name(TABLE).read_bytes()
+    if hashlib.sha256(content).hexdigest() != summary.table_sha256:
+        raise InputError(
+            f"{path.with_name(TABLE)}: expected sha256 {summary.table_sha256[:12]} of {SUMMARY}, "
+            "got another; restore it or run `kvab capacity`"
+        )
+    return Sweep(
+        study=read,
+        summary=summary,
+        table=pd.read_parquet(io.BytesIO(content)),
+        spread=pd.read_parquet(spread) if spread.is_file() else None,
+        own=summary.table_sha256 not in [_summary(each).table_sha256 for each in public],
+    )
+
+
+def _summary(path: Path) -> Summary:
+    try:
+        if not path.with_name(TABLE).is_file():
+            raise ValueError(f"no {TABLE} beside it")
+        return Summary.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:  # pydantic's own is a ValueError
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: expected a sweep, got {reason}; run `kvab capacity`") from None
