@@ -174,8 +174,8 @@ class Evidence:
 
     @kept
     def good_shares(self) -> pd.DataFrame:
-        """Good share of each configuration, see `kvab.stats.intervals.good_shares`."""
-        from kvab.stats.intervals import good_shares
+        """Good share of each configuration, see `kvab.stats.effects.good_shares`."""
+        from kvab.stats.effects import good_shares
 
         return good_shares(self._all(), self.study.slo, **self._settings())
 
@@ -190,11 +190,11 @@ class Evidence:
 
     @kept
     def groups(self) -> pd.DataFrame:
-        """Effect within groups of the requests, see `kvab.stats.intervals.groups`."""
-        from kvab.stats.intervals import groups
+        """Effect within groups of the requests, see `kvab.stats.effects.effect_by_groups`."""
+        from kvab.stats.effects import effect_by_groups
 
         both, workload = self._both(), self.workload.table
-        return groups(*both, workload, self.study.slo, **self._settings())
+        return effect_by_groups(*both, workload, self.study.slo, **self._settings())
 
     @kept
     def noise_floor(self) -> pd.DataFrame:

@@ -7,12 +7,13 @@ both effects, their gap with a workload interval, and a verdict by a stated rule
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from kvab.requests.metrics import LATENCIES, METRICS, Slo
+from kvab.stats.bootstrap import Settings
 from kvab.stats.contrasts import two_arms
 from kvab.stats.pairing import join, plan, values
 
@@ -29,7 +30,7 @@ def agreement(
     yours: tuple[Tables, Tables],
     slo: Slo,
     margins: Mapping[str, float],
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> pd.DataFrame:
     """Return whether two places agree on what the comparison gains over the baseline.
 

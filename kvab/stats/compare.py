@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from operator import itemgetter
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,15 @@ from scipy import special
 
 from kvab.console import counted
 from kvab.requests.metrics import LATENCIES, METRICS, SCHEMA, Slo
-from kvab.stats.bootstrap import Design, Replicates, Settings, mean, replicate
+from kvab.stats.bootstrap import (
+    Design,
+    Replicates,
+    Sample,
+    Settings,
+    block_bursts,
+    mean,
+    replicate,
+)
 from kvab.stats.contrasts import (
     POWER,
     Contrast,
@@ -29,26 +39,22 @@ from kvab.stats.contrasts import (
     contrasts,
     difference,
     method,
+    statistics,
     statistics_of,
     two_arms,
     verdicts,
 )
-from kvab.stats.effects import effect_by_group, noise_floor, quantile_differences, terciles
-from kvab.stats.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
-from kvab.stats.percentiles import percentiles
-from kvab.stats.ranks import hodges_lehmann, hodges_lehmann_interval, mcnemar_p
-from kvab.stats.unpaired import arm_design, arm_values, both_arms, unpaired_method
-
-__all__ = [
-    "Comparison",
-    "compare",
-    "compare_unpaired",
-    "effect_by_group",
-    "noise_floor",
-    "pair",
-    "quantile_differences",
-    "terciles",
-]
+from kvab.stats.pairing import (
+    BASELINE,
+    COMPARISON,
+    differences,
+    metric_values,
+    pair,
+    plan,
+    sample,
+    values,
+)
+from kvab.stats.percentiles import hodges_lehmann, hodges_lehmann_interval, mcnemar_p, percentiles
 
 UNPAIRED = (
     "Unpaired: the runs replayed no schedule in common, so no request of one has its partner in "
@@ -171,48 +177,40 @@ class Comparison:
 
     def to_json(self) -> dict[str, object]:
         """Return the document of ``kvab compare --json`` (schema 1); null where undefined."""
-        latencies = {key: self.metrics[key] for key in LATENCIES}
-        settings = asdict(self.method)
+        every = self.metrics.items()
+        paired = {key: self.metrics[key].paired for key in LATENCIES}
+        rows = {
+            key: {name: _row(contrast) for name, contrast in of.statistics.items()}
+            for key, of in every
+        }
+        method = asdict(self.method)
         if self.method.requests is None:
-            del settings["requests"]
+            del method["requests"]
         document = {
             "schema": SCHEMA,
             "pairs": self.pairs,
-            "metrics": {
-                key: {name: _row(each) for name, each in of.statistics.items()}
-                for key, of in latencies.items()
-            },
-            "good_share": _row(self.good.mean),
-            "faster_share": {key: of.paired.faster.value for key, of in latencies.items()},
-            "faster_share_ci": {
-                key: [of.paired.faster.low, of.paired.faster.high] for key, of in latencies.items()
-            },
+            "metrics": {key: rows[key] for key in LATENCIES},
+            "good_share": rows["good_share"]["mean"],
+            "faster_share": {key: of.faster.value for key, of in paired.items()},
+            "faster_share_ci": {key: [of.faster.low, of.faster.high] for key, of in paired.items()},
             "paired_median_difference": {
-                key: _ends("value", of.paired.hodges_lehmann)
-                | _ends("median", of.paired.median, "median_")
-                for key, of in latencies.items()
+                key: _ends("value", of.hodges_lehmann) | _ends("median", of.median, "median_")
+                for key, of in paired.items()
             },
-            "verdict": {key: of.verdict for key, of in self.metrics.items()},
+            "verdict": {key: of.verdict for key, of in every},
             "verdict_basis": {
-                key: {"statistic": self.statistic, **_basis(of.judgement)}
-                for key, of in self.metrics.items()
+                key: {"statistic": self.statistic}
+                | asdict(of.judgement)
+                | _ends("difference", of.judgement.difference)
+                for key, of in every
             },
-            "method": settings,
+            "method": method,
             "good_table": asdict(self.good_table) if self.pairs else {},
-            "run_to_run": {
-                key: {
-                    "differences": of.run_to_run.differences,
-                    **_ends("mean", of.run_to_run.mean),
-                    "reason": of.run_to_run.reason,
-                }
-                for key, of in self.metrics.items()
-            },
-            "smallest_detectable": {
-                key: of.smallest_detectable for key, of in self.metrics.items()
-            },
+            "run_to_run": {key: _repeats(of.run_to_run) for key, of in every},
+            "smallest_detectable": {key: of.smallest_detectable for key, of in every},
             "notes": self.notes,
         }
-        return {key: _null(each) for key, each in document.items()}
+        return {key: _null(part) for key, part in document.items()}
 
 
 def _ends(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float]:
@@ -221,32 +219,26 @@ def _ends(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float]:
 
 
 def _row(contrast: Contrast) -> dict[str, float]:
-    return {
-        "baseline": contrast.baseline,
-        "comparison": contrast.comparison,
-        "difference": contrast.difference.value,
-        "ratio": contrast.ratio.value,
-        **_ends("difference", contrast.difference),
-        **_ends("ratio", contrast.ratio, "ratio_"),
-    }
+    arms = {"baseline": contrast.baseline, "comparison": contrast.comparison}
+    estimates = {"difference": contrast.difference.value, "ratio": contrast.ratio.value}
+    return (
+        arms
+        | estimates
+        | _ends("difference", contrast.difference)
+        | _ends("ratio", contrast.ratio, "ratio_")
+    )
 
 
-def _basis(judgement: Judgement) -> dict[str, object]:
-    return {
-        "verdict": judgement.verdict,
-        "p": judgement.p,
-        "p_holm": judgement.p_holm,
-        "margin": judgement.margin,
-        **_ends("difference", judgement.difference),
-    }
+def _repeats(of: RunToRun) -> dict[str, object]:
+    return {"differences": of.differences, **_ends("mean", of.mean), "reason": of.reason}
 
 
 def _null(value: object) -> object:
     """Return a part of a document with None in place of numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _null(each) for key, each in value.items()}
+        return {key: _null(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_null(each) for each in value]
+        return [_null(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -255,13 +247,11 @@ def compare(
     comparison_tables: Sequence[pd.DataFrame],
     slo: Slo,
     *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
     margins: Mapping[str, float] | None = None,
     statistic: str = "mean",
     block_bursts: int | None = None,
     one_token: bool = False,
+    **settings: Unpack[Settings],
 ) -> Comparison:
     """Return the paired comparison of two arms.
 
@@ -271,8 +261,6 @@ def compare(
         Requests tables, one a repeat; repeats are pooled within bursts.
     slo : Slo
         Bounds of a good request, in milliseconds.
-    level, resamples, seed
-        Of the intervals.
     margins : mapping, optional
         Metric -> practical margin, see `kvab.stats.contrasts.verdicts`; 0 where missing.
     statistic : {'mean', 'p50', 'p90', 'p95', 'p99'}
@@ -282,6 +270,8 @@ def compare(
         Block length instead of the estimated one.
     one_token : bool
         Whether one-token answers are judged by their TTFT alone (`kvab.requests.metrics.good`).
+    **settings
+        ``level``, ``resamples``, ``seed`` of the intervals.
 
     Returns
     -------
@@ -297,7 +287,6 @@ def compare(
     pairs = pair(baseline_tables, comparison_tables)
     both = [values(pairs, arm, slo, one_token) for arm in (BASELINE, COMPARISON)]
     paired = differences(*both)
-    settings: Settings = {"level": level, "resamples": resamples, "seed": seed}
     design = plan(pairs, paired.values(), block_bursts, **settings)
     arms = {
         key: two_arms(pairs, [arm[key] for arm in both], design, statistics_of(key))
@@ -309,7 +298,7 @@ def compare(
             arms,
             margins or {},
             statistic,
-            {key: _run_to_run(pairs, both, key, level) for key in METRICS},
+            {key: _run_to_run(pairs, both, key, design.level) for key in METRICS},
             {key: paired_statistics(pairs, paired[key], design) for key in LATENCIES},
         ),
         statistic=statistic,
@@ -324,29 +313,49 @@ def compare_unpaired(
     comparison_tables: Sequence[pd.DataFrame],
     slo: Slo,
     *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
     margins: Mapping[str, float] | None = None,
+    **settings: Unpack[Settings],
 ) -> Comparison:
     """Return the comparison of two arms whose requests have no partners; as `compare`.
 
-    What rests on pairs is NaN or zero, and the intervals are those of `kvab.stats.unpaired`.
+    What rests on pairs is NaN or zero.
+
+    Notes
+    -----
+    Each arm is resampled by itself, in blocks over its order of sending, its runs in turn; the unit
+    is a request. The arms are independent, so the variance of a difference is the sum of theirs.
+    The interval takes Student's t and the correction for few blocks of the arm with fewer blocks:
+    never narrower than Welch's, whose degrees of freedom lie between that arm's and the sum.
     """
-    both = [arm_values(tables, slo) for tables in (baseline_tables, comparison_tables)]
-    settings = {"level": level, "resamples": resamples}
-    designs = [arm_design(arm, seed=seed + at, **settings) for at, arm in enumerate(both)]
-    arms = both_arms(both, designs, {key: statistics_of(key) for key in METRICS})
+    both, samples, designs = [], [], []
+    for at, tables in enumerate((baseline_tables, comparison_tables)):
+        ordered = [table.sort_values("arrival_ms", kind="stable") for table in tables]
+        arm = metric_values(pd.concat(ordered), slo)
+        size = len(arm["good_share"])
+        of = {key: Sample.of(column, np.arange(size), size) for key, column in arm.items()}
+        block = block_bursts(np.column_stack([each.influences() for each in of.values()]))
+        both.append(arm)
+        samples.append(of)
+        designs.append(Design(size, block, **(settings | {"seed": settings.get("seed", 0) + at})))
+    used = min(designs, key=lambda design: design.blocks)
+    arms = {}
+    for key in METRICS:
+        estimates = [
+            replicate(design, partial(statistics, of[key], names=statistics_of(key)))
+            for of, design in zip(samples, designs, strict=True)
+        ]
+        value = np.stack([each.value for each in estimates])
+        arms[key] = Replicates(value, np.stack([each.draws for each in estimates], axis=1), used)
+    name = "stationary block bootstrap over the order of sending, each arm by itself, Student t"
     unknown = RunToRun([], Estimate(), "unpaired")
-    design = arms["latency_ms"].design
     repeats = [len(baseline_tables), len(comparison_tables)]
     return Comparison(
         pairs=0,
         metrics=_outcomes(arms, margins or {}, "mean", dict.fromkeys(METRICS, unknown), {}),
         statistic="mean",
-        method=unpaired_method(designs, design),
+        method=Method.of(used, name, np.nan, [design.bursts for design in designs]),
         good_table=GoodTable(),
-        notes=[UNPAIRED, *_notes(both, design, repeats)],
+        notes=[UNPAIRED, *_notes(both, used, repeats)],
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.requests.metrics import COMPARED, LATENCIES, METRICS, PERCENTILES
-from kvab.stats.bootstrap import Design, Replicates, mean, replicate
+from kvab.stats.bootstrap import Design, Replicates, Sample, mean, replicate
 from kvab.stats.pairing import sample
 from kvab.stats.percentiles import percentiles
 
@@ -95,16 +95,16 @@ def two_arms(
     ``both`` holds the values of each arm along the rows of ``pairs``; there may be more than two.
     """
     arms = [sample(pairs, arm) for arm in both]
+    return replicate(
+        design, lambda weights: np.stack([statistics(a, weights, names) for a in arms], axis=1)
+    )
+
+
+def statistics(of: Sample, weights: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Return the weighted statistics of a sample, shape (n, names); the mean stands first."""
     q = [PERCENTILES[name] for name in names if name != "mean"]
-
-    def evaluate(weights: np.ndarray) -> np.ndarray:
-        parts = []
-        for arm in arms:
-            means = [mean(arm, weights)[:, None]] if "mean" in names else []
-            parts.append(np.column_stack([*means, percentiles(arm, weights, q)]))
-        return np.stack(parts, axis=1)
-
-    return replicate(design, evaluate)
+    means = [mean(of, weights)] if "mean" in names else []
+    return np.column_stack([*means, percentiles(of, weights, q)])
 
 
 def difference(arms: Replicates) -> Replicates:

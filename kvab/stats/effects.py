@@ -1,22 +1,23 @@
-"""Where the difference lies: by quantile, by group of requests, and in A/A runs.
+"""Where the difference lies: by quantile, by group of requests, by configuration, in A/A runs.
 
-Input: paired tables of `kvab.stats.pairing`. Output: tables with workload intervals.
+Input: requests tables, or paired ones of `kvab.stats.pairing`. Output: tables with workload
+intervals, as the figures show them.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
-from kvab.requests.metrics import LATENCIES, METRICS, Slo
-from kvab.stats.bootstrap import mean, replicate
+from kvab.requests.metrics import LATENCIES, METRICS, Slo, good
+from kvab.stats.bootstrap import Settings, mean, replicate
 from kvab.stats.contrasts import POWER, difference
-from kvab.stats.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
+from kvab.stats.pairing import BASELINE, COMPARISON, differences, join, pair, plan, sample, values
 from kvab.stats.percentiles import percentiles
 
 QUANTILES = np.arange(1, 100) / 100
@@ -28,7 +29,7 @@ def quantile_differences(
     *,
     q: np.ndarray = QUANTILES,
     block_bursts: int | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> pd.DataFrame:
     """Return the difference between the arms at every quantile of a latency.
 
@@ -116,7 +117,7 @@ def effect_by_group(
     slo: Slo,
     *,
     block_bursts: int | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> pd.DataFrame:
     """Return the effect of the comparison within groups of requests.
 
@@ -161,7 +162,9 @@ def effect_by_group(
     return pd.DataFrame(rows)
 
 
-def noise_floor(baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: Any) -> pd.DataFrame:
+def noise_floor(
+    baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: Unpack[Settings]
+) -> pd.DataFrame:
     """Return what the study sees between runs of one configuration (A/A), and could see.
 
     Parameters
@@ -181,7 +184,7 @@ def noise_floor(baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: A
         of the shares), ``error`` (largest standard error of such a difference) and
         ``smallest_detectable`` = (t for the level + t for power 0.8) x error. NaN with one repeat.
     """
-    found: dict[str, list[tuple[Any, ...]]] = {key: [] for key in METRICS}
+    measured: dict[str, list[np.ndarray]] = {key: [] for key in METRICS}
     neighbours = list(itertools.pairwise(baseline_tables))
     if len(baseline_tables) > 2:
         neighbours.append((baseline_tables[-1], baseline_tables[0]))
@@ -193,10 +196,62 @@ def noise_floor(baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: A
             of = sample(pairs, apart)
             effect = replicate(design, partial(mean, of))
             detectable = (design.critical() + design.critical(POWER)) * effect.error
-            found[key].append((abs(effect.value), effect.error, detectable))
+            measured[key].append(np.array([abs(effect.value), effect.error, detectable]))
     columns = ["largest_difference", "error", "smallest_detectable"]
     rows = [
-        [key, len(each), *(np.max(each, axis=0) if each else [np.nan] * 3)]
-        for key, each in found.items()
+        [key, len(of), *(np.max(of, axis=0) if of else [np.nan] * 3)]
+        for key, of in measured.items()
     ]
     return pd.DataFrame(rows, columns=["metric", "run_pairs", *columns])
+
+
+def good_shares(
+    tables: Mapping[str, Sequence[pd.DataFrame]], slo: Slo, **settings: Unpack[Settings]
+) -> pd.DataFrame:
+    """Return the share of good requests of each configuration.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by configuration: ``share`` over the repeats, ``low`` and ``high`` of its workload
+        interval (NaN where there are too few blocks), ``repeats`` the share of each repeat.
+    """
+    rows = {}
+    for name, repeats in tables.items():
+        joined = join({name: repeats})
+        is_good = values(joined, name, slo)["good_share"]
+        design = plan(joined, [is_good], **settings)
+        share = replicate(design, partial(mean, sample(joined, is_good)))
+        low, high = np.clip(share.interval, 0, 1)
+        by_repeat = [float(good(table, slo).mean()) for table in repeats]
+        ends = {"share": float(is_good.mean()), "low": float(low), "high": float(high)}
+        rows[name] = ends | {"repeats": by_repeat}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def effect_by_groups(
+    baseline: Sequence[pd.DataFrame],
+    comparison: Sequence[pd.DataFrame],
+    workload: pd.DataFrame,
+    slo: Slo,
+    **settings: Unpack[Settings],
+) -> pd.DataFrame:
+    """Return the effect by prompt length, by reusable prefix (in thirds) and along the trace.
+
+    Returns
+    -------
+    DataFrame
+        ``by`` (what the groups are of) and the columns of `effect_by_group`.
+    """
+    pairs = pair(baseline, comparison)
+    rows = workload.set_index("row").loc[np.unique(pairs["row"])]
+    groups_by = {
+        "prompt": terciles(rows["input_tokens"], "tokens"),
+        "reusable prefix": terciles(rows["reusable_tokens"], "tokens"),
+        "arrival": spans(rows["arrival_ms"]),
+    }
+    parts = []
+    for by, thirds in groups_by.items():
+        effect = effect_by_group(pairs, thirds, slo, **settings)
+        parts.append(effect.astype({"group": str}).assign(by=by))
+    return pd.concat(parts, ignore_index=True)

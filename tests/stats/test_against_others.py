@@ -12,8 +12,7 @@ from kvab.requests.metrics import percentile, statistics
 from kvab.stats import percentiles as module
 from kvab.stats.bootstrap import Design, Replicates, Sample, mean, replicate
 from kvab.stats.contrasts import verdicts
-from kvab.stats.percentiles import percentiles
-from kvab.stats.ranks import hodges_lehmann, mcnemar_p
+from kvab.stats.percentiles import hodges_lehmann, mcnemar_p, percentiles
 
 Q = [0, 1, 25, 50, 75, 90, 95, 99, 100]
 

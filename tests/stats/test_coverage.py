@@ -15,7 +15,7 @@ from kvab.stats.bootstrap import block_bursts
 from kvab.stats.compare import paired_statistics
 from kvab.stats.contrasts import difference, two_arms, verdicts
 from kvab.stats.pairing import plan, sample
-from kvab.stats.ranks import hodges_lehmann
+from kvab.stats.percentiles import hodges_lehmann
 
 pytestmark = pytest.mark.slow
 

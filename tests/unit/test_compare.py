@@ -10,15 +10,10 @@ import pytest
 
 from kvab.errors import InputError
 from kvab.stats.bootstrap import Design, Replicates, Sample, block_bursts, replicate
-from kvab.stats.compare import (
-    compare,
-    effect_by_group,
-    noise_floor,
-    pair,
-    quantile_differences,
-    terciles,
-)
+from kvab.stats.compare import compare
 from kvab.stats.contrasts import Estimate, verdicts
+from kvab.stats.effects import effect_by_group, noise_floor, quantile_differences, terciles
+from kvab.stats.pairing import pair
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
 FEW = {"resamples": 100, "seed": 3}
