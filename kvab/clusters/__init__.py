@@ -14,6 +14,6 @@ def open_cluster(profile: Simulated | Live | Kubernetes) -> Cluster:
         from kvab.clusters.live.cluster import LiveCluster
 
         return LiveCluster(profile)
-    from kvab.clusters.kubernetes.lifecycle import KubernetesCluster
+    from kvab.clusters.kubernetes.run import KubernetesCluster
 
     return KubernetesCluster(profile)

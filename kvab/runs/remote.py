@@ -16,19 +16,10 @@ from typing import Any
 
 from kvab import runs
 from kvab.clusters.base import Finding, Job, look
-from kvab.clusters.kubernetes import (
-    applied,
-    causes,
-    deploying,
-    diagnostics,
-    marks,
-    preflight,
-    preparing,
-)
-from kvab.clusters.kubernetes.causes import condition, last_lines
-from kvab.clusters.kubernetes.kube import Kube
-from kvab.clusters.kubernetes.podexec import Broken, Pod
-from kvab.clusters.kubernetes.podfiles import download_run, helper_pod, upload
+from kvab.clusters.kubernetes import deployment, diagnostics, files, health, objects, preflight
+from kvab.clusters.kubernetes.api import Broken, Kube, Pod
+from kvab.clusters.kubernetes.files import download_run, helper_pod, upload
+from kvab.clusters.kubernetes.health import condition, last_lines
 from kvab.console import Display
 from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError, KvabError, remedy
@@ -72,16 +63,16 @@ def replay_on(jobs: list[Job], on: str) -> None:
         found.append(_dry_run(kube, [config, job]))
     if missing := [each.what for each in found if not each.ok]:
         raise DependencyError(f"cluster {on}: {'; '.join(missing)}")
-    helper = applied.files_pod(job, f"{job['metadata']['name']}-files")
+    helper = objects.files_pod(job, f"{job['metadata']['name']}-files")
     helper["metadata"] = {**job["metadata"], **helper["metadata"]}
     held = _under_way(kube, config, jobs[0])
     with _cleared(kube, job["metadata"]["name"], jobs[0]):
         if held is None:
-            claims = applied.storage(study, profile)
-            preparing.claim_storage(kube, [c for c in claims if c["metadata"]["name"] == VOLUME])
+            claims = objects.storage(study, profile)
+            files.claim_storage(kube, [c for c in claims if c["metadata"]["name"] == VOLUME])
             with helper_pod(kube, helper) as pod:
                 content = jobs[0].trace.path.read_bytes()
-                upload(pod, content, applied.staged_path(jobs[0].trace.sha256))
+                upload(pod, content, objects.staged_path(jobs[0].trace.sha256))
             kube.create(config)
             kube.create(job)
             held = config["data"]
@@ -119,7 +110,7 @@ def manifests(profile: Kubernetes, study: Study, jobs: list[Job]) -> list[Object
     pod, limit_s = spec["template"]["spec"], profile.limits.replay_s
     pod["containers"][0] |= {
         "image": profile.campaign_image,
-        "args": [CHECKOUT, applied.staged_path(sha256), RUNS],
+        "args": [CHECKOUT, objects.staged_path(sha256), RUNS],
     }
     items = [{"key": _key(path), "path": path} for path in files]
     pod["volumes"][0]["configMap"] = {"name": name, "items": items}
@@ -134,12 +125,12 @@ def manifests(profile: Kubernetes, study: Study, jobs: list[Job]) -> list[Object
         "completions": len(jobs),
         "parallelism": min(len(jobs), profile.campaign_parallelism),
     }
-    spec["template"]["metadata"] = {"labels": {marks.STUDY_LABEL: study.name}}
+    spec["template"]["metadata"] = {"labels": {objects.STUDY_LABEL: study.name}}
     data = {_key(path): text for path, text in files.items()}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": data}
     for manifest in (config, job):
         manifest["metadata"] = {"name": name}
-    mark = marks.Mark(study.name, f"{study.name}/campaign", "", digest([config, job])[:32])
+    mark = objects.Mark(study.name, f"{study.name}/campaign", "", digest([config, job])[:32])
     return [mark.put(manifest, profile.namespace) for manifest in (config, job)]
 
 
@@ -188,7 +179,7 @@ def _profile(jobs: list[Job], on: str) -> Kubernetes:
             f"{where}: campaign_image: expected an image with kvab and its extra simulate, got "
             "none; add it"
         )
-    applied.check_profile(profile)
+    objects.check_profile(profile)
     return profile
 
 
@@ -213,7 +204,7 @@ def _under_way(kube: Kube, config: Object, asked: Job) -> dict[str, str] | None:
 
 def _remove(kube: Kube, name: str, job: Job) -> None:
     for kind, each in (("Job", name), ("ConfigMap", name), ("Pod", f"{name}-files")):
-        deploying.remove(kube, kind, each, job.study.name)
+        deployment.remove(kube, kind, each, job.study.name)
 
 
 def _indexes(job: Object, key: str) -> set[int]:
@@ -231,7 +222,7 @@ def _watch(kube: Kube, name: str, asked: set[int], total: int) -> dict[int, str]
     DependencyError
         If no pod can start or be created, with the cause, or the Job was deleted.
     """
-    grace = causes.Grace(kube.limits.grace_s)
+    grace = health.Grace(kube.limits.grace_s)
     with Display("campaign") as display:
         while True:
             job, pods = kube.get("Job", name), kube.list("Pod", f"job-name={name}")
@@ -245,10 +236,10 @@ def _watch(kube: Kube, name: str, asked: set[int], total: int) -> dict[int, str]
             idle = [] if "Running" in phases else [
                 pod for pod, phase in zip(pods, phases, strict=True) if phase == "Pending"
             ]  # fmt: skip
-            seen = [cause for pod in idle for cause in causes.of_pod(pod)]
+            seen = [cause for pod in idle for cause in health.of_pod(pod)]
             alive = {"Running", "Pending"} & {*phases}
             events = kube.list("Event")
-            seen += causes.of_events(events, idle) if alive else causes.of_creation(events, job)
+            seen += health.of_events(events, idle) if alive else health.of_creation(events, job)
             if cause := grace.lasting(seen, time.monotonic()):
                 raise DependencyError(f"Job {name}: {cause}")
             left = total - len(done) - len(failed)
@@ -270,7 +261,7 @@ def _why(kube: Kube, pods: list[Object], index: int) -> str:
     ended: Object = next((state["terminated"] for state in states if "terminated" in state), {})
     reason = ended.get("reason") or status.get("reason") or status.get("phase", "Unknown")
     code = f", exit code {ended['exitCode']}" if "exitCode" in ended else ""
-    log = kube.log(last["metadata"]["name"], causes.main_container(last), lines=50)
+    log = kube.log(last["metadata"]["name"], health.main_container(last), lines=50)
     return f"{reason}{code}; its log ends with: {last_lines(log, 4) or 'nothing'}"
 
 

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from kvab.clusters.kubernetes.applied import check_profile
-from kvab.clusters.kubernetes.assembly import Assembly
+from kvab.clusters.kubernetes.objects import Assembly, check_profile
 from kvab.errors import InputError
 from kvab.runs.replay import plan_job
 from kvab.study import Kubernetes, load_cluster, load_study
@@ -66,12 +65,12 @@ def test_the_deadline_follows_from_the_workload(published):
 
 
 def test_the_same_run_is_known_again_and_another_is_not(published):
-    first, again = (Assembly(PROFILE, published()).digest_mark() for _ in range(2))
-    other = Assembly(PROFILE, published(repeat=2)).digest_mark()
+    first, again = (Assembly(PROFILE, published()).mark() for _ in range(2))
+    other = Assembly(PROFILE, published(repeat=2)).mark()
     image = PROFILE.model_copy(update={"image": "registry/runtime:1.3.2"})
     assert first == again
     assert other.digest != first.digest
-    assert Assembly(image, published()).digest_mark().digest != first.digest
+    assert Assembly(image, published()).mark().digest != first.digest
 
 
 def test_network_devices_take_the_clusters_name_or_none(published):

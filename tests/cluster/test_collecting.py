@@ -13,7 +13,7 @@ from node import SECRET_TEXT
 from store import Conflict
 
 from kvab import runs
-from kvab.clusters.kubernetes import podexec, podfiles
+from kvab.clusters.kubernetes import api, files
 from kvab.errors import DependencyError
 
 
@@ -34,7 +34,7 @@ def test_artifacts_arrive_whole_and_what_no_page_reads_stays(emulated, small_tra
 
 
 def test_a_cut_stream_is_resumed_in_parts(emulated, small_trace, monkeypatch):
-    monkeypatch.setattr(podfiles, "PART_BYTES", 10_000)
+    monkeypatch.setattr(files, "PART_BYTES", 10_000)
     replay = emulated.finished(small_trace)
     size = (artifacts(emulated) / "profile_export.jsonl").stat().st_size
     assert size > 30_000
@@ -47,13 +47,13 @@ def test_a_cut_stream_is_resumed_in_parts(emulated, small_trace, monkeypatch):
 
 
 def test_what_an_earlier_try_brought_is_not_fetched_again(emulated, small_trace, monkeypatch):
-    monkeypatch.setattr(podfiles, "PART_BYTES", 10_000)
-    monkeypatch.setattr(podexec, "TRIES", 2)
+    monkeypatch.setattr(files, "PART_BYTES", 10_000)
+    monkeypatch.setattr(api, "TRIES", 2)
     replay = emulated.finished(small_trace)
     broken = Fault("EXEC", r"profile_export.jsonl 20001", cut=0, times=2)
     emulated.server.faults.append(broken)
     cluster = replay.cluster
-    with pytest.raises(podexec.Broken):
+    with pytest.raises(api.Broken):
         cluster.collect()
     emulated.server.seen.clear()
     requests = cluster.collect().requests
@@ -81,7 +81,7 @@ def test_artifacts_without_a_marker_are_refused(emulated, small_trace):
 
 
 def test_a_workload_of_ours_is_brought_to_the_volume_once(emulated, small_trace, monkeypatch):
-    monkeypatch.setattr(podfiles, "PART_BYTES", 1_000)
+    monkeypatch.setattr(files, "PART_BYTES", 1_000)
     emulated.server.faults.append(Fault("EXEC", "seek=", cut=0, times=1))
     emulated.run(small_trace)
     (staged,) = (emulated.node.volume / "traces").iterdir()
@@ -124,7 +124,7 @@ def test_a_full_disk_frees_the_gpus_and_a_later_start_collects(emulated, small_t
 def test_a_connection_lost_for_good_while_collecting_loses_no_replay(
     emulated, small_trace, monkeypatch
 ):
-    monkeypatch.setattr(podexec, "TRIES", 2)
+    monkeypatch.setattr(api, "TRIES", 2)
     replay = emulated.finished(small_trace)
     emulated.server.faults.append(Fault("EXEC", "profile_export.jsonl", cut=0, times=2))
     with pytest.raises(DependencyError, match="run the same command again to collect"):
@@ -139,7 +139,7 @@ def test_a_connection_lost_for_good_while_collecting_loses_no_replay(
 def test_changed_manifests_are_replayed_although_older_artifacts_wait(
     emulated, small_trace, monkeypatch
 ):
-    monkeypatch.setattr(podexec, "TRIES", 1)
+    monkeypatch.setattr(api, "TRIES", 1)
     replay = emulated.finished(small_trace)
     emulated.server.faults.append(Fault("EXEC", "profile_export.jsonl", cut=0))
     with pytest.raises(DependencyError):

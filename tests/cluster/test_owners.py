@@ -8,7 +8,7 @@ from clients import kvab_run, wait_for
 from controllers import NAMESPACE
 
 from kvab import runs
-from kvab.clusters.kubernetes import lease, marks
+from kvab.clusters.kubernetes import lease, objects
 from kvab.errors import DependencyError
 
 NAME, JOB = "disagg-router-6p-2d", "disagg-router-6p-2d-benchmark"
@@ -53,7 +53,7 @@ def test_the_second_of_two_clients_is_rejected_and_the_first_goes_on(
     before = uid(emulated, "dynamographdeployments", NAME), uid(emulated, "jobs", JOB)
     code, said = ended(kvab_run(emulated, small_trace, *options, user="ben"))
     assert code == 3
-    host = marks.owner()[marks.HOST]
+    host = objects.owner()[objects.HOST]
     assert f"qwen3-32b/disagg-kv-router/r1: anna@{host} (process " in said
     assert "has this run since 20" in said
     then = "ends it, as its rows or manifests are not the same" if options else "goes on with it"
@@ -73,7 +73,7 @@ def test_a_client_that_lost_its_run_stops_and_removes_nothing(emulated, small_tr
     second = kvab_run(emulated, small_trace, *options, "--take-over", user="ben")
     code, said = ended(first)
     assert code == 3
-    host = marks.owner()[marks.HOST]
+    host = objects.owner()[objects.HOST]
     assert f"taken over by ben@{host} (process " in said
     assert "this client stops and removes nothing" in said
     if rows == 40:
@@ -89,7 +89,7 @@ def elsewhere(emulated, trace, monkeypatch, **given):
     """Deploy the run from this process, as if it were one of another machine and user."""
     with monkeypatch.context() as patch:
         patch.setattr(lease, "identity", lambda: ELSEWHERE)
-        patch.setattr(marks, "owner", lambda: {marks.USER: "anna", marks.HOST: "laptop-3"})
+        patch.setattr(objects, "owner", lambda: {objects.USER: "anna", objects.HOST: "laptop-3"})
         other = emulated.replay(trace, **given)
         other.prepare()
         other.deploy()

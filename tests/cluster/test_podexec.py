@@ -4,10 +4,9 @@ import pytest
 from apiserver import Fault
 from controllers import NAMESPACE
 
-from kvab.clusters.kubernetes import podexec
-from kvab.clusters.kubernetes.kube import Kube
-from kvab.clusters.kubernetes.podexec import Pod
-from kvab.clusters.kubernetes.podfiles import helper_pod
+from kvab.clusters.kubernetes import api
+from kvab.clusters.kubernetes.api import Kube, Pod
+from kvab.clusters.kubernetes.files import helper_pod
 from kvab.errors import DependencyError
 from kvab.study import load_cluster
 
@@ -38,7 +37,7 @@ def test_a_refused_handshake_is_final_and_told_without_its_headers(emulated, pod
     words = {401: "Unauthorized", 404: 'pods "p" not found'}
     forbidden = 'pods "p" is forbidden: User "me" cannot create resource "pods/exec"'
     emulated.server.faults.append(Fault("GET", EXEC, status, words.get(status, forbidden), 9))
-    with pytest.raises(podexec.Refused) as raised:
+    with pytest.raises(api.Refused) as raised:
         pod.patiently("true")
     assert said in str(raised.value)
     assert "Handshake" not in str(raised.value)
@@ -54,12 +53,12 @@ def test_a_handshake_that_may_succeed_later_is_tried_again(emulated, pod, status
 
 
 def test_a_stream_that_never_opens_is_given_up_in_time(emulated, pod, monkeypatch):
-    monkeypatch.setattr(podexec, "OPEN_S", podexec.HANDSHAKE_S + 1)
+    monkeypatch.setattr(api, "OPEN_S", api.HANDSHAKE_S + 1)
     emulated.server.faults.append(Fault("GET", EXEC, 500, "container not found", 99))
-    with pytest.raises(podexec.Unopened) as raised:
+    with pytest.raises(api.Unopened) as raised:
         pod.patiently("true")
     assert str(raised.value).startswith("exec in pod p: HTTP 500: container not found")
-    assert 1 < tries(emulated) < podexec.TRIES  # once each, not once for each try of a stream
+    assert 1 < tries(emulated) < api.TRIES  # once each, not once for each try of a stream
 
 
 def test_ctrl_c_while_a_stream_opens_is_no_failed_handshake(pod, monkeypatch):
@@ -72,7 +71,7 @@ def test_ctrl_c_while_a_stream_opens_is_no_failed_handshake(pod, monkeypatch):
 
 
 def test_a_command_that_fails_is_no_lost_connection(emulated, pod):
-    with pytest.raises(podexec.Failed, match="exit code 1"):
+    with pytest.raises(api.Failed, match="exit code 1"):
         pod.patiently("false")
     assert tries(emulated) == 1
 

@@ -11,8 +11,8 @@ from test_failures import attempt
 from test_preflight import dry_runs
 
 from kvab import runs
-from kvab.clusters.kubernetes import apierrors, causes
-from kvab.clusters.kubernetes.readiness import Expected
+from kvab.clusters.kubernetes import api, health
+from kvab.clusters.kubernetes.health import Expected
 from kvab.errors import DependencyError, InputError
 
 NAME = "disagg-router-6p-2d"
@@ -103,8 +103,8 @@ def test_jobs_whose_pods_cannot_be_created_say_why(emulated, small_trace, job):
 
 
 def test_the_wait_for_pods_ends_before_the_grace_time_of_other_causes():
-    cause = causes.Cause("ReplicaSet x", "FailedCreate", "exceeded quota")
-    grace = causes.Grace(60)
+    cause = health.Cause("ReplicaSet x", "FailedCreate", "exceeded quota")
+    grace = health.Grace(60)
     assert grace.lasting([cause], 100) is None
     assert grace.lasting([cause], 119) is None
     assert grace.lasting([cause], 120) == cause
@@ -213,7 +213,7 @@ def test_every_answer_has_its_own_words_and_remedy(status, said, kind, expected)
 
     error = ApiException(status, "reason")
     error.body = f'{{"message": {yaml.dump(said, default_style=chr(34), width=9999).strip()}}}'
-    with pytest.raises(kind) as raised, apierrors.told("Pod x"):
+    with pytest.raises(kind) as raised, api.told("Pod x"):
         raise error
     assert expected in str(raised.value)
     assert ("rbac.yaml" in str(raised.value)) == (" cannot list " in said)
@@ -223,7 +223,7 @@ def test_pauses_grow_unless_the_server_asks_for_one():
     def pause(number, **headers):
         error = SimpleNamespace(headers=headers)
         outcome = SimpleNamespace(exception=lambda: error)
-        return apierrors.pause_s(SimpleNamespace(outcome=outcome, attempt_number=number), 0.5)
+        return api.pause_s(SimpleNamespace(outcome=outcome, attempt_number=number), 0.5)
 
     assert [pause(number) for number in (1, 2, 3, 9)] == [0.5, 1, 2, 10]
     assert pause(1, **{"Retry-After": "7"}) == 7
@@ -256,4 +256,4 @@ def test_only_what_the_deployment_owns_and_only_its_newest_event_counts(events, 
     owner = {"metadata": {"name": "agg", "creationTimestamp": "2026-01-01T00:00:00Z"}}
     replicas = {"Frontend": 1, "VllmDecodeWorker": 8}
     expected = Expected("agg", "", replicas, "Frontend", "", "", 0, 8)
-    assert [c.subject for c in causes.of_creation(events, owner, expected.owned)] == found
+    assert [c.subject for c in health.of_creation(events, owner, expected.owned)] == found

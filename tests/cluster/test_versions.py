@@ -6,7 +6,7 @@ import pytest
 import yaml
 from emulated import Emulated
 
-from kvab.clusters.kubernetes import kube
+from kvab.clusters.kubernetes import api
 
 DEPRECATED = (
     "the API server warns: nvidia.com/v1alpha1 DynamoGraphDeployment is deprecated; "
@@ -24,7 +24,7 @@ def of_operator(tmp_path, checkout, monkeypatch):
         monkeypatch.setenv("KUBECONFIG", str(made[0].kubeconfig))
         return made[0]
 
-    kube._warn.cache_clear()
+    api._warn.cache_clear()
     yield bring_up
     made[0].stop()
 
@@ -74,10 +74,10 @@ def test_a_flag_that_a_newer_image_rejects_is_left_out(of_operator, small_trace,
 
 
 def test_several_warnings_in_one_answer_are_each_said_once(capsys):
-    kube._warn.cache_clear()
+    api._warn.cache_clear()
     header = r'299 - "a \"quoted\" one, with a comma", 299 kube "another"'
     for _ in range(2):
-        kube._warnings(header)
+        api._warnings(header)
     assert capsys.readouterr().err == (
         'the API server warns: a "quoted" one, with a comma\nthe API server warns: another\n'
     )

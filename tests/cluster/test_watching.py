@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from kvab import console
-from kvab.clusters.kubernetes import board
-from kvab.clusters.kubernetes.readiness import COMPONENT, Expected
+from kvab.clusters.kubernetes import health
+from kvab.clusters.kubernetes.health import COMPONENT_LABEL, Expected
 
 EXPECTED = Expected("dgd", "uid", {"Frontend": 1, "Worker": 2}, "Frontend", "svc", "model", 0, 2)
 
@@ -15,7 +15,7 @@ EXPECTED = Expected("dgd", "uid", {"Frontend": 1, "Worker": 2}, "Frontend", "svc
 def pod(name, component, ready):
     conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
     return {
-        "metadata": {"name": name, "labels": {COMPONENT: component}},
+        "metadata": {"name": name, "labels": {COMPONENT_LABEL: component}},
         "status": {"phase": "Running", "conditions": conditions},
     }
 
@@ -35,7 +35,7 @@ EVENTS = [
 
 def test_the_table_shows_counts_states_and_the_latest_event():
     out = io.StringIO()
-    Console(file=out, width=110).print(board.component_table(EXPECTED, PODS, EVENTS))
+    Console(file=out, width=110).print(health.component_table(EXPECTED, PODS, EVENTS))
     rows = [line for line in out.getvalue().splitlines() if "Frontend" in line or "Worker" in line]
     assert "1/1" in rows[0]
     assert "1/2" in rows[1]
@@ -50,7 +50,7 @@ def test_a_log_gets_a_line_a_change_and_a_terminal_a_live_table(
     monkeypatch.setenv(console.TERMINAL, terminal)
     with console.Display("dgd") as display:
         for note in ("waits for pods", "waits for pods", "waits for models"):
-            display.show(note, board.component_table(EXPECTED, PODS, EVENTS))
+            display.show(note, health.component_table(EXPECTED, PODS, EVENTS))
     error = capsys.readouterr().err
     assert error.count("\n") == lines or terminal == "1"
     assert "waits for models" in error

@@ -22,7 +22,7 @@ DAY_S = 86_400.0
 IMPORTED = """aisimulate.compiler aisimulate.config.cli aisimulate.config_adapter aisimulate.runner
     aisimulate_core.sdk.perf_database dynamo.llm dynamo.mocker.config dynamo.replay.api
     dynamo.router.simulation kubernetes.client kubernetes.config kubernetes.stream
-    kvab.requests.aiperf kvab.clusters.kubernetes.lifecycle kvab.clusters.live.cluster
+    kvab.requests.aiperf kvab.clusters.kubernetes.run kvab.clusters.live.cluster
     kvab.runs.replay kvab.clusters.simulated"""
 SERVER = multiprocessing.get_context("forkserver")
 
@@ -61,11 +61,11 @@ def unsettle(seed):
 def take_steps(order, told):
     """Take the five steps; before each tell its name, and wait to be let go where that is asked."""
     from kvab.clusters import open_cluster
-    from kvab.clusters.kubernetes import podfiles
+    from kvab.clusters.kubernetes import files
     from kvab.runs.replay import start
 
     if order.part_bytes:
-        podfiles.PART_BYTES = order.part_bytes
+        files.PART_BYTES = order.part_bytes
     replay = start(
         "recipes/qwen3-32b/study.yaml",
         order.cluster,

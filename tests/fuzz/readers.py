@@ -19,7 +19,7 @@ import yaml
 
 from kvab import runs
 from kvab.book import bundle
-from kvab.clusters.kubernetes import applied
+from kvab.clusters.kubernetes import objects
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
 from kvab.requests.metrics import summarize
@@ -163,11 +163,11 @@ class ManifestReader(Reader):
         flat = recipes.flatten(found)
         assert all(isinstance(each, str) for pair in flat.items() for each in pair)
         assert recipes.aiperf_command(found)[:2] == ["aiperf", "profile"]
-        manifest = applied.deployment(found, PROFILE)
-        assert applied.replicas(manifest) and applied.needs(manifest)["nvidia.com/gpu"] >= 1
-        job = applied.benchmark(found, PROFILE, SENT, "a-run")
-        assert applied.files_pod(job, "files")["spec"]["volumes"]
-        assert applied.artifact_folder(job, "a-run")
+        manifest = objects.deployment(found, PROFILE)
+        assert objects.replicas(manifest) and objects.needs(manifest)["nvidia.com/gpu"] >= 1
+        job = objects.benchmark(found, PROFILE, SENT, "a-run")
+        assert objects.files_pod(job, "files")["spec"]["volumes"]
+        assert objects.artifact_folder(job, "a-run")
         if not sampled(data):
             return
         again = recipes.read_configuration(self.folder / "recipe")
@@ -191,7 +191,7 @@ REPLAYED = set(
 PROFILE = load_cluster("example-h200").model_copy(update={
     "tolerations": [{"operator": "Exists"}], "node_selector": {"a": "b"},
     "rdma_resource": "rdma/all", "image_pull_secret": "pull"})  # fmt: skip
-SENT = applied.Sending(sha256=64 * "0", rows=4, span_s=1.0, staged=True)
+SENT = objects.Sending(sha256=64 * "0", rows=4, span_s=1.0, staged=True)
 
 
 def dumped(manifest, kept):

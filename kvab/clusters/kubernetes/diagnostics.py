@@ -11,9 +11,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from kvab.clusters.kubernetes import causes, readiness
-from kvab.clusters.kubernetes.kube import Kube
-from kvab.clusters.kubernetes.podexec import Pod
+from kvab.clusters.kubernetes import health
+from kvab.clusters.kubernetes.api import Kube, Pod
 from kvab.clusters.kubernetes.preflight import ORIGIN
 from kvab.console import mask
 from kvab.errors import KvabError
@@ -22,7 +21,7 @@ Object = dict[str, Any]
 GPU_QUERY = ("nvidia-smi", "--query-gpu=index,name,uuid", "--format=csv,noheader")
 
 
-def provenance(kube: Kube, expected: readiness.Expected) -> tuple[dict[str, str], dict[str, Any]]:
+def provenance(kube: Kube, expected: health.Expected) -> tuple[dict[str, str], dict[str, Any]]:
     """Return versions and image digests, and node and GPUs of every pod."""
     deployment = kube.get("DynamoGraphDeployment", expected.deployment) or {"metadata": {}}
     annotations = deployment["metadata"].get("annotations") or {}
@@ -30,7 +29,7 @@ def provenance(kube: Kube, expected: readiness.Expected) -> tuple[dict[str, str]
     nodes = {node["metadata"]["name"]: node for node in kube.list("Node")}
     pods: dict[str, Any] = {}
     for pod in kube.list("Pod", expected.selector):
-        component, name = readiness.component_of(pod), pod["metadata"]["name"]
+        component, name = health.component_of(pod), pod["metadata"]["name"]
         for status in pod["status"].get("containerStatuses", []):
             if status.get("imageID"):
                 versions[f"image {component}"] = status["imageID"]
@@ -45,7 +44,7 @@ def provenance(kube: Kube, expected: readiness.Expected) -> tuple[dict[str, str]
 
 def _gpus(kube: Kube, pod: Object) -> list[str]:
     with suppress(KvabError):
-        container = causes.main_container(pod)
+        container = health.main_container(pod)
         out = Pod(kube, pod["metadata"]["name"], container).run(*GPU_QUERY, timeout_s=30)
         return out.decode("utf-8", "replace").splitlines()
     return []

@@ -16,9 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kvab.clusters.kubernetes import marks
-from kvab.clusters.kubernetes.apierrors import Existing, Missing
-from kvab.clusters.kubernetes.kube import Kube
+from kvab.clusters.kubernetes import objects
+from kvab.clusters.kubernetes.api import Existing, Kube, Missing
 from kvab.console import Display
 from kvab.errors import DependencyError, KvabError
 
@@ -36,7 +35,7 @@ class Lease:
     def __init__(self, kube: Kube, manifest: Object) -> None:
         # `kube` is for the lease alone: opening an exec stream changes a client for a moment.
         self.kube, self.manifest = kube, manifest
-        self.name, self.run = manifest["metadata"]["name"], marks.run_of(manifest)
+        self.name, self.run = manifest["metadata"]["name"], objects.run_of(manifest)
         self.held: Object | None = None
         self.lost = ""
         self._lock, self._ended = threading.RLock(), threading.Event()
@@ -146,7 +145,7 @@ class Lease:
                 self.held = None
 
     def _refusal(self, found: Object) -> str:
-        same = marks.digest_of(found) == marks.digest_of(self.manifest)
+        same = objects.digest_of(found) == objects.digest_of(self.manifest)
         then = "goes on with it" if same else "ends it, as its rows or manifests are not the same"
         since = found["spec"].get("acquireTime", "")[:19].replace("T", " ")
         return (
@@ -167,8 +166,8 @@ def _renew(reference: weakref.ref[Lease], ended: threading.Event, pause_s: float
 
 def identity() -> str:
     """Return who this process is, as no other: person, process and machine."""
-    owner, pid = marks.owner(), str(os.getpid())
-    return f"{owner[marks.USER]}@{owner[marks.HOST]}/{pid}.{_start(pid)}/{_machine()}"
+    owner, pid = objects.owner(), str(os.getpid())
+    return f"{owner[objects.USER]}@{owner[objects.HOST]}/{pid}.{_start(pid)}/{_machine()}"
 
 
 def _machine() -> str:

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kvab.clusters.base import Finding, look
-from kvab.clusters.kubernetes import applied
-from kvab.clusters.kubernetes.apierrors import OverQuota, WebhookDown
-from kvab.clusters.kubernetes.kube import DEFINITION, Kube
-from kvab.clusters.kubernetes.marks import STUDY_LABEL
+from kvab.clusters.kubernetes import objects
+from kvab.clusters.kubernetes.api import DEFINITION, Kube, OverQuota, WebhookDown
+from kvab.clusters.kubernetes.objects import STUDY_LABEL, Assembly
 from kvab.errors import DependencyError, KvabError
-from kvab.study import Gpus, Kubernetes
-from kvab.study.recipes.manifests import Configuration
+from kvab.study import Gpus, Kubernetes, Study
+from kvab.study.recipes import Configuration, read_configuration
 
 Manifest = dict[str, Any]
+# What each configuration applies, its deployment first.
+Arms = list[tuple[Configuration, list[Manifest]]]
 ORIGIN = "nvidia.com/dynamo-operator-origin-version"
 RBAC = "have recipes/rbac.yaml applied"
 
@@ -80,26 +81,30 @@ def versions(kube: Kube) -> dict[str, str]:
     return {"kubernetes": server_version(kube), "dynamographdeployments": names or "none"}
 
 
-def findings(
-    kube: Kube,
-    profile: Kubernetes,
-    gpus: Gpus,
-    arms: list[tuple[Configuration, list[Manifest]]],
-    shared: list[Manifest],
-) -> Iterator[Finding]:
-    """Yield what was found, in the order in which a run needs it.
+def run_findings(kube: Kube, run: Assembly) -> Iterator[Finding]:
+    """Yield what the cluster lacks for a run."""
+    arms = [(run.recipe, run.manifests("preflight"))]
+    return _findings(kube, run.profile, run.job.study, arms)
 
-    Parameters
-    ----------
-    kube, profile : Kube, Kubernetes
-        The cluster.
-    gpus : Gpus
-        The hardware that the study declares.
-    arms : list of (Configuration, list of manifests)
-        What each configuration applies, its deployment first.
-    shared : list of manifests
-        Storage and download.
-    """
+
+def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
+    """Yield what a cluster lacks for the configurations of a study; nothing is created."""
+    objects.check_profile(profile)
+    arms = []
+    for name in study.configurations:
+        recipe = read_configuration(study.configuration_folder(name), name)
+        sending = objects.Sending(study.trace.sha256, study.trace.rows, 0.0, False)
+        mark = objects.Mark(study.name, f"{study.name}/{name}/doctor", "doctor", "")
+        job = objects.benchmark(recipe, profile, sending, "doctor")
+        plain = [mark.put(m, profile.namespace) for m in (objects.deployment(recipe, profile), job)]
+        arms.append((recipe, [*plain, objects.scripts(study, recipe, profile)]))
+    # Whoever asks waits for the answer: no long retries.
+    return _findings(Kube(profile).hasty(), profile, study, arms)
+
+
+def _findings(kube: Kube, profile: Kubernetes, study: Study, arms: Arms) -> Iterator[Finding]:
+    """Yield what a cluster has or lacks, in the order in which a run needs it."""
+    shared = [*objects.storage(study, profile), objects.download(study, profile)]
     found = basics(kube, profile)
     yield from found
     if not found[0].ok:
@@ -110,10 +115,10 @@ def findings(
         yield look("secret", lambda: _exists(kube, "Secret", profile.hf_token_secret,
                    f"create it with `kubectl -n {profile.namespace} create secret generic "
                    f"{profile.hf_token_secret} --from-literal=HF_TOKEN=...`"))  # fmt: skip
-    yield from _devices(kube, profile, gpus, arms)
+    yield from _devices(kube, profile, study.gpus, arms)
     for configuration, manifests in arms:
-        if applied.RESET in str(configuration.deploy) and applied.RESET not in str(manifests[0]):
-            what = f"{applied.RESET} is left out, the image's runtime no longer has it"
+        if objects.RESET in str(configuration.deploy) and objects.RESET not in str(manifests[0]):
+            what = f"{objects.RESET} is left out, the image's runtime no longer has it"
             yield Finding(True, f"{configuration.name}: {what}")
     if namespace.ok and allowed.ok:
         named = [("storage and model", shared)]
@@ -170,7 +175,7 @@ def _permissions(kube: Kube, profile: Kubernetes, needs: tuple[Need, ...]) -> st
     return f"all {count} that a run needs"
 
 
-def _definition(kube: Kube, arms: list[tuple[Configuration, list[Manifest]]]) -> str:
+def _definition(kube: Kube, arms: Arms) -> str:
     definition = kube.get("CustomResourceDefinition", DEFINITION)
     if definition is None:
         raise DependencyError(f"{DEFINITION} is not defined; install Dynamo's operator")
@@ -190,9 +195,7 @@ def _exists(kube: Kube, kind: str, name: str, fix: str) -> str:
     return name
 
 
-def _devices(
-    kube: Kube, profile: Kubernetes, gpus: Gpus, arms: list[tuple[Configuration, list[Manifest]]]
-) -> Iterator[Finding]:
+def _devices(kube: Kube, profile: Kubernetes, gpus: Gpus, arms: Arms) -> Iterator[Finding]:
     try:
         nodes = [node for node in kube.list("Node") if _schedulable(node, profile)]
     except KvabError as error:
@@ -209,7 +212,7 @@ def _devices(
                     products[product] = products.get(product, 0) + int(text)
     listed = ", ".join(f"{count} {name}" for name, count in sorted(products.items())) or "none"
     for configuration, manifests in arms:
-        for name, wanted in applied.needs(manifests[0]).items():
+        for name, wanted in objects.needs(manifests[0]).items():
             what = f"{configuration.name}: needs {wanted} {name}"
             if have.get(name, 0) >= wanted:
                 yield Finding(True, f"{what}, allocatable {have[name]}")
@@ -248,8 +251,8 @@ def dry_run(kube: Kube, manifests: list[Manifest]) -> str:
     what = f"{len(manifests)} manifests valid under strict validation"
     if manifests and manifests[0]["kind"] == "DynamoGraphDeployment":
         what += f", operator {origin or 'does not tell its version'}"
-    pods = [each for manifest in manifests for each in applied.pods(manifest)]
-    if not any(applied.pods(manifest) and _under_way(kube, manifest) for manifest in manifests):
+    pods = [each for manifest in manifests for each in objects.pods(manifest)]
+    if not any(objects.pods(manifest) and _under_way(kube, manifest) for manifest in manifests):
         try:
             _admit(kube, pods)
         except OverQuota:
@@ -273,7 +276,7 @@ def _admit(kube: Kube, pods: list[tuple[Manifest, int]]) -> None:
     for pod, _ in pods:
         kube.create(pod, dry_run=True)
     try:
-        kube.create(applied.all_in_one(pods), dry_run=True)
+        kube.create(objects.all_in_one(pods), dry_run=True)
     except OverQuota:
         raise
     except KvabError:

@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kvab.clusters.kubernetes import causes, readiness
-from kvab.clusters.kubernetes.causes import condition, last_lines
-from kvab.clusters.kubernetes.kube import Kube
-from kvab.clusters.kubernetes.podexec import Pod
+from kvab.clusters.kubernetes import health
+from kvab.clusters.kubernetes.api import Kube, Pod
+from kvab.clusters.kubernetes.health import condition, last_lines
 from kvab.console import Display
 from kvab.errors import DependencyError
 
@@ -70,17 +69,17 @@ def check_router(before: dict[str, float], after: dict[str, float]) -> None:
         )
 
 
-def state(kube: Kube, expected: readiness.Expected) -> dict[str, dict[str, Any]]:
+def state(kube: Kube, expected: health.Expected) -> dict[str, dict[str, Any]]:
     """Return the ``restarts`` of every serving pod, and what the ``router`` counted so far."""
     return {
-        "restarts": causes.restarts(kube.list("Pod", expected.selector)),
+        "restarts": health.restarts(kube.list("Pod", expected.selector)),
         "router": router_counters(kube, expected.service),
     }
 
 
 def wait_finished(
     kube: Kube,
-    expected: readiness.Expected,
+    expected: health.Expected,
     name: str,
     before: dict[str, int],
     rows: int,
@@ -95,7 +94,7 @@ def wait_finished(
     DependencyError
         With the cause as soon as it is known; the Job's own deadline ends it at the latest.
     """
-    grace = causes.Grace(kube.limits.grace_s)
+    grace = health.Grace(kube.limits.grace_s)
     counter = Counter(kube, folder, rows, span_s, progress)
     with Display(f"replay on {expected.deployment}") as display:
         while True:
@@ -103,8 +102,8 @@ def wait_finished(
             if job is None:
                 seen = f"; its log ended with: {counter.log}" if counter.log else ""
                 raise DependencyError(f"Job {name} was deleted while it ran; run again{seen}")
-            serving = causes.restarts(kube.list("Pod", expected.selector))
-            if what := causes.changed_pods(before, serving):
+            serving = health.restarts(kube.list("Pod", expected.selector))
+            if what := health.changed_pods(before, serving):
                 raise DependencyError(
                     f"{expected.deployment}: serving pods did not stay up during the replay "
                     f"({what}); its latencies are worth nothing; see diagnostics/"
@@ -114,9 +113,9 @@ def wait_finished(
             if condition(job, "Complete"):
                 counter.tell(rows)
                 return
-            told = [cause for pod in pods for cause in causes.of_pod(pod)]
+            told = [cause for pod in pods for cause in health.of_pod(pod)]
             events = kube.list("Event")
-            told += causes.of_events(events, pods) if pods else causes.of_creation(events, job)
+            told += health.of_events(events, pods) if pods else health.of_creation(events, job)
             started = [c for c in told if c.reason not in ("Failed", "Error", "DeadlineExceeded")]
             if cause := grace.lasting(started, time.monotonic()):
                 raise DependencyError(f"Job {name}: {cause}")
@@ -128,7 +127,7 @@ def _failure(kube: Kube, name: str, failed: Object, pods: list[Object], seen: st
     """Return how a Job failed; of pods that are gone, the last lines that were seen."""
     code, log = "unknown", seen
     for pod in pods:
-        container = causes.main_container(pod)
+        container = health.main_container(pod)
         for status in (pod.get("status") or {}).get("containerStatuses", []):
             ended = (status.get("state") or {}).get("terminated") or {}
             code = ended.get("exitCode", code)
@@ -168,7 +167,7 @@ class Counter:
             return self.text
         self.looked_s = now_s
         name = running[0]["metadata"]["name"]
-        container = causes.main_container(running[0])
+        container = health.main_container(running[0])
         log = self.kube.log(name, container, lines=50)
         self.log = last_lines(log, 4) or self.log
         try:

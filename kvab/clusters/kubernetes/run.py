@@ -23,22 +23,11 @@ from kvab.clusters.base import (
     Job,
     Progress,
 )
-from kvab.clusters.kubernetes import (
-    applied,
-    benchmarking,
-    collecting,
-    deploying,
-    diagnostics,
-    marks,
-    preflight,
-    preparing,
-    presence,
-)
-from kvab.clusters.kubernetes.assembly import Assembly, study_findings
-from kvab.clusters.kubernetes.kube import Kube
+from kvab.clusters.kubernetes import benchmark, deployment, diagnostics, files, objects, preflight
+from kvab.clusters.kubernetes.api import Kube, Pod
+from kvab.clusters.kubernetes.files import Spoiled, helper_pod, upload
 from kvab.clusters.kubernetes.lease import Held, Lease
-from kvab.clusters.kubernetes.podexec import Pod
-from kvab.clusters.kubernetes.podfiles import Spoiled, helper_pod, upload
+from kvab.clusters.kubernetes.objects import Assembly
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
@@ -81,7 +70,7 @@ class KubernetesCluster(Cluster):
 
     def check(self, study: Study) -> Iterator[Finding]:
         """Yield what the cluster has and lacks for the configurations of a study."""
-        return study_findings(study, self.profile)
+        return preflight.study_findings(study, self.profile)
 
     def start(self, job: Job, *, take_over: bool = False) -> KubernetesRun:
         """Return the run of a job, which may be under way on the cluster already."""
@@ -124,7 +113,7 @@ class KubernetesRun(ClusterRun):
         self.lease.take(take_over)
         if not take_over:
             try:
-                presence.check_left(self.kube, self.run)
+                deployment.check_left(self.kube, self.run)
             except Held:
                 self.lease.leave()
                 raise
@@ -140,8 +129,9 @@ class KubernetesRun(ClusterRun):
         DependencyError
             If the cluster lacks something, all of it in one line; or another client has the run.
         """
-        applied.check_profile(self.profile)
-        missing = [found.what for found in self.run.findings(self.kube) if not found.ok]
+        objects.check_profile(self.profile)
+        listed = preflight.run_findings(self.kube, self.run)
+        missing = [finding.what for finding in listed if not finding.ok]
         if missing:
             raise DependencyError(f"cluster {self.profile.name}: {'; '.join(missing)}")
         self._hold(self.take_over)
@@ -149,8 +139,8 @@ class KubernetesRun(ClusterRun):
             self.run.note("", "preparing")
         versions = preflight.versions(self.kube)
         study, self.made = self.job.study, True
-        preparing.claim_storage(self.kube, applied.storage(study, self.profile))
-        preparing.fetch_model(self.kube, applied.download(study, self.profile))
+        files.claim_storage(self.kube, objects.storage(study, self.profile))
+        files.fetch_model(self.kube, objects.download(study, self.profile))
         self.versions = {**versions, "model revision": study.model.revision}
         return self.versions
 
@@ -167,28 +157,28 @@ class KubernetesRun(ClusterRun):
             come up.
         """
         self.made = False
-        names, mark = self.run.deployments(), self.run.digest_mark()
-        if noted := self.run.noted(mark.digest):
+        names, mark = self.run.deployments(), self.run.mark()
+        if noted := self.run.noted():
             self.made = self.replayed = True
             self._record(noted["run_id"])
             self.versions |= noted["versions"]
             self.provenance = noted["provenance"]
             return
-        deploying.refuse_others(self.kube, mark, names)
-        found = presence.found_again(self.kube, self.run, mark)
+        deployment.refuse_others(self.kube, mark, names)
+        found = deployment.found_again(self.kube, self.run, mark)
         self.made = True
-        preparing.place_scripts(self.kube, self.run.manifests()[1])
+        files.place_scripts(self.kube, self.run.plain[1])
         if found is None:
             run_id = self.run.new_id()
             # Noted first: whatever happens to this process, a later start looks for it.
             self.run.note(run_id, "deploying")
-            found = deploying.create(self.kube, self.run.manifests(run_id)[0], mark, names)
-        self._record(found["metadata"]["annotations"][marks.RUN_ID])
+            found = deployment.create(self.kube, self.run.manifests(run_id)[0], mark, names)
+        self._record(found["metadata"]["annotations"][objects.RUN_ID])
         self.run.note(self.run_id, "deployed")
         self.expected = self.run.expected(self.job.topology, found)
-        if presence.benchmark(self.kube, self.run) is None:
+        if deployment.find_job(self.kube, self.run) is None:
             workers = self.expected.prefill + self.expected.others
-            deploying.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
+            deployment.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
         # else the replay of an earlier start is under way: asking would disturb it
         versions, self.provenance = diagnostics.provenance(self.kube, self.expected)
         self.versions |= versions
@@ -196,7 +186,7 @@ class KubernetesRun(ClusterRun):
     def _record(self, run_id: str) -> None:
         """Take the name of a try, and what is applied under it."""
         self.run_id, manifests = run_id, self.run.manifests(run_id)
-        self.folder = applied.artifact_folder(manifests[2], run_id)
+        self.folder = objects.artifact_folder(manifests[2], run_id)
         for manifest in manifests:
             name = f"applied/{manifest['kind'].lower()}.json"
             self.applied[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
@@ -216,17 +206,17 @@ class KubernetesRun(ClusterRun):
             return
         sending, content = self.run.workload
         job = self.run.manifests(self.run_id)[2]
-        found = presence.benchmark(self.kube, self.run)
+        found = deployment.find_job(self.kube, self.run)
         if found is None:
             if sending.staged:
                 with self._files() as pod:
-                    upload(pod, content, applied.staged_path(sending.sha256))
-            state = benchmarking.state(self.kube, self.expected)
-            job["metadata"]["annotations"][marks.BEFORE] = json.dumps(state)
+                    upload(pod, content, objects.staged_path(sending.sha256))
+            state = benchmark.state(self.kube, self.expected)
+            job["metadata"]["annotations"][objects.BEFORE] = json.dumps(state)
             found = self.kube.create(job)
         self.run.note(self.run_id, "replaying")
-        before = marks.annotation(found, marks.BEFORE)
-        benchmarking.wait_finished(
+        before = objects.annotation(found, objects.BEFORE)
+        benchmark.wait_finished(
             self.kube,
             self.expected,
             self.run.job_name,
@@ -236,15 +226,15 @@ class KubernetesRun(ClusterRun):
             self.folder,
             on_progress,
         )
-        after = benchmarking.state(self.kube, self.expected)
+        after = benchmark.state(self.kube, self.expected)
         earlier = before["restarts"]
         during = {pod: count - earlier.get(pod, 0) for pod, count in after["restarts"].items()}
         router = {"before": before["router"], "after": after["router"]}
         self.provenance |= {"restarts": during, "router": router}
         if self.job.topology.router == "kv":
-            benchmarking.check_router(**router)
+            benchmark.check_router(**router)
         kept = {"versions": self.versions, "provenance": self.provenance}
-        self.run.note(self.run_id, "replayed", digest=self.run.digest_mark().digest, **kept)
+        self.run.note(self.run_id, "replayed", digest=self.run.digest, **kept)
         self.replayed = True
 
     @while_held
@@ -261,7 +251,7 @@ class KubernetesRun(ClusterRun):
         local = self.job.path.with_name(f".{self.job.path.name}.collecting") / self.run_id
         try:
             with self._files() as pod:
-                files = collecting.bring(pod, self.folder, self.run_id, local)
+                artifacts = files.bring(pod, self.folder, self.run_id, local)
             read = aiperf.read_artifacts(local)
             requests = from_aiperf(read, self.job.trace, self.job.order())
         except (Spoiled, InputError):
@@ -271,8 +261,8 @@ class KubernetesRun(ClusterRun):
             requests = without_cached(requests)
         self.versions["aiperf"] = read.version or "unknown"
         self.provenance["router"] |= aiperf.router_counters(local)
-        collecting.forget(local)
-        return Collected(requests=requests, artifacts=files, **self._provenance())
+        files.forget(local)
+        return Collected(requests=requests, artifacts=artifacts, **self._provenance())
 
     def teardown(self, *, keep_answers: bool) -> str:
         """Delete the run's deployment, Job, helpers and lease; storage stays.
@@ -286,7 +276,7 @@ class KubernetesRun(ClusterRun):
             If something does not go away; it is named.
         """
         if keep_answers and self.replayed and not self.lease.is_lost():
-            presence.remove(self.kube, self.run)
+            deployment.remove_run(self.kube, self.run)
             self.lease.leave()
             return "the replay itself is done: run the same command again to collect its artifacts"
         if not self.made and not self.run.state_file.exists():
@@ -295,7 +285,7 @@ class KubernetesRun(ClusterRun):
             self._hold()
         except Held:
             return ""
-        presence.remove(self.kube, self.run)
+        deployment.remove_run(self.kube, self.run)
         self.run.state_file.unlink(missing_ok=True)
         self.lease.leave()
         print(self.run.stays(), file=sys.stderr)

@@ -8,18 +8,20 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kvab.clusters.kubernetes import causes, marks, readiness
-from kvab.clusters.kubernetes.board import component_table
-from kvab.clusters.kubernetes.causes import last_lines
-from kvab.clusters.kubernetes.kube import Kube
+from kvab.clusters.kubernetes import health, objects
+from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube
+from kvab.clusters.kubernetes.health import component_table, condition, last_lines
+from kvab.clusters.kubernetes.lease import Held
+from kvab.clusters.kubernetes.objects import Assembly
 from kvab.console import Display
 from kvab.errors import DependencyError
 
 Object = dict[str, Any]
-DEPLOYMENT, COMPONENT = "DynamoGraphDeployment", "DynamoComponentDeployment"
 
 
-def refuse_others(kube: Kube, mark: marks.Mark, names: set[str], own: Object | None = None) -> None:
+def refuse_others(
+    kube: Kube, mark: objects.Mark, names: set[str], own: Object | None = None
+) -> None:
     """Refuse to go on while another deployment of the study holds the GPUs.
 
     With ``own``, one that is there already, only an older one counts.
@@ -31,13 +33,13 @@ def refuse_others(kube: Kube, mark: marks.Mark, names: set[str], own: Object | N
     """
     for found in kube.list(DEPLOYMENT):
         metadata = found["metadata"]
-        labelled = (metadata.get("labels") or {}).get(marks.STUDY_LABEL) == mark.study
+        labelled = (metadata.get("labels") or {}).get(objects.STUDY_LABEL) == mark.study
         if not labelled and metadata["name"] not in names:
             continue
-        run = (metadata.get("annotations") or {}).get(marks.RUN)
+        run = (metadata.get("annotations") or {}).get(objects.RUN)
         if run == mark.run or (own and _age(own) <= _age(found)):
             continue
-        made_by = f" (made by {who})" if (who := marks.owner_of(found)) else ""
+        made_by = f" (made by {who})" if (who := objects.owner_of(found)) else ""
         raise DependencyError(
             f"deployment {metadata['name']} of {run or 'another owner'} holds the GPUs since "
             f"{metadata.get('creationTimestamp')}{made_by}; finish that run, or free them with "
@@ -50,7 +52,7 @@ def _age(found: Object) -> tuple[str, str]:
     return found["metadata"]["creationTimestamp"], found["metadata"]["uid"]
 
 
-def create(kube: Kube, manifest: Object, mark: marks.Mark, names: set[str]) -> Object:
+def create(kube: Kube, manifest: Object, mark: objects.Mark, names: set[str]) -> Object:
     """Create the deployment; of two that start at once, the younger gives way."""
     made = kube.create(manifest)
     try:
@@ -61,7 +63,7 @@ def create(kube: Kube, manifest: Object, mark: marks.Mark, names: set[str]) -> O
     return made
 
 
-def wait_ready(kube: Kube, expected: readiness.Expected, probes: int) -> None:
+def wait_ready(kube: Kube, expected: health.Expected, probes: int) -> None:
     """Return when the deployment serves by every sign of `readiness`.
 
     Raises
@@ -70,7 +72,7 @@ def wait_ready(kube: Kube, expected: readiness.Expected, probes: int) -> None:
         With the cause as soon as it is known, at the latest after ``limits.deploy_s``.
     """
     deadline = time.monotonic() + kube.limits.deploy_s
-    grace = causes.Grace(kube.limits.grace_s)
+    grace = health.Grace(kube.limits.grace_s)
     with Display(expected.deployment) as display:
         while True:
             found = kube.get(DEPLOYMENT, expected.deployment)
@@ -80,10 +82,10 @@ def wait_ready(kube: Kube, expected: readiness.Expected, probes: int) -> None:
                     "else while it came up; run again"
                 )
             pods, events = kube.list("Pod", expected.selector), kube.list("Event")
-            told = [*causes.of_deployment(found)]
-            told += [cause for pod in pods for cause in causes.of_pod(pod)]
-            told += causes.of_events(events, pods)
-            told += causes.of_creation(events, found, expected.owned)
+            told = [*health.of_deployment(found)]
+            told += [cause for pod in pods for cause in health.of_pod(pod)]
+            told += health.of_events(events, pods)
+            told += health.of_creation(events, found, expected.owned)
             if cause := grace.lasting(told, time.monotonic()):
                 raise DependencyError(_explained(kube, cause))
             unmet = _unmet(kube, expected, found, pods, probes)
@@ -99,23 +101,23 @@ def wait_ready(kube: Kube, expected: readiness.Expected, probes: int) -> None:
 
 
 def _unmet(
-    kube: Kube, expected: readiness.Expected, found: Object, pods: list[Object], probes: int
+    kube: Kube, expected: health.Expected, found: Object, pods: list[Object], probes: int
 ) -> str:
     """Return the first sign that is missing; completions are asked for last of all."""
-    for check in readiness.of_objects(expected, found, pods):
+    for check in health.of_objects(expected, found, pods):
         if not check.ok:
             return check.what
-    for check in readiness.of_frontend(expected, kube.proxy):
+    for check in health.of_frontend(expected, kube.proxy):
         if not check.ok:
             return check.what
     for _ in range(probes):
-        check = readiness.complete(expected, kube.proxy)
+        check = health.complete(expected, kube.proxy)
         if not check.ok:
             return check.what
     return ""
 
 
-def _explained(kube: Kube, cause: causes.Cause) -> str:
+def _explained(kube: Kube, cause: health.Cause) -> str:
     if not cause.reason.startswith("CrashLoopBackOff"):
         return str(cause)
     log = kube.log(cause.pod, cause.container, previous=True, lines=50)
@@ -131,7 +133,7 @@ def remove(kube: Kube, kind: str, name: str, study: str) -> None:
         If it is still there after ``limits.teardown_s``.
     """
     found = kube.get(kind, name)
-    if found is None or (found["metadata"].get("labels") or {}).get(marks.STUDY_LABEL) != study:
+    if found is None or (found["metadata"].get("labels") or {}).get(objects.STUDY_LABEL) != study:
         return
     uid = found["metadata"]["uid"]
     kube.delete(kind, name, uid)
@@ -162,7 +164,7 @@ def take_down(kube: Kube, name: str, uid: str | None) -> None:
     DependencyError
         If something is left after ``limits.teardown_s``; it is named.
     """
-    selector = f"{readiness.DEPLOYMENT}={name}"
+    selector = f"{health.DEPLOYMENT_LABEL}={name}"
     deadline = time.monotonic() + kube.limits.teardown_s
     if uid:
         kube.delete(DEPLOYMENT, name, uid)
@@ -196,3 +198,77 @@ def _stuck(kube: Kube, name: str, own: Object | None, left: list[str]) -> str:
         f"deployment {name}: deleted, but after {kube.limits.teardown_s:g} s {len(left)} objects "
         f"are left, first {left[0]}; see `kubectl -n {kube.namespace} describe`, then run again"
     )
+
+
+def find_job(kube: Kube, run: Assembly) -> Object | None:
+    """Return the run's Job if it is there.
+
+    Raises
+    ------
+    DependencyError
+        If a Job of that name is not the study's.
+    """
+    found = kube.get("Job", run.job_name)
+    if found:
+        objects.check_own(found, run.job.study.name)
+    return found
+
+
+def found_again(kube: Kube, run: Assembly, mark: objects.Mark) -> Object | None:
+    """Return the run's own deployment if it can go on; remove what is left of another try."""
+    name = run.recipe.deployment
+    found, job = kube.get(DEPLOYMENT, name), find_job(kube, run)
+    if found and mark.owns(found) and not found["metadata"].get("deletionTimestamp"):
+        parts = [part for part in (found, job) if part]
+        ids = {part["metadata"]["annotations"].get(objects.RUN_ID) for part in parts}
+        if len(ids) == 1 and not condition(job, "Failed"):
+            return found
+    for kind, part in _benchmark_parts(run).items():
+        remove(kube, kind, part, run.job.study.name)
+    if found:
+        take_down(kube, name, found["metadata"]["uid"])
+    return None
+
+
+def remove_run(kube: Kube, run: Assembly) -> None:
+    """Delete the run's deployment, Job and helpers; storage stays.
+
+    Raises
+    ------
+    DependencyError
+        If something does not go away; it is named.
+    """
+    name = run.recipe.deployment
+    mine = run.name
+    for kind, part in _benchmark_parts(run).items():
+        found = kube.get(kind, part)
+        if found and objects.run_of(found) == mine:
+            remove(kube, kind, part, run.job.study.name)
+    found = kube.get(DEPLOYMENT, name)
+    if not found or objects.run_of(found) == mine:
+        uid = found["metadata"]["uid"] if found else None
+        take_down(kube, name, uid)  # or see the rest of it go
+
+
+def _benchmark_parts(run: Assembly) -> dict[str, str]:
+    """Return the names of the Job and the helper pod, by kind."""
+    return {"Job": run.job_name, "Pod": run.helper}
+
+
+def check_left(kube: Kube, run: Assembly) -> None:
+    """Leave alone what somebody else's client, which is gone, left of the run with other inputs.
+
+    Raises
+    ------
+    Held
+        Naming who, and how to replace it.
+    """
+    found, mark = kube.get(DEPLOYMENT, run.recipe.deployment), run.mark()
+    if not found or objects.run_of(found) != mark.run or mark.owns(found):
+        return
+    who = objects.owner_of(found)
+    if who not in ("", objects.owner_of(run.lease())):
+        raise Held(
+            f"deployment {run.recipe.deployment} of {mark.run}: made by {who} of other rows or "
+            "manifests, and no client of it is alive; replace it with --take-over"
+        )

@@ -1,25 +1,134 @@
-"""The manifests as a cluster gets them: recipes, a cluster profile and a run put together.
+"""What one run applies to a cluster, and the labels by which a later start knows it as its own.
 
-Input: recipe manifests, a profile and what the run sends. Output: plain manifests, each marked
-with the run that it belongs to. Nothing here talks to a cluster.
+Input: recipe manifests, a cluster profile and what the run sends. Output: plain manifests with
+labels and annotations, names, and what must be there when it serves. Nothing here talks to a
+cluster.
 """
 
 from __future__ import annotations
 
 import copy
+import getpass
+import hashlib
+import json
+import os
 import re
+import secrets
+import socket
+import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from kvab.clusters.kubernetes.marks import DIGEST, STUDY_LABEL
+import numpy as np
+
+from kvab.cache import write_beside
+from kvab.clusters.base import Job
+from kvab.clusters.kubernetes import health
+from kvab.clusters.kubernetes.api import DEPLOYMENT
 from kvab.declarations import digest, read_yaml
-from kvab.errors import InputError
+from kvab.errors import DependencyError, InputError
 from kvab.study import Kubernetes, Study
+from kvab.study.recipes import Configuration, Topology, read_configuration
 from kvab.study.recipes.benchmark import check_scripts, read_scripts
 from kvab.study.recipes.forms import pod_templates
-from kvab.study.recipes.manifests import FRONTEND, Configuration, at
+from kvab.study.recipes.manifests import FRONTEND, at
+from kvab.trace import write_rows
 
 Manifest = dict[str, Any]
+STUDY_LABEL, RUN, RUN_ID, DIGEST, BEFORE = (
+    "kvab-study",
+    "kvab-run",
+    "kvab-run-id",
+    "kvab-digest",
+    "kvab-before",
+)
+USER, HOST = "kvab-user", "kvab-host"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What every object of a run carries, so that a later start finds it again."""
+
+    study: str
+    run: str
+    run_id: str
+    digest: str
+
+    def put(self, manifest: Manifest, namespace: str) -> Manifest:
+        """Return the manifest with the marks and its namespace."""
+        marked = copy.deepcopy(manifest)
+        metadata = marked["metadata"]
+        metadata["namespace"] = namespace
+        metadata.setdefault("labels", {}).update({STUDY_LABEL: self.study, **owner()})
+        metadata.setdefault("annotations", {}).update(
+            {RUN: self.run, RUN_ID: self.run_id, DIGEST: self.digest}
+        )
+        return marked
+
+    def owns(self, found: Manifest) -> bool:
+        """Whether an object belongs to this run, made of the same manifests."""
+        return (run_of(found), digest_of(found)) == (self.run, self.digest)
+
+
+def run_of(found: Manifest) -> str | None:
+    """Return the run that an object belongs to."""
+    run: str | None = (found["metadata"].get("annotations") or {}).get(RUN)
+    return run
+
+
+def digest_of(found: Manifest) -> str | None:
+    """Return the digest of what was applied with an object."""
+    digest: str | None = (found["metadata"].get("annotations") or {}).get(DIGEST)
+    return digest
+
+
+def owner() -> dict[str, str]:
+    """Return the labels that say who made an object: user and host."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a user without a name, as in some containers
+        user = str(os.getuid())
+    return {USER: _label(user), HOST: _label(socket.gethostname())}
+
+
+def _label(text: str) -> str:
+    """Return a text as the value of a label may be."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:63].strip("._-") or "unknown"
+
+
+def owner_of(found: Manifest) -> str:
+    """Return user and host that made an object, empty where it does not say."""
+    labels = found["metadata"].get("labels") or {}
+    return f"{labels[USER]}@{labels[HOST]}" if {USER, HOST} <= labels.keys() else ""
+
+
+def annotation(found: Manifest, key: str) -> Any:
+    """Return the JSON value of an annotation, None where there is none."""
+    text = (found["metadata"].get("annotations") or {}).get(key)
+    return None if text is None else json.loads(text)
+
+
+def check_own(found: Manifest, study: str) -> None:
+    """Refuse an object that has the name of one of ours but was made by somebody else.
+
+    Raises
+    ------
+    DependencyError
+        Naming it, and the command that deletes it.
+    """
+    metadata = found["metadata"]
+    if (metadata.get("labels") or {}).get(STUDY_LABEL) != study:
+        kind, name, namespace = found["kind"], metadata["name"], metadata["namespace"]
+        raise DependencyError(
+            f"{kind} {name}: expected none or one made for this study (label {STUDY_LABEL}="
+            f"{study}), found another's; when it is not needed, `kubectl -n {namespace} delete "
+            f"{kind.lower()} {name}`"
+        )
+
+
 PLACEHOLDERS = (
     "my-context",
     "my-rwx-class",
@@ -231,11 +340,6 @@ def files_pod(job: Manifest, name: str) -> Manifest:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
-def content_digest(manifests: list[Manifest], sending: Sending) -> str:
-    """Return the digest by which a later start knows a deployment as its own."""
-    return digest([*manifests, sending.sha256, sending.rows])[:32]
-
-
 def needs(manifest: Manifest) -> dict[str, int]:
     """Return the devices that all workers of a deployment ask for, by resource name."""
     total: dict[str, int] = {}
@@ -255,16 +359,16 @@ def pods(manifest: Manifest) -> list[tuple[Manifest, int]]:
     """
     name = manifest["metadata"]["name"]
     if manifest["kind"] == "Job":
-        return [(_pod(name, manifest["spec"]["template"]), 1)]
+        return [(_templated_pod(name, manifest["spec"]["template"]), 1)]
     if manifest["kind"] != "DynamoGraphDeployment":
         return []
     return [
-        (_pod(f"{name}-{key.lower()}", template), count)
+        (_templated_pod(f"{name}-{key.lower()}", template), count)
         for key, (template, count) in pod_templates(manifest).items()
     ]
 
 
-def _pod(name: str, template: Manifest) -> Manifest:
+def _templated_pod(name: str, template: Manifest) -> Manifest:
     metadata = {**(template.get("metadata") or {}), "name": name}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
@@ -279,7 +383,7 @@ def all_in_one(listed: list[tuple[Manifest, int]]) -> Manifest:
         for number, part in enumerate(parts)
     ]
     spec = {"securityContext": first.get("securityContext") or {}, "containers": containers}
-    return _pod(f"{listed[0][0]['metadata']['name']}-and-others", {"spec": spec})
+    return _templated_pod(f"{listed[0][0]['metadata']['name']}-and-others", {"spec": spec})
 
 
 def replicas(manifest: Manifest) -> dict[str, int]:
@@ -298,3 +402,152 @@ def service_name(configuration: Configuration) -> str:
     """Return the name of the frontend's Service, as the operator makes it."""
     key = component(configuration).lower().replace(".", "-")
     return f"{configuration.deployment}-{key}"
+
+
+class Assembly:
+    """One run as a cluster gets it."""
+
+    def __init__(self, profile: Kubernetes, job: Job) -> None:
+        self.profile, self.job = profile, job
+
+    @cached_property
+    def recipe(self) -> Configuration:
+        """The manifests of the job's configuration."""
+        return self.job.recipe
+
+    @cached_property
+    def workload(self) -> tuple[Sending, bytes]:
+        """What is sent, and its file unless the benchmark fetches the published one."""
+        trace, order = self.job.trace, self.job.order()
+        published = trace.sha256 == self.job.study.trace.sha256
+        whole = np.array_equal(order, np.arange(len(trace)))
+        span_s = float(trace.arrival_ms[order].max()) / 1000
+        if published and whole:
+            return Sending(trace.sha256, len(order), span_s, False), b""
+        with tempfile.TemporaryDirectory(prefix="kvab-") as folder:
+            path = write_rows(trace, order, Path(folder) / "trace.jsonl")
+            content = path.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        return Sending(sha256, len(order), span_s, True), content
+
+    @cached_property
+    def plain(self) -> list[Manifest]:
+        """Deployment, scripts and Job without the run's labels and annotations."""
+        recipe, (sending, _) = self.recipe, self.workload
+        return [
+            deployment(recipe, self.profile),
+            scripts(self.job.study, recipe, self.profile),
+            benchmark(recipe, self.profile, sending, ""),
+        ]
+
+    @cached_property
+    def digest(self) -> str:
+        """What a later start knows the run's objects by: all that is applied and sent."""
+        sending, _ = self.workload
+        return digest([*self.plain, sending.sha256, sending.rows])[:32]
+
+    @cached_property
+    def name(self) -> str:
+        """The run in its annotations: study, configuration and repeat."""
+        path = self.job.path
+        return f"{self.job.study.name}/{path.parent.name}/{path.name}"
+
+    def mark(self, run_id: str = "") -> Mark:
+        """Return the labels and annotations of the run, or of one try of it."""
+        return Mark(self.job.study.name, self.name, run_id, self.digest)
+
+    def manifests(self, run_id: str = "") -> list[Manifest]:
+        """Return deployment and Job, labelled as the run's own, with the scripts between them."""
+        made, shared, _ = self.plain
+        job = benchmark(self.recipe, self.profile, self.workload[0], run_id)
+        mark, namespace = self.mark(run_id), self.profile.namespace
+        return [mark.put(made, namespace), shared, mark.put(job, namespace)]
+
+    def lease(self) -> Manifest:
+        """Return the Lease of the run, which at most one client holds."""
+        name = re.sub("[^a-z0-9-]+", ".", f"kvab.{self.name}".lower()).strip(".-")
+        made = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}
+        return self.mark().put(made, self.profile.namespace)
+
+    def files_pod(self, run_id: str) -> Manifest:
+        """Return the pod through which files go in and out."""
+        pod = files_pod(self.plain[2], self.helper)
+        return self.mark(run_id).put(pod, self.profile.namespace)
+
+    def deployments(self) -> set[str]:
+        """Return the names of all deployments of the study."""
+        study = self.job.study
+        folders = [study.configuration_folder(name) for name in study.configurations]
+        return {read_configuration(folder).deployment for folder in folders}
+
+    def new_id(self) -> str:
+        """Return a name for this try of the run, of which no other has the artifacts' folder."""
+        at = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"
+        return f"{self.job.configuration}-r{self.job.repeat}-{at}"
+
+    @cached_property
+    def job_name(self) -> str:
+        """Name of the benchmark's Job."""
+        return self.recipe.job["metadata"]["name"]
+
+    @property
+    def helper(self) -> str:
+        """Name of the pod through which files go in and out."""
+        return f"{self.recipe.deployment}-files"
+
+    def expected(self, topology: Topology, found: Manifest) -> health.Expected:
+        """Return what must be there when the deployment serves."""
+        recipe, groups = self.recipe, topology.groups
+        prefill = groups["prefill"].replicas if "prefill" in groups else 0
+        return health.Expected(
+            deployment=recipe.deployment,
+            uid=found["metadata"]["uid"],
+            replicas=replicas(recipe.deploy),
+            frontend=component(recipe),
+            service=service_name(recipe),
+            model=self.job.study.model.name,
+            prefill=prefill,
+            others=sum(group.replicas for group in groups.values()) - prefill,
+        )
+
+    def witnesses(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return what tells why the run failed: selectors of pods; kinds and names of the rest."""
+        jobs = (self.job_name, "model-download")
+        claims = storage(self.job.study, self.profile)
+        names = [(DEPLOYMENT, self.recipe.deployment), *(("Job", name) for name in jobs)]
+        names += [("PersistentVolumeClaim", claim["metadata"]["name"]) for claim in claims]
+        pods = f"{health.DEPLOYMENT_LABEL}={self.recipe.deployment}"
+        return [pods, *(f"job-name={name}" for name in jobs)], names
+
+    def stays(self) -> str:
+        """Return what is left in the namespace for later runs, and how to remove it."""
+        study = self.job.study
+        made = [download(study, self.profile), *storage(study, self.profile)]
+        made.append(scripts(study, self.recipe, self.profile))
+        kinds = {"Job": "job", "PersistentVolumeClaim": "pvc", "ConfigMap": "configmap"}
+        names = " ".join(f"{kinds[each['kind']]}/{each['metadata']['name']}" for each in made)
+        return (
+            "model files, caches, scripts and the artifacts of every run stay for later runs; "
+            f"`kubectl -n {self.profile.namespace} delete {names}` removes them for good"
+        )
+
+    @cached_property
+    def state_file(self) -> Path:
+        """Where it is noted, beside the run, that the cluster holds something of it."""
+        return self.job.path.with_name(f".{self.job.path.name}.state.json")
+
+    def note(self, run_id: str, step: str, **kept: Any) -> None:
+        """Note beside the run how far it is, and what the cluster cannot be asked for later."""
+        self.state_file.parent.mkdir(parents=True, exist_ok=True)
+        at = datetime.now(UTC).isoformat()
+        note = {"run_id": run_id, "step": step, "at": at, **kept}
+        write_beside(self.state_file, json.dumps(note, indent=1).encode())
+
+    def noted(self) -> dict[str, Any] | None:
+        """Return what an earlier start noted when it had replayed this very run, else None."""
+        try:
+            note = json.loads(self.state_file.read_bytes())
+            mine = (note["step"], note["digest"]) == ("replayed", self.digest)
+            return note if mine and note.keys() >= {"run_id", "versions", "provenance"} else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None

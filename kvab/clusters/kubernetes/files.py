@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kvab.clusters.kubernetes import causes, deploying, marks
-from kvab.clusters.kubernetes.kube import Kube
-from kvab.clusters.kubernetes.podexec import Failed, Pod
+from kvab.clusters.kubernetes import deployment, health, objects
+from kvab.clusters.kubernetes.api import Failed, Kube, Pod
+from kvab.clusters.kubernetes.health import condition, last_lines
+from kvab.console import Display
 from kvab.declarations import inside
 from kvab.errors import DependencyError
 
@@ -42,17 +44,17 @@ def helper_pod(kube: Kube, manifest: dict[str, Any], job: str | None = None) -> 
     """
     for pod in kube.list("Pod", f"job-name={job}") if job else ():
         if pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp"):
-            yield Pod(kube, pod["metadata"]["name"], causes.main_container(pod))
+            yield Pod(kube, pod["metadata"]["name"], health.main_container(pod))
             return
     name = manifest["metadata"]["name"]
     if ENDED & {((kube.get("Pod", name) or {}).get("status") or {}).get("phase")}:
-        deploying.remove(kube, "Pod", name, manifest["metadata"]["labels"][marks.STUDY_LABEL])
+        deployment.remove(kube, "Pod", name, manifest["metadata"]["labels"][objects.STUDY_LABEL])
     found = kube.create(manifest)
     try:
-        grace = causes.Grace(kube.limits.grace_s)
+        grace = health.Grace(kube.limits.grace_s)
         deadline = time.monotonic() + kube.limits.prepare_s
         while (found.get("status") or {}).get("phase") != "Running":
-            told = [*causes.of_pod(found), *causes.of_events(kube.list("Event"), [found])]
+            told = [*health.of_pod(found), *health.of_events(kube.list("Event"), [found])]
             if cause := grace.lasting(told, time.monotonic()):
                 raise DependencyError(str(cause))
             if (phase := (found.get("status") or {}).get("phase")) in ENDED:
@@ -225,3 +227,154 @@ def _fetch(
         f"{source}: expected sha256 {wanted[:12]} as when it was written, got {got[:12]}; the "
         "volume changed since; run again"
     )
+
+
+Manifest = dict[str, Any]
+CLAIM_EVENTS = ("ProvisioningFailed", "FailedBinding")
+
+
+def claim_storage(kube: Kube, claims: list[Manifest]) -> None:
+    """Create the volume claims that are not there; those that are stay as they are.
+
+    Raises
+    ------
+    DependencyError
+        If one that is there cannot serve.
+    """
+    for claim in claims:
+        name, mode = claim["metadata"]["name"], claim["spec"]["accessModes"]
+        found = kube.get("PersistentVolumeClaim", name)
+        if found is None:
+            kube.create(claim)
+        elif found["metadata"].get("deletionTimestamp"):
+            raise DependencyError(f"PVC {name} is being deleted; wait until it is gone, run again")
+        elif found.get("status", {}).get("phase") == "Lost":
+            raise DependencyError(f"PVC {name} lost its volume; delete it and run again")
+        elif not set(mode) <= set(found["spec"]["accessModes"]):
+            raise DependencyError(
+                f"PVC {name}: expected access mode {mode[0]}, got "
+                f"{', '.join(found['spec']['accessModes'])}; fix access_mode of the profile, or "
+                "delete the claim"
+            )
+
+
+def place_scripts(kube: Kube, scripts: Manifest) -> None:
+    """Create the benchmark's scripts where they are not, in place of another version of them.
+
+    Raises
+    ------
+    DependencyError
+        If something else has their name.
+    """
+    name, study = scripts["metadata"]["name"], scripts["metadata"]["labels"][objects.STUDY_LABEL]
+    found = kube.get("ConfigMap", name)
+    if found and found.get("data") == scripts["data"]:
+        return
+    if found:
+        objects.check_own(found, study)
+        deployment.remove(kube, "ConfigMap", name, study)
+    kube.create(scripts)
+
+
+def fetch_model(kube: Kube, job: Manifest) -> None:
+    """Run the download to its end, unless the same one has succeeded.
+
+    Raises
+    ------
+    DependencyError
+        If it fails, or is not done in ``limits.prepare_s``; it goes on by itself then.
+    """
+    name, study = job["metadata"]["name"], job["metadata"]["labels"][objects.STUDY_LABEL]
+    found = kube.get("Job", name)
+    if found and (condition(found, "Failed") or _revision(found) != _revision(job)):
+        deployment.remove(kube, "Job", name, study)
+        found = None
+    if found is None:
+        found = kube.create(job)
+    deadline, end = time.monotonic() + kube.limits.prepare_s, ""
+    grace = health.Grace(kube.limits.grace_s)
+    with Display(f"Job {name}") as display:
+        while not condition(found, "Complete"):
+            pods = kube.list("Pod", f"job-name={name}")
+            if failed := condition(found, "Failed"):
+                end = _log_end(kube, pods) or end or "nothing"
+                deployment.remove(kube, "Job", name, study)
+                raise DependencyError(
+                    f"Job {name}: {failed.get('reason')}: {failed.get('message', '')}; "
+                    f"its log ends with: {end}"
+                )
+            events = kube.list("Event")
+            told = [c for pod in pods for c in health.of_pod(pod)]
+            told += [*health.of_events(events, pods), *_unprovisioned(events, job)]
+            told += [] if pods else health.of_creation(events, found)
+            if cause := grace.lasting(told, time.monotonic()):
+                deployment.remove(kube, "Job", name, study)
+                raise DependencyError(f"Job {name}: {cause}")
+            if time.monotonic() > deadline:
+                raise DependencyError(
+                    f"Job {name}: not done in {kube.limits.prepare_s:g} s; it goes on: run again "
+                    "later, or raise limits.prepare_s of the profile"
+                )
+            end = _log_end(kube, pods) or end
+            display.show(end.rpartition(" | ")[2] or _phases(pods))
+            kube.changed(f"job-name={name}", kube.limits.poll_s)
+            found = kube.get("Job", name)
+            if found is None:
+                raise DependencyError(f"Job {name} was deleted while it ran; run again")
+
+
+def _revision(job: Manifest) -> Any:
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    values = {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+    return values.get("MODEL_NAME"), values.get("MODEL_REVISION")
+
+
+def _unprovisioned(events: list[Manifest], job: Manifest) -> list[health.Cause]:
+    volumes = job["spec"]["template"]["spec"].get("volumes", [])
+    claims = {v["persistentVolumeClaim"]["claimName"] for v in volumes
+              if "persistentVolumeClaim" in v}  # fmt: skip
+    return [
+        health.Cause(f"PVC {event['involvedObject']['name']}", event["reason"], event["message"])
+        for event in events
+        if event.get("reason") in CLAIM_EVENTS
+        and event.get("involvedObject", {}).get("name") in claims
+    ]
+
+
+def _phases(pods: list[Manifest]) -> str:
+    return ", ".join(pod.get("status", {}).get("phase", "Unknown") for pod in pods) or "no pod yet"
+
+
+def _log_end(kube: Kube, pods: list[Manifest]) -> str:
+    if not pods:
+        return ""
+    newest = max(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
+    container = health.main_container(newest)
+    return last_lines(kube.log(newest["metadata"]["name"], container, lines=50), 5)
+
+
+def bring(pod: Pod, folder: str, run_id: str, local: Path) -> dict[str, bytes]:
+    """Return the files of a try by name, and leave them in the folder here.
+
+    Raises
+    ------
+    Spoiled
+        If they are not whole, or not those of this try.
+    DependencyError
+        If the connection is lost for good.
+    """
+    with Display("collect") as display:
+        marker = read_marker(pod, folder, run_id)
+        names = download(
+            pod,
+            folder,
+            marker,
+            local,
+            lambda done, total: display.show(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
+        )
+    return {name: (local / name).read_bytes() for name in names}
+
+
+def forget(local: Path) -> None:
+    """Remove the folder, and what other tries left beside it."""
+    shutil.rmtree(local.parent)
