@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
+from rich.table import Table
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -27,7 +29,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from kvab.console import mask
+from kvab.console import Display, mask
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import Kubernetes
 from kvab.study.recipes import forms
@@ -259,6 +261,13 @@ def _warnings(header: str) -> None:
         _warn(re.sub(r"\\(.)", r"\1", text))
 
 
+class Waiting(NamedTuple):
+    """What is still waited for, in one line and as a table."""
+
+    note: str
+    table: Table | None = None
+
+
 class Kube:
     """Calls in one namespace; each is retried for ``limits.retry_s`` seconds."""
 
@@ -453,6 +462,47 @@ class Kube:
         except failures():
             left_s = timeout_s - (time.monotonic() - start)
             time.sleep(max(0.0, min(left_s, timeout_s / 5)))
+
+    def wait_until(
+        self,
+        probe: Callable[[], Waiting | None],
+        limit_s: float = math.inf,
+        describe: Callable[[Waiting], str] = lambda waiting: waiting.note,
+        *,
+        title: str = "",
+        selector: str = "",
+    ) -> None:
+        """Return when a probe has nothing left to wait for; what never comes, the probe raises.
+
+        Parameters
+        ----------
+        probe : callable
+            Returns what is still waited for, None when it is there.
+        limit_s : float
+            Seconds until waiting is given up.
+        describe : callable
+            Gets what was still waited for then, and returns the message.
+        title : str
+            What is shown before each thing waited for; without one nothing is shown.
+        selector : str
+            Label selector of the pods of which any change is a reason to look again.
+
+        Raises
+        ------
+        DependencyError
+            If the time is over.
+        """
+        deadline = time.monotonic() + limit_s
+        with Display(title) if title else nullcontext() as display:
+            while (waiting := probe()) is not None:
+                if time.monotonic() > deadline:
+                    raise DependencyError(describe(waiting))
+                if display:
+                    display.show(waiting.note, waiting.table)
+                if selector:
+                    self.changed(selector, self.limits.poll_s)
+                else:
+                    time.sleep(min(1.0, self.limits.poll_s))
 
     def proxy(self, service: str, path: str, body: Any = None) -> tuple[int, str]:
         """Return status and text that a Service's port 8000 answers, 0 if it cannot be reached."""

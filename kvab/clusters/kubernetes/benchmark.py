@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kvab.clusters.kubernetes import health
-from kvab.clusters.kubernetes.api import Kube, Pod
+from kvab.clusters.kubernetes.api import Kube, Pod, Waiting
 from kvab.clusters.kubernetes.health import condition, last_lines
-from kvab.console import Display
 from kvab.errors import DependencyError
 
 Object = dict[str, Any]
@@ -96,31 +95,32 @@ def wait_finished(
     """
     grace = health.Grace(kube.limits.grace_s)
     counter = Counter(kube, folder, rows, span_s, progress)
-    with Display(f"replay on {expected.deployment}") as display:
-        while True:
-            job, pods = kube.get("Job", name), kube.list("Pod", f"job-name={name}")
-            if job is None:
-                seen = f"; its log ended with: {counter.log}" if counter.log else ""
-                raise DependencyError(f"Job {name} was deleted while it ran; run again{seen}")
-            serving = health.restarts(kube.list("Pod", expected.selector))
-            if what := health.changed_pods(before, serving):
-                raise DependencyError(
-                    f"{expected.deployment}: serving pods did not stay up during the replay "
-                    f"({what}); its latencies are worth nothing; see diagnostics/"
-                )
-            if failed := condition(job, "Failed"):
-                raise DependencyError(_failure(kube, name, failed, pods, counter.log))
-            if condition(job, "Complete"):
-                counter.tell(rows)
-                return
-            told = [cause for pod in pods for cause in health.of_pod(pod)]
-            events = kube.list("Event")
-            told += health.of_events(events, pods) if pods else health.of_creation(events, job)
-            started = [c for c in told if c.reason not in ("Failed", "Error", "DeadlineExceeded")]
-            if cause := grace.lasting(started, time.monotonic()):
-                raise DependencyError(f"Job {name}: {cause}")
-            display.show(counter.look(pods))
-            kube.changed(f"job-name={name}", kube.limits.poll_s)
+
+    def probe() -> Waiting | None:
+        job, pods = kube.get("Job", name), kube.list("Pod", f"job-name={name}")
+        if job is None:
+            seen = f"; its log ended with: {counter.log}" if counter.log else ""
+            raise DependencyError(f"Job {name} was deleted while it ran; run again{seen}")
+        serving = health.restarts(kube.list("Pod", expected.selector))
+        if what := health.changed_pods(before, serving):
+            raise DependencyError(
+                f"{expected.deployment}: serving pods did not stay up during the replay "
+                f"({what}); its latencies are worth nothing; see diagnostics/"
+            )
+        if failed := condition(job, "Failed"):
+            raise DependencyError(_failure(kube, name, failed, pods, counter.log))
+        if condition(job, "Complete"):
+            counter.tell(rows)
+            return None
+        events = kube.list("Event")
+        causes = [*health.of_pods(pods, events)] if pods else [*health.of_creation(events, job)]
+        started = [c for c in causes if c.reason not in ("Failed", "Error", "DeadlineExceeded")]
+        if cause := grace.lasting(started, time.monotonic()):
+            raise DependencyError(f"Job {name}: {cause}")
+        return Waiting(counter.look(pods))
+
+    title = f"replay on {expected.deployment}"
+    kube.wait_until(probe, title=title, selector=f"job-name={name}")
 
 
 def _failure(kube: Kube, name: str, failed: Object, pods: list[Object], seen: str) -> str:

@@ -9,11 +9,10 @@ import time
 from typing import Any
 
 from kvab.clusters.kubernetes import health, objects
-from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube
+from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube, Waiting
 from kvab.clusters.kubernetes.health import component_table, condition, last_lines
 from kvab.clusters.kubernetes.lease import Held
 from kvab.clusters.kubernetes.objects import Assembly
-from kvab.console import Display
 from kvab.errors import DependencyError
 
 Object = dict[str, Any]
@@ -71,33 +70,40 @@ def wait_ready(kube: Kube, expected: health.Expected, probes: int) -> None:
     DependencyError
         With the cause as soon as it is known, at the latest after ``limits.deploy_s``.
     """
-    deadline = time.monotonic() + kube.limits.deploy_s
     grace = health.Grace(kube.limits.grace_s)
-    with Display(expected.deployment) as display:
-        while True:
-            found = kube.get(DEPLOYMENT, expected.deployment)
-            if found is None or found["metadata"]["uid"] != expected.uid:
-                raise DependencyError(
-                    f"{expected.deployment}: the deployment was deleted or replaced by someone "
-                    "else while it came up; run again"
-                )
-            pods, events = kube.list("Pod", expected.selector), kube.list("Event")
-            told = [*health.of_deployment(found)]
-            told += [cause for pod in pods for cause in health.of_pod(pod)]
-            told += health.of_events(events, pods)
-            told += health.of_creation(events, found, expected.owned)
-            if cause := grace.lasting(told, time.monotonic()):
-                raise DependencyError(_explained(kube, cause))
-            unmet = _unmet(kube, expected, found, pods, probes)
-            if not unmet:
-                return
-            display.show(f"waits for {unmet}", component_table(expected, pods, events))
-            if time.monotonic() > deadline:
-                raise DependencyError(
-                    f"{expected.deployment}: not ready in {kube.limits.deploy_s:g} s, still waits "
-                    f"for {unmet}{'; ' + str(told[0]) if told else ''}"
-                )
-            kube.changed(expected.selector, kube.limits.poll_s)
+    causes: list[health.Cause] = []
+
+    def probe() -> Waiting | None:
+        made = kube.get(DEPLOYMENT, expected.deployment)
+        if made is None or made["metadata"]["uid"] != expected.uid:
+            raise DependencyError(
+                f"{expected.deployment}: the deployment was deleted or replaced by someone "
+                "else while it came up; run again"
+            )
+        pods, events = kube.list("Pod", expected.selector), kube.list("Event")
+        causes[:] = [
+            *health.of_deployment(made),
+            *health.of_pods(pods, events),
+            *health.of_creation(events, made, expected.owned),
+        ]
+        if cause := grace.lasting(causes, time.monotonic()):
+            raise DependencyError(_explained(kube, cause))
+        unmet = _unmet(kube, expected, made, pods, probes)
+        return (
+            Waiting(f"waits for {unmet}", component_table(expected, pods, events))
+            if unmet
+            else None
+        )
+
+    def late(waiting: Waiting) -> str:
+        why = f"; {causes[0]}" if causes else ""
+        return (
+            f"{expected.deployment}: not ready in {kube.limits.deploy_s:g} s, still "
+            f"{waiting.note}{why}"
+        )
+
+    title, limit_s = expected.deployment, kube.limits.deploy_s
+    kube.wait_until(probe, limit_s, late, title=title, selector=expected.selector)
 
 
 def _unmet(
@@ -137,18 +143,21 @@ def remove(kube: Kube, kind: str, name: str, study: str) -> None:
         return
     uid = found["metadata"]["uid"]
     kube.delete(kind, name, uid)
-    deadline = time.monotonic() + kube.limits.teardown_s
-    while True:
-        found = kube.get(kind, name)
-        left = found is not None and found["metadata"]["uid"] == uid
-        if not left and not (kind == "Job" and kube.list("Pod", f"job-name={name}")):
-            return
-        if time.monotonic() > deadline:
-            raise DependencyError(
-                f"{kind} {name}: deleted, but not gone after {kube.limits.teardown_s:g} s; see "
-                f"`kubectl -n {kube.namespace} describe {kind.lower()} {name}`"
-            )
-        time.sleep(min(1.0, kube.limits.poll_s))
+
+    def probe() -> Waiting | None:
+        left = kube.get(kind, name)
+        ours = left is not None and left["metadata"]["uid"] == uid
+        pods = kind == "Job" and kube.list("Pod", f"job-name={name}")
+        return Waiting(f"{kind} {name}") if ours or pods else None
+
+    kube.wait_until(
+        probe,
+        kube.limits.teardown_s,
+        lambda waiting: (
+            f"{waiting.note}: deleted, but not gone after {kube.limits.teardown_s:g} s; see "
+            f"`kubectl -n {kube.namespace} describe {kind.lower()} {name}`"
+        ),
+    )
 
 
 def take_down(kube: Kube, name: str, uid: str | None) -> None:
@@ -165,25 +174,29 @@ def take_down(kube: Kube, name: str, uid: str | None) -> None:
         If something is left after ``limits.teardown_s``; it is named.
     """
     selector = f"{health.DEPLOYMENT_LABEL}={name}"
-    deadline = time.monotonic() + kube.limits.teardown_s
+    own: Object | None = None
+    left: list[str] = []
+
+    def probe() -> Waiting | None:
+        nonlocal own
+        now = kube.get(DEPLOYMENT, name)
+        own = now if now and now["metadata"]["uid"] == uid else None
+        if now and not own:
+            return None  # someone made another of that name; its pods are not ours
+        left[:] = [f"deployment {name}"] if own else []
+        left.extend(f"component {o['metadata']['name']}" for o in kube.list(COMPONENT, selector))
+        left.extend(f"pod {pod['metadata']['name']}" for pod in kube.list("Pod", selector))
+        return Waiting(f"waits for {len(left)} objects: {left[0]}") if left else None
+
     if uid:
         kube.delete(DEPLOYMENT, name, uid)
-    with Display(f"{name} goes") as display:
-        while True:
-            found = kube.get(DEPLOYMENT, name)
-            own = found if found and found["metadata"]["uid"] == uid else None
-            if found and not own:
-                return  # someone made another of that name; its pods are not ours
-            left = [f"deployment {name}"] if own else []
-            left += [f"component {part['metadata']['name']}" for part in
-                     kube.list(COMPONENT, selector)]  # fmt: skip
-            left += [f"pod {pod['metadata']['name']}" for pod in kube.list("Pod", selector)]
-            if not left:
-                return
-            if time.monotonic() > deadline:
-                raise DependencyError(_stuck(kube, name, own, left))
-            display.show(f"waits for {len(left)} objects: {left[0]}")
-            kube.changed(selector, min(2.0, kube.limits.poll_s))
+    kube.wait_until(
+        probe,
+        kube.limits.teardown_s,
+        lambda _: _stuck(kube, name, own, left),
+        title=f"{name} goes",
+        selector=selector,
+    )
 
 
 def _stuck(kube: Kube, name: str, own: Object | None, left: list[str]) -> str:

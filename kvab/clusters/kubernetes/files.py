@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kvab.clusters.kubernetes import deployment, health, objects
-from kvab.clusters.kubernetes.api import Failed, Kube, Pod
+from kvab.clusters.kubernetes.api import Failed, Kube, Pod, Waiting
 from kvab.clusters.kubernetes.health import condition, last_lines
 from kvab.console import Display
 from kvab.declarations import inside
@@ -49,26 +49,38 @@ def helper_pod(kube: Kube, manifest: dict[str, Any], job: str | None = None) -> 
     name = manifest["metadata"]["name"]
     if ENDED & {((kube.get("Pod", name) or {}).get("status") or {}).get("phase")}:
         deployment.remove(kube, "Pod", name, manifest["metadata"]["labels"][objects.STUDY_LABEL])
-    found = kube.create(manifest)
+    made = kube.create(manifest)
     try:
-        grace = health.Grace(kube.limits.grace_s)
-        deadline = time.monotonic() + kube.limits.prepare_s
-        while (found.get("status") or {}).get("phase") != "Running":
-            told = [*health.of_pod(found), *health.of_events(kube.list("Event"), [found])]
-            if cause := grace.lasting(told, time.monotonic()):
-                raise DependencyError(str(cause))
-            if (phase := (found.get("status") or {}).get("phase")) in ENDED:
-                why = f": {told[0]}" if told else ""
-                raise DependencyError(f"pod {name} ended ({phase}) before it could be used{why}")
-            if time.monotonic() > deadline:
-                raise DependencyError(f"pod {name} did not start; see `kubectl describe pod`")
-            time.sleep(min(1.0, kube.limits.poll_s))
-            if (latest := kube.get("Pod", name)) is None:
-                raise DependencyError(f"pod {name} was deleted while it started; run again")
-            found = latest
+        _wait_running(kube, made)
         yield Pod(kube, name, manifest["spec"]["containers"][0]["name"])
     finally:
-        kube.delete("Pod", name, found["metadata"]["uid"])
+        kube.delete("Pod", name, made["metadata"]["uid"])
+
+
+def _wait_running(kube: Kube, pod: Manifest) -> None:
+    """Return when a pod that was just created runs."""
+    name, grace = pod["metadata"]["name"], health.Grace(kube.limits.grace_s)
+
+    def probe() -> Waiting | None:
+        latest = kube.get("Pod", name)
+        if latest is None:
+            raise DependencyError(f"pod {name} was deleted while it started; run again")
+        phase = (latest.get("status") or {}).get("phase")
+        if phase == "Running":
+            return None
+        causes = list(health.of_pods([latest], kube.list("Event")))
+        if cause := grace.lasting(causes, time.monotonic()):
+            raise DependencyError(str(cause))
+        if phase in ENDED:
+            why = f": {causes[0]}" if causes else ""
+            raise DependencyError(f"pod {name} ended ({phase}) before it could be used{why}")
+        return Waiting(f"pod {name}")
+
+    kube.wait_until(
+        probe,
+        kube.limits.prepare_s,
+        lambda waiting: f"{waiting.note} did not start; see `kubectl describe pod`",
+    )
 
 
 def upload(pod: Pod, content: bytes, target: str) -> None:
@@ -290,37 +302,41 @@ def fetch_model(kube: Kube, job: Manifest) -> None:
         deployment.remove(kube, "Job", name, study)
         found = None
     if found is None:
-        found = kube.create(job)
-    deadline, end = time.monotonic() + kube.limits.prepare_s, ""
-    grace = health.Grace(kube.limits.grace_s)
-    with Display(f"Job {name}") as display:
-        while not condition(found, "Complete"):
-            pods = kube.list("Pod", f"job-name={name}")
-            if failed := condition(found, "Failed"):
-                end = _log_end(kube, pods) or end or "nothing"
-                deployment.remove(kube, "Job", name, study)
-                raise DependencyError(
-                    f"Job {name}: {failed.get('reason')}: {failed.get('message', '')}; "
-                    f"its log ends with: {end}"
-                )
-            events = kube.list("Event")
-            told = [c for pod in pods for c in health.of_pod(pod)]
-            told += [*health.of_events(events, pods), *_unprovisioned(events, job)]
-            told += [] if pods else health.of_creation(events, found)
-            if cause := grace.lasting(told, time.monotonic()):
-                deployment.remove(kube, "Job", name, study)
-                raise DependencyError(f"Job {name}: {cause}")
-            if time.monotonic() > deadline:
-                raise DependencyError(
-                    f"Job {name}: not done in {kube.limits.prepare_s:g} s; it goes on: run again "
-                    "later, or raise limits.prepare_s of the profile"
-                )
-            end = _log_end(kube, pods) or end
-            display.show(end.rpartition(" | ")[2] or _phases(pods))
-            kube.changed(f"job-name={name}", kube.limits.poll_s)
-            found = kube.get("Job", name)
-            if found is None:
-                raise DependencyError(f"Job {name} was deleted while it ran; run again")
+        kube.create(job)
+    grace, end = health.Grace(kube.limits.grace_s), ""
+
+    def probe() -> Waiting | None:
+        nonlocal end
+        latest = kube.get("Job", name)
+        if latest is None:
+            raise DependencyError(f"Job {name} was deleted while it ran; run again")
+        if condition(latest, "Complete"):
+            return None
+        pods, events = kube.list("Pod", f"job-name={name}"), kube.list("Event")
+        end = _log_end(kube, pods) or end
+        if failed := condition(latest, "Failed"):
+            deployment.remove(kube, "Job", name, study)
+            raise DependencyError(
+                f"Job {name}: {failed.get('reason')}: {failed.get('message', '')}; "
+                f"its log ends with: {end or 'nothing'}"
+            )
+        causes = [*health.of_pods(pods, events), *_unprovisioned(events, job)]
+        causes += [] if pods else health.of_creation(events, latest)
+        if cause := grace.lasting(causes, time.monotonic()):
+            deployment.remove(kube, "Job", name, study)
+            raise DependencyError(f"Job {name}: {cause}")
+        return Waiting(end.rpartition(" | ")[2] or _phases(pods))
+
+    kube.wait_until(
+        probe,
+        kube.limits.prepare_s,
+        lambda _: (
+            f"Job {name}: not done in {kube.limits.prepare_s:g} s; it goes on: run again "
+            "later, or raise limits.prepare_s of the profile"
+        ),
+        title=f"Job {name}",
+        selector=f"job-name={name}",
+    )
 
 
 def _revision(job: Manifest) -> Any:

@@ -122,6 +122,13 @@ def of_events(events: list[Object], pods: list[Object]) -> Iterator[Cause]:
             yield Cause(name, event["reason"], event.get("message", ""), True, name)
 
 
+def of_pods(pods: list[Object], events: list[Object]) -> Iterator[Cause]:
+    """Yield why pods do not start or stay up, from their statuses, then from their events."""
+    for pod in pods:
+        yield from of_pod(pod)
+    yield from of_events(events, pods)
+
+
 def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterator[Cause]:
     """Yield why pods cannot be created for an object, told by whatever creates them for it.
 
