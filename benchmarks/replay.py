@@ -30,7 +30,8 @@ from kvab.clusters.base import Job
 from kvab.clusters.simulated import prediction
 from kvab.runs import replay_missing
 from kvab.runs.replay import Replay, plan_job
-from kvab.study import load_study, recipes, root
+from kvab.study import load_study, root
+from kvab.study.topology import read_topology
 from kvab.trace import find_trace
 
 CLUSTER = "simulated-h200"
@@ -62,7 +63,7 @@ def commands_s(jobs: list[Job], folder: Path) -> float:
     start = time.perf_counter()
     for job in jobs:
         file = folder / f"{job.configuration}.yaml"
-        topology = recipes.topology(job.recipe)
+        topology = read_topology(job.recipe)
         config = prediction(topology, job.cluster, job.trace.path, job.trace.block_tokens)
         file.write_text(yaml.safe_dump(config))
         command = [Path(sys.executable).parent / "aisimulate", "predict", "--stack", "dynamo"]

@@ -13,7 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from kvab.errors import InputError
 
@@ -22,6 +31,7 @@ EXPECTED = {
     "missing": "a value",
     "string_type": "a text (quote it)",
     "list_type": "a list",
+    "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
 }
@@ -32,6 +42,32 @@ class Declared(BaseModel):
     """A declaration that cannot be changed and rejects keys that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(BaseModel):
+    """The checked part of a manifest: keys that it does not know are Kubernetes' own.
+
+    A key without a value counts as absent.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: object) -> object:
+        return _present(value)
+
+
+def _present(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {key: _present(inner) for key, inner in value.items() if inner is not None}
+
+
+def below(path: str) -> FieldInfo:
+    """Return the field of a `Part` that stands at a dotted path of nested mappings."""
+    field: FieldInfo = Field(validation_alias=AliasPath(*path.split(".")))
+    return field
 
 
 def inside(files: dict[str, Any]) -> dict[str, Any]:

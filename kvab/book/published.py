@@ -16,7 +16,7 @@ from kvab.pages import model_check
 from kvab.runs import sweep
 from kvab.runs.workload import workload_path
 from kvab.study import load_study, root
-from kvab.study.recipes.manifests import DEPLOY, PERF
+from kvab.study.manifests import DEPLOY, PERF
 
 ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2}
 LIMIT_BYTES = 3_000_000

@@ -13,10 +13,10 @@ from kvab.clusters import open_cluster
 from kvab.clusters.base import Finding, look
 from kvab.errors import DependencyError, InputError, KvabError, lacking
 from kvab.study import Study, check_product, load_cluster, load_study, root
+from kvab.study.benchmark import read_scripts
 from kvab.study.declaration import TraceSource
-from kvab.study.recipes import Configuration, check_gpus, declared_topology, read_configuration
-from kvab.study.recipes.benchmark import check_scripts, read_scripts
-from kvab.study.recipes.forms import BETA_FILE, beta_text
+from kvab.study.manifests import BETA_FILE, Configuration, beta_text, read_configuration
+from kvab.study.topology import check_gpus, declared_topology
 from kvab.trace import Trace, read_trace, trace_place
 
 FREE_BYTES = 2_000_000_000
@@ -41,7 +41,7 @@ def check_declarations(*, fix: bool = False) -> list[str]:
         scripts = read_scripts(study.folder)
         for name in study.configurations:
             recipe = read_configuration(study.configuration_folder(name), name)
-            check_scripts(recipe, scripts)
+            recipe.benchmark.check_scripts(scripts)
             read += _check_beta(recipe, fix)
     profiles = sorted((root() / "recipes" / "clusters").glob("*.yaml"))
     return read + [f"{path.stem}: {load_cluster(path.stem).description}" for path in profiles]

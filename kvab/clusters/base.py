@@ -19,9 +19,10 @@ import numpy as np
 from kvab.declarations import digest
 from kvab.errors import KvabError
 from kvab.study import Kubernetes, Live, Simulated, Study
-from kvab.study.recipes import Configuration, Topology, declared_topology, read_configuration
-from kvab.study.recipes.benchmark import read_scripts
-from kvab.study.sweep import AS_DECLARED, Variant
+from kvab.study.benchmark import read_scripts
+from kvab.study.manifests import Configuration, read_configuration
+from kvab.study.topology import Topology, declared_topology
+from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace import Trace, burst_order
 
 if TYPE_CHECKING:  # a client that only starts a kernel does without, a third of a second sooner

@@ -36,7 +36,7 @@ from kvab.clusters.base import (
 from kvab.errors import DependencyError, InputError
 from kvab.requests.simulator import from_simulator
 from kvab.study import Live, Simulated, Study
-from kvab.study.recipes import Topology, WorkerGroup, declared_topology
+from kvab.study.topology import Topology, WorkerGroup, declared_topology
 from kvab.trace import Trace
 
 PACKAGES = ("ai-dynamo", "aisimulate")

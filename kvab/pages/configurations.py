@@ -11,19 +11,20 @@ import pandas as pd
 
 from kvab.pages.evidence import Evidence
 from kvab.pages.theme import Table
-from kvab.study import recipes
+from kvab.study.manifests import Configuration, read_configuration
+from kvab.study.topology import flatten, read_topology
 
 
-def _configuration(evidence: Evidence, name: str) -> recipes.Configuration:
+def _configuration(evidence: Evidence, name: str) -> Configuration:
     """Return the manifests that the first run of a configuration used."""
-    return recipes.read_configuration(evidence.runs[name][0].path / "manifests", name)
+    return read_configuration(evidence.runs[name][0].path / "manifests", name)
 
 
 def topologies_table(evidence: Evidence) -> Table:
     """Return what each configuration deploys."""
     lines = []
     for name, arm in evidence.arms.items():
-        topology = recipes.topology(_configuration(evidence, name))
+        topology = read_topology(_configuration(evidence, name))
         workers = ", ".join(
             f"{group.replicas} {role} x TP{group.tensor_parallel}"
             for role, group in topology.groups.items()
@@ -48,8 +49,8 @@ def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
     worker that does its work in the other.
     """
     both = [_configuration(evidence, name) for name in (a, b)]
-    flat = [recipes.flatten(each) for each in both]
-    groups = [recipes.topology(each).groups for each in both]
+    flat = [flatten(each) for each in both]
+    groups = [read_topology(each).groups for each in both]
     workers = {group.component for each in groups for group in each.values()}
     pairs = {"deployment": ("", "")}
     for role in dict.fromkeys([*groups[0], *groups[1]]):
@@ -107,7 +108,7 @@ def unexpressed_table(evidence: Evidence) -> Table:
     """Return the fields of the manifests that the simulator cannot express, and why."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for name, arm in evidence.arms.items():
-        for item in recipes.topology(_configuration(evidence, name)).unexpressed:
+        for item in read_topology(_configuration(evidence, name)).unexpressed:
             key = (item.component, item.field, str(item.value)[:60], item.why)
             lines.setdefault(key, []).append(arm.short)
     columns = ["component", "field", "value", "why"]

@@ -25,7 +25,9 @@ from kvab.requests.metrics import LATENCIES
 from kvab.runs import Run, RunManifest, summaries
 from kvab.runs.sources import NOT_STREAMED
 from kvab.runs.workload import Workload, load_workload
-from kvab.study import Arm, Study, load_study, recipes, root
+from kvab.study import Arm, Study, load_study, root
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import read_topology
 
 if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
     from kvab.stats.attribution import Attribution
@@ -100,7 +102,7 @@ class Evidence:
     def gpus(self) -> dict[str, int]:
         """GPUs that each configuration filled, by the manifests of its first run."""
         return {
-            name: recipes.topology(recipes.read_configuration(repeats[0].path / "manifests")).gpus
+            name: read_topology(read_configuration(repeats[0].path / "manifests")).gpus
             for name, repeats in self.runs.items()
         }
 

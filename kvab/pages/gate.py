@@ -28,8 +28,8 @@ from kvab.pages.evidence import Evidence
 from kvab.requests import metrics
 from kvab.requests.aiperf import SERVER_METRICS
 from kvab.runs import Run, RunManifest, summaries
-from kvab.study import recipes
-from kvab.study.recipes import Topology
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import Topology, read_topology
 
 ERROR_LIMIT_SHARE = 0.01
 OVERLOAD_LIMIT_SHARE = 0.001  # a tenth of the requests that a 99th percentile rests on
@@ -98,7 +98,7 @@ def _judged(evidence: Evidence) -> Gate:
 def _run_checks(run: Run, evidence: Evidence) -> Iterator[Outcome]:
     table, manifest = run.requests, run.manifest
     yield "the replay ended", "complete", manifest.status, manifest.status == "complete"
-    deployed = recipes.topology(recipes.read_configuration(run.path / "manifests"))
+    deployed = read_topology(read_configuration(run.path / "manifests"))
     yield _deployed_check(deployed, manifest.configuration, evidence)
     rows = manifest.trace.rows
     right = int(table["row"].between(0, rows - 1).sum())  # `check_table` has each of them once
@@ -177,7 +177,7 @@ def _repeat_checks(runs: list[Run]) -> Iterator[Outcome]:
     repeats = [run.manifest.repeat for run in runs]
     numbers = ", ".join(map(str, repeats))
     yield "each repeat once", "no number twice", numbers, len(set(repeats)) == len(repeats)
-    manifests = {recipes.read_configuration(run.path / "manifests").digest for run in runs}
+    manifests = {read_configuration(run.path / "manifests").digest for run in runs}
     yield "same manifests in all repeats", "one", str(len(manifests)), len(manifests) == 1
 
 

@@ -41,7 +41,9 @@ from kvab.pages.theme import (
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs import summaries
-from kvab.study import Simulated, Study, load_study, recipes, root
+from kvab.study import Simulated, Study, load_study, root
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import read_topology
 from kvab.trace import Trace, burst_order
 
 TABLE, ORDERS = Path("model-check") / "twins.parquet", Path("model-check") / "orders.parquet"
@@ -126,7 +128,7 @@ def _simulate(job: tuple[runs.Run, Trace, str, np.ndarray]) -> pd.DataFrame:
         hardware=cluster["hardware"], backend=cluster["backend"],
     )  # fmt: skip
     simulator_versions(profile)  # or the error that says what is missing
-    topology = recipes.topology(recipes.read_configuration(run.path / "manifests"))
+    topology = read_topology(read_configuration(run.path / "manifests"))
     return simulate(profile, topology, trace, order)[0]
 
 

@@ -20,8 +20,8 @@ from kvab.declarations import Declared
 from kvab.errors import InputError, KvabError
 from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_study
-from kvab.study.recipes.manifests import DEPLOY, PERF
-from kvab.study.sweep import Variant
+from kvab.study.manifests import DEPLOY, PERF
+from kvab.study.variants import Variant
 from kvab.trace import read_trace
 
 

@@ -25,7 +25,8 @@ from kvab.runs.replay import plan_job
 from kvab.runs.sources import NOT_STREAMED, Source, opened
 from kvab.runs.workload import save_workload
 from kvab.study import Study, load_cluster, load_study, root
-from kvab.study.recipes import Configuration, read_configuration, topology
+from kvab.study.manifests import Configuration, read_configuration
+from kvab.study.topology import read_topology
 from kvab.trace import Trace
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -199,7 +200,7 @@ def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:
 def _files(
     requests: pd.DataFrame, artifacts: Artifacts, recipe: Configuration
 ) -> dict[str, bytes | Path]:
-    if topology(recipe).mode == "disaggregated":
+    if read_topology(recipe).mode == "disaggregated":
         requests = without_cached(requests)
     files: dict[str, bytes | Path] = {"requests.parquet": runs.requests_bytes(requests)}
     for name in ("deploy.yaml", "perf.yaml"):

@@ -25,8 +25,9 @@ from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, reme
 from kvab.requests.table import not_replayed
 from kvab.runs.folder import RunLock, run_fields
 from kvab.runs.workload import save_workload
-from kvab.study import Study, check_product, load_cluster, load_study, recipes, root
-from kvab.study.sweep import AS_DECLARED, Variant
+from kvab.study import Study, check_product, load_cluster, load_study, root
+from kvab.study.topology import check_gpus, declared_topology
+from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace import Trace, find_trace
 
 
@@ -56,8 +57,8 @@ def plan_job(
     study.seed(repeat)
     profile = load_cluster(cluster)
     check_product(study, profile)
-    variant.topology(recipes.declared_topology(study, configuration))
-    recipes.check_gpus(study)
+    variant.topology(declared_topology(study, configuration))
+    check_gpus(study)
     identity = open_cluster(profile).identity()
     if trace is None:
         _check_rows(rows, study.trace.rows, study.trace.name)

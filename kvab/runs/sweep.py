@@ -36,8 +36,10 @@ from kvab.stats.bootstrap import Sample
 from kvab.stats.crossings import Curves, curves
 from kvab.stats.pairing import metric_values
 from kvab.stats.robustness import judge_totals
-from kvab.study import Arm, Slo, Study, load_cluster, load_study, recipes, root
-from kvab.study.sweep import AS_DECLARED, Capacity, Variant
+from kvab.study import Arm, Slo, Study, load_cluster, load_study, root
+from kvab.study.declaration import Capacity
+from kvab.study.manifests import read_configuration
+from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace import Trace
 
 TABLE, SUMMARY, SPREAD = "capacity.parquet", "capacity.json", "spread.parquet"
@@ -350,7 +352,7 @@ class Sweep:
                 changes.append(f"{name} is no longer declared")
                 continue
             folder = self.study.configuration_folder(name)
-            if recipes.read_configuration(folder, name).digest != swept:
+            if read_configuration(folder, name).digest != swept:
                 changes.append(
                     f"deploy.yaml of {self.study.configurations[name].label} has changed"
                 )

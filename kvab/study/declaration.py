@@ -13,7 +13,6 @@ from pydantic import AfterValidator, Field, model_validator
 
 from kvab.declarations import Declared, digest, read_declaration
 from kvab.errors import InputError
-from kvab.study.sweep import Capacity
 
 ACTIVE = "<>[]{}`$\\"  # what Markdown and HTML would take for more than text
 
@@ -92,6 +91,37 @@ class Statistics(Declared):
     def percent(self) -> str:
         """The level of the intervals as pages write it."""
         return f"{100 * self.level:g} %"
+
+
+class Split(Declared):
+    """How many workers prefill and how many decode."""
+
+    prefill: Count
+    decode: Count
+
+    @property
+    def label(self) -> str:
+        """The field's short form, such as 6P2D."""
+        return f"{self.prefill}P{self.decode}D"
+
+
+class Capacity(Declared):
+    """The sweep: arrival speeds, the good shares asked for, and splits of the comparison."""
+
+    loads: list[Positive]
+    good_shares: list[Annotated[float, Field(gt=0, lt=1)]]
+    headline: float
+    splits: list[Split]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Capacity:
+        if len(self.loads) < 2 or self.loads != sorted(set(self.loads)) or 1 not in self.loads:
+            raise ValueError("loads that rise, 1 (the trace's own speed) among them")
+        if self.good_shares != sorted(set(self.good_shares)):
+            raise ValueError("good_shares that rise")
+        if self.headline not in self.good_shares:
+            raise ValueError("headline to be one of good_shares")
+        return self
 
 
 class Study(Declared):

@@ -1,17 +1,95 @@
-"""What a configuration deploys, as every kind of cluster is told.
+"""What a configuration deploys, as every kind of cluster is given it.
 
-Read from manifests by `kvab.study.recipes`; a sweep varies it.
+Input: a `Configuration`. Output: a checked `Topology`, with every field of ``deploy.yaml`` that
+the simulator cannot express; held against what the study declares.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field
-from pydantic.dataclasses import dataclass as checked
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from kvab.console import counted
+from kvab.errors import InputError
+from kvab.study.declaration import Count, Study
+from kvab.study.manifests import (
+    DEPLOY,
+    FRONTEND,
+    KIND,
+    VLLM,
+    Component,
+    Configuration,
+    at,
+    read_configuration,
+)
+
+Router = Literal["round_robin", "kv"]
+ROUTERS: dict[str | None, Router] = {"round-robin": "round_robin", "kv": "kv"}
+ROLES = {"agg": "aggregated", "prefill": "prefill", "decode": "decode"}
+
+
+class Flag(NamedTuple):
+    """A known argument: its program, the field that it sets, and why the simulator has none.
+
+    ``default`` is what the engine does on an H200 where the flag is absent. Source: vLLM 0.23
+    (vllm-runtime 1.3.1), EngineArgs.get_batch_defaults (served through the API, 70 GiB or more)
+    and CacheConfig. A ``switch`` takes no value.
+    """
+
+    program: str
+    sets: str = ""
+    default: float | None = None
+    switch: bool = False
+    why: str = ""
+
+
+NO_LOG = Flag(VLLM, switch=True, why="a simulated engine writes no log")
+FLAGS = {
+    "--router-mode": Flag(FRONTEND, "router"),
+    "--router-reset-states": Flag(
+        FRONTEND, switch=True, why="a simulated router always starts empty"
+    ),
+    "--model": Flag(VLLM, "model"),
+    "--disaggregation-mode": Flag(VLLM, "role"),
+    "--tensor-parallel-size": Flag(VLLM, "tensor_parallel", 1),
+    "--block-size": Flag(VLLM, "block_size", 16),
+    "--gpu-memory-utilization": Flag(VLLM, "gpu_memory_fraction", 0.92),
+    "--max-model-len": Flag(VLLM, "context_length"),
+    "--max-num-batched-tokens": Flag(VLLM, "max_batched_tokens", 8192),
+    "--max-num-seqs": Flag(VLLM, "max_sequences", 1024),
+    "--enable-prefix-caching": Flag(VLLM, "prefix_caching", True, switch=True),
+    "--no-enable-prefix-caching": Flag(VLLM, "prefix_caching", True, switch=True),
+    "--async-scheduling": Flag(VLLM, switch=True, why="scheduling takes no time in the simulator"),
+    "--hf-overrides": Flag(VLLM, why="no rope scaling is simulated, only the context length"),
+    "--kv-events-config": Flag(VLLM, why="implied by the router mode"),
+    "--kv-transfer-config": Flag(VLLM, why="the simulator moves KV blocks by its own model"),
+    "--no-enable-log-requests": NO_LOG,
+    "--disable-log-requests": NO_LOG,
+}
+VLLM_DEFAULTS = {flag.sets: flag.default for flag in FLAGS.values() if flag.default is not None}
+# Why the simulator cannot express a field; "" where it can. The first pattern that fits counts.
+FIELDS = {
+    **dict.fromkeys(("apiVersion", "kind", "metadata.name"), ""),
+    **dict.fromkeys(("componentType", "subComponentType", "replicas", "command"), ""),
+    **dict.fromkeys(("resources.limits.gpu", "resources.requests.gpu", "env.DYN_ROUTER_MODE"), ""),
+    **{f"args.{name}": flag.why for name, flag in FLAGS.items()},
+    "env*": "the simulator starts no process that reads it",
+    "image": "no image runs in the simulator",
+    "workingDir": "no image runs in the simulator",
+    "resources.*.custom.*": "the simulated nodes have no network devices",
+    "resources.*": "host CPU and memory are not simulated",
+    "volumeMounts.*": "the simulator reads no model files",
+    "spec.pvcs.*": "the simulator reads no model files",
+    "extraPodMetadata.*": "labels and annotations do not change how a pod serves",
+    "*": "a Kubernetes setting without a counterpart in the simulator",
+}
+INEXPRESSIBLE = ("autoscaling", "failover", "multinode", "scalingAdapter")
 
 
 def _power_of_two(value: int) -> int:
@@ -20,10 +98,7 @@ def _power_of_two(value: int) -> int:
     return value
 
 
-Count = Annotated[int, Field(ge=1)]
-
-
-@checked(frozen=True)
+@checked_dataclass(frozen=True)
 class WorkerGroup:
     """The identical workers of one role; lengths in tokens, the memory fraction a share of 1."""
 
@@ -57,7 +132,7 @@ class Topology:
 
     deployment: str
     mode: Literal["aggregated", "disaggregated"]
-    router: Literal["round_robin", "kv"]
+    router: Router
     groups: dict[str, WorkerGroup]
     unexpressed: tuple[Unexpressed, ...]
 
@@ -75,3 +150,248 @@ class Topology:
         )
         router = self.router.replace("_", "-")
         return f"{self.deployment}: {workers}, {router} routing, {counted(self.gpus, 'GPU')}."
+
+
+def read_topology(configuration: Configuration) -> Topology:
+    """Return what ``deploy.yaml`` deploys, with the fields that the simulator cannot express.
+
+    Raises
+    ------
+    InputError
+        If a flag is unknown, a value is out of range or fields contradict each other.
+    """
+    parts = configuration.components().values()
+    for part in parts:
+        _check_known(configuration, part)
+    frontends = [part for part in parts if part.program == FRONTEND]
+    if len(frontends) > 1 or frontends[0].declared.replicas != 1:
+        configuration.reject("spec.services", "one frontend with one replica", "another number")
+    router = _router(configuration, frontends[0])
+    groups: dict[str, WorkerGroup] = {}
+    for part in parts:
+        if part.program == VLLM:
+            role = _role(configuration, part)
+            if role in groups:
+                configuration.reject(part.name, f"one service with the role {role}", "two")
+            groups[role] = _group(configuration, part)
+    if set(groups) not in ({"aggregated"}, {"prefill", "decode"}):
+        got = " and ".join(sorted(groups))
+        configuration.reject("spec.services", "aggregated, or prefill and decode", got)
+    if router == "kv":
+        _check_kv_routing(configuration, groups)
+    return Topology(
+        deployment=configuration.deployment,
+        mode="aggregated" if "aggregated" in groups else "disaggregated",
+        router=router,
+        groups={role: groups[role] for role in ROLES.values() if role in groups},
+        unexpressed=tuple(_unexpressed(configuration)),
+    )
+
+
+def _check_known(configuration: Configuration, part: Component) -> None:
+    for field in INEXPRESSIBLE:
+        if part.service.get(field):
+            configuration.reject(f"{part.name}.{field}", "none: it cannot be simulated")
+    for name in part.environment:  # variables that stand for arguments
+        if name.startswith(("DYN_ROUTER_", "DYN_VLLM_")) and name != "DYN_ROUTER_MODE":
+            configuration.reject(f"{part.name}.env.{name}", "an argument instead of this variable")
+    for flag, value in part.flags.items():
+        known, key = FLAGS.get(flag), f"{part.name}.args.{flag}"
+        if known is None or known.program != part.program:
+            names = ", ".join(name for name in FLAGS if FLAGS[name].program == part.program)
+            configuration.reject(key, f"only flags that the study knows ({names})")
+        if known.switch != (value is None):
+            configuration.reject(key, f"{'no' if known.switch else 'a'} value", str(value))
+
+
+def _router(configuration: Configuration, frontend: Component) -> Router:
+    # As in the frontend, the argument wins over the variable.
+    default = frontend.environment.get("DYN_ROUTER_MODE", "round-robin")
+    mode = frontend.flags.get("--router-mode", default)
+    if mode not in ROUTERS:
+        key = f"{frontend.name}.args.--router-mode"
+        configuration.reject(key, " or ".join(map(str, ROUTERS)), str(mode))
+    return ROUTERS[mode]
+
+
+def _role(configuration: Configuration, part: Component) -> str:
+    mode = part.flags.get("--disaggregation-mode") or "agg"
+    if mode not in ROLES:
+        key = f"{part.name}.args.--disaggregation-mode"
+        configuration.reject(key, f"one of {', '.join(ROLES)}", mode)
+    # The published aggregated workers have the subtype decode.
+    allowed = "decode" if mode == "agg" else mode
+    types = {"componentType": part.declared.kind, "subComponentType": part.declared.role}
+    for field, kind in types.items():
+        if kind in ("prefill", "decode") and kind != allowed:
+            expected = f"a worker of --disaggregation-mode {mode}"
+            configuration.reject(f"{part.name}.{field}", expected, kind)
+    return ROLES[mode]
+
+
+def _group(configuration: Configuration, part: Component) -> WorkerGroup:
+    flags = {FLAGS[name].sets: name for name in part.flags}
+    values: dict[str, Any] = VLLM_DEFAULTS | {
+        field: part.flags[name] for field, name in flags.items() if field not in ("", "role")
+    }
+    if "prefix_caching" in flags:
+        values["prefix_caching"] = "--no-enable-prefix-caching" not in part.flags
+    events = _json(configuration, part, "--kv-events-config")
+    values |= {
+        "component": part.name,
+        "replicas": part.declared.replicas,
+        "gpus_per_worker": part.declared.resources.limits.gpu or 0,
+        "image": part.declared.image,
+        "kv_events": events.get("enable_kv_cache_events") is True,
+    }
+    try:
+        group = WorkerGroup(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][-1])
+        keys = {flag.sets: f"args.{name}" for name, flag in FLAGS.items()}
+        key = keys.get(field, field.replace("gpus_per_worker", "resources.limits.gpu"))
+        got = "nothing" if first["type"] == "missing" else repr(first["input"])
+        configuration.reject(f"{part.name}.{key}", f"a valid value ({first['msg']})", got)
+    _check_group(configuration, part, group)
+    return group
+
+
+def _check_group(configuration: Configuration, part: Component, group: WorkerGroup) -> None:
+    if {"--enable-prefix-caching", "--no-enable-prefix-caching"} <= set(part.flags):
+        configuration.reject(f"{part.name}.args", "prefix caching either on or off", "both")
+    gpus, parallel = group.gpus_per_worker, group.tensor_parallel
+    if gpus != parallel:
+        expected = f"{gpus} (resources.limits.gpu)"
+        configuration.reject(f"{part.name}.args.--tensor-parallel-size", expected, str(parallel))
+    requested = part.declared.resources.requests.gpu
+    if requested not in ("", str(gpus)):
+        expected = f"{gpus}, as in its limits"
+        configuration.reject(f"{part.name}.resources.requests.gpu", expected, requested)
+    overrides = _json(configuration, part, "--hf-overrides")
+    longest = overrides.get("max_position_embeddings", group.context_length)
+    if type(longest) is not int or group.context_length > longest:
+        expected, got = f"at most {longest} (--hf-overrides)", str(group.context_length)
+        configuration.reject(f"{part.name}.args.--max-model-len", expected, got)
+
+
+def _json(configuration: Configuration, part: Component, flag: str) -> dict[str, object]:
+    text = part.flags.get(flag) or "{}"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        configuration.reject(f"{part.name}.args.{flag}", "a JSON object", text)
+    return value
+
+
+def _check_kv_routing(configuration: Configuration, groups: dict[str, WorkerGroup]) -> None:
+    caching = groups.get("prefill") or groups["aggregated"]
+    key = f"{caching.component}.args"
+    if not caching.prefix_caching:
+        configuration.reject(key, "prefix caching behind a KV router", "it switched off")
+    if not caching.kv_events:
+        configuration.reject(key, "KV events (--kv-events-config) behind a KV router", "none")
+    sizes = {group.block_size for group in groups.values()}
+    if len(sizes) > 1:
+        configuration.reject("args.--block-size", "one block size behind a KV router",
+                             str(sorted(sizes)))  # fmt: skip
+
+
+def _unexpressed(configuration: Configuration) -> Iterator[Unexpressed]:
+    for path, value in flatten(configuration).items():
+        component, _, field = path.partition(".")
+        if component not in configuration.declared.services:
+            component, field = KIND, path
+        why = next(why for pattern, why in FIELDS.items() if fnmatchcase(field, pattern))
+        if why:
+            yield Unexpressed(component, field, value, why)
+
+
+def flatten(configuration: Configuration) -> dict[str, str]:
+    """Return every field of ``deploy.yaml``, such as ``VllmDecodeWorker.args.--block-size``.
+
+    Arguments are keyed by flag (a bare switch reads ``true``), environment and other named lists
+    by name, so that order does not matter.
+    """
+    spec = {**configuration.deploy["spec"], "services": {}}
+    flat = dict(_leaves({**configuration.deploy, "spec": spec}))
+    hoisted = ("image", "workingDir", "command", "args", "env")
+    for name, part in configuration.components().items():
+        container = part.container
+        rest = {key: value for key, value in container.items() if key not in hoisted}
+        service = {key: value for key, value in part.service.items() if key != "envs"}
+        service["extraPodSpec"] = {**part.service["extraPodSpec"], "mainContainer": rest}
+        service |= {key: container[key] for key in hoisted[:2] if key in container}
+        service |= {"command": part.program, "env": part.environment}
+        service["args"] = {flag: value or "true" for flag, value in part.flags.items()}
+        flat |= dict(_leaves(service, name))
+    return flat
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, list) and all(isinstance(at(item, "name"), str) for item in value):
+        value = {item["name"]: {k: v for k, v in item.items() if k != "name"} for item in value}
+    elif isinstance(value, list):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from _leaves(below, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def check_gpus(study: Study) -> None:
+    """Reject a study that would compare unequal hardware without saying so.
+
+    Raises
+    ------
+    InputError
+        If configurations fill different numbers of GPUs and ``gpus.differ`` is not declared, or
+        the largest is not ``gpus.count``.
+    """
+    path = study.folder / "study.yaml"
+    gpus = {name: declared_topology(study, name).gpus for name in study.configurations}
+    least, most = min(gpus, key=gpus.__getitem__), max(gpus, key=gpus.__getitem__)
+    if gpus[least] != gpus[most] and not study.gpus.differ:
+        raise InputError(
+            expected="configurations of equal hardware",
+            got=f"{least} with {gpus[least]} GPUs and {most} with {gpus[most]}",
+            path=path,
+            fix="give both the same in deploy.yaml (replicas x tensor parallelism), or declare "
+            "gpus.differ: true",
+        )
+    if gpus[most] != study.gpus.count:
+        expected = f"{gpus[most]}, which {most} fills"
+        raise InputError(expected=expected, got=f"{study.gpus.count}", path=path, key="gpus.count",
+                         fix="correct it or deploy.yaml")  # fmt: skip
+
+
+def declared_topology(study: Study, name: str) -> Topology:
+    """Return the topology of a configuration's manifests.
+
+    Raises
+    ------
+    InputError
+        If a manifest is wrong in itself, or another split, routing, model or goodput
+        than ``study.yaml`` declares.
+    """
+    recipe = read_configuration(study.configuration_folder(name), name)
+    topology, factors = read_topology(recipe), study.configurations[name].factors
+    path, slo = recipe.folder / DEPLOY, study.slo
+    declared = (factors.split, factors.routing.replace("-", "_"))
+    if (topology.mode, topology.router) != declared:
+        expected = f"{' and '.join(declared)}, as study.yaml declares {name}"
+        got = f"{topology.mode} and {topology.router}"
+        raise InputError(expected=expected, got=got, path=path, fix="fix the one that is wrong")
+    models = {group.model for group in topology.groups.values()}
+    if models != {study.model.name}:
+        expected, got = f"model {study.model.name}", ", ".join(models)
+        raise InputError(expected=expected, got=got, path=path, fix="fix --model")
+    if recipe.benchmark.slo() != slo.model_dump():
+        expected = f"the goodput of study.yaml ({slo.ttft_ms:g} ms, {slo.itl_ms:g} ms)"
+        got = recipe.benchmark.option("--goodput")
+        path = recipe.benchmark.path
+        raise InputError(expected=expected, got=got, path=path, fix="fix --goodput")
+    return topology

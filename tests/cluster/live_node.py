@@ -13,7 +13,8 @@ from node import Node
 
 from kvab.clusters.live.stack import Stack
 from kvab.study import load_cluster
-from kvab.study.recipes import read_configuration, topology
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import read_topology
 
 
 class LiveNode(Node):
@@ -43,7 +44,7 @@ class LiveNode(Node):
         (folder / "perf.yaml").write_bytes(perf.read_bytes())
         live = Stack(load_cluster("live-cpu"))
         try:
-            live.start(topology(read_configuration(folder)))
+            live.start(read_topology(read_configuration(folder)))
         except Exception as error:  # the test tells it
             live.stop()
             self.failure = error

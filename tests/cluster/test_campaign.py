@@ -21,7 +21,7 @@ from kvab.runs import remote, replay_missing
 from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_cluster, load_study
-from kvab.study.sweep import Variant
+from kvab.study.variants import Variant
 from kvab.trace import read_trace
 
 pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")

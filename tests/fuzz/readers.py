@@ -24,8 +24,10 @@ from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
 from kvab.requests.metrics import summarize
 from kvab.requests.table import PANDAS_TYPES, check_table
-from kvab.study import Slo, load_cluster, recipes, root
-from kvab.study.recipes.benchmark import BENCHMARK_ENV
+from kvab.study import Slo, load_cluster, root
+from kvab.study.benchmark import BENCHMARK_ENV
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import flatten, read_topology
 from kvab.trace import read_trace
 from kvab.trace.synthesize import synthesize
 
@@ -155,14 +157,14 @@ class ManifestReader(Reader):
     def read(self, data):
         for name, content in zip(MANIFESTS, parts(data), strict=True):
             self.write(f"recipe/{name}", content)
-        found = recipes.read_configuration(self.folder / "recipe")
-        topology = recipes.topology(found)
+        found = read_configuration(self.folder / "recipe")
+        topology = read_topology(found)
         assert topology.gpus >= 1 and topology.describe()
         assert {*topology.groups} in ({"aggregated"}, {"prefill", "decode"})
         assert all(group.replicas >= 1 for group in topology.groups.values())
-        flat = recipes.flatten(found)
+        flat = flatten(found)
         assert all(isinstance(each, str) for pair in flat.items() for each in pair)
-        assert recipes.aiperf_command(found)[:2] == ["aiperf", "profile"]
+        assert found.benchmark.command[:2] == ["aiperf", "profile"]
         manifest = objects.deployment(found, PROFILE)
         assert objects.replicas(manifest) and objects.needs(manifest)["nvidia.com/gpu"] >= 1
         job = objects.benchmark(found, PROFILE, SENT, "a-run")
@@ -170,7 +172,7 @@ class ManifestReader(Reader):
         assert objects.artifact_folder(job, "a-run")
         if not sampled(data):
             return
-        again = recipes.read_configuration(self.folder / "recipe")
+        again = read_configuration(self.folder / "recipe")
         assert (again.digest, again.perf_digest) == (found.digest, found.perf_digest)
 
 

@@ -112,9 +112,9 @@ def test_an_argument_of_several_lines_is_quoted_in_one(tmp_path):
     ("old", "new", "said"),
     [(b"limits: {}", b"limits: 5", "Frontend.resources.limits: expected a mapping"),
      (b"limits: {}", b"limits: {gpu: some}", "limits.gpu: expected a number of devices"),
-     (b"envs:", b"envs: 5\n      more:", "Frontend.env: expected variables with a name"),
-     (b"        image: python", b"        is: python", "perf.yaml: image: expected that of the"),
-     (b"        env:\n", b"        env:\n        - RUN_ID\n", "env: expected entries with a name")],
+     (b"envs:", b"envs: 5\n      more:", "Frontend.envs: expected a list, got 5"),
+     (b"        image: python", b"        is: python", "containers.0.image: expected a value, got"),
+     (b"        env:\n", b"        env:\n        - RUN_ID\n", "env.0: expected a mapping")],
 )  # fmt: skip
 def test_manifests_that_could_not_be_applied_are_refused(tmp_path, old, new, said):
     assert said in refused("manifests", tmp_path, lambda data: data.replace(old, new, 1))

@@ -15,7 +15,9 @@ from kvab import declarations as declare
 from kvab.errors import InputError
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
-from kvab.study import Slo, recipes, root
+from kvab.study import Slo, root
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import flatten, read_topology
 from kvab.trace import burst_order, read_trace, slice_trace, write_rows
 
 QUICK = settings(
@@ -164,9 +166,9 @@ def test_a_manifest_with_any_value_in_a_field_is_read_or_refused(tmp_path, place
     (tmp_path / "perf.yaml").write_bytes((RECIPE / "perf.yaml").read_bytes())
     (tmp_path / "deploy.yaml").write_text(yaml.safe_dump(changed))
     try:
-        found = recipes.read_configuration(tmp_path)
-        topology = recipes.topology(found)
-        assert topology.gpus >= 1 and recipes.flatten(found)
+        found = read_configuration(tmp_path)
+        topology = read_topology(found)
+        assert topology.gpus >= 1 and flatten(found)
     except InputError as error:
         assert len(str(error).splitlines()) == 1
         assert str(error).startswith(str(tmp_path))

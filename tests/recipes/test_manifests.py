@@ -20,8 +20,9 @@ import yaml
 
 from kvab.cli.doctor import check_declarations
 from kvab.errors import InputError
-from kvab.study.recipes import aiperf_command, flatten, read_configuration, topology
-from kvab.study.recipes.benchmark import read_scripts
+from kvab.study.benchmark import read_scripts
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import flatten, read_topology
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "qwen3-32b"
 STUDY = yaml.safe_load((RECIPES / "study.yaml").read_text())
@@ -198,7 +199,7 @@ def test_prefill_workers_differ_from_aggregated_ones_only_in_their_role(arms):
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_arm_is_what_the_study_declares(arms, arm):
-    got = topology(arms[arm])
+    got = read_topology(arms[arm])
     factors = STUDY["configurations"][arm]["factors"]
     assert got.deployment == NAMES[arm]
     assert got.mode == factors["split"]
@@ -272,7 +273,7 @@ def test_model_download_is_pinned_and_bounded():
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_benchmark_runs_the_pages_command(arms, arm):
-    assert aiperf_command(arms[arm]) == [
+    assert arms[arm].benchmark.command == [
         *("aiperf", "profile", "-m", "Qwen/Qwen3-32B"),
         *("--input-file", "/perf-cache/traces/conversation_trace.jsonl"),
         *("--custom-dataset-type", "mooncake_trace", "--fixed-schedule"),
@@ -346,7 +347,7 @@ def test_options_exist_in_the_installed_aiperf(arms):
         text=True,
         env=os.environ | {"COLUMNS": "200"},
     ).stdout
-    options = {word for word in aiperf_command(arms["agg-round-robin"]) if word.startswith("-")}
+    options = {word for word in arms["agg-round-robin"].benchmark.command if word.startswith("-")}
     assert {option for option in options if not re.search(rf"(?<!\S){option}(?!\S)", text)} == set()
 
 

@@ -21,8 +21,9 @@ from kvab.runs.sweep import load_sweep, replay_sweep
 from kvab.stats import crossings
 from kvab.stats.bootstrap import Design
 from kvab.study import load_study
-from kvab.study.recipes import topology
-from kvab.study.sweep import Split, Variant
+from kvab.study.declaration import Split
+from kvab.study.topology import read_topology
+from kvab.study.variants import Variant
 from kvab.trace import read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
@@ -99,7 +100,7 @@ def test_a_split_that_does_not_fit_is_refused(small_trace, tmp_path, configurati
     trace = read_trace(small_trace)
     job = plan_job(load_study(), "simulated-h200", configuration, 1, None, trace, tmp_path)
     with pytest.raises(InputError, match=said):
-        variant.topology(topology(job.recipe))
+        variant.topology(read_topology(job.recipe))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from kvab.errors import InputError
-from kvab.study.recipes import flatten, forms, read_configuration, topology
+from kvab.study import manifests
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import flatten, read_topology
 
 VLLM = Path(__file__).parents[2] / "recipes" / "qwen3-32b" / "vllm"
 ARMS = sorted(path.name for path in VLLM.iterdir())
@@ -27,15 +29,15 @@ def written(folder, manifest):
 @pytest.mark.parametrize("arm", ARMS)
 def test_both_shipped_forms_are_the_same_topology(tmp_path, arm):
     folder = shutil.copytree(VLLM / arm, tmp_path / arm)
-    (folder / forms.BETA_FILE).rename(folder / "deploy.yaml")
+    (folder / manifests.BETA_FILE).rename(folder / "deploy.yaml")
     beta, original = read_configuration(folder), read_configuration(VLLM / arm)
-    assert topology(beta) == topology(original)
+    assert read_topology(beta) == read_topology(original)
     assert flatten(beta) == flatten(original)
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_shipped_v1beta1_form_is_what_deploy_yaml_says(arm):
-    assert (VLLM / arm / forms.BETA_FILE).read_text() == forms.beta_text(alpha(arm))
+    assert (VLLM / arm / manifests.BETA_FILE).read_text() == manifests.beta_text(alpha(arm))
 
 
 def test_fields_go_where_the_operator_takes_them():
@@ -45,7 +47,7 @@ def test_fields_go_where_the_operator_takes_them():
     worker = manifest["spec"]["services"]["VllmPrefillWorker"]
     worker["envs"] = [{"name": "HF_HOME", "value": "loses"}, {"name": "OWN", "value": "2"}]
     worker["extraPodSpec"]["nodeSelector"] = {"zone": "a"}
-    made = forms.to_beta(manifest)["spec"]
+    made = manifests.to_beta(manifest)["spec"]
     assert made["env"] == [{"name": "ALL", "value": "1"}]
     component = next(each for each in made["components"] if each["name"] == "VllmPrefillWorker")
     assert (component["type"], component["replicas"]) == ("prefill", 6)
@@ -67,13 +69,13 @@ def test_fields_go_where_the_operator_takes_them():
 
 
 def test_what_only_v1beta1_can_say_of_a_pod_stays(tmp_path):
-    manifest = forms.to_beta(alpha())
+    manifest = manifests.to_beta(alpha())
     pod = manifest["spec"]["components"][1]["podTemplate"]["spec"]
     pod["volumes"].append({"name": "scratch", "emptyDir": {}})
     pod["containers"][0]["volumeMounts"].append({"name": "scratch", "mountPath": "/scratch"})
     pod["containers"].append({"name": "beside", "image": "r/i:1.0.0"})
     kept = read_configuration(written(tmp_path, manifest)).deploy
-    assert forms.to_beta(kept)["spec"]["components"][1]["podTemplate"]["spec"] == {
+    assert manifests.to_beta(kept)["spec"]["components"][1]["podTemplate"]["spec"] == {
         **pod,
         "volumes": pod["volumes"][::-1],
         "containers": [
@@ -98,22 +100,22 @@ def test_what_v1beta1_does_not_have_is_named(change, expected):
     manifest = alpha()
     change(manifest["spec"]["services"]["VllmDecodeWorker"])
     with pytest.raises(InputError, match=expected):
-        forms.to_beta(manifest)
+        manifests.to_beta(manifest)
 
 
 def test_claims_that_the_operator_would_create_have_no_v1beta1_form():
     manifest = alpha()
     manifest["spec"]["pvcs"][0]["create"] = True
     with pytest.raises(InputError, match=r"spec\.pvcs: v1beta1 creates no claims"):
-        forms.to_beta(manifest)
+        manifests.to_beta(manifest)
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         (lambda spec: spec.update(components={}), "spec.components: expected a list"),
-        (lambda spec: spec["components"].append(1), "spec.components: expected names, got 1"),
-        (lambda spec: spec["components"][0].pop("name"), "spec.components: expected names, got"),
+        (lambda spec: spec["components"].append(1), "spec.components.2: expected a mapping, got 1"),
+        (lambda spec: spec["components"][0].pop("name"), "spec.components.0.name: expected"),
         (lambda spec: spec["components"][0].pop("podTemplate"), "Frontend: not a component"),
         (lambda spec: spec["components"][0].update(sharedMemorySize="1Gi"),
          "Frontend.sharedMemorySize: the other API version has no such field"),
@@ -122,7 +124,7 @@ def test_claims_that_the_operator_would_create_have_no_v1beta1_form():
     ],
 )  # fmt: skip
 def test_a_broken_v1beta1_file_is_one_line_that_names_the_place(tmp_path, change, expected):
-    manifest = forms.to_beta(alpha())
+    manifest = manifests.to_beta(alpha())
     change(manifest["spec"])
     folder = written(tmp_path, manifest)
     with pytest.raises(InputError) as raised:

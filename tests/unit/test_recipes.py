@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvab.errors import InputError
-from kvab.study.recipes import (
-    VLLM_DEFAULTS,
-    aiperf_command,
-    flatten,
-    goodput_slo,
-    read_configuration,
-    topology,
-)
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import VLLM_DEFAULTS, flatten, read_topology
 
 VLLM = Path(__file__).parents[2] / "recipes" / "qwen3-32b" / "vllm"
 
@@ -37,7 +31,7 @@ def edited(tmp_path):
 
 
 def read(folder):
-    return topology(read_configuration(folder))
+    return read_topology(read_configuration(folder))
 
 
 def refused(folder, *parts):
@@ -202,7 +196,7 @@ def test_every_field_is_either_expressed_or_listed():
     configuration = read_configuration(VLLM / "disagg-kv-router")
     listed = {
         f"{item.component}.{item.field}".removeprefix("DynamoGraphDeployment.")
-        for item in topology(configuration).unexpressed
+        for item in read_topology(configuration).unexpressed
     }
     expressed = {field.rpartition(".")[2] for field in set(flatten(configuration)) - listed}
     assert expressed == {
@@ -299,7 +293,7 @@ def test_worker_flag_on_the_frontend_is_named(edited):
             ["--max-model-len", "got nothing"],
         ),
         ("agg-round-robin", "- '{\"rope", "- '{rope", ["--hf-overrides", "JSON"]),
-        ("agg-round-robin", '- "131072"', "- 131072", ["args", "quote numbers"]),
+        ("agg-round-robin", '- "131072"', "- 131072", ["args.13", "quote it"]),
         (
             "agg-round-robin",
             "subComponentType: decode",
@@ -365,16 +359,21 @@ def test_worker_flag_on_the_frontend_is_named(edited):
             "agg-round-robin",
             "DynamoGraphDeployment",
             "Deployment",
-            ["kind", "DynamoGraphDeployment", "got Deployment"],
+            ["kind", "DynamoGraphDeployment", "got 'Deployment'"],
         ),
         (
             "agg-round-robin",
             "nvidia.com/v1alpha1",
             "nvidia.com/v1",
-            ["apiVersion", "got nvidia.com/v1;"],
+            ["apiVersion", "got 'nvidia.com/v1';"],
         ),
         ("agg-round-robin", "metadata:", "metadata: [", ["deploy.yaml:6", "YAML"]),
-        ("agg-round-robin", "- name: HF_HOME\n", "- nome: HF_HOME\n", ["Frontend.env", "a name"]),
+        (
+            "agg-round-robin",
+            "- name: HF_HOME\n",
+            "- nome: HF_HOME\n",
+            ["Frontend.envs.0.name: expected a value, got nothing"],
+        ),
     ],
 )
 def test_manifest_is_refused(edited, arm, old, new, parts):
@@ -410,11 +409,21 @@ def test_missing_manifest_is_named(edited, file):
     refused(folder, str(folder / file))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "just text", "spec: {services: [1]}"])
-def test_manifest_that_is_something_else_is_refused(edited, content):
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("", "apiVersion"),
+        ("[]", ""),
+        ("just text", ""),
+        ("spec: {services: [1]}", "apiVersion"),
+    ],
+)
+def test_manifest_that_is_something_else_is_rejected(edited, content, key):
     folder = edited("agg-round-robin")
     (folder / "deploy.yaml").write_text(content)
-    refused(folder, "deploy.yaml", "apiVersion")
+    with pytest.raises(InputError) as error:
+        read(folder)
+    assert (error.value.path, error.value.key) == (folder / "deploy.yaml", key)
 
 
 def test_two_deployments_are_refused(edited):
@@ -428,13 +437,13 @@ def test_two_deployments_are_refused(edited):
 
 
 def test_command_is_read_from_the_job():
-    command = aiperf_command(read_configuration(VLLM / "agg-round-robin"))
+    command = read_configuration(VLLM / "agg-round-robin").benchmark.command
     assert command[:4] == ["aiperf", "profile", "-m", "Qwen/Qwen3-32B"]
     assert command[command.index("--url") + 1] == "http://agg-8xtp2-frontend:8000"
 
 
 def test_goodput_bounds_are_read():
-    assert goodput_slo(read_configuration(VLLM / "agg-kv-router")) == {
+    assert read_configuration(VLLM / "agg-kv-router").benchmark.slo() == {
         "ttft_ms": 2000,
         "itl_ms": 25,
     }
@@ -447,7 +456,7 @@ def test_other_goodput_bounds_are_refused(edited, bounds):
     text = "time_to_first_token:2000 inter_token_latency:25"
     folder = edited("agg-round-robin", (text, bounds), file="perf.yaml")
     with pytest.raises(InputError, match=r"perf\.yaml: --goodput: expected .*inter_token_latency"):
-        goodput_slo(read_configuration(folder))
+        read_configuration(folder).benchmark.slo()
 
 
 @pytest.mark.parametrize(
@@ -458,7 +467,11 @@ def test_other_goodput_bounds_are_refused(edited, bounds):
         ("            --url, ", "", "--url in the AIPerf command"),
         ("aiperf, profile", "aiperf, kube", "args: expected 'aiperf profile'"),
         ("kind: Job", "kind: Pod", "kind: expected one Job, got Pod"),
-        ("  name: agg-8xtp2-benchmark\n  labels:", "  labels:", "metadata.name: expected a name"),
+        (
+            "  name: agg-8xtp2-benchmark\n  labels:",
+            "  labels:",
+            "metadata.name: expected a value, got nothing",
+        ),
         ("- name: READY_S", "- name: READY", "env: expected READY_S among the names, got RUN_ID"),
         ('value: "1800"', 'value: "soon"', "env.READY_S: expected seconds, got 'soon'"),
         ("            --artifact-dir, ", "", "--artifact-dir in the AIPerf command"),

@@ -17,7 +17,7 @@ from kvab.errors import DependencyError, InputError
 from kvab.runs import replay_missing
 from kvab.runs.replay import Replay, plan_job, start
 from kvab.study import load_study
-from kvab.study.recipes import topology
+from kvab.study.topology import read_topology
 from kvab.trace import read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
@@ -78,7 +78,7 @@ def test_a_change_of_one_manifest_replays_that_configuration_alone(
 def test_the_manifest_decides_what_is_simulated(checkout, small_trace, tmp_path):
     def simulated():
         planned = job(small_trace, tmp_path)
-        return prediction(topology(planned.recipe), planned.cluster, tmp_path / "t", 512)
+        return prediction(read_topology(planned.recipe), planned.cluster, tmp_path / "t", 512)
 
     before = simulated()["engine"]["workers"]["prefill"]
     change(checkout, "disagg-kv-router", five_and_three)

@@ -20,7 +20,7 @@ from kvab.runs.replay import plan_job
 from kvab.runs.sources import comparable, paired, read_source, read_sources, study_of, terms
 from kvab.stats.compare import compare, compare_unpaired
 from kvab.study import Slo, load_study
-from kvab.study.copying import new_study
+from kvab.study.new import new_study
 from kvab.trace import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"

@@ -31,8 +31,7 @@ from tenacity import (
 
 from kvab.console import Display, mask
 from kvab.errors import DependencyError, InputError, KvabError
-from kvab.study import Kubernetes
-from kvab.study.recipes import forms
+from kvab.study import Kubernetes, manifests
 
 
 def api_client(profile: Kubernetes) -> Any:
@@ -363,7 +362,7 @@ class Kube:
         if manifest["kind"] != "DynamoGraphDeployment" or self.version == "v1alpha1":
             return manifest
         try:
-            return forms.to_beta(manifest)
+            return manifests.to_beta(manifest)
         except InputError:
             return manifest  # which is served as well
 

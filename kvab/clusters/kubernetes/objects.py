@@ -31,10 +31,9 @@ from kvab.clusters.kubernetes.api import DEPLOYMENT
 from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError
 from kvab.study import Kubernetes, Study
-from kvab.study.recipes import Configuration, Topology, read_configuration
-from kvab.study.recipes.benchmark import check_scripts, read_scripts
-from kvab.study.recipes.forms import pod_templates
-from kvab.study.recipes.manifests import FRONTEND, at
+from kvab.study.benchmark import read_scripts
+from kvab.study.manifests import FRONTEND, Configuration, at, pod_templates, read_configuration
+from kvab.study.topology import Topology
 from kvab.trace import write_rows
 
 Manifest = dict[str, Any]
@@ -265,7 +264,7 @@ def scripts(study: Study, configuration: Configuration, profile: Kubernetes) -> 
         If the configuration's Job does not mount and run them.
     """
     made = read_scripts(study.folder)
-    check_scripts(configuration, made)
+    configuration.benchmark.check_scripts(made)
     made["metadata"] |= {
         "namespace": profile.namespace,
         "labels": {**made["metadata"]["labels"], STUDY_LABEL: study.name},

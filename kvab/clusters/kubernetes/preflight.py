@@ -15,7 +15,7 @@ from kvab.clusters.kubernetes.api import DEFINITION, Kube, OverQuota, WebhookDow
 from kvab.clusters.kubernetes.objects import STUDY_LABEL, Assembly
 from kvab.errors import DependencyError, KvabError
 from kvab.study import Gpus, Kubernetes, Study
-from kvab.study.recipes import Configuration, read_configuration
+from kvab.study.manifests import Configuration, read_configuration
 
 Manifest = dict[str, Any]
 # What each configuration applies, its deployment first.

@@ -39,7 +39,7 @@ from kvab.errors import DependencyError, InputError, KvabError
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
 from kvab.requests.table import without_cached
-from kvab.study import Live, Study, recipes
+from kvab.study import Live, Study
 from kvab.trace import write_rows
 
 PACKAGES = ("ai-dynamo", "aiperf", "aisimulate")
@@ -176,7 +176,7 @@ class LiveRun(ClusterRun):
         programs.check(but=program)
 
     def _aiperf(self, rows: Path) -> list[str]:
-        command = recipes.aiperf_command(self.job.recipe)
+        command = self.job.recipe.benchmark.command
         changed = {
             "--url": self.stack.url,
             "--input-file": str(rows),

@@ -21,7 +21,7 @@ from kvab.clusters.base import Finding
 from kvab.clusters.live.processes import Programs, free_port
 from kvab.errors import DependencyError, InputError
 from kvab.study import Live
-from kvab.study.recipes import Topology, WorkerGroup
+from kvab.study.topology import Topology, WorkerGroup
 
 LOOPBACK = "127.0.0.1"
 READY_S = 180.0

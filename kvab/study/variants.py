@@ -1,65 +1,30 @@
-"""What a capacity sweep declares, and what one of its cells changes of a configuration.
+"""What a cell of a capacity sweep changes of a configuration.
 
-Input: the key ``capacity`` of study.yaml. Output: variants of a workload or of a topology. Nothing
-here names a GPU or a worker type: a variant changes numbers of what ``deploy.yaml`` deploys.
+Input: a speed, a split or the spreading of bursts. Output: a workload or topology so changed.
+Nothing here names a GPU or a worker type: it changes numbers of what ``deploy.yaml`` deploys.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from kvab.declarations import Declared
 from kvab.errors import InputError
+from kvab.study.declaration import Split
 from kvab.study.topology import Topology
-
-if TYPE_CHECKING:
-    from kvab.trace import Trace
+from kvab.trace import Trace
 
 CLOCK_DECIMALS = 3  # of sped-up arrivals in ms: the simulator's records come back as exact
 
 
-class Split(Declared):
-    """How many workers prefill and how many decode."""
-
-    prefill: Annotated[int, Field(ge=1)]
-    decode: Annotated[int, Field(ge=1)]
-
-    @property
-    def label(self) -> str:
-        """The field's short form, such as 6P2D."""
-        return f"{self.prefill}P{self.decode}D"
-
-
-class Capacity(Declared):
-    """The sweep: arrival speeds, the good shares asked for, and splits of the comparison."""
-
-    loads: list[Annotated[float, Field(gt=0)]]
-    good_shares: list[Annotated[float, Field(gt=0, lt=1)]]
-    headline: float
-    splits: list[Split]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Capacity:
-        if len(self.loads) < 2 or self.loads != sorted(set(self.loads)) or 1 not in self.loads:
-            raise ValueError("loads that rise, 1 (the trace's own speed) among them")
-        if self.good_shares != sorted(set(self.good_shares)):
-            raise ValueError("good_shares that rise")
-        if self.headline not in self.good_shares:
-            raise ValueError("headline to be one of good_shares")
-        return self
-
-
 def tick_ms(timestamp_ms: np.ndarray) -> float:
     """Return the step of a trace's clock: the smallest time between two of its bursts, in ms."""
-    apart = np.diff(np.unique(timestamp_ms))
-    return float(apart.min()) if apart.size else 0.0
+    steps = np.diff(np.unique(timestamp_ms))
+    return float(steps.min()) if steps.size else 0.0
 
 
-def _place_in_burst(timestamp_ms: np.ndarray) -> np.ndarray:
+def _share_of_burst(timestamp_ms: np.ndarray) -> np.ndarray:
     """Return where each row stands in its burst, as a share of 1: k / n for the k-th of n."""
     _, first, inverse, size = np.unique(
         timestamp_ms, return_index=True, return_inverse=True, return_counts=True
@@ -86,7 +51,7 @@ class Variant:
         spread = ["spread"] if self.spread else []
         return "-".join(([self.split.label] if self.split else []) + speed + spread)
 
-    def depends_on(self) -> dict[str, Any]:
+    def depends_on(self) -> dict[str, object]:
         """Return what a run depends on beside its configuration; nothing where nothing differs."""
         speed = {"arrival speed": self.speed} if self.speed != 1 else {}
         spread = {"bursts": "spread"} if self.spread else {}
@@ -96,7 +61,7 @@ class Variant:
         """Return the trace with arrivals at this speed; name and sha256 stay the source's."""
         at_ms = trace.timestamp_ms
         if self.spread:
-            at_ms = at_ms + tick_ms(at_ms) * _place_in_burst(at_ms)
+            at_ms = at_ms + tick_ms(at_ms) * _share_of_burst(at_ms)
         if self.speed != 1:
             at_ms = at_ms / self.speed
         return trace if at_ms is trace.timestamp_ms else replace(

@@ -1,0 +1,388 @@
+"""A configuration's manifests: read, checked, and the services in them.
+
+Input: a folder with ``deploy.yaml`` and ``perf.yaml``. Output: a `Configuration` whose manifests
+are about one deployment and can be applied; the same deployment in the form of the other API
+version.
+"""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+
+import yaml
+from pydantic import AfterValidator, Field
+
+from kvab.declarations import Part, below, checked, digest, read_yaml
+from kvab.errors import InputError
+from kvab.study.benchmark import FIX, Benchmark, Named, Variable, read_benchmark
+
+Object = dict[str, Any]
+DEPLOY, PERF = "deploy.yaml", "perf.yaml"
+KIND, ALPHA, BETA = "DynamoGraphDeployment", "nvidia.com/v1alpha1", "nvidia.com/v1beta1"
+FRONTEND, VLLM = "dynamo.frontend", "dynamo.vllm"
+PROGRAMS = {"frontend": FRONTEND, "worker": VLLM, "prefill": VLLM, "decode": VLLM}
+ALIASES = {"-tp": "--tensor-parallel-size"}
+MAIN_CONTAINER = "extraPodSpec.mainContainer"
+
+
+def _devices(count: object) -> object:
+    if count is not None and not str(count).isdecimal():
+        raise ValueError("a number of devices")
+    return count
+
+
+class Amounts(Part):
+    """The devices that a service asks for."""
+
+    gpu: Annotated[str, AfterValidator(_devices)] = ""
+    custom: dict[str, Annotated[object, AfterValidator(_devices)]] | None = None
+
+
+class Resources(Part):
+    """What a service asks for, and at most gets."""
+
+    limits: Amounts = Amounts()
+    requests: Amounts = Amounts()
+
+
+class Service(Part):
+    """The checked part of a service, of which a profile's values and a topology are made."""
+
+    kind: Literal["frontend", "worker", "prefill", "decode"] = Field(alias="componentType")
+    role: str = Field("", alias="subComponentType")
+    replicas: Annotated[int, Field(ge=1, strict=True)] = 1
+    image: Annotated[str | None, below(f"{MAIN_CONTAINER}.image")] = None
+    command: Annotated[tuple[str, ...], below(f"{MAIN_CONTAINER}.command")] = ()
+    args: Annotated[tuple[str, ...], below(f"{MAIN_CONTAINER}.args")] = ()
+    env: Annotated[tuple[Variable, ...], below(f"{MAIN_CONTAINER}.env")] = ()
+    envs: tuple[Variable, ...] = ()
+    resources: Resources = Resources()
+    selector: Annotated[dict[str, object] | None, below("extraPodSpec.nodeSelector")] = None
+    tolerations: Annotated[tuple[object, ...], below("extraPodSpec.tolerations")] = ()
+
+
+class Deployment(Part):
+    """The checked part of a ``deploy.yaml``."""
+
+    version: Literal["nvidia.com/v1alpha1"] = Field(alias="apiVersion")
+    kind: Literal["DynamoGraphDeployment"]
+    name: Annotated[str, below("metadata.name")]
+    labels: Annotated[dict[str, object] | None, below("metadata.labels")] = None
+    annotations: Annotated[dict[str, object] | None, below("metadata.annotations")] = None
+    envs: Annotated[tuple[Variable, ...], below("spec.envs")] = ()
+    services: Annotated[dict[str, Service], below("spec.services")]
+
+
+class BetaDeployment(Part):
+    """The checked part of a deployment in v1beta1 form, of which one in v1alpha1 is made."""
+
+    components: Annotated[tuple[Named, ...], below("spec.components")]
+
+
+class Component(NamedTuple):
+    """A service as written and as checked; ``flags`` are its arguments, None for a bare switch."""
+
+    name: str
+    service: Object
+    declared: Service
+    program: str
+    flags: dict[str, str | None]
+    environment: dict[str, str]
+
+    @property
+    def container(self) -> Object:
+        """The main container, as written."""
+        container: Object = self.service["extraPodSpec"]["mainContainer"]
+        return container
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The manifests of a recipe folder: the deployment as written and as checked, the benchmark."""
+
+    name: str
+    folder: Path
+    deploy: Object
+    declared: Deployment
+    benchmark: Benchmark
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the parsed ``deploy.yaml`` as canonical JSON."""
+        return digest(self.deploy)
+
+    @property
+    def perf_digest(self) -> str:
+        """SHA-256 of the parsed ``perf.yaml`` as canonical JSON."""
+        return self.benchmark.digest
+
+    @property
+    def job(self) -> Object:
+        """The Job of ``perf.yaml``, as written."""
+        return self.benchmark.job
+
+    @property
+    def deployment(self) -> str:
+        """Name of the deployment."""
+        return self.declared.name
+
+    def reject(self, key: str, expected: str, got: str = "") -> NoReturn:
+        """Raise the error of ``deploy.yaml``: the key, what was expected and what came."""
+        raise InputError(expected=expected, got=got, path=self.folder / DEPLOY, key=key, fix=FIX)
+
+    def components(self) -> dict[str, Component]:
+        """Return the services by name, with their command lines parsed."""
+        return {name: self._component(name) for name in self.declared.services}
+
+    def _component(self, name: str) -> Component:
+        declared = self.declared.services[name]
+        tokens = [*declared.command, *declared.args]
+        if tokens[1:2] == ["-c"] and Path(tokens[0]).name in ("sh", "bash"):
+            try:
+                tokens = shlex.split(" ".join(tokens[2:3]))
+            except ValueError as error:
+                self.reject(f"{name}.command", "one plain command", str(error))
+        program = PROGRAMS[declared.kind]
+        if program not in tokens:
+            got = " ".join(tokens[:3]) or "nothing"
+            self.reject(f"{name}.command", f"python3 -m {program}", got)
+        flags = self._flags(name, tokens[tokens.index(program) + 1 :])
+        environment = {
+            variable.name: str(variable.value or variable.source)
+            for variable in (*self.declared.envs, *declared.envs, *declared.env)
+        }
+        service = self.deploy["spec"]["services"][name]
+        return Component(name, service, declared, program, flags, environment)
+
+    def _flags(self, name: str, tokens: list[str]) -> dict[str, str | None]:
+        flags: dict[str, str | None] = {}
+        flag = ""
+        for token in tokens:
+            if token.startswith("-") and not token[1:2].isdigit():
+                text, equals, value = token.partition("=")
+                flag = ALIASES.get(text, text.replace("_", "-"))
+                if flag in flags:
+                    self.reject(f"{name}.args.{flag}", "it once", "it twice")
+                flags[flag] = value if equals else None
+            elif flags.get(flag, token) is not None:
+                self.reject(f"{name}.args", "a flag", token)
+            else:
+                flags[flag] = token
+        return flags
+
+
+def read_configuration(folder: Path | str, name: str | None = None) -> Configuration:
+    """Return the manifests of a recipe folder; the name is the folder's unless given.
+
+    Raises
+    ------
+    InputError
+        If a manifest is missing, not YAML or of another kind, has no frontend, worker or AIPerf
+        command, lacks what a run sets in it, or if the two manifests are not about the same
+        deployment and model.
+    """
+    path = (folder := Path(folder)) / DEPLOY
+    documents = read_yaml(path)
+    manifest = documents[0] if documents else {}
+    if at(manifest, "apiVersion") == BETA:
+        manifest = to_alpha(manifest, path)
+    declared = checked(manifest, Deployment, path, FIX)
+    benchmark = read_benchmark(folder / PERF)
+    configuration = Configuration(name or folder.name, folder, manifest, declared, benchmark)
+    if len(documents) != 1:
+        configuration.reject("the file", f"one {KIND}", f"{len(documents)} documents")
+    programs = {part.program: part for part in configuration.components().values()}
+    for program in (FRONTEND, VLLM):
+        if program not in programs:
+            configuration.reject("spec.services", f"a service that runs {program}", "none")
+    served = {
+        "--url": f"http://{declared.name}-{programs[FRONTEND].name.lower()}:8000",
+        "-m": programs[VLLM].flags.get("--model"),
+    }
+    for option, value in served.items():
+        if (got := benchmark.option(option)) != value:
+            benchmark.reject(option, f"{value} as in {DEPLOY}", got)
+    return configuration
+
+
+def at(value: Any, path: str) -> Any:
+    """Return what stands at a dotted path of nested mappings, None if nothing does."""
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+# The two forms of a deployment: v1alpha1, in which it is written, and v1beta1. Each field goes
+# where the operator's conversion webhook takes it (ai-dynamo/dynamo 1.5.0,
+# deploy/operator/api/v1alpha1/shared_spec_conversion.go). A claim is a volume of the pod there, and
+# the list of claims is left out.
+
+BETA_FILE = "deploy.v1beta1.yaml"
+HEADER = """\
+# deploy.yaml in the form that Dynamo's operator stores from 1.5 on, for kubectl. kvab reads
+# deploy.yaml alone: change that, and `kvab check --fix` writes this file anew.
+"""
+GPU, MAIN = "nvidia.com/gpu", "main"
+WORKER_TYPES = ("prefill", "decode")  # a subtype of workers there, types here
+SAME = ("replicas", "runtimeVersionOverride", "multinode", "scalingAdapter", "modelRef")
+PROBES = ("livenessProbe", "readinessProbe")
+
+
+def to_beta(manifest: Object) -> Object:
+    """Return a v1alpha1 deployment as v1beta1.
+
+    Raises
+    ------
+    InputError
+        Naming a field that v1beta1 does not have, or that is not what it should be.
+    """
+    made = copy.deepcopy(manifest)
+    spec = made["spec"]
+    services = spec.pop("services")
+    claims = spec.pop("pvcs", None) or []
+    if not isinstance(claims, list) or any(at(claim, "create") for claim in claims):
+        raise InputError("v1beta1 creates no claims", key="spec.pvcs", fix="set create: false")
+    if "envs" in spec:
+        spec["env"] = spec.pop("envs")
+    spec["components"] = [
+        {"name": name, **_converted(name, service, _beta_component)}
+        for name, service in services.items()
+    ]
+    return {**made, "apiVersion": BETA}
+
+
+def to_alpha(manifest: Object, path: Path) -> Object:
+    """Return a v1beta1 deployment, read from a file, as v1alpha1.
+
+    Raises
+    ------
+    InputError
+        Naming a field that v1alpha1 does not have, or that is not what it should be.
+    """
+    made = copy.deepcopy(manifest)
+    checked(made, BetaDeployment, path, FIX)
+    spec = made["spec"]
+    if "env" in spec:
+        spec["envs"] = spec.pop("env")
+    services = {}
+    for component in spec.pop("components"):
+        name = component.pop("name")
+        services[name] = _converted(name, component, _alpha_service, path)
+    spec["pvcs"] = []
+    for mount in (mount for part in services.values() for mount in part.get("volumeMounts", [])):
+        claim = {"name": mount["name"], "create": False}
+        spec["pvcs"] += [claim] if claim not in spec["pvcs"] else []
+    return {**made, "apiVersion": ALPHA, "spec": {**spec, "services": services}}
+
+
+def pod_templates(manifest: Object) -> dict[str, tuple[Object, int]]:
+    """Return pod template and replicas of each component of a v1alpha1 deployment, by name.
+
+    Fields that v1beta1 does not have are left out: they are not the pod's.
+    """
+    services = copy.deepcopy(manifest["spec"]["services"])
+    parts = {name: _beta_component(service) for name, service in services.items()}
+    return {name: (part["podTemplate"], part.get("replicas", 1)) for name, part in parts.items()}
+
+
+def beta_text(manifest: Object) -> str:
+    """Return the content of `BETA_FILE` for a v1alpha1 deployment."""
+    text: str = yaml.safe_dump(to_beta(manifest), sort_keys=False, width=1000)
+    return HEADER + text
+
+
+def _converted(
+    name: str, fields: Any, convert: Callable[[Object], Object], path: Path | str = ""
+) -> Object:
+    """Return a component converted; what is left of its fields has no place in the other form."""
+    try:
+        made = convert(fields)
+    except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
+        problem = f"not a component ({type(error).__name__}: {error})"
+        raise InputError(problem, path=path, key=name, fix=FIX) from None
+    if fields:
+        problem = "the other API version has no such field"
+        raise InputError(problem, path=path, key=f"{name}.{next(iter(fields))}", fix=FIX)
+    return made
+
+
+def _beta_component(fields: Object) -> Object:
+    kind, pod = fields.pop("componentType"), fields.pop("extraPodSpec", {})
+    role = fields.pop("subComponentType", kind)
+    made: Object = {"type": role if kind == "worker" and role in WORKER_TYPES else kind}
+    made |= {key: fields.pop(key) for key in SAME if key in fields}
+    main = {"name": MAIN, **pod.pop("mainContainer")}
+    main |= {key: fields.pop(key) for key in PROBES if key in fields}
+    if env := [*fields.pop("envs", []), *main.get("env", [])]:
+        main["env"] = list({entry["name"]: entry for entry in env}.values())
+    if secret := fields.pop("envFromSecret", None):
+        main["envFrom"] = [{"secretRef": {"name": secret}}, *main.get("envFrom", [])]
+    if amounts := fields.pop("resources", None):
+        main["resources"] = {key: _native(amount) for key, amount in amounts.items()}
+    mounts, volumes = list(main.get("volumeMounts", [])), list(pod.get("volumes", []))
+    for mount in fields.pop("volumeMounts", []):
+        name, path = mount["name"], mount.get("mountPoint")
+        if mount.get("useAsCompilationCache"):
+            made["compilationCache"] = {"pvcName": name} | ({"mountPath": path} if path else {})
+        else:
+            mounts.append({"name": name, "mountPath": path})
+            volumes.append({"name": name, "persistentVolumeClaim": {"claimName": name}})
+    main |= {"volumeMounts": mounts} if mounts else {}
+    pod |= {"volumes": volumes} if volumes else {}
+    metadata = fields.pop("extraPodMetadata", None)
+    template = {"metadata": metadata} if metadata else {}
+    spec = {**pod, "containers": [main, *pod.get("containers", [])]}
+    return {**made, "podTemplate": {**template, "spec": spec}}
+
+
+def _alpha_service(fields: Object) -> Object:
+    kind, template = fields.pop("type"), fields.pop("podTemplate")
+    made: Object = {"componentType": "worker" if kind in WORKER_TYPES else kind}
+    made |= {"subComponentType": kind} if kind in WORKER_TYPES else {}
+    made |= {key: fields.pop(key) for key in SAME if key in fields}
+    pod = template["spec"]
+    containers, volumes = pod.pop("containers"), pod.pop("volumes", [])
+    main = next(part for part in containers if part["name"] == MAIN)
+    others = [part for part in containers if part is not main]
+    del main["name"]
+    made |= {key: main.pop(key) for key in PROBES if key in main}
+    sources = main.pop("envFrom", [])
+    if sources and "secretRef" in sources[0]:
+        made["envFromSecret"] = sources.pop(0)["secretRef"]["name"]
+    claims = {volume["name"] for volume in volumes
+              if volume.get("persistentVolumeClaim") == {"claimName": volume["name"]}}  # fmt: skip
+    mounts = main.pop("volumeMounts", [])
+    flat = [{"name": mount["name"], "mountPoint": mount["mountPath"]}
+            for mount in mounts if mount["name"] in claims]  # fmt: skip
+    if cache := fields.pop("compilationCache", None):
+        path = {"mountPoint": cache["mountPath"]} if "mountPath" in cache else {}
+        flat.append({"name": cache["pvcName"], **path, "useAsCompilationCache": True})
+    made |= {"volumeMounts": flat} if flat else {}
+    if metadata := template.get("metadata"):
+        made["extraPodMetadata"] = metadata
+    if amounts := main.pop("resources", None):
+        made["resources"] = {key: _flat(amount) for key, amount in amounts.items()}
+    kept = {"containers": others, "volumes": [v for v in volumes if v["name"] not in claims]}
+    pod |= {key: value for key, value in kept.items() if value}
+    own = {"envFrom": sources, "volumeMounts": [m for m in mounts if m["name"] not in claims]}
+    main |= {key: value for key, value in own.items() if value}
+    return {**made, "extraPodSpec": {**pod, "mainContainer": main}}
+
+
+def _native(amounts: Object) -> Object:
+    """Return amounts of devices as a container has them."""
+    native = {key: value for key, value in amounts.items() if key not in ("gpu", "custom")}
+    native |= {GPU: amounts["gpu"]} if "gpu" in amounts else {}
+    return native | amounts.get("custom", {})
+
+
+def _flat(amounts: Object) -> Object:
+    flat = {key: value for key, value in amounts.items() if key in ("cpu", "memory")}
+    flat |= {"gpu": amounts[GPU]} if GPU in amounts else {}
+    custom = {key: value for key, value in amounts.items() if key not in (*flat, GPU)}
+    return flat | ({"custom": custom} if custom else {})
