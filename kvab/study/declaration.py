@@ -18,8 +18,8 @@ ACTIVE = "<>[]{}`$\\"  # what Markdown and HTML would take for more than text
 
 
 def _plain(text: str) -> str:
-    if found := set(text) & set(ACTIVE):
-        raise ValueError(f"expected a plain text for pages, without {' '.join(sorted(found))}")
+    if active := set(text) & set(ACTIVE):
+        raise ValueError(f"expected a plain text for pages, without {' '.join(sorted(active))}")
     return text
 
 
@@ -182,17 +182,18 @@ class Study(Declared):
         """
         if name not in self.configurations:
             known = ", ".join(self.configurations)
-            raise InputError(
-                f"{self.folder / 'study.yaml'}: no configuration '{name}'; choose one of {known}"
-            )
+            raise InputError(f"no configuration '{name}'", path=self.folder / "study.yaml",
+                             fix=f"choose one of {known}")  # fmt: skip
         return self.folder / self.configurations[name].path
 
     def seed(self, repeat: int) -> int:
         """Return the seed of a repeat, counted from 1."""
         if not 1 <= repeat <= len(self.seeds):
             raise InputError(
-                f"{self.folder / 'study.yaml'}: expected a repeat from 1 to {len(self.seeds)} "
-                f"(one a seed), got {repeat}; add a seed or choose another repeat"
+                expected=f"a repeat from 1 to {len(self.seeds)} (one a seed)",
+                got=f"{repeat}",
+                path=self.folder / "study.yaml",
+                fix="add a seed or choose another repeat",
             )
         return self.seeds[repeat - 1]
 
@@ -211,14 +212,12 @@ def root() -> Path:
     here = Path.cwd()
     package = Path(__file__).resolve().parents[2]
     named = os.environ.get("KVAB_ROOT")
-    places = [Path(named)] if named else [here, *here.parents, package]
-    for place in places:
-        if (place / "recipes").is_dir() and (place / "notebooks").is_dir():
-            return place
-    raise InputError(
-        f"{named or here}: expected a checkout of the study (recipes/ and notebooks/); "
-        "go there or name it in KVAB_ROOT"
-    )
+    for folder in [Path(named)] if named else [here, *here.parents, package]:
+        if (folder / "recipes").is_dir() and (folder / "notebooks").is_dir():
+            return folder
+    expected = "a checkout of the study (recipes/ and notebooks/)"
+    fix = "go there or name it in KVAB_ROOT"
+    raise InputError(expected=expected, path=named or here, fix=fix)
 
 
 def default_study() -> Path:
@@ -236,7 +235,8 @@ def default_study() -> Path:
         if len(meant) == 1:
             return meant[0]
     names = ", ".join(str(path.relative_to(checkout)) for path in known) or "none"
-    raise InputError(f"{checkout / 'recipes'}: which study? there are: {names}; name one (--study)")
+    problem = f"which study? there are: {names}"
+    raise InputError(problem, path=checkout / "recipes", fix="name one (--study)")
 
 
 def load_study(path: str | Path | Study = "") -> Study:

@@ -44,18 +44,16 @@ def new_study(name: str, like: Path, cluster: str = "simulated-h200") -> str:
         If the name cannot be a study's, or ``recipes/`` has something of the new names.
     """
     if not re.match(NAME, name):
-        raise InputError(
-            f"{name}: expected a name of lower-case letters, digits and dashes, 40 at most, such "
-            "as my-study"
-        )
+        expected = "a name of lower-case letters, digits and dashes, 40 at most, such as my-study"
+        raise InputError(expected=expected, path=name)
     source = load_study(like)
     target, like_profile = root() / "recipes" / name, load_cluster(cluster)
     profile = target.parent / "clusters" / f"{like_profile.kind}-{name}.yaml"
-    for place in (target, profile):
-        if place.exists():
-            raise InputError(f"{place}: exists already; choose another name")
-    said = re.escape(source.name)
-    own = re.compile(rf"(?<![\w/-]){said}(?![\w-])|(?<=/){said}(?=/)")
+    for path in (target, profile):
+        if path.exists():
+            raise InputError("exists already", path=path, fix="choose another name")
+    old = re.escape(source.name)
+    own = re.compile(rf"(?<![\w/-]){old}(?![\w-])|(?<=/){old}(?=/)")
     with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as beside:
         copy = shutil.copytree(source.folder, Path(beside) / name)
         for path in copy.rglob("*.yaml"):
@@ -68,6 +66,10 @@ def new_study(name: str, like: Path, cluster: str = "simulated-h200") -> str:
         text = re.sub("(?m)^name: .*", f"name: {profile.stem}", text)
         profile.write_text(text, encoding="utf-8")
         copy.rename(target)
-    folder, place = target.relative_to(root()), profile.relative_to(root())
-    names = {"profile": place, "cluster": profile.stem}
-    return NEXT.format(folder=folder, study=folder / "study.yaml", **names)
+    folder = target.relative_to(root())
+    return NEXT.format(
+        folder=folder,
+        study=folder / "study.yaml",
+        profile=profile.relative_to(root()),
+        cluster=profile.stem,
+    )

@@ -92,14 +92,13 @@ def load_cluster(name: str) -> Simulated | Live | Kubernetes:
     folder = root() / "recipes" / "clusters"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
-        raise InputError(
-            f"{folder}: no cluster '{name}'; choose one of {', '.join(known)}, "
-            "or copy example-h200.yaml"
-        )
+        fix = f"choose one of {', '.join(known)}, or copy example-h200.yaml"
+        raise InputError(f"no cluster '{name}'", path=folder, fix=fix)
     path = folder / f"{name}.yaml"
     profile = read_declaration(path, Cluster)
     if profile.name != name:
-        raise InputError(f"{path}: expected name: {name} as the file is called, got {profile.name}")
+        expected, fix = f"{name} as the file is called", "rename one of the two"
+        raise InputError(expected=expected, got=profile.name, path=path, key="name", fix=fix)
     return profile
 
 
@@ -112,14 +111,15 @@ def check_product(study: Study, profile: Simulated | Live | Kubernetes) -> None:
         Naming both.
     """
     if isinstance(profile, Kubernetes):
-        key, told = f"node_selector {PRODUCT}", profile.node_selector.get(PRODUCT)
+        key, product = f"node_selector {PRODUCT}", profile.node_selector.get(PRODUCT)
     else:
-        key, told = "hardware", profile.hardware
-    if told is not None and _chip(told) != _chip(study.gpus.product):
+        key, product = "hardware", profile.hardware
+    wanted = study.gpus.product
+    if product is not None and _chip(product) != _chip(wanted):
         raise InputError(
-            f"{study.folder / 'study.yaml'}: gpus.product is {study.gpus.product}, but cluster "
-            f"{profile.name} has {told} ({key}); choose a profile of {study.gpus.product} with "
-            "--cluster, or change one of the two"
+            f"gpus.product is {wanted}, but cluster {profile.name} has {product} ({key})",
+            path=study.folder / "study.yaml",
+            fix=f"choose a profile of {wanted} with --cluster, or change one of the two",
         )
 
 

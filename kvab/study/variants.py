@@ -81,8 +81,10 @@ class Variant:
         numbers = self.split.model_dump()
         if set(topology.groups) != set(numbers):
             raise InputError(
-                f"{topology.deployment}: the split {self.split.label} needs prefill and decode "
-                f"workers, got {' and '.join(topology.groups)}; sweep a disaggregated configuration"
+                expected=f"prefill and decode workers for the split {self.split.label}",
+                got=" and ".join(topology.groups),
+                path=topology.deployment,
+                fix="sweep a disaggregated configuration",
             )
         groups = {
             role: replace(group, replicas=numbers[role]) for role, group in topology.groups.items()
@@ -90,8 +92,10 @@ class Variant:
         varied = replace(topology, groups=groups)
         if varied.gpus != topology.gpus:
             raise InputError(
-                f"{topology.deployment}: the split {self.split.label} uses {varied.gpus} GPUs, "
-                f"deploy.yaml {topology.gpus}; compare splits of equal hardware"
+                expected=f"the {topology.gpus} GPUs of deploy.yaml",
+                got=f"{varied.gpus} for the split {self.split.label}",
+                path=topology.deployment,
+                fix="compare splits of equal hardware",
             )
         return varied
 

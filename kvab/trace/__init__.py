@@ -1,4 +1,4 @@
-"""The workload: found, read, cut, made up, described."""
+"""The workload: read, found, sliced, made up, described."""
 
 from kvab.trace.finding import fetch_trace, find_trace, trace_place
 from kvab.trace.reading import Trace, burst_order, read_trace

@@ -91,8 +91,8 @@ def test_a_variant_changes_what_it_says_and_nothing_else(small_trace, tmp_path):
 @pytest.mark.parametrize(
     ("configuration", "split", "said"),
     [
-        ("disagg-kv-router", (7, 2), "uses 18 GPUs, deploy.yaml 16"),
-        ("agg-kv-router", (6, 2), "needs prefill and decode workers"),
+        ("disagg-kv-router", (7, 2), "expected the 16 GPUs of deploy.yaml, got 18"),
+        ("agg-kv-router", (6, 2), "expected prefill and decode workers"),
     ],
 )
 def test_a_split_that_does_not_fit_is_refused(small_trace, tmp_path, configuration, split, said):

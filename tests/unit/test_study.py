@@ -271,7 +271,7 @@ def test_an_unknown_key_of_a_profile_is_refused_by_name(checkout):
 def test_a_copied_profile_must_carry_its_own_name(checkout):
     folder = checkout / "recipes" / "clusters"
     (folder / "mine.yaml").write_text((folder / "simulated-h200.yaml").read_text())
-    with pytest.raises(InputError, match="expected name: mine"):
+    with pytest.raises(InputError, match="name: expected mine"):
         load_cluster("mine")
 
 
