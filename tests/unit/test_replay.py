@@ -115,7 +115,7 @@ def test_manifests_of_another_configuration_are_refused(checkout, small_trace, t
         source = checkout / "recipes/qwen3-32b/vllm/disagg-round-robin" / name
         (checkout / "recipes/qwen3-32b/vllm/disagg-kv-router" / name).write_text(source.read_text())
     with pytest.raises(
-        InputError, match=r"deploy\.yaml: .* disaggregated and kv, got .*round_robin"
+        InputError, match=r"deploy\.yaml: .* disaggregated and kv, as .* got .*round_robin"
     ):
         job(small_trace, tmp_path)
 
