@@ -223,7 +223,7 @@ def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
 def test_a_book_of_hostile_runs_runs_nothing_and_states_no_verdict(tmp_path, chromium):
     from playwright.sync_api import sync_playwright
 
-    from kvab.book.building import report
+    from kvab.book.build import report
     from kvab.errors import GateError
     from kvab.pages.outcome import RED, VERDICTS
 

@@ -21,8 +21,7 @@ from pydantic import Field
 
 import kvab
 from kvab import runs
-from kvab.book.nameless import nameless
-from kvab.book.published import MANIFESTS, TABLES
+from kvab.book.publish import MANIFESTS, TABLES, nameless
 from kvab.declarations import Declared
 from kvab.errors import InputError, remedy
 from kvab.requests import archives
@@ -142,16 +141,15 @@ def _below(path: Path, place: Path, study: Study) -> list[Path]:
 
 def _run_files(path: Path, hosts: bool) -> dict[str, bytes]:
     run = runs.read_run(path)
-    manifests = [*MANIFESTS]
+    names = ["requests.parquet", *MANIFESTS]
     if hosts:
-        manifests += [name for name in run.manifest.files if name.startswith("manifests/applied/")]
-    files = {name: (path / name).read_bytes() for name in ("requests.parquet", *manifests)
-             if name in run.manifest.files}  # fmt: skip
+        names += [name for name in run.manifest.files if name.startswith("manifests/applied/")]
+    files = {name: (path / name).read_bytes() for name in names if name in run.manifest.files}
     sums = {name: run.manifest.files[name] for name in files}
-    told = run.manifest.model_copy(update={"files": sums})
+    manifest = run.manifest.model_copy(update={"files": sums})
     if not hosts:
-        told = nameless(told)
-    return {"run.json": told.model_dump_json(indent=2, by_alias=True).encode(), **files}
+        manifest = nameless(manifest)
+    return {RUN: manifest.model_dump_json(indent=2, by_alias=True).encode(), **files}
 
 
 def _add(files: dict[str, bytes], under: str, base: Path, paths: list[Path]) -> None:
@@ -208,13 +206,8 @@ def unpacked(path: Path) -> Iterator[tuple[Path, Contents]]:
                 )
         held = {Path(name).parts[2] for name in contents.files
                 if fnmatch(name, f"runs/*/*/*/r*/{RUN}")}  # fmt: skip
-        named = all(NAME.fullmatch(name) for name in held)
-        if (
-            contents.study not in contents.files
-            or not held
-            or not named
-            or held != {*contents.clusters}
-        ):
+        safe = bool(held) and all(NAME.fullmatch(name) for name in held)
+        if contents.study not in contents.files or not safe or held != {*contents.clusters}:
             raise InputError(
                 f"{path}: expected a study and runs of the clusters that {CONTENTS} names "
                 f"({contents.study!r:.60}, {contents.clusters!r:.60}), got others; get it again"

@@ -83,12 +83,12 @@ def report(
     take_over: options.TakeOver = False,
 ) -> None:
     """Replay what is missing, analyze it and build the book. Ends with the headline."""
-    from kvab.book import building
+    from kvab.book import build
 
     if from_ and from_.suffix == ".zst":
-        headline, index = building.report_bundle(from_, cluster, out)
+        headline, index = build.report_bundle(from_, cluster, out)
     else:
-        headline, index = building.report(
+        headline, index = build.report(
             study,
             cluster or "simulated-h200",
             rows,

@@ -109,7 +109,7 @@ def publish(
     cluster: options.Cluster = "simulated-h200",
 ) -> None:
     """Copy a cluster's complete runs to book/published, made small."""
-    from kvab.book.published import publish as publish_runs
+    from kvab.book.publish import publish as publish_runs
 
     for path in publish_runs(study, cluster, runs, to):
         print(path)

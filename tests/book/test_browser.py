@@ -29,7 +29,7 @@ ARGUMENTS = [
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     """The book built from the published runs, as `make book` does."""
-    from kvab.book.building import report
+    from kvab.book.build import report
 
     out = tmp_path_factory.mktemp("book")
     return report(

@@ -10,7 +10,7 @@ import pytest
 from controllers import NAMESPACE
 
 from kvab import runs
-from kvab.book.published import publish
+from kvab.book.publish import publish
 from kvab.errors import DependencyError
 
 

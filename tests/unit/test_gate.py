@@ -14,7 +14,7 @@ import yaml
 from IPython.display import Markdown
 
 from kvab import runs
-from kvab.book import publication
+from kvab.book import build
 from kvab.console import plain
 from kvab.errors import InputError
 from kvab.pages import attribution, index, outcome, robustness, theme
@@ -218,7 +218,7 @@ def withheld_in_sentences(evidence, judged):
     assert index.short_answer(evidence, judged) == RED
     answer = index.answer(evidence, judged)
     assert RED in answer and plain(judged.reasons[0]) in answer
-    assert RED in publication.configuration(evidence, judged)
+    assert RED in build.sphinx_settings(evidence, judged)
 
 
 def test_errors_up_to_the_limit_are_no_failure(live):

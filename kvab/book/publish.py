@@ -1,4 +1,4 @@
-"""The published runs: complete run folders made small, with the workload they replayed.
+"""The published runs: complete run folders made small, nameless, with what they replayed.
 
 Input: a folder of runs. Output: ``book/published/``, of the same shape, 3 MB at most.
 """
@@ -8,17 +8,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from kvab import runs
-from kvab.book.nameless import nameless
 from kvab.errors import InputError
 from kvab.pages import model_check
-from kvab.runs import sweep
+from kvab.runs import RunManifest, sweep
 from kvab.runs.workload import workload_path
 from kvab.study import load_study, root
 from kvab.study.manifests import DEPLOY, PERF
 
 ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2}
+KEPT = ("kind", "name", "description", "hardware", "backend", "image", "rdma_resource")
 LIMIT_BYTES = 3_000_000
 SWEEP = Path("capacity")
 MANIFESTS = (f"manifests/{DEPLOY}", f"manifests/{PERF}")
@@ -89,5 +90,29 @@ def _copy(run: runs.Run, to: Path) -> None:
     times = run.requests[[*ROUNDED_MS]].round(ROUNDED_MS)
     files = {name: (run.path / name).read_bytes() for name in MANIFESTS}
     files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times), runs.SMALL)
-    told = nameless(run.manifest)
-    runs.write_run(to, told.model_dump(by_alias=True, exclude={"files"}), files)
+    manifest = nameless(run.manifest)
+    runs.write_run(to, manifest.model_dump(by_alias=True, exclude={"files"}), files)
+
+
+def nameless(manifest: RunManifest) -> RunManifest:
+    """Return a manifest without names of nodes, pods, contexts and servers."""
+    less: dict[str, Any] = {
+        "cluster": {key: value for key, value in manifest.cluster.items() if key in KEPT},
+        "host": _numbered(manifest.host),
+        "depends_on": {key: value for key, value in manifest.depends_on.items() if key != "nodes"},
+    }
+    if manifest.kind == "kubernetes" and manifest.reason:  # it may quote pods, nodes and servers
+        less["reason"] = "failed; the reason is kept where it ran"
+    return manifest.model_copy(update=less)
+
+
+def _numbered(host: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of the hosts with nodes and pods numbered instead of named."""
+    pods = host.get("pods", {})
+    nodes = {node: f"node-{n}" for n, node in enumerate(sorted({p["node"] for p in pods.values()}))}
+    names = {pod: f"pod-{n}" for n, pod in enumerate(sorted({*pods, *host.get("restarts", {})}))}
+    numbered = {
+        "pods": {names[pod]: {**p, "node": nodes[p["node"]]} for pod, p in pods.items()},
+        "restarts": {names[pod]: count for pod, count in host.get("restarts", {}).items()},
+    }
+    return host | {key: value for key, value in numbered.items() if key in host}

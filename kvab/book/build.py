@@ -1,0 +1,350 @@
+"""The whole study in one call: plan, replay what is missing, judge, build the book.
+
+Input: a study and a cluster. Output: the headline and the path of the built HTML.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import yaml
+from jinja2 import Template
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from kvab import runs
+from kvab.book.bundle import unpacked
+from kvab.book.notebooks import execute, tidy
+from kvab.cache import remember, source_digest
+from kvab.console import counted, plain
+from kvab.declarations import digest
+from kvab.errors import DependencyError, GateError, InputError
+from kvab.pages.clusters import load_clusters
+from kvab.pages.evidence import Evidence, load_evidence
+from kvab.pages.gate import Gate, gate
+from kvab.pages.index import short_answer, social_card
+from kvab.pages.model_check import load_check, make_twins
+from kvab.pages.outcome import headline
+from kvab.runs import replay_missing as missing_runs
+from kvab.runs.importing import is_imported
+from kvab.runs.replay import plan_job
+from kvab.runs.sweep import load_sweep
+from kvab.runs.workload import save_workload
+from kvab.study import Study, load_study, root
+from kvab.trace import find_trace
+
+MEASURED = ("book/published", "benchmarks/results")  # what pages show beside the runs
+OUTCOME, CLUSTERS, REPLAY = "05_outcome", "10_clusters", "03_replay"
+NOT_EXECUTED = (
+    "```{note}\nThis page was not executed for this build: the book was made from published "
+    "runs, without a cluster. `kvab run` executes it.\n```"
+)
+CARD, REQUESTS = "_static/social-card.png", "data/requests.parquet"
+
+
+def report(
+    study: Path,
+    cluster: str,
+    rows: int | None = None,
+    repeats: int | None = None,
+    trace: Path | None = None,
+    out: Path = Path("book/_build"),
+    runs: Path = Path("runs"),
+    published: Path | None = None,
+    on: str | None = None,
+    take_over: bool = False,
+) -> tuple[str, Path]:
+    """Make the book of one cluster and return its headline and index.html.
+
+    Parameters
+    ----------
+    study : Path
+        The study file.
+    cluster : str
+        Name of the cluster profile.
+    rows : int, optional
+        Only the first rows of the trace.
+    repeats : int, optional
+        Only the first repeats of each configuration.
+    trace : Path, optional
+        Another trace, on purpose.
+    out : Path
+        Where the book is built; relative paths count from the checkout.
+    runs : Path
+        The folder of runs.
+    published : Path, optional
+        Build from these runs instead, without cluster, simulator or trace.
+    on : str, optional
+        A Kubernetes profile that replays what is missing, instead of this machine.
+    take_over : bool
+        Take runs from clients of somebody else that are alive.
+
+    Raises
+    ------
+    GateError
+        If the runs do not support a verdict; the book is built all the same and says why.
+    """
+    checkout = root()
+    path, folder = checkout / study, checkout / (published or runs)
+    declared = load_study(path)
+    replays = published is None and not is_imported(declared, cluster, folder)
+    if replays:
+        trace = replay_missing(declared, cluster, rows, repeats, trace, folder, on, take_over)
+    evidence = load_evidence(declared, cluster, folder)
+    for name in (declared.baseline, declared.comparison):
+        evidence.tables(name)  # no page can do without these two
+    if published is None and evidence.manifest.kind == "live":
+        make_twins(evidence, find_trace(declared.trace, trace), folder)
+    judged = gate(evidence)
+    index = build(checkout / out, _book(path, evidence, judged, trace, replays))
+    if not judged.green:
+        raise GateError(
+            f"the validity gate is red, {counted(len(judged.reasons), 'check')} failed; first: "
+            f"{judged.reasons[0]}; the book says the rest: {index}"
+        )
+    return headline(evidence, judged), index
+
+
+def _book(path: Path, evidence: Evidence, judged: Gate, trace: Path | None, replays: bool) -> Book:
+    """Return what the book of these runs is built from, with the other clusters beside them."""
+    study, cluster, folder = evidence.study, evidence.cluster, evidence.folder
+    clusters = load_clusters(study, folder)
+    for line in clusters.left_out.values():
+        print(line, file=sys.stderr)
+    check, sweep = load_check(study, cluster, folder), load_sweep(study, cluster, folder)
+    shown = [each and each.key for each in (evidence, sweep, check, *clusters.places.values())]
+    measured = [file.read_text(encoding="utf-8") for below in MEASURED
+                for file in sorted((root() / below).glob("*.json"))]  # fmt: skip
+    lock = (root() / "requirements.lock").read_text(encoding="utf-8")
+    parameters = {
+        "study": str(path),
+        "cluster": cluster,
+        "runs": str(folder),
+        "rows": evidence.manifest.trace.rows,
+        "trace": str(trace.resolve()) if trace else "",
+    }
+    others = {
+        name: parameters | {"cluster": other.cluster, "runs": str(other.folder)}
+        for name, other in clusters.places.items()
+        if (other.cluster, other.folder) != (cluster, folder)
+    }
+    key = digest([shown, measured, source_digest(), lock])
+    return Book(evidence, judged, parameters, others, key, replays)
+
+
+def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path]:
+    """Make the book of a bundle, of the named cluster or of the only one in it.
+
+    Raises
+    ------
+    InputError
+        If it is no whole bundle, or holds several clusters and not the named one.
+    GateError
+        As `report`.
+    """
+    with unpacked(path) as (folder, contents):
+        held = contents.clusters
+        chosen = cluster or (held[0] if len(held) == 1 else "simulated-h200")
+        if chosen not in held:
+            raise InputError(
+                f"{path}: holds {', '.join(held)}, not {chosen}; name one of them with --cluster"
+            )
+        return report(folder / contents.study, chosen, out=out, published=folder / "runs")
+
+
+def replay_missing(
+    study: Study, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
+    folder: Path, on: str | None = None, take_over: bool = False,
+) -> Path:  # fmt: skip
+    """Replay every run of the study that does not serve as it is; return where the trace is."""
+    workload = missing_runs.workload(study, cluster, rows, repeats, trace, on)
+    save_workload(workload, folder / study.name)
+    jobs = [
+        plan_job(study, cluster, name, repeat, rows, workload, folder)
+        for name in study.configurations
+        for repeat in range(1, (repeats or study.repeats) + 1)
+    ]
+    planned = missing_runs.plan(jobs)
+    for run in planned:
+        print(f"{run.configuration} r{run.repeat}: {run.state} ({run.why})", file=sys.stderr)
+    missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
+    missing_runs.replay_all(missing, on=on, take_over=take_over)
+    return workload.path
+
+
+@dataclass(frozen=True)
+class Book:
+    """What a book is built from.
+
+    Attributes
+    ----------
+    evidence, judged : Evidence, Gate
+        The runs, and whether they support a verdict.
+    parameters : mapping
+        For all notebooks; each takes those that it has.
+    others : mapping of str to mapping
+        Parameters of the further clusters, by name; each gets an outcome page of its own.
+    key : str
+        Digest of the runs and the code; a page whose notebook, parameters and these did not
+        change is taken from the user's cache.
+    replays : bool
+        False leaves the replay page unexecuted, where there is no cluster to show.
+    """
+
+    evidence: Evidence
+    judged: Gate
+    parameters: Mapping[str, object]
+    others: Mapping[str, Mapping[str, object]]
+    key: str
+    replays: bool
+
+
+def build(out: Path, book: Book) -> Path:
+    """Execute the pages' notebooks side by side, build the book and return its index.html.
+
+    ``out`` gets ``source/`` (what was built) and ``html/``.
+
+    Raises
+    ------
+    DependencyError
+        If a page fails or the book has a warning; the message names it.
+    """
+    # Threads that import these at once can see them half made, as matplotlib did of IPython.
+    import IPython  # noqa: F401
+    import papermill  # noqa: F401
+
+    source = out / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
+    sources = sorted((root() / "notebooks").glob("*.ipynb"))
+    further = {f"{OUTCOME}-{re.sub('[^a-z0-9]+', '-', name).strip('-')}": parameters
+               for name, parameters in book.others.items()}  # fmt: skip
+    jobs = [(path, source / path.name, book.parameters) for path in sources]
+    jobs += [(root() / "notebooks" / f"{OUTCOME}.ipynb", source / f"{name}.ipynb", parameters)
+             for name, parameters in further.items()]  # fmt: skip
+    _add_pages(source / "_toc.yml", list(further))
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pages"),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    with (
+        Progress(*columns, console=Console(stderr=True)) as bar,
+        ThreadPoolExecutor(1 + min(4, 2 * (os.cpu_count() or 1))) as pool,
+    ):
+        task = bar.add_task("executing", total=len(jobs))
+        files = pool.submit(_add_files, source, book)
+        pending = [pool.submit(_page, *job, book) for job in jobs]
+        for future in as_completed(pending):
+            future.result()
+            bar.advance(task)
+        files.result()
+    index = _sphinx(source, out, book)
+    for name in further:  # what can be launched is the notebook that they were made from
+        page = index.with_name(f"{name}.html")
+        text = page.read_text(encoding="utf-8").replace(f"/{name}.ipynb", f"/{OUTCOME}.ipynb", 1)
+        page.write_text(text, encoding="utf-8")
+    return index
+
+
+def _add_files(source: Path, book: Book) -> None:
+    """Add the table of all requests and the card."""
+
+    def made() -> dict[str, bytes]:
+        table = runs.parquet_bytes(book.evidence.each_run, level=runs.QUICK)
+        return {REQUESTS: table, CARD: social_card(book.evidence, book.judged)}
+
+    for name, content in remember(book.key, "publication", made).items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+
+
+def _add_pages(toc: Path, names: list[str]) -> None:
+    """Put pages below the one that shows all clusters."""
+    document = yaml.safe_load(toc.read_text(encoding="utf-8"))
+    chapters = [chapter for part in document["parts"] for chapter in part["chapters"]]
+    overview = next(chapter for chapter in chapters if chapter["file"] == CLUSTERS)
+    if names:
+        overview["sections"] = [{"file": name} for name in names]
+    toc.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+
+
+def _page(path: Path, target: Path, parameters: Mapping[str, object], book: Book) -> None:
+    """Write a page: executed, or taken from the cache, or with a note that it was not executed."""
+    notebook = nbformat.read(path, as_version=4)
+    heading = notebook.cells[0]
+    texts = {**parameters, "title": book.evidence.study.title}
+    heading.source = Template(heading.source).render({k: plain(v) for k, v in texts.items()})
+    if path.stem == REPLAY and not book.replays:
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED))
+        nbformat.write(notebook, target)
+        tidy(target)
+        return
+    declared = next(
+        cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    )
+    names = {line.split(":")[0].strip() for line in declared.splitlines()}
+    given = {name: value for name, value in parameters.items() if name in names}
+
+    def executed() -> bytes:
+        nbformat.write(notebook, target)
+        return execute(target, target, given).read_bytes()
+
+    key = digest([nbformat.writes(notebook), given, book.key])
+    target.write_bytes(remember(key, path.stem, executed))
+
+
+def _sphinx(source: Path, out: Path, book: Book) -> Path:
+    program = Path(sys.executable).with_name("jupyter-book")
+    _call([str(program), "config", "sphinx", str(source)], source)
+    with (source / "conf.py").open("a", encoding="utf-8") as file:
+        file.write(sphinx_settings(book.evidence, book.judged))
+    options = "-b html -W --keep-going -q".split()
+    folders = ["-d", str(out / "doctrees"), str(source), str(out / "html")]
+    _call([sys.executable, "-m", "sphinx", *options, *folders], source)
+    return out / "html" / "index.html"
+
+
+def _call(command: list[str], source: Path) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        raise DependencyError(f"the book did not build from {source}: {'; '.join(lines[-8:])}")
+
+
+def sphinx_settings(evidence: Evidence, judged: Gate) -> str:
+    """Return lines for ``conf.py``: what the book says of itself, and where it can be launched.
+
+    ``KVAB_BOOK_URL`` is the address at which the book is published, ``KVAB_REPOSITORY`` that of its
+    source; without them the card's address is relative and nothing offers to launch.
+    """
+    answer = short_answer(evidence, judged)
+    url, repository = (os.environ.get(f"KVAB_{name}", "") for name in ("BOOK_URL", "REPOSITORY"))
+    meta = {
+        "description": answer,
+        "property=og:title": evidence.study.title,
+        "property=og:description": answer,
+        "property=og:type": "article",
+        "property=og:image": f"{url.rstrip('/')}/{CARD}" if url else CARD,
+        "name=twitter:card": "summary_large_image",
+    }
+    launch = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
+    source = {"repository_url": repository, "use_repository_button": True,
+              "repository_branch": "main", "path_to_docs": "notebooks",
+              "launch_buttons": launch}  # fmt: skip
+    lines = [
+        f"html_baseurl = {url!r}",
+        f"myst_html_meta = {meta!r}",
+        f"html_theme_options.update({source if repository else {'launch_buttons': {}}!r})",
+        "extensions.remove('sphinx_thebe')  # it would load scripts from the network",
+    ]
+    return "\n".join(["", *lines, ""])
