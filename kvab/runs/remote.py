@@ -20,6 +20,7 @@ from kvab.clusters.kubernetes import deployment, diagnostics, files, health, obj
 from kvab.clusters.kubernetes.api import Broken, Kube, Pod
 from kvab.clusters.kubernetes.files import download_run, helper_pod, upload
 from kvab.clusters.kubernetes.health import condition, last_lines
+from kvab.clusters.kubernetes.lease import Lease
 from kvab.console import Display
 from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError, KvabError, remedy
@@ -36,7 +37,7 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 NEEDS = tuple(
     need
     for need in preflight.NEEDS
-    if need.group in ("", "batch", "storage.k8s.io")
+    if need.group in ("", "batch", "storage.k8s.io", "coordination.k8s.io")
     and need.resource not in ("services/proxy", "secrets", "nodes")
 )
 
@@ -53,7 +54,7 @@ def replay_on(jobs: list[Job], on: str) -> None:
         If ``on`` is no Kubernetes profile with an image for campaigns, or the jobs are not
         simulated.
     DependencyError
-        If the cluster lacks something, another campaign of the study is under way, or a cell
+        If the cluster lacks something, another client's campaign is under way, or a cell
         failed: how many, and why the first did. The other cells are kept.
     """
     profile, study = _profile(jobs, on), jobs[0].study
@@ -65,11 +66,30 @@ def replay_on(jobs: list[Job], on: str) -> None:
         raise DependencyError(f"cluster {on}: {'; '.join(missing)}")
     helper = objects.files_pod(job, f"{job['metadata']['name']}-files")
     helper["metadata"] = {**job["metadata"], **helper["metadata"]}
+    lease = Lease(Kube(profile), _lease(job), takes_over=False)
+    lease.take()
+    kube.guard = lease.guard
+    claims = [c for c in objects.storage(study, profile) if c["metadata"]["name"] == VOLUME]
+    try:
+        _replay(kube, jobs, [config, job], helper, claims)
+    finally:
+        lease.leave()
+
+
+def _lease(job: Object) -> Object:
+    """Return the Lease of a campaign, which at most one client holds."""
+    metadata = {**job["metadata"], "name": f"kvab.{job['metadata']['name']}"}
+    return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
+
+
+def _replay(
+    kube: Kube, jobs: list[Job], made: list[Object], helper: Object, claims: list[Object]
+) -> None:
+    config, job = made
     held = _under_way(kube, config, jobs[0])
     with _cleared(kube, job["metadata"]["name"], jobs[0]):
         if held is None:
-            claims = objects.storage(study, profile)
-            files.claim_storage(kube, [c for c in claims if c["metadata"]["name"] == VOLUME])
+            files.claim_storage(kube, claims)
             with helper_pod(kube, helper) as pod:
                 content = jobs[0].trace.path.read_bytes()
                 upload(pod, content, objects.staged_path(jobs[0].trace.sha256))

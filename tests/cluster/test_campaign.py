@@ -16,6 +16,8 @@ from test_preflight import granted, rules
 from test_resume import wait_for
 
 from kvab import runs
+from kvab.clusters.kubernetes import lease
+from kvab.clusters.kubernetes.api import Kube
 from kvab.errors import DependencyError, InputError
 from kvab.runs import remote, replay_missing
 from kvab.runs.cell import cell_text, checkout_of
@@ -295,6 +297,26 @@ def test_another_campaign_under_way_is_left_alone(cluster, small_trace):
         DependencyError, match=f"another campaign of qwen3-32b .* delete job {NAME}"
     ):
         remote.replay_on(jobs_of(small_trace, cluster.runs), "emulated")
+    assert job(cluster)["metadata"]["uid"] == uid
+
+
+def test_the_campaign_of_a_client_that_lives_is_not_joined(cluster, small_trace, monkeypatch):
+    cluster.script.pods[rf"{NAME}-\d"] = lambda pod: pending(True)
+    jobs = jobs_of(small_trace, cluster.runs)
+    made = remote.manifests(load_cluster("emulated"), load_study(), jobs)
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "identity", lambda: f"anna@vm/{os.getppid()}.1/here")
+        other = lease.Lease(Kube(load_cluster("emulated")), remote._lease(made[1]))
+        other.take()
+        other._ended.set()
+    for manifest in made:
+        plural = f"{manifest['kind'].lower()}s"
+        cluster.server.do(cluster.store.create, plural, NAMESPACE, manifest)
+    uid = job(cluster)["metadata"]["uid"]
+    monkeypatch.setattr(lease, "_machine", lambda: "here")
+    monkeypatch.setattr(lease, "_start", lambda pid: "1")  # its process is alive
+    with pytest.raises(lease.Held, match=r"anna@vm \(process \d+\) has this run .* to end$"):
+        remote.replay_on(jobs, "emulated")
     assert job(cluster)["metadata"]["uid"] == uid
 
 

@@ -32,10 +32,11 @@ class Held(DependencyError):
 class Lease:
     """The right to work on one run, held by at most one client."""
 
-    def __init__(self, kube: Kube, manifest: Object) -> None:
+    def __init__(self, kube: Kube, manifest: Object, *, takes_over: bool = True) -> None:
         # `kube` is for the lease alone: opening an exec stream changes a client for a moment.
         self.kube, self.manifest = kube, manifest
         self.name, self.run = manifest["metadata"]["name"], objects.run_of(manifest)
+        self.takes_over = takes_over  # whether the command has --take-over
         self.held: Object | None = None
         self.lost = ""
         self._lock, self._ended = threading.RLock(), threading.Event()
@@ -145,13 +146,16 @@ class Lease:
                 self.held = None
 
     def _refusal(self, found: Object) -> str:
+        since = found["spec"].get("acquireTime", "")[:19].replace("T", " ")
+        line = (
+            f"{self.run}: {_who(found)} has this run since {since} UTC and is alive; wait for it "
+            "to end"
+        )
+        if not self.takes_over:
+            return line
         same = objects.digest_of(found) == objects.digest_of(self.manifest)
         then = "goes on with it" if same else "ends it, as its rows or manifests are not the same"
-        since = found["spec"].get("acquireTime", "")[:19].replace("T", " ")
-        return (
-            f"{self.run}: {_who(found)} has this run since {since} UTC and is alive; wait for it "
-            f"to end, or take it over with --take-over, which {then}"
-        )
+        return f"{line}, or take it over with --take-over, which {then}"
 
 
 def _renew(reference: weakref.ref[Lease], ended: threading.Event, pause_s: float) -> None:
