@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from kvab.pages import figures, wording
+from kvab.pages import index, outcome
 from kvab.pages.evidence import load_published
 from kvab.pages.gate import gate
 
@@ -14,8 +14,9 @@ PLACE = re.compile(r"(?<=<!-- answer -->\n).*?(?=\n<!-- end -->)", re.S)
 def answer() -> tuple[str, bytes]:
     """Return the sentence and the picture."""
     evidence = load_published("", "book/published")
-    said = wording.headline(evidence, gate(evidence))
-    return f"**The answer so far, from simulated runs.** {said}", figures.good_shares(evidence).svg
+    said = outcome.headline(evidence, gate(evidence))
+    picture = index.good_shares_figure(evidence).svg
+    return f"**The answer so far, from simulated runs.** {said}", picture
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def test_a_cluster_profile(copy):
     shutil.copy(profiles / "example-h200.yaml", profiles / "ours.yaml")
     ended = kvab(copy, "check")
     assert ended.returncode == 2
-    assert "expected name: ours as the file is called" in ended.stderr
+    assert "name: expected ours as the file is called" in ended.stderr
     edit(profiles, "ours.yaml", "name: example-h200", "name: ours")
     assert "ours" in done(copy, "check")
 
