@@ -277,7 +277,7 @@ class Kube:
         self.guard: Callable[[bool], None] = lambda changes: None
         weakref.finalize(self, self.api.rest_client.pool_manager.clear)
 
-    def hasty(self) -> Kube:
+    def with_short_limits(self) -> Kube:
         """Return the same client with little patience, for what may be left out."""
         other = copy.copy(self)
         other.limits = self.limits.model_copy(update={"retry_s": min(5, self.limits.retry_s)})
@@ -307,9 +307,9 @@ class Kube:
 
         self.guard(method != "GET")
         with told(what or f"{method} {path}"):
-            return self.patiently(once)
+            return self.retried(once)
 
-    def patiently(self, once: Callable[[], Any]) -> Any:
+    def retried(self, once: Callable[[], Any]) -> Any:
         """Return what a call returns, repeated while its failure may pass."""
         retrying = Retrying(
             retry=retry_if_exception(passes),
@@ -612,7 +612,7 @@ class Pod:
         opened.sock.settimeout(None)
         return opened
 
-    def patiently(self, *command: str, stdin: bytes = b"") -> bytes:
+    def retried(self, *command: str, stdin: bytes = b"") -> bytes:
         """Return a command's output; a lost connection is tried again."""
         again = _retrying(Broken, stop_after_attempt(TRIES))
         opened = _retrying(Unopened, stop_before_delay(OPEN_S - HANDSHAKE_S))

@@ -63,7 +63,7 @@ def files(kube: Kube, selectors: list[str], names: list[tuple[str, str]]) -> dic
         Other objects of interest.
     """
     kept: dict[str, bytes] = {}
-    kube = kube.hasty()  # the API server may be the reason
+    kube = kube.with_short_limits()  # the API server may be the reason
 
     def keep(name: str, look: Callable[[], Any]) -> Any:
         try:

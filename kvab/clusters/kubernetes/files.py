@@ -96,9 +96,9 @@ def upload(pod: Pod, content: bytes, target: str) -> None:
         'mkdir -p "$(dirname "$1")" && { [ -f "$1" ] && sha256sum "$1" | grep -q "^$2" || '
         "echo wanted; }"
     )
-    if not pod.patiently("sh", "-c", script, "sh", target, wanted):
+    if not pod.retried("sh", "-c", script, "sh", target, wanted):
         return
-    pod.patiently("sh", "-c", ': >"$1.part"', "sh", target)
+    pod.retried("sh", "-c", ': >"$1.part"', "sh", target)
     for place in range(0, len(content), PART_BYTES):
         part = content[place : place + PART_BYTES]
         # The channel of standard input has no end: the size says when a part is whole. A part
@@ -108,11 +108,11 @@ def upload(pod: Pod, content: bytes, target: str) -> None:
             "oflag=seek_bytes iflag=fullblock"
         )
         arguments = (target, str(len(part)), str(place))
-        pod.patiently("sh", "-c", write + " 2>/dev/null", "sh", *arguments, stdin=part)
-    got = pod.patiently("sh", "-c", 'sha256sum "$1.part"', "sh", target).decode().split()[0]
+        pod.retried("sh", "-c", write + " 2>/dev/null", "sh", *arguments, stdin=part)
+    got = pod.retried("sh", "-c", 'sha256sum "$1.part"', "sh", target).decode().split()[0]
     if got != wanted:
         raise DependencyError(f"{target}: expected sha256 {wanted[:12]}, got {got[:12]}; run again")
-    pod.patiently("sh", "-c", 'mv "$1.part" "$1"', "sh", target)
+    pod.retried("sh", "-c", 'mv "$1.part" "$1"', "sh", target)
 
 
 def read_marker(pod: Pod, folder: str, run_id: str) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def read_marker(pod: Pod, folder: str, run_id: str) -> dict[str, Any]:
         If there is none, so the artifacts are not whole, or it is not of a run that succeeded.
     """
     try:
-        marker = json.loads(pod.patiently("cat", f"{folder}/{MARKER}"))
+        marker = json.loads(pod.retried("cat", f"{folder}/{MARKER}"))
         ended, whose, _ = marker["exit_code"], marker["run_id"], marker["files"]
     except (Failed, ValueError, LookupError, TypeError):
         raise Spoiled(
@@ -199,14 +199,14 @@ def download_run(pod: Pod, folder: str, target: Path) -> None:
     DependencyError
         If there is none, or a file of it is missing.
     """
-    listed = pod.patiently("cat", f"{folder}/run.json")
+    listed = pod.retried("cat", f"{folder}/run.json")
     try:
         sums = inside(json.loads(listed)["files"])
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Spoiled(f"{folder}/run.json: expected a run's, got another file") from None
     sums["run.json"] = hashlib.sha256(listed).hexdigest()
     sizes = 'cd "$1" && shift && stat -c "%s %n" -- "$@"'
-    told = pod.patiently("sh", "-c", sizes, "sh", folder, *sums).decode().splitlines()
+    told = pod.retried("sh", "-c", sizes, "sh", folder, *sums).decode().splitlines()
     parts = [line.partition(" ") for line in told]
     files = {name: {"bytes": int(size), "sha256": sums[name]} for size, _, name in parts}
     download(pod, folder, {"files": files}, target)
@@ -223,7 +223,7 @@ def _fetch(
             while have < size:
                 count = min(PART_BYTES, size - have)
                 script = 'tail -c +"$2" "$1" | head -c "$3"'
-                part = pod.patiently("sh", "-c", script, "sh", source, str(have + 1), str(count))
+                part = pod.retried("sh", "-c", script, "sh", source, str(have + 1), str(count))
                 out.write(part)
                 out.flush()
                 have += len(part)

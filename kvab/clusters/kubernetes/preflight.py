@@ -99,7 +99,7 @@ def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
         plain = [mark.put(m, profile.namespace) for m in (objects.deployment(recipe, profile), job)]
         arms.append((recipe, [*plain, objects.scripts(study, recipe, profile)]))
     # Whoever asks waits for the answer: no long retries.
-    return _findings(Kube(profile).hasty(), profile, study, arms)
+    return _findings(Kube(profile).with_short_limits(), profile, study, arms)
 
 
 def _findings(kube: Kube, profile: Kubernetes, study: Study, arms: Arms) -> Iterator[Finding]:
