@@ -214,11 +214,11 @@ def test_a_busy_port_is_a_dependency(place, small_trace, monkeypatch):
 @pytest.mark.slow
 def test_workers_that_die_before_they_serve_say_why(place, small_trace, checkout):
     path = checkout / "recipes" / "clusters" / "live-cpu.yaml"
-    path.write_text(path.read_text().replace("h200_sxm", "no_such_gpu"))
+    path.write_text(path.read_text().replace("h200_sxm", "h200_no_such"))
     with kvab_run(place, small_trace) as process:
         _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 3
-    assert "ended with 1" in said and "no_such_gpu" in said
+    assert "ended with 1" in said and "h200_no_such" in said
     assert runs.read_manifest(the_run(place)).status == "failed"
     gone(place)
 
