@@ -23,8 +23,9 @@ from typing import Any
 import memory
 import typer
 
-from kvab import runs
+from kvab.clusters.base import run_path
 from kvab.pages.evidence import load_published
+from kvab.runs import folder as runs
 from kvab.study import load_study, root
 
 REPEATS = 50
@@ -66,9 +67,7 @@ def large_study(place: Path) -> int:
             run = found[(repeat - 1) % len(found)]
             told = run.manifest.model_dump(by_alias=True, exclude={"files"}) | {"repeat": repeat}
             files = {each: (run.path / each).read_bytes() for each in run.manifest.files}
-            runs.write_run(
-                runs.run_path(target, study, evidence.cluster, name, repeat), told, files
-            )
+            runs.write_run(run_path(target, study, evidence.cluster, name, repeat), told, files)
             count += 1
     return count
 

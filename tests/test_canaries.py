@@ -179,7 +179,7 @@ def test_a_table_escapes_cells_headers_rows_and_caption():
 
 def hostile_runs(folder):
     """A copy of the published live runs in which every text of others is hostile."""
-    from kvab import runs
+    from kvab.runs import folder as runs
 
     for name in ("live-cpu", "workloads"):
         shutil.copytree(PUBLISHED / name, folder / "qwen3-32b" / name)

@@ -191,7 +191,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     ],
 )
 def test_runs_that_differ_in_workload_or_bounds_are_not_compared(small_runs, tmp_path, spoil, said):
-    from kvab import runs
+    from kvab.runs import folder as runs
 
     path = small_runs / "qwen3-32b" / "simulated-h200" / "agg-round-robin" / "r1"
     run = runs.read_run(path)

@@ -21,7 +21,6 @@ from jinja2 import Template
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kvab import runs
 from kvab.book.bundle import unpacked
 from kvab.book.notebooks import execute, tidy
 from kvab.cache import remember, source_digest
@@ -34,6 +33,7 @@ from kvab.pages.gate import Gate, gate
 from kvab.pages.index import short_answer, social_card
 from kvab.pages.model_check import load_check, make_twins
 from kvab.pages.outcome import headline
+from kvab.runs import folder as runs
 from kvab.runs import replay_missing as missing_runs
 from kvab.runs.importing import is_imported
 from kvab.runs.replay import plan_job

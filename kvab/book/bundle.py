@@ -20,11 +20,12 @@ import pyarrow as pa
 from pydantic import Field
 
 import kvab
-from kvab import runs
 from kvab.book.publish import MANIFESTS, TABLES, nameless
+from kvab.cache import write_beside
 from kvab.declarations import Declared
 from kvab.errors import InputError, remedy
 from kvab.requests import archives
+from kvab.runs import folder as runs
 from kvab.runs.workload import workload_path
 from kvab.study import Study, load_study, root
 
@@ -170,7 +171,7 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
     codec = pa.Codec("zstd", LEVEL)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_beside(out, codec.compress(packed.getvalue(), asbytes=True))
+        write_beside(out, codec.compress(packed.getvalue(), asbytes=True))
     except OSError as error:
         raise InputError(f"{out}: cannot write here ({error.strerror}); {remedy(error)}") from None
 

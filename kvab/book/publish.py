@@ -10,10 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kvab import runs
 from kvab.errors import InputError
 from kvab.pages import model_check
-from kvab.runs import RunManifest, sweep
+from kvab.runs import folder as runs
+from kvab.runs import sweep
+from kvab.runs.folder import RunManifest
 from kvab.runs.workload import workload_path
 from kvab.study import load_study, root
 from kvab.study.manifests import DEPLOY, PERF

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kvab import runs
 from kvab.cache import Result, remember, source_digest
 from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
-from kvab.runs import Run, RunManifest, summaries
+from kvab.runs import folder as runs
+from kvab.runs import summaries
+from kvab.runs.folder import Run, RunManifest
 from kvab.runs.sources import NOT_STREAMED
 from kvab.runs.workload import Workload, load_workload
 from kvab.study import Arm, Study, load_study, root

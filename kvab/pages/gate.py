@@ -27,7 +27,8 @@ from kvab.declarations import digest
 from kvab.pages.evidence import Evidence
 from kvab.requests import metrics
 from kvab.requests.aiperf import SERVER_METRICS
-from kvab.runs import Run, RunManifest, summaries
+from kvab.runs import summaries
+from kvab.runs.folder import Run, RunManifest
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import Topology, read_topology
 

@@ -19,8 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from kvab import runs
-from kvab.cache import remember, source_digest
+from kvab.cache import remember, source_digest, write_beside
 from kvab.clusters.simulated import simulate
 from kvab.clusters.simulated import versions as simulator_versions
 from kvab.console import number, percent, plain, signed
@@ -40,6 +39,7 @@ from kvab.pages.theme import (
 )
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES, METRICS
+from kvab.runs import folder as runs
 from kvab.runs import summaries
 from kvab.study import Simulated, Study, load_study, root
 from kvab.study.manifests import read_configuration
@@ -106,8 +106,8 @@ def make_twins(evidence: Evidence, trace: Trace, folder: Path) -> Path:
     )
     beside = folder / evidence.study.name / evidence.cluster
     (beside / TABLE).parent.mkdir(parents=True, exist_ok=True)
-    runs.write_beside(beside / ORDERS, runs.parquet_bytes([orders]))
-    runs.write_beside(beside / TABLE, runs.parquet_bytes([pd.concat(twins, ignore_index=True)]))
+    write_beside(beside / ORDERS, runs.parquet_bytes([orders]))
+    write_beside(beside / TABLE, runs.parquet_bytes([pd.concat(twins, ignore_index=True)]))
     return beside / TABLE
 
 

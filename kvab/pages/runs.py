@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvab import runs
 from kvab.console import counted, plain
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.printed import rejected, summary_lines
 from kvab.pages.theme import Table
 from kvab.requests.metrics import overloaded
+from kvab.runs import folder as runs
 from kvab.runs.sources import of_run
 from kvab.study import Slo
 

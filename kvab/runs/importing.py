@@ -14,12 +14,13 @@ from typing import Any
 import pandas as pd
 
 import kvab
-from kvab import runs
+from kvab.clusters.base import run_path
 from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.requests.aiperf import SERVER_METRICS, Artifacts, router_counters
 from kvab.requests.table import without_cached
+from kvab.runs import folder as runs
 from kvab.runs.folder import run_fields
 from kvab.runs.replay import plan_job
 from kvab.runs.sources import NOT_STREAMED, Source, opened
@@ -94,7 +95,7 @@ def import_runs(
                 )
                 manifest["depends_on"] = job.depends_on()
             files = _files(requests, artifacts, recipe)
-            target = runs.run_path(folder, declared, cluster, configuration, number)
+            target = run_path(folder, declared, cluster, configuration, number)
             assumed = _assumed(artifacts, configuration)
             remarks = [f"{source.path}: inferred: {line}" for line in assumed]
             ready.append(

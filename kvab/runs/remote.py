@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kvab import runs
 from kvab.clusters.base import Finding, Job, look
 from kvab.clusters.kubernetes import deployment, diagnostics, files, health, objects, preflight
 from kvab.clusters.kubernetes.api import Broken, Kube, Pod
@@ -24,6 +23,7 @@ from kvab.clusters.kubernetes.lease import Lease
 from kvab.console import Display
 from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError, KvabError, remedy
+from kvab.runs import folder as runs
 from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.folder import RunLock, set_aside
 from kvab.study import Kubernetes, Study, load_cluster, root

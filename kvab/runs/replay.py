@@ -17,12 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 import kvab
-from kvab import runs
 from kvab.clusters import open_cluster
 from kvab.clusters.base import Job, Progress, Provenance
 from kvab.console import mask
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
 from kvab.requests.table import not_replayed
+from kvab.runs import folder as runs
 from kvab.runs.folder import RunLock, run_fields
 from kvab.runs.workload import save_workload
 from kvab.study import Study, check_product, load_cluster, load_study, root

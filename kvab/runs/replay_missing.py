@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kvab import runs
 from kvab.clusters.base import Job
 from kvab.console import counted
 from kvab.errors import DependencyError, KvabError
+from kvab.runs import folder as runs
 from kvab.runs.replay import Replay, plan_job
 from kvab.study import Study, load_cluster
 from kvab.trace import Trace

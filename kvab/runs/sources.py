@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvab import runs
 from kvab.console import number, percent
 from kvab.errors import InputError
 from kvab.requests import aiperf, metrics
 from kvab.requests.aiperf import Artifacts
 from kvab.requests.archives import folder_holding, folder_of, within
 from kvab.requests.matching import LOST, from_aiperf
+from kvab.runs import folder as runs
 from kvab.study import Slo, Study, default_study, load_study, root
 from kvab.trace import Trace, find_trace, read_trace, trace_place
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
-from kvab.runs import Run
+from kvab.runs.folder import Run
 
 Tables = Mapping[str, Sequence[pd.DataFrame]]
 

@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from kvab import runs
-from kvab.cache import remember, source_digest
-from kvab.clusters.base import Job
+from kvab.cache import remember, source_digest, write_beside
+from kvab.clusters.base import Job, capacity_path
 from kvab.console import counted
 from kvab.declarations import Declared, digest
 from kvab.errors import InputError
 from kvab.requests import metrics
+from kvab.runs import folder as runs
 from kvab.runs import replay_missing
 from kvab.runs.replay import plan_job
 from kvab.stats.bootstrap import Sample
@@ -182,7 +182,7 @@ def replay_sweep(
     path = write_tables(cells)
     burst = np.unique(workload.timestamp_ms, return_inverse=True)[1]
     totals = [burst_totals(job, runs.read_run(job.path).requests, burst) for job in spread]
-    runs.write_beside(path / SPREAD, runs.parquet_bytes([pd.concat(totals, ignore_index=True)]))
+    write_beside(path / SPREAD, runs.parquet_bytes([pd.concat(totals, ignore_index=True)]))
     return path
 
 
@@ -207,11 +207,11 @@ def write_tables(cells: list[tuple[Job, str | None]]) -> Path:
         cells=[_cell(job, split, run) for job, split, run in replayed],
         **{"schema": 1},
     )
-    path = runs.capacity_path(first.runs, first.study, first.cluster.name)
+    path = capacity_path(first.runs, first.study, first.cluster.name)
     path.mkdir(parents=True, exist_ok=True)
     text = json.dumps(summary.model_dump(mode="json", by_alias=True), indent=1) + "\n"
-    runs.write_beside(path / TABLE, content)
-    runs.write_beside(path / SUMMARY, text.encode())
+    write_beside(path / TABLE, content)
+    write_beside(path / SUMMARY, text.encode())
     return path
 
 
@@ -422,7 +422,7 @@ def load_sweep(
     read = load_study(study)
     if read.capacity is None:
         return None
-    own = runs.capacity_path(root() / folder, read, cluster) / SUMMARY
+    own = capacity_path(root() / folder, read, cluster) / SUMMARY
     public = sorted((root() / published / read.name).glob(f"*/capacity/{SUMMARY}"))
     path = next((path for path in [own, *public] if path.is_file()), None)
     if path is None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvab import runs
+from kvab.cache import write_beside
 from kvab.errors import InputError
+from kvab.runs import folder as runs
 from kvab.trace import Trace
 from kvab.trace.describe import describe, reusable_tokens
 
@@ -58,8 +59,8 @@ def save_workload(trace: Trace, folder: Path) -> Path:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(describe(trace), indent=2) + "\n"
-    runs.write_beside(path.with_suffix(".json"), text.encode())
-    runs.write_beside(path, runs.parquet_bytes([table]))
+    write_beside(path.with_suffix(".json"), text.encode())
+    write_beside(path, runs.parquet_bytes([table]))
     return path
 
 

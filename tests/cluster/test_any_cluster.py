@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from kvab import runs
 from kvab.errors import KvabError
+from kvab.runs import folder as runs
 
 
 def test_a_run_is_deployed_replayed_collected_and_torn_down(cluster, small_trace):

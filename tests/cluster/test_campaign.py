@@ -15,10 +15,10 @@ from controllers import NAMESPACE, pending
 from test_preflight import granted, rules
 from test_resume import wait_for
 
-from kvab import runs
 from kvab.clusters.kubernetes import lease
 from kvab.clusters.kubernetes.api import Kube
 from kvab.errors import DependencyError, InputError
+from kvab.runs import folder as runs
 from kvab.runs import remote, replay_missing
 from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.replay import Replay, plan_job

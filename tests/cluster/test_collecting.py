@@ -12,9 +12,9 @@ from controllers import NAMESPACE
 from node import SECRET_TEXT
 from store import Conflict
 
-from kvab import runs
 from kvab.clusters.kubernetes import api, files
 from kvab.errors import DependencyError
+from kvab.runs import folder as runs
 
 
 def artifacts(emulated):

@@ -14,9 +14,9 @@ pytest.importorskip("aiperf", reason="AIPerf (extra `live`) is not installed")
 from emulated import Emulated
 from live_node import LiveNode
 
-from kvab import runs
 from kvab.pages.evidence import load_evidence
 from kvab.pages.gate import gate
+from kvab.runs import folder as runs
 from kvab.study import load_study
 from kvab.trace import find_trace
 

@@ -6,8 +6,8 @@ import pytest
 from apiserver import Fault
 from controllers import NAMESPACE, condition, pending
 
-from kvab import runs
 from kvab.errors import DependencyError, KvabError
+from kvab.runs import folder as runs
 
 
 def attempt(emulated, trace, configuration="disagg-kv-router"):

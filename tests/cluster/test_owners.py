@@ -7,9 +7,9 @@ import pytest
 from clients import kvab_run, wait_for
 from controllers import NAMESPACE
 
-from kvab import runs
 from kvab.clusters.kubernetes import lease, objects
 from kvab.errors import DependencyError
+from kvab.runs import folder as runs
 
 NAME, JOB = "disagg-router-6p-2d", "disagg-router-6p-2d-benchmark"
 LEASE = "kvab.qwen3-32b.disagg-kv-router.r1"

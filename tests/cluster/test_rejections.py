@@ -10,10 +10,10 @@ from policies import RESTRICTED
 from test_failures import attempt
 from test_preflight import dry_runs
 
-from kvab import runs
 from kvab.clusters.kubernetes import api, health
 from kvab.clusters.kubernetes.health import Expected
 from kvab.errors import DependencyError, InputError
+from kvab.runs import folder as runs
 
 NAME = "disagg-router-6p-2d"
 ENFORCE = "pod-security.kubernetes.io/enforce"

@@ -10,8 +10,8 @@ import pytest
 from clients import kill_nine, kvab_run, wait_for
 from controllers import NAMESPACE, pending
 
-from kvab import runs
 from kvab.errors import DependencyError
+from kvab.runs import folder as runs
 from kvab.runs import replay_missing
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from controllers import NAMESPACE
 
-from kvab import runs
 from kvab.book.publish import publish
 from kvab.errors import DependencyError
+from kvab.runs import folder as runs
 
 
 def held(emulated):

@@ -3,8 +3,8 @@
 import hashlib
 from dataclasses import asdict, dataclass, fields
 
-from kvab import runs
 from kvab.errors import InputError
+from kvab.runs import folder as runs
 
 WRONG = {
     "lost": "runs lost",

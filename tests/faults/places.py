@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from client import MARK, STEPS, Client, Order
 
-from kvab import runs
+from kvab.runs import folder as runs
 
 ROOT = Path(__file__).parents[2]
 ROWS = 12

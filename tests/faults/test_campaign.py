@@ -18,7 +18,7 @@ from client import MARK
 from counting import WRONG, Tally, Witness
 from places import ROWS, Place
 
-from kvab import runs
+from kvab.runs import folder as runs
 
 HERE = Path(__file__).parent
 SHARE_KILLS, SHARE_RESETS, EVERY = 24, 30, 4

@@ -17,13 +17,13 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from kvab import runs
 from kvab.book import bundle
 from kvab.clusters.kubernetes import objects
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
 from kvab.requests.metrics import summarize
 from kvab.requests.table import PANDAS_TYPES, check_table
+from kvab.runs import folder as runs
 from kvab.study import Slo, load_cluster, root
 from kvab.study.benchmark import BENCHMARK_ENV
 from kvab.study.manifests import read_configuration

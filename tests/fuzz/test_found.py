@@ -13,7 +13,7 @@ from kvab import declarations as declare
 from kvab.errors import InputError
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
-from kvab.runs import read_run
+from kvab.runs.folder import read_run
 
 YAML = {
     "values nested too deeply": "a: " + 500 * "[",

@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kvab import runs
 from kvab.clusters import open_cluster
 from kvab.clusters.live.processes import Programs
 from kvab.errors import DependencyError
+from kvab.runs import folder as runs
 from kvab.runs.replay import plan_job
 from kvab.study import load_study
 from kvab.trace import find_trace, read_trace

@@ -9,11 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from kvab import runs
 from kvab.book.build import report_bundle
 from kvab.book.bundle import CONTENTS, bundle, unpacked
 from kvab.errors import InputError
 from kvab.pages.evidence import load_evidence
+from kvab.runs import folder as runs
 from kvab.study import root
 
 STUDY = "recipes/qwen3-32b/study.yaml"

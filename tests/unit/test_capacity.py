@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from kvab import runs
+from kvab.clusters.base import capacity_path
 from kvab.errors import InputError
 from kvab.pages import capacity
+from kvab.runs import folder as runs
 from kvab.runs.replay import plan_job
 from kvab.runs.sweep import load_sweep, replay_sweep
 from kvab.stats import crossings
@@ -284,7 +285,7 @@ def test_another_deploy_yaml_is_said_plainly(checkout, published):
 def test_a_table_that_is_not_the_summarys_is_refused(tmp_path, published):
     place = tmp_path / "qwen3-32b" / "simulated-h200" / "capacity"
     place.mkdir(parents=True)
-    source = runs.capacity_path(load_study().folder.parents[1] / PUBLISHED, load_study(),
+    source = capacity_path(load_study().folder.parents[1] / PUBLISHED, load_study(),
                                 "simulated-h200")  # fmt: skip
     for name in ("capacity.json", "capacity.parquet"):
         (place / name).write_bytes((source / name).read_bytes())

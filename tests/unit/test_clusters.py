@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from kvab import runs
 from kvab.errors import InputError
 from kvab.pages import clusters, reproduce
 from kvab.pages.clusters import WITHHELD, load_clusters
 from kvab.pages.evidence import load_evidence
+from kvab.runs import folder as runs
 from kvab.stats.agreement import AGREE, DIFFER, UNKNOWN
 from kvab.study import root
 

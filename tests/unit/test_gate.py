@@ -13,7 +13,6 @@ import pytest
 import yaml
 from IPython.display import Markdown
 
-from kvab import runs
 from kvab.book import build
 from kvab.console import plain
 from kvab.errors import InputError
@@ -22,6 +21,7 @@ from kvab.pages.clusters import WITHHELD, load_clusters
 from kvab.pages.evidence import load_evidence
 from kvab.pages.gate import gate
 from kvab.pages.outcome import NO_VERDICT, RED, VERDICTS
+from kvab.runs import folder as runs
 from kvab.study import root
 
 STUDY = "recipes/qwen3-32b/study.yaml"

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvab import runs
 from kvab.clusters import simulated
 from kvab.clusters.base import ClusterRun, Diagnostics
 from kvab.clusters.simulated import prediction, simulate
 from kvab.errors import DependencyError, InputError
+from kvab.runs import folder as runs
 from kvab.runs import replay_missing
 from kvab.runs.replay import Replay, plan_job, start
 from kvab.study import load_study

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from kvab import runs
 from kvab.errors import InputError
 from kvab.requests.table import typed
+from kvab.runs import folder as runs
 
 FIELDS = {
     "study": "s",

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kvab import runs
 from kvab.errors import InputError
 from kvab.pages.evidence import load_evidence
 from kvab.pages.printed import comparison_lines, summary_lines
 from kvab.requests import archives, metrics
+from kvab.runs import folder as runs
 from kvab.runs.importing import import_runs, is_imported
 from kvab.runs.replay import plan_job
 from kvab.runs.sources import comparable, paired, read_source, read_sources, study_of, terms
