@@ -35,6 +35,7 @@ EXPECTED = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
 }
+Json = dict[str, Any]  # a JSON object of unknown content
 DEEPEST, MOST_VALUES = 100, 100_000  # of a YAML file; the study's own hold some hundred
 
 

@@ -14,10 +14,9 @@ from kvab.clusters.base import Finding, look
 from kvab.errors import DependencyError, InputError, KvabError, lacking
 from kvab.study import Study, check_product, load_cluster, load_study, root
 from kvab.study.benchmark import read_scripts
-from kvab.study.declaration import TraceSource
 from kvab.study.manifests import BETA_FILE, Configuration, beta_text, read_configuration
 from kvab.study.topology import check_gpus, declared_topology
-from kvab.trace import Trace, read_trace, trace_place
+from kvab.trace import read_declared, trace_path
 
 FREE_BYTES = 2_000_000_000
 
@@ -103,8 +102,14 @@ def _of_cluster(declared: Study, name: str) -> list[Finding]:
 
 def _of_trace(declared: Study) -> list[Finding]:
     """Return that the trace is there, and for whose context some of its rows are too long."""
+    path = trace_path(declared.trace)
     try:
-        trace = _read(declared.trace)
+        if not path.is_file():
+            raise DependencyError(
+                f"{path}: not there; run `kvab trace fetch`, or name the file in KVAB_TRACE: where "
+                "it can be neither found nor downloaded a made-up workload is replayed"
+            )
+        trace = read_declared(declared.trace)
     except KvabError as error:
         return [Finding(False, f"trace: {error}")]
     found = [Finding(True, f"trace: {trace.path}, {len(trace):,} rows, sha256 as declared")]
@@ -122,15 +127,3 @@ def _of_trace(declared: Study) -> list[Finding]:
                 "or are cut short; raise --max-model-len in deploy.yaml, or choose another trace"
             )))  # fmt: skip
     return found
-
-
-def _read(declared: TraceSource) -> Trace:
-    place = trace_place(declared)
-    if not place.is_file():
-        raise DependencyError(
-            f"{place}: not there; run `kvab trace fetch`, or name the file in KVAB_TRACE: where it "
-            "can be neither found nor downloaded a made-up workload is replayed"
-        )
-    return read_trace(
-        place, name=declared.name, block_tokens=declared.block_tokens, sha256=declared.sha256
-    )

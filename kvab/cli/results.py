@@ -25,10 +25,10 @@ def summarize(
 ) -> None:
     """Print the metrics of one run: TTFT, ITL, latency, goodput."""
     from kvab.pages.printed import summary_lines
-    from kvab.runs.sources import read_source, study_of, terms
+    from kvab.runs.sources import Hints, read_source, study_of, terms
 
     declared = study_of([path], study)
-    source = read_source(path, declared, trace, rows, token_counts)
+    source = read_source(path, Hints(declared, trace, rows, token_counts))
     by = terms([source], declared, study is not None, ttft_ms, itl_ms)
     options.note(source.remarks(by.slo))
     if as_json:
@@ -51,29 +51,26 @@ def compare(
 ) -> None:
     """Compare two configurations request by request. Differences: comparison minus baseline."""
     from kvab.pages.printed import bounds_lines, comparison_lines, header_lines
-    from kvab.runs.sources import comparable, mixed_counts, paired, read_sources, study_of, terms
+    from kvab.runs import sources
     from kvab.stats.compare import compare as compare_tables
     from kvab.stats.compare import compare_unpaired
 
     named = [[Path(name) for name in names.split(",")] for names in (baseline, comparison)]
-    declared = study_of([path for arm in named for path in arm], study)
-    arms = [
-        [each for path in arm for each in read_sources(path, declared, trace, rows, token_counts)]
-        for arm in named
-    ]
-    tables = comparable(arms)
-    every = [source for arm in arms for source in arm]
-    by = terms(every, declared, study is not None, ttft_ms, itl_ms)
-    options.note([line for source in every for line in source.remarks(by.slo)] + mixed_counts(arms))
-    method = compare_tables if paired(arms) else compare_unpaired
+    declared = sources.study_of([path for arm in named for path in arm], study)
+    hints = sources.Hints(declared, trace, rows, token_counts)
+    arms = [[run for path in arm for run in sources.read_sources(path, hints)] for arm in named]
+    tables = sources.comparable(arms)
+    runs = [run for arm in arms for run in arm]
+    by = sources.terms(runs, declared, study is not None, ttft_ms, itl_ms)
+    options.note(line for run in runs for line in run.remarks(by.slo))
+    options.note(sources.mixed_counts(runs))
+    method = compare_tables if sources.paired(arms) else compare_unpaired
     settings = declared.statistics.model_dump()
     result = method(tables[0], tables[1], by.slo, margins=by.margins, **settings)
-    counts = [source.token_counts for source in every]
     if as_json:
-        slo = by.slo.model_dump()
-        options.print_json(
-            result.to_json() | {"slo": slo, "bounds": by.basis, "token_counts": counts}
-        )
+        judged = {"slo": by.slo.model_dump(), "bounds": by.basis}
+        counts = {"token_counts": [run.token_counts for run in runs]}
+        options.print_json(result.to_json() | judged | counts)
     else:
         lines = header_lines(arms, declared.statistics.level)
         options.print_table([*lines, *bounds_lines(by.slo, by.basis), *comparison_lines(result)])
@@ -93,11 +90,12 @@ def import_(
 ) -> None:
     """Make a run folder of AIPerf's artifacts. `kvab report` takes it as its own."""
     from kvab.runs.importing import import_runs
+    from kvab.runs.sources import Hints
+    from kvab.study import load_study
 
-    for written, told in import_runs(
-        path, study, cluster, configuration, repeat, rows, trace, runs, token_counts
-    ):
-        options.note(told)
+    hints = Hints(load_study(study), trace, rows, token_counts)
+    for written, remarks in import_runs(path, hints, cluster, configuration, repeat, runs):
+        options.note(remarks)
         print(written)
 
 

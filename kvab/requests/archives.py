@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -26,7 +27,6 @@ MOST_FOLDERS = 2_000
 MOST_BYTES = 64 << 30
 FREE_BYTES = 256 << 20  # below this size an archive may unpack to any multiple of itself
 MOST_TIMES = 200  # larger; AIPerf's records pack to a tenth
-CHUNK = 1 << 20
 
 
 @contextlib.contextmanager
@@ -56,14 +56,22 @@ def folder_of(path: Path) -> Iterator[Path]:
 
 
 def _unpack(path: Path, into: Path) -> None:
-    allowed = min(MOST_BYTES, max(FREE_BYTES, MOST_TIMES * path.stat().st_size))
+    left = min(MOST_BYTES, max(FREE_BYTES, MOST_TIMES * path.stat().st_size))
     try:
-        for count, (name, content) in enumerate(_files(path), start=1):
+        for count, (name, size, content) in enumerate(_files(path), start=1):
+            left -= size  # no more can be read of a file than the archive says
             if count > MOST_MEMBERS:
                 raise InputError(f"expected at most {MOST_MEMBERS:,} files, got more", path=path)
+            if left < 0:
+                raise InputError(
+                    f"unpacks to over {MOST_TIMES} times its size, far more than AIPerf's "
+                    "artifacts do", path=path,
+                    fix="unpack it yourself if it is right and name the folder",
+                )  # fmt: skip
             target = into / _inside(path, name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            allowed -= _copy(path, content, target, allowed)
+            with target.open("xb") as file:
+                shutil.copyfileobj(content, file)
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException,
             NotImplementedError, RuntimeError, ValueError) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -73,8 +81,8 @@ def _unpack(path: Path, into: Path) -> None:
         ) from None  # fmt: skip
 
 
-def _files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the name and content of each file in an archive."""
+def _files(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Yield the name, size and content of each file in an archive."""
     with path.open("rb") as file, contextlib.ExitStack() as opened:
         if file.read(2) == b"PK":
             zipped = opened.enter_context(zipfile.ZipFile(path))
@@ -83,7 +91,7 @@ def _files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     raise _rejected(path, entry.filename, "a link")
                 if not entry.is_dir():
                     with zipped.open(entry) as unzipped:
-                        yield entry.filename, unzipped
+                        yield entry.filename, entry.file_size, unzipped
             return
         stream = None
         if path.suffix in (".zst", ".tzst"):
@@ -93,7 +101,7 @@ def _files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
             if not (member.isdir() or member.isfile()):
                 raise _rejected(path, member.name, "a link or device")
             if content := members.extractfile(member):
-                yield member.name, content
+                yield member.name, member.size, content
 
 
 def _inside(path: Path, name: str) -> PurePosixPath:
@@ -113,21 +121,6 @@ def _rejected(path: Path, name: str, what: str) -> InputError:
     )
 
 
-def _copy(path: Path, stream: IO[bytes], target: Path, allowed: int) -> int:
-    copied = 0
-    with target.open("xb") as file:
-        while chunk := stream.read(CHUNK):
-            copied += len(chunk)
-            if copied > allowed:
-                raise InputError(
-                    f"unpacks to over {MOST_TIMES} times its size, far more than AIPerf's "
-                    "artifacts do", path=path,
-                    fix="unpack it yourself if it is right and name the folder",
-                )  # fmt: skip
-            file.write(chunk)
-    return copied
-
-
 def within(folder: Path, shown: Path) -> list[Path]:
     """Return a folder and those below it.
 
@@ -145,27 +138,3 @@ def within(folder: Path, shown: Path) -> list[Path]:
                 f"{MOST_FOLDERS:,} folders", path=shown, fix="name the folder of one run",
             )  # fmt: skip
     return folders
-
-
-def folder_holding(folder: Path, patterns: tuple[str, ...], shown: Path) -> Path:
-    """Return the one folder at or below ``folder`` that holds a file of one of the patterns.
-
-    Raises
-    ------
-    InputError
-        If several do; without any, ``folder`` itself comes back.
-    """
-
-    def holds(below: Path) -> bool:
-        return any(True for pattern in patterns for _ in below.glob(pattern))
-
-    if holds(folder):
-        return folder
-    holding = sorted(filter(holds, within(folder, shown)))
-    if len(holding) > 1:
-        names = ", ".join(str(below.relative_to(folder)) for below in holding[:4])
-        raise InputError(
-            f"expected the artifacts of one run, got those of {len(holding)} ({names})",
-            path=shown, fix="name the folder of one, an archive unpacked",
-        )  # fmt: skip
-    return holding[0] if holding else folder

@@ -7,25 +7,24 @@ the rest of the path reads as any other.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 import kvab
 from kvab.clusters.base import run_path
-from kvab.declarations import digest
+from kvab.declarations import Json, digest
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.requests.aiperf import SERVER_METRICS, Artifacts, router_counters
 from kvab.requests.table import without_cached
 from kvab.runs import folder as runs
-from kvab.runs.folder import run_fields
 from kvab.runs.replay import plan_job
-from kvab.runs.sources import NOT_STREAMED, Source, opened
+from kvab.runs.sources import NOT_STREAMED, Hints, Source, opened
 from kvab.runs.workload import save_workload
-from kvab.study import Study, load_cluster, load_study, root
+from kvab.study import Study, load_cluster, root
 from kvab.study.manifests import Configuration, read_configuration
 from kvab.study.topology import read_topology
 from kvab.trace import Trace
@@ -38,14 +37,11 @@ LEFT = ("_raw", "_console")
 
 def import_runs(
     path: Path,
-    study: Path,
+    hints: Hints,
     cluster: str,
     configuration: str,
     repeat: int = 1,
-    rows: int | None = None,
-    trace: Path | None = None,
     folder: Path = Path("runs"),
-    counts: str | None = None,
 ) -> list[tuple[Path, list[str]]]:
     """Write artifacts as run folders; return each with what a reader must know of it.
 
@@ -55,18 +51,12 @@ def import_runs(
     ----------
     path : Path
         A folder of AIPerf artifacts, or an archive of one.
-    study : Path
-        The study file.
+    hints : Hints
+        The study, and what else the user says of the run.
     cluster : str
         What the runs are filed under: a profile, or a new name for runs made elsewhere.
     configuration, repeat : str, int
         What was replayed.
-    rows : int, optional
-        Requests that AIPerf was to send, if its summary does not say.
-    trace : Path, optional
-        The trace that was replayed, if it is not the study's.
-    counts : {'server', 'client'}, optional
-        Whose token counts to use.
     folder : Path
         The folder of runs; a relative one counts from the checkout.
 
@@ -76,35 +66,58 @@ def import_runs(
         If the artifacts are not one run with single requests of a known trace, or the names are
         not right; nothing is written then.
     """
-    declared, folder = load_study(study), root() / folder
+    study, folder = hints.study, root() / folder
     if not NAME.fullmatch(cluster) or cluster == "workloads":
         raise InputError(f"--cluster: expected a name such as my-h200, got {cluster!r}")
-    recipe = read_configuration(declared.configuration_folder(configuration), configuration)
+    recipe = read_configuration(study.configuration_folder(configuration), configuration)
     profile = _profile(cluster)
     if (path / "run.json").exists():
         raise InputError(f"{path}: a run folder already; put it under {folder} as it is")
-    with opened(path, declared, trace, rows, counts) as sources:
-        ready = []
-        for number, source in enumerate(sources, repeat):
-            declared.seed(number)
-            requests, replayed, artifacts = _checked(source, declared)
-            manifest = _manifest(source, declared, profile, configuration, number)
-            if profile["kind"] != KIND:
-                job = plan_job(
-                    declared, cluster, configuration, number, source.expected, replayed, folder
-                )
-                manifest["depends_on"] = job.depends_on()
-            files = _files(requests, artifacts, recipe)
-            target = run_path(folder, declared, cluster, configuration, number)
-            assumed = _assumed(artifacts, configuration)
-            remarks = [f"{source.path}: inferred: {line}" for line in assumed]
-            ready.append(
-                (target, replayed, manifest, files, source.remarks(declared.slo) + remarks)
-            )
-        for target, replayed, manifest, files, _ in ready:
-            save_workload(replayed, folder / declared.name)
+    with opened(path, hints) as sources:
+        ready = [
+            _prepared(source, study, profile, recipe, number, folder)
+            for number, source in enumerate(sources, repeat)
+        ]
+        for trace, target, manifest, files, _ in ready:
+            save_workload(trace, folder / study.name)
             runs.write_run(target, manifest, files)
-    return [(target, remarks) for target, *_, remarks in ready]
+    return [(target, remarks) for _, target, _, _, remarks in ready]
+
+
+def _prepared(
+    source: Source, study: Study, profile: Json, recipe: Configuration, repeat: int, folder: Path
+) -> tuple[Trace, Path, Json, dict[str, bytes | Path], list[str]]:
+    """Return a run's trace, folder, manifest and files, and what a reader must know of it."""
+    study.seed(repeat)
+    requests, trace, artifacts = _checked(source, study)
+    source = replace(source, inferred=(*source.inferred, *_assumed(artifacts, recipe.name)))
+    depends_on: Json = {"imported": digest(artifacts.summary), "trace": trace.sha256}
+    cluster, rows = profile["name"], len(requests)
+    if profile["kind"] != KIND:
+        job = plan_job(study, cluster, recipe.name, repeat, rows, trace, folder)
+        depends_on = job.depends_on()
+    start, end = _times(artifacts)
+    manifest = runs.run_fields(
+        study,
+        profile,
+        recipe.name,
+        repeat,
+        trace,
+        requests,
+        seed=0,
+        start=start,
+        end=end,
+        versions={"kvab": kvab.__version__, "aiperf": artifacts.version or "unknown"},
+        host={"command": artifacts.command, "router": router_counters(artifacts.folder)},
+        token_counts=source.token_counts,
+        status=source.status,
+        reason=source.reason,
+        depends_on=depends_on,
+        inferred=[*source.inferred],
+    )
+    target = run_path(folder, study, cluster, recipe.name, repeat)
+    files = _files(requests, artifacts, recipe)
+    return trace, target, manifest, files, source.remarks(study.slo)
 
 
 def is_imported(study: Study, cluster: str, folder: Path) -> bool:
@@ -113,7 +126,7 @@ def is_imported(study: Study, cluster: str, folder: Path) -> bool:
     return bool(paths) and all(runs.read_manifest(path).kind == KIND for path in paths)
 
 
-def _profile(cluster: str) -> dict[str, Any]:
+def _profile(cluster: str) -> Json:
     """Return the cluster as run.json names it: a profile, or a place we know nothing of."""
     if not (root() / "recipes" / "clusters" / f"{cluster}.yaml").exists():
         description = f"{cluster}, runs made elsewhere and imported"
@@ -152,35 +165,6 @@ def _assumed(artifacts: Artifacts, configuration: str) -> list[str]:
         "order inside bursts: that of the trace's file",
     ]
     return assumed if artifacts.version else [*assumed, "AIPerf's version: unknown"]
-
-
-def _manifest(
-    source: Source,
-    study: Study,
-    profile: dict[str, Any],
-    configuration: str,
-    repeat: int,
-) -> dict[str, Any]:
-    requests, trace, artifacts = _checked(source, study)
-    start, end = _times(artifacts)
-    return run_fields(
-        study,
-        profile,
-        configuration,
-        repeat,
-        trace,
-        requests,
-        seed=0,
-        start=start,
-        end=end,
-        versions={"kvab": kvab.__version__, "aiperf": artifacts.version or "unknown"},
-        host={"command": artifacts.command, "router": router_counters(artifacts.folder)},
-        token_counts=source.token_counts,
-        status=source.status,
-        reason=source.reason,
-        depends_on={"imported": digest(artifacts.summary), "trace": trace.sha256},
-        inferred=[*source.inferred, *_assumed(artifacts, configuration)],
-    )
 
 
 def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:

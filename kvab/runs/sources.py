@@ -10,20 +10,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kvab.console import number, percent
+from kvab.declarations import Json
 from kvab.errors import InputError
 from kvab.requests import aiperf, metrics
 from kvab.requests.aiperf import Artifacts
-from kvab.requests.archives import folder_holding, folder_of, within
+from kvab.requests.archives import folder_of, within
 from kvab.requests.matching import LOST, from_aiperf
 from kvab.runs import folder as runs
 from kvab.study import Slo, Study, default_study, load_study, root
-from kvab.trace import Trace, find_trace, read_trace, trace_place
+from kvab.trace import Trace, find_trace, read_declared, trace_path
 
 PATTERNS = (aiperf.SUMMARY, *(aiperf.RECORDS + end for end in aiperf.PACKED))
 REPEATS = "profile_runs/run_*"  # of --num-profile-runs
@@ -33,6 +33,29 @@ NOT_STREAMED = (
     "AIPerf with --streaming"
 )
 SAME_SCHEDULE_MS = 1000.0  # two runs of one schedule issue a request within this of each other
+PACKAGED = Path(__file__).parents[1] / "study" / "default.yaml"  # where there is no checkout
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a user says of artifacts, which do not say all themselves.
+
+    Attributes
+    ----------
+    study : Study
+        Whose trace they are taken to have replayed, where every prompt fits it.
+    trace : Path or None
+        The trace that they replayed instead.
+    rows : int or None
+        Requests that AIPerf was to send, where its summary does not say.
+    token_counts : {'server', 'client', None}
+        Whose token counts to use, by default the server's where it reports them.
+    """
+
+    study: Study
+    trace: Path | None = None
+    rows: int | None = None
+    token_counts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +70,6 @@ class Source:
         What it is: label and value.
     requests : DataFrame or None
         The requests table; None where AIPerf's summary is all there is.
-    expected : int or None
-        Requests that were to be served.
     status, reason : str, str or None
         ``complete``, ``partial`` or ``failed``, and why it is not complete.
     run : Run or None
@@ -66,7 +87,6 @@ class Source:
     path: Path
     about: list[tuple[str, str]]
     requests: pd.DataFrame | None
-    expected: int | None
     status: str
     reason: str | None
     run: runs.Run | None = None
@@ -76,22 +96,23 @@ class Source:
     token_counts: str | None = None
 
     @property
-    def scheduled(self) -> bool:
-        """Whether it is known when each request was due."""
-        return self.run is not None or self.trace is not None
+    def replayed(self) -> str | None:
+        """Digest of the trace whose schedule was replayed, where that is known."""
+        trace = self.run.manifest.trace if self.run else self.trace
+        return trace.sha256 if trace else None
 
     @property
     def load(self) -> str | None:
         """What paced the requests instead of a schedule or a trace, where that is known."""
         return self.artifacts.load if self.artifacts and not self.trace else None
 
-    def summary(self, slo: Slo) -> dict[str, Any]:
+    def summary(self, slo: Slo) -> Json:
         """Return the document of ``kvab summarize``; one of a partial run says so in ``status``."""
         if self.requests is None:
             assert self.artifacts is not None  # a run folder has its requests
             document = aiperf.summary_document(self.artifacts, slo)
         else:
-            document = metrics.summarize(self.requests, slo, self.expected)
+            document = metrics.summarize(self.requests, slo)
         if self.status == "partial":
             document |= {"status": self.status, "reason": self.reason}
         return document | {"token_counts": self.token_counts}
@@ -114,33 +135,35 @@ class Source:
         return [f"{self.path}: {line}" for line in lines]
 
     def _other_counts(self, slo: Slo) -> list[str]:
-        """Say what AIPerf's own token counts give, where the server's differ from them."""
+        """Return what AIPerf's own token counts give, where the server's differ from them."""
         if self.artifacts is None or self.artifacts.records is None or self.requests is None:
             return []
-        table, own, differ = self.requests, self.artifacts.records.table, []
+        records, differ = self.artifacts.records.table, []
         for kind, noun in (("input", "prompts"), ("output", "answers")):
-            counted = own[[f"{who}_{kind}_tokens" for who in ("server", "client")]].dropna()
-            server, client = (int(counted[name].sum()) for name in counted)
-            if counted.diff(axis=1).iloc[:, 1].abs().sum() > SAME_COUNTS * client:
-                differ.append(f"{noun} have {server:,} tokens by the server, {client:,} by AIPerf")
+            counted = records[[f"{whose}_{kind}_tokens" for whose in ("server", "client")]].dropna()
+            server, client = counted.to_numpy().T
+            if np.abs(client - server).sum() > SAME_COUNTS * client.sum():
+                differ.append(f"{noun} have {server.sum():,.0f} tokens by the server, "
+                              f"{client.sum():,.0f} by AIPerf")  # fmt: skip
         if not differ:
             return []
-        counts = f"token counts: {' and '.join(differ)}"
         if self.token_counts == "client":
-            return [
-                f"{counts}; AIPerf's are used, as named (--token-counts server takes the others)"
-            ]
-        if not differ[-1].startswith("answers"):
-            return [f"{counts}, as with a chat template; the server's are used"]
-        theirs, ours = (
-            f"ITL mean {number(float(requests['itl_ms'].mean()))} ms, good "
-            f"{percent(float(metrics.good(requests, slo).mean()))}"
-            for requests in (table.assign(itl_ms=table["client_itl_ms"]), table)
-        )
-        return [
-            f"{counts}; the server's are used, as it made them one by one: {ours}. By AIPerf's "
-            f"own: {theirs} (--token-counts client takes those)"
-        ]
+            used = "AIPerf's are used, as named (--token-counts server takes the others)"
+        elif not differ[-1].startswith("answers"):
+            used = "the server's are used: a chat template adds to the prompts"
+        else:
+            by_client = self.requests.assign(itl_ms=self.requests["client_itl_ms"])
+            used = (
+                "the server's are used, as it made them one by one: "
+                f"{_itl_and_good(self.requests, slo)}. By AIPerf's own: "
+                f"{_itl_and_good(by_client, slo)} (--token-counts client takes those)"
+            )
+        return [f"token counts: {' and '.join(differ)}; {used}"]
+
+
+def _itl_and_good(requests: pd.DataFrame, slo: Slo) -> str:
+    share = float(metrics.good(requests, slo).mean())
+    return f"ITL mean {number(float(requests['itl_ms'].mean()))} ms, good {percent(share)}"
 
 
 def of_run(run: runs.Run, counts: str | None = None) -> Source:
@@ -162,41 +185,19 @@ def of_run(run: runs.Run, counts: str | None = None) -> Source:
         ("kind", f"{manifest.kind}, {manifest.status}"),
         ("workload", f"{manifest.trace.name}, {manifest.trace.rows:,} rows"),
     ]
-    expected, status = manifest.counts.expected, manifest.status
-    return Source(
-        run.path, about, run.requests, expected, status, manifest.reason, run,
-        token_counts=manifest.token_counts,
-    )  # fmt: skip
+    return Source(run.path, about, run.requests, manifest.status, manifest.reason, run,
+                  token_counts=manifest.token_counts)  # fmt: skip
 
 
-def read_source(
-    path: Path,
-    study: Study,
-    trace: Path | None = None,
-    expected: int | None = None,
-    counts: str | None = None,
-) -> Source:
+def read_source(path: Path, hints: Hints) -> Source:
     """Return a run folder, a folder of AIPerf artifacts, or an archive of one.
-
-    Parameters
-    ----------
-    path : Path
-        What the user named.
-    study : Study
-        Whose trace the artifacts are taken to have replayed, where every prompt fits it.
-    trace : Path, optional
-        The trace that the artifacts replayed instead.
-    expected : int, optional
-        Requests that AIPerf was to send, where its summary does not say.
-    counts : {'server', 'client'}, optional
-        Whose token counts to use, by default the server's where it reports them.
 
     Raises
     ------
     InputError
         If it is none of these, or more than one run.
     """
-    sources = read_sources(path, study, trace, expected, counts)
+    sources = read_sources(path, hints)
     if len(sources) > 1:
         raise InputError(
             f"expected one run, got {len(sources)} of --num-profile-runs", path=path,
@@ -206,112 +207,97 @@ def read_source(
     return sources[0]
 
 
-def read_sources(
-    path: Path,
-    study: Study,
-    trace: Path | None = None,
-    expected: int | None = None,
-    counts: str | None = None,
-) -> list[Source]:
+def read_sources(path: Path, hints: Hints) -> list[Source]:
     """Return the run that a path names, or the repeats where AIPerf made several; as above."""
     if (path / "run.json").exists():
-        if trace is not None or expected is not None:
+        if hints.trace is not None or hints.rows is not None:
             raise InputError(
                 f"{path}: a run folder says itself what was replayed; leave --trace and --rows out"
             )
-        return [of_run(runs.read_run(path), counts)]
-    with opened(path, study, trace, expected, counts) as sources:
+        return [of_run(runs.read_run(path), hints.token_counts)]
+    with opened(path, hints) as sources:
         return sources
 
 
 @contextmanager
-def opened(
-    path: Path, study: Study, trace: Path | None, expected: int | None, counts: str | None
-) -> Iterator[list[Source]]:
+def opened(path: Path, hints: Hints) -> Iterator[list[Source]]:
     """Yield the runs in a folder of artifacts or an archive, whose files are there meanwhile."""
     with folder_of(path) as folder:
-        yield [
-            of_artifacts(name, run, study, trace, expected, counts)
-            for name, run in _runs_in(folder, path)
-        ]
+        yield [_of_artifacts(name, run, hints) for name, run in _runs_in(folder, path)]
 
 
 def _runs_in(folder: Path, path: Path) -> list[tuple[Path, Path]]:
     """Return the name and the folder of each run in an opened path, repeats in order."""
     if folder.is_file():
         return [(path, folder)]
-    repeats = sorted(run for below in within(folder, path) for run in below.glob(REPEATS))
+    folders = within(folder, path)
+    repeats = sorted(run for below in folders for run in below.glob(REPEATS))
     if len({run.parent for run in repeats}) == 1:
         return [(path / run.relative_to(folder), run) for run in repeats]
-    return [(path, folder_holding(folder, PATTERNS, path))]
+    holding = sorted(
+        below for below in folders if any(any(below.glob(pattern)) for pattern in PATTERNS)
+    )
+    if len(holding) > 1 and holding[0] != folder:
+        names = ", ".join(str(below.relative_to(folder)) for below in holding[:4])
+        raise InputError(
+            f"expected the artifacts of one run, got those of {len(holding)} ({names})",
+            path=path, fix="name the folder of one, an archive unpacked",
+        )  # fmt: skip
+    return [(path, holding[0] if holding else folder)]
 
 
-def of_artifacts(
-    path: Path,
-    folder: Path,
-    study: Study,
-    trace: Path | None = None,
-    expected: int | None = None,
-    counts: str | None = None,
-) -> Source:
+def _of_artifacts(path: Path, folder: Path, hints: Hints) -> Source:
     """Return the artifacts in an opened folder as a source, called by ``path``."""
     artifacts = aiperf.read_artifacts(folder)
-    if artifacts.records is None and counts == "server":
+    if artifacts.records is None and hints.token_counts == "server":
         raise InputError(
             "only AIPerf's summary was kept, on its own counts", path=path,
             key="--token-counts server",
         )  # fmt: skip
-    replayed, requests, inferred = _matched(artifacts, study, trace, expected, counts)
-    if replayed and artifacts.load:
+    trace, requests, inferred = _matched(artifacts, hints)
+    if trace and artifacts.load:
         inferred.append(f"arrivals: the trace's, though {artifacts.load} paced the requests")
-    sent, whose = artifacts.expected, None
+    sent, token_counts = artifacts.expected, None
     if requests is not None:
         inferred += requests.attrs.pop("inferred")
-        sent, whose = len(requests), requests.attrs["token_counts"]
+        sent, token_counts = len(requests), requests.attrs["token_counts"]
         lost = (requests["error"] == LOST).any()
-        if artifacts.partial == aiperf.NO_SUMMARY and expected and not lost:
+        if artifacts.partial == aiperf.NO_SUMMARY and hints.rows and not lost:
             artifacts = replace(artifacts, partial=None)  # as many as were to be sent
     status, load = "complete" if artifacts.whole else "partial", artifacts.load
-    workload = replayed.name if replayed else f"no trace, {load}" if load else "unknown trace"
+    workload = trace.name if trace else f"no trace, {load}" if load else "unknown trace"
     about = [
         ("artifacts", f"{path}, AIPerf {artifacts.version or 'of unknown version'}"),
         ("status", ": ".join(filter(None, (status, artifacts.partial)))),
         ("workload", f"{workload}, {sent or '?'} rows"),
     ]
-    return Source(
-        path, about, requests, None if requests is None else sent, status, artifacts.partial, None,
-        artifacts, replayed, tuple(inferred), whose,
-    )  # fmt: skip
+    return Source(path, about, requests, status, artifacts.partial, None, artifacts, trace,
+                  tuple(inferred), token_counts)  # fmt: skip
 
 
 def _matched(
-    artifacts: Artifacts,
-    study: Study,
-    named: Path | None,
-    expected: int | None,
-    counts: str | None,
+    artifacts: Artifacts, hints: Hints
 ) -> tuple[Trace | None, pd.DataFrame | None, list[str]]:
     """Return the trace that was replayed, the named one or else the study's if it fits; requests.
 
     The third is what was inferred.
     """
-    inferred, declared = [], study.trace
-    trace = find_trace(declared, named) if named is not None else None
-    if trace is not None and trace.sha256 != declared.sha256:
-        inferred.append(f"trace: {trace.name}, which is not the study's")
+    inferred, declared, trace = [], hints.study.trace, None
+    if hints.trace is not None:
+        trace = find_trace(declared, hints.trace)
+        if trace.sha256 != declared.sha256:
+            inferred.append(f"trace: {trace.name}, which is not the study's")
     if artifacts.records is None:
         return trace, None, inferred
-    if trace is None and (file := trace_place(declared)).is_file():
-        trace = read_trace(
-            file, name=declared.name, block_tokens=declared.block_tokens, sha256=declared.sha256
-        )
+    if trace is None and trace_path(declared).is_file():
+        trace = read_declared(declared)
         try:
-            requests = from_aiperf(artifacts, trace, expected, counts)
+            requests = from_aiperf(artifacts, trace, hints.rows, hints.token_counts)
         except InputError:
             trace, inferred = None, ["trace: none; the prompts are not those of the study's"]
         else:
             return trace, requests, [f"trace: {trace.name}, as the prompts have its lengths"]
-    return trace, from_aiperf(artifacts, trace, expected, counts), inferred
+    return trace, from_aiperf(artifacts, trace, hints.rows, hints.token_counts), inferred
 
 
 def comparable(arms: list[list[Source]]) -> list[list[pd.DataFrame]]:
@@ -325,28 +311,29 @@ def comparable(arms: list[list[Source]]) -> list[list[pd.DataFrame]]:
     sources = [source for arm in arms for source in arm]
     for source in sources:
         if source.requests is None:
-            raise InputError(_aggregates_only(source), path=source.path)
+            raise InputError(
+                "only AIPerf's summary was kept: pairs, intervals and a verdict need "
+                "profile_export.jsonl", path=source.path,
+                fix="`kvab summarize` shows what the summary says",
+            )  # fmt: skip
         if source.status != "complete":
             raise InputError(
                 f"{source.status} ({source.reason}): no verdict can rest on it; `kvab summarize` "
                 "shows what came", path=source.path,
             )  # fmt: skip
-    if folders := [source.run for source in sources if source.run]:
-        runs.check_comparable(folders)
-    of_run = {source.run.manifest.trace.sha256: source.path for source in sources if source.run}
-    traces = of_run | {source.trace.sha256: source.path for source in sources if source.trace}
+    traces = {source.replayed: source.path for source in sources if source.replayed}
     if len(traces) > 1:
         replayed = ", ".join(f"{path} replayed {sha256[:8]}" for sha256, path in traces.items())
         raise InputError(f"{replayed}: expected one trace (sha256); compare runs of one workload")
     if not paired(arms):
         return [[source.requests for source in arm if source.requests is not None] for arm in arms]
-    reference = next((source for source in sources if source.scheduled), sources[0])
+    reference = next((source for source in sources if source.replayed), sources[0])
     return [[_on_clock(source, reference) for source in arm] for arm in arms]
 
 
-def mixed_counts(arms: list[list[Source]]) -> list[str]:
+def mixed_counts(sources: list[Source]) -> list[str]:
     """Return a line where the runs to compare are on different token counts, else none."""
-    if len({source.token_counts for arm in arms for source in arm} - {None}) < 2:
+    if len({source.token_counts for source in sources} - {None}) < 2:
         return []
     return ["token counts: the server's of some runs, AIPerf's of others, which can differ; "
             "--token-counts client takes AIPerf's of all"]  # fmt: skip
@@ -357,26 +344,12 @@ def paired(arms: list[list[Source]]) -> bool:
     return not any(source.load for arm in arms for source in arm)
 
 
-def _aggregates_only(source: Source) -> str:
-    assert source.artifacts is not None  # a run folder has its requests
-    means = aiperf.summary_document(source.artifacts, Slo(ttft_ms=1, itl_ms=1))
-    known = [
-        f"mean {metrics.METRICS[key].short} {means[key]['mean']:,.1f} ms"
-        for key in metrics.LATENCIES
-        if means[key]["mean"] is not None
-    ]
-    return (
-        f"only AIPerf's summary was kept: it says {', '.join(known) or 'no latency'}; pairs, "
-        "intervals and a verdict need profile_export.jsonl"
-    )
-
-
 def _on_clock(source: Source, reference: Source) -> pd.DataFrame:
     """Return requests with the arrivals of another run, where their own are not known."""
     table, other = source.requests, reference.requests
     assert table is not None and other is not None  # `comparable` rejects the others
     same = np.array_equal(table["row"], other["row"])
-    if source.scheduled or source is reference or not same:
+    if source.replayed or source is reference or not same:
         return table
     shift_ms = np.abs(table["arrival_ms"] - other["arrival_ms"])
     if np.percentile(shift_ms, 95) > SAME_SCHEDULE_MS:
@@ -386,9 +359,6 @@ def _on_clock(source: Source, reference: Source) -> pd.DataFrame:
             fix="replay both with --fixed-schedule",
         )  # fmt: skip
     return table.assign(arrival_ms=other["arrival_ms"].to_numpy())
-
-
-PACKAGED = Path(__file__).parents[1] / "study" / "default.yaml"  # where there is no checkout
 
 
 @dataclass(frozen=True)

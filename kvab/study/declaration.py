@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from kvab.declarations import Declared, digest, read_declaration
 from kvab.errors import InputError
+from kvab.trace.finding import TraceSource
 
 ACTIVE = "<>[]{}`$\\"  # what Markdown and HTML would take for more than text
 
@@ -43,16 +44,6 @@ class Gpus(Declared):
     count: Count
     nodes: Count
     differ: bool = False
-
-
-class TraceSource(Declared):
-    """Where the workload comes from and how it is recognised."""
-
-    name: str
-    url: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    rows: Count
-    block_tokens: Count
 
 
 class Slo(Declared):

@@ -1,6 +1,6 @@
 """The workload: read, found, sliced, made up, described."""
 
-from kvab.trace.finding import fetch_trace, find_trace, trace_place
+from kvab.trace.finding import fetch_trace, find_trace, read_declared, trace_path
 from kvab.trace.reading import Trace, burst_order, read_trace
 from kvab.trace.slicing import slice_trace, write_lines, write_rows
 
@@ -9,9 +9,10 @@ __all__ = [
     "burst_order",
     "fetch_trace",
     "find_trace",
+    "read_declared",
     "read_trace",
     "slice_trace",
-    "trace_place",
+    "trace_path",
     "write_lines",
     "write_rows",
 ]

@@ -15,13 +15,15 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated
 
+from pydantic import Field
 from rich.console import Console
 from rich.progress import wrap_file
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from kvab.cache import cache_folder
+from kvab.declarations import Declared
 from kvab.errors import DependencyError, InputError
 from kvab.trace.reading import Trace, read_trace
 
@@ -30,32 +32,35 @@ TIMEOUT_S, TRIES = 20, 3
 PASSING = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
-class Declaration(Protocol):
-    """What a study declares of its trace."""
+class TraceSource(Declared):
+    """Where the workload comes from and how it is recognised."""
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def url(self) -> str: ...  # noqa: D102
-    @property
-    def sha256(self) -> str: ...  # noqa: D102
-    @property
-    def rows(self) -> int: ...  # noqa: D102
-    @property
-    def block_tokens(self) -> int: ...  # noqa: D102
+    name: str
+    url: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    rows: Annotated[int, Field(ge=1)]
+    block_tokens: Annotated[int, Field(ge=1)]
 
 
-def trace_place(declaration: Declaration) -> Path:
+def trace_path(source: TraceSource) -> Path:
     """Return where the study's trace has to be on this machine: ``KVAB_TRACE``, else the cache."""
     named = os.environ.get("KVAB_TRACE")
-    return Path(named) if named else _cached(declaration)
+    return Path(named) if named else _cached(source)
 
 
-def _cached(declaration: Declaration) -> Path:
-    return cache_folder() / f"{declaration.sha256[:16]}.jsonl"
+def _cached(source: TraceSource) -> Path:
+    return cache_folder() / f"{source.sha256[:16]}.jsonl"
 
 
-def find_trace(declaration: Declaration, path: Path | None = None) -> Trace:
+def read_declared(source: TraceSource, path: Path | None = None) -> Trace:
+    """Return the study's trace from a file, by default where it has to be."""
+    return read_trace(
+        path or trace_path(source),
+        name=source.name, block_tokens=source.block_tokens, sha256=source.sha256,
+    )  # fmt: skip
+
+
+def find_trace(source: TraceSource, path: Path | None = None) -> Trace:
     """Return the workload of a study, or a made-up one where it cannot be had.
 
     Looked for in this order: ``path`` (another trace on purpose), ``KVAB_TRACE``, the cache, a
@@ -66,26 +71,21 @@ def find_trace(declaration: Declaration, path: Path | None = None) -> Trace:
     InputError
         If a named file is wrong.
     """
-    block_tokens = declaration.block_tokens
     if path is not None:
-        trace = read_trace(path, block_tokens=block_tokens)
-        declared = trace.sha256 == declaration.sha256
-        return replace(trace, name=declaration.name) if declared else trace
+        trace = read_trace(path, block_tokens=source.block_tokens)
+        return replace(trace, name=source.name) if trace.sha256 == source.sha256 else trace
     try:
-        named = bool(os.environ.get("KVAB_TRACE"))
-        declared_path = trace_place(declaration) if named else fetch_trace(declaration)
+        path = trace_path(source) if os.environ.get("KVAB_TRACE") else fetch_trace(source)
     except (DependencyError, OSError) as error:
         from kvab.trace.synthesize import made_up
 
         log.warning("%s; replaying a made-up workload instead: SYNTHETIC WORKLOAD", error)
-        path = made_up(declaration.rows, block_tokens, cache_folder())
-        return read_trace(path, block_tokens=block_tokens)
-    return read_trace(
-        declared_path, name=declaration.name, block_tokens=block_tokens, sha256=declaration.sha256
-    )
+        path = made_up(source.rows, source.block_tokens, cache_folder())
+        return read_trace(path, block_tokens=source.block_tokens)
+    return read_declared(source, path)
 
 
-def fetch_trace(declaration: Declaration, destination: Path | None = None) -> Path:
+def fetch_trace(source: TraceSource, destination: Path | None = None) -> Path:
     """Download a study's trace, check its sha256, rename it in and return its path.
 
     A right file already there is kept; a wrong one in the cache is replaced.
@@ -97,14 +97,14 @@ def fetch_trace(declaration: Declaration, destination: Path | None = None) -> Pa
     InputError
         If another file lies at ``destination``.
     """
-    path = destination or _cached(declaration)
+    path = destination or _cached(source)
     with suppress(OSError), path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() == declaration.sha256:
+        if hashlib.file_digest(file, "sha256").hexdigest() == source.sha256:
             return path
     if destination and destination.exists():
         raise InputError(expected="the declared trace or nothing", got="something else", path=path,
                          fix="choose another name")  # fmt: skip
-    return _download(declaration.url, declaration.sha256, path)
+    return _download(source.url, source.sha256, path)
 
 
 def _download(url: str, sha256: str, destination: Path) -> Path:

@@ -66,7 +66,7 @@ def test_a_file_altered_after_its_run_was_read_and_kept_is_noticed(
     monkeypatch.setenv("KVAB_CACHE", str(tmp_path / "cache"))
     first = load_evidence(STUDY, "live-cpu", sound)
     with monkeypatch.context() as once:
-        once.setattr("kvab.runs.read_run", None)  # kept: not read again
+        once.setattr("kvab.runs.folder.read_run", None)  # kept: not read again
         assert load_evidence(STUDY, "live-cpu", sound).key == first.key
     path = sound.joinpath(*PLACE, name)
     before = path.stat()

@@ -15,9 +15,10 @@ from kvab.pages.evidence import load_evidence
 from kvab.pages.printed import comparison_lines, summary_lines
 from kvab.requests import archives, metrics
 from kvab.runs import folder as runs
-from kvab.runs.importing import import_runs, is_imported
+from kvab.runs import importing, sources
+from kvab.runs.importing import is_imported
 from kvab.runs.replay import plan_job
-from kvab.runs.sources import comparable, paired, read_source, read_sources, study_of, terms
+from kvab.runs.sources import Hints, comparable, paired, study_of, terms
 from kvab.stats.compare import compare, compare_unpaired
 from kvab.study import Slo, load_study
 from kvab.study.new import new_study
@@ -44,6 +45,15 @@ def copy(tmp_path):
         return Path(shutil.copytree(DATA / version, tmp_path / name))
 
     return made
+
+
+def read_source(path, study, trace=None, expected=None, counts=None):
+    return sources.read_source(path, Hints(study, trace, expected, counts))
+
+
+def import_runs(path, study, cluster, configuration, repeat=1, trace=None, rows=None, counts=None):
+    hints = Hints(load_study(study), trace, rows, counts)
+    return importing.import_runs(path, hints, cluster, configuration, repeat)
 
 
 def told(source, study):
@@ -134,7 +144,7 @@ def test_a_summary_alone_says_what_it_can(study, copy):
     assert document["requests"] == counts
     assert document["good"]["count"] == whole["good"]["count"]
     assert "no pairs and no intervals" in told(source, study)
-    with pytest.raises(InputError, match=r"mean TTFT 1,428\.7 ms.*need profile_export.jsonl"):
+    with pytest.raises(InputError, match=r"only AIPerf's summary.*need profile_export.jsonl"):
         comparable([[source], [source]])
 
 
@@ -303,8 +313,8 @@ def test_a_run_keeps_whose_counts_it_was_written_with(study, checkout, recorded_
 # --- by what a run is judged -------------------------------------------------------------------
 
 
-def judged(sources, study, named=False, ttft_ms=None, itl_ms=None):
-    by = terms(sources, study, named, ttft_ms, itl_ms)
+def judged(runs_read, study, named=False, ttft_ms=None, itl_ms=None):
+    by = terms(runs_read, study, named, ttft_ms, itl_ms)
     return by.slo.ttft_ms, by.slo.itl_ms, by.basis
 
 
@@ -422,7 +432,7 @@ def several(tmp_path):
 def test_runs_of_one_command_are_repeats(study, several, tmp_path, checkout, recorded_trace):
     with pytest.raises(InputError, match=r"got 2 of --num-profile-runs.*run_0001"):
         read_source(several, study)
-    assert len(read_sources(packed_tree(several, tmp_path / "runs.tgz"), study)) == 2
+    assert len(sources.read_sources(packed_tree(several, tmp_path / "runs.tgz"), Hints(study))) == 2
     found = import_runs(several, STUDY, "mine", "agg-round-robin", 2, trace=recorded_trace)
     assert [path.name for path, _ in found] == ["r2", "r3"]
     shutil.rmtree(checkout / "runs")
