@@ -13,7 +13,7 @@ from typing import Any
 from kvab.errors import InputError
 from kvab.pages import model_check
 from kvab.runs import folder as runs
-from kvab.runs import sweep
+from kvab.runs import hours, sweep
 from kvab.runs.folder import RunManifest
 from kvab.runs.workload import workload_path
 from kvab.study import load_study, root
@@ -22,10 +22,11 @@ from kvab.study.manifests import DEPLOY, PERF
 ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2}
 KEPT = ("kind", "name", "description", "hardware", "backend", "image", "rdma_resource")
 LIMIT_BYTES = 3_000_000
-SWEEP = Path("capacity")
+SWEEP, HOURS = Path("capacity"), Path(hours.FOLDER)
 MANIFESTS = (f"manifests/{DEPLOY}", f"manifests/{PERF}")
 TABLES = {  # a table that tells whether there are more to publish, and those
     SWEEP / sweep.SUMMARY: [SWEEP / n for n in (sweep.TABLE, sweep.SUMMARY, sweep.SPREAD)],
+    HOURS / hours.SUMMARY: [HOURS / hours.TABLE, HOURS / hours.SUMMARY],
     model_check.TABLE: [model_check.TABLE, model_check.ORDERS],
 }
 
@@ -35,8 +36,8 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
 
     Times are rounded to 0.1 ms and ITL to 0.01 ms, far below any difference shown; artifacts and
     the names of machines stay behind. A published folder is a run folder, so everything reads it as
-    any other. Of a capacity sweep its tables and summary are published, and of a model check its
-    twins; where the source has none, the published ones stay.
+    any other. Of a capacity sweep and of made hours tables and summaries are published, and of a
+    model check its twins; where the source has none, the published ones stay.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The commands that replay: one run, a whole report, the capacity sweep."""
+"""The commands that replay: one run, a whole report, the capacity sweep, made hours."""
 
 from __future__ import annotations
 
@@ -116,3 +116,27 @@ def capacity(
     from kvab.runs.sweep import replay_sweep
 
     print(replay_sweep(study, cluster, rows, trace, runs, on))
+
+
+@app.command()
+def resample(
+    study: options.Study,
+    runs: options.Runs,
+    cluster: options.Cluster = "simulated-h200",
+    hours: Annotated[
+        int | None, typer.Option(min=3, help="Make N hours; by default as many as declared.")
+    ] = None,
+    rows: options.Rows = None,
+    trace: options.Trace = None,
+) -> None:
+    """Replay hours made of the trace's conversations: the effect from hour to hour.
+
+    Each made hour draws as many conversations as the trace has, some twice and some not at all, and
+    begins each at another time. Baseline and comparison are replayed on it, on a simulated cluster.
+    How the effect differs between made hours says what to expect of another hour. Complete replays
+    are kept; `kvab publish` copies the table.
+    """
+    from kvab.runs.hours import replay_hours
+    from kvab.study import load_study
+
+    print(replay_hours(load_study(study), cluster, hours, rows, trace, runs))

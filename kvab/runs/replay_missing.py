@@ -9,16 +9,17 @@ import multiprocessing
 import os
 import queue
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
-from kvab.clusters.base import Job
+from kvab.clusters.base import Job, Progress
 from kvab.console import counted
 from kvab.errors import DependencyError, KvabError
 from kvab.runs import folder as runs
@@ -26,6 +27,7 @@ from kvab.runs.replay import Replay, plan_job
 from kvab.study import Study, load_cluster
 from kvab.trace import Trace
 
+Work = TypeVar("Work", bound="Sized")
 OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
 
 
@@ -72,10 +74,27 @@ def replay_all(
     if jobs[0].cluster.kind != "simulated":
         replay_in_turn(jobs, take_over)
         return
-    _replay_side_by_side(jobs, quiet)
+    side_by_side(jobs, _replay_run, quiet)
 
 
-def _replay_side_by_side(jobs: list[Job], quiet: bool) -> None:
+class Sized(Protocol):
+    """Work of which the number of requests is known."""
+
+    @property
+    def rows(self) -> int:
+        """Requests to replay."""
+
+
+def side_by_side(
+    jobs: Sequence[Work], replay: Callable[[Work, Progress], object], quiet: bool = False
+) -> None:
+    """Replay jobs in processes of their own, one a core, under one progress bar in requests.
+
+    Raises
+    ------
+    DependencyError
+        If a process died.
+    """
     # Forked, so that no replay waits for imports; before the progress bar starts its thread.
     context = multiprocessing.get_context("fork")
     updates = context.Queue()
@@ -86,9 +105,8 @@ def _replay_side_by_side(jobs: list[Job], quiet: bool) -> None:
         initargs=(updates,),
     )
     try:
-        _follow(
-            jobs, [pool.submit(_replay_job, n, job) for n, job in enumerate(jobs)], updates, quiet
-        )
+        pending = [pool.submit(_carry_out, replay, n, job) for n, job in enumerate(jobs)]
+        _follow(jobs, pending, updates, quiet)
     except BrokenProcessPool:
         raise DependencyError(
             "a replay's process died (out of memory?); run the same command again: "
@@ -102,7 +120,7 @@ def _replay_side_by_side(jobs: list[Job], quiet: bool) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def _follow(jobs: list[Job], pending: list[Future], updates: Any, quiet: bool) -> None:
+def _follow(jobs: Sequence[Sized], pending: list[Future], updates: Any, quiet: bool) -> None:
     """Show how many requests are done until every replay has ended."""
     columns = (
         TextColumn("{task.description}"),
@@ -111,7 +129,7 @@ def _follow(jobs: list[Job], pending: list[Future], updates: Any, quiet: bool) -
         TextColumn("requests, left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+    with ProgressBar(*columns, console=Console(stderr=True), disable=quiet) as bar:
         total = bar.add_task(counted(len(jobs), "replay"), total=sum(job.rows for job in jobs))
         done = dict.fromkeys(range(len(jobs)), 0)
         while not all(future.done() for future in pending):
@@ -166,7 +184,10 @@ def _report_to(updates: Any) -> None:
     _updates = updates
 
 
-def _replay_job(n: int, job: Job) -> Path:
-    path = Replay(job).run(lambda done: _updates.put((n, done)))
+def _carry_out(replay: Callable[[Work, Progress], object], n: int, job: Work) -> None:
+    replay(job, lambda done: _updates.put((n, done)))
     _updates.put((n, job.rows))
-    return path
+
+
+def _replay_run(job: Job, on_progress: Progress) -> None:
+    Replay(job).run(on_progress)

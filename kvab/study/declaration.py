@@ -115,6 +115,13 @@ class Capacity(Declared):
         return self
 
 
+class Hours(Declared):
+    """How many hours are made of the trace's conversations, and the seed of what is drawn."""
+
+    count: Annotated[int, Field(ge=3)]
+    seed: Annotated[int, Field(ge=0)]
+
+
 class Study(Declared):
     """The whole declaration of a study, with the folder it was read from."""
 
@@ -134,6 +141,7 @@ class Study(Declared):
     margins: dict[MetricKey, Positive]
     statistics: Statistics
     capacity: Capacity | None = None
+    hours: Hours | None = None
     folder: Path = Field(exclude=True)
 
     @model_validator(mode="after")

@@ -1,0 +1,204 @@
+"""Made hours: which rows are one conversation, what an hour keeps, what is replayed and read."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kvab.errors import InputError
+from kvab.runs import hours
+from kvab.stats.hours import hour_to_hour
+from kvab.study import load_study
+from kvab.trace import Trace, read_trace
+from kvab.trace.conversations import find_conversations, made_hour
+
+STUDY = "recipes/qwen3-32b/study.yaml"
+
+
+def trace(at_ms, ids):
+    blocks = np.array([*map(len, ids)], "int32")
+    return Trace(
+        name="t", path=None, sha256="0" * 64, synthetic=False, block_tokens=512,
+        timestamp_ms=np.array(at_ms, float), input_tokens=512 * blocks,
+        output_tokens=np.arange(10, 10 + len(ids), dtype="int32"), hash_ids=tuple(map(tuple, ids)),
+    )  # fmt: skip
+
+
+def chat(conversations=30, turns=3):
+    """Conversations side by side: a turn each 9 s on a clock of 3 s, all with one preamble."""
+    rows = [
+        (3000 * (number + 3 * turn), [0, *(100 * number + block for block in range(1, turn + 2))])
+        for number in range(conversations)
+        for turn in range(turns)
+    ]
+    return trace(*zip(*sorted(rows, key=lambda row: row[0]), strict=True))
+
+
+def test_a_prompt_goes_on_the_conversation_whose_blocks_it_extends():
+    begun = [[0, 1], [0, 2], [0, 1, 3], [0, 9], [0, 1, 4], [0, 2, 5, 6]]
+    others = [[0, 100 + n] for n in range(40)]
+    found = find_conversations(trace(range(46), begun + others))
+    assert [rows.tolist() for rows in found.rows[:3]] == [[0, 2, 4], [1, 5], [3]]
+    assert len(found.rows) == 3 + 40
+    assert found.shared == {0}
+
+
+def test_blocks_that_a_later_conversation_has_too_stay_shared():
+    ids = [[0, 1, 7], [0, 2], [0, 7, 2], *([0, 100 + n] for n in range(20))]
+    assert find_conversations(trace(range(23), ids)).shared == {0, 7}
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [([[1], [1, 2], [1, 3]], "3 in 3"), ([[0, n] for n in range(1, 31)], "30 in 30 requests")],
+)
+def test_a_trace_without_conversations_is_rejected(ids, said):
+    with pytest.raises(InputError, match=said):
+        find_conversations(trace(range(len(ids)), ids))
+
+
+def test_one_conversation_alone_is_rejected(monkeypatch):
+    monkeypatch.setattr("kvab.trace.conversations.COMMON_SHARE", 1)
+    with pytest.raises(InputError, match="1 in 90 requests"):
+        find_conversations(chat())
+
+
+def test_a_made_hour_keeps_gaps_clock_and_lengths_of_its_conversations():
+    source = chat()
+    made = made_hour(find_conversations(source), 5)
+    assert len(made) == 90
+    assert set(made.timestamp_ms) <= set(source.timestamp_ms)
+    assert (np.diff(made.timestamp_ms) >= 0).all()
+    assert (made.input_tokens == [512 * len(ids) for ids in made.hash_ids]).all()
+    period_ms = source.timestamp_ms[-1] + 3000
+    turns = {}
+    for at_ms, ids in zip(made.timestamp_ms, made.hash_ids, strict=True):
+        assert ids[0] == 0  # the preamble stays everybody's
+        turns.setdefault(ids[1], {})[len(ids)] = at_ms
+    assert len(turns) == 30  # every copy has blocks of its own
+    for at_ms in turns.values():
+        assert [*np.diff([at_ms[2], at_ms[3], at_ms[4]]) % period_ms] == [9000, 9000]
+
+
+def test_the_same_seed_makes_the_same_hour():
+    found = find_conversations(chat())
+    first, again, other = (made_hour(found, [1, number]) for number in (1, 1, 2))
+    assert first.sha256 == again.sha256 != other.sha256
+    assert first.hash_ids == again.hash_ids
+    assert len({first.sha256, found.trace.sha256}) == 2
+
+
+def test_the_intervals_are_those_of_the_formula():
+    made = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])
+    found = hour_to_hour(2.5, made, 0.95)
+    half = 2.5705818366147395 * np.std(made, ddof=1)  # t quantile of 5 degrees: tables
+    assert (found.mean.low, found.mean.high) == pytest.approx((2.5 - half, 2.5 + half))
+    assert found.another.high - 2.5 == pytest.approx(np.sqrt(2) * half)
+    assert hour_to_hour(2.5, 3 * made - 7, 0.95).another_coverage == found.another_coverage
+
+
+@pytest.fixture(scope="module")
+def chat_file(tmp_path_factory):
+    path, source = tmp_path_factory.mktemp("chat") / "chat.jsonl", chat()
+    columns = (source.timestamp_ms, source.input_tokens, source.output_tokens, source.hash_ids)
+    keys = ("timestamp", "input_length", "output_length", "hash_ids")
+    rows = [dict(zip(keys, (int(at), int(prompt), int(answer), ids), strict=True))
+            for at, prompt, answer, ids in zip(*columns, strict=True)]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made_hours(tmp_path_factory, chat_file):
+    pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
+    folder = tmp_path_factory.mktemp("runs")
+    study = load_study(STUDY)
+    return folder, hours.replay_hours(study, "simulated-h200", 3, None, chat_file, folder)
+
+
+def test_both_arms_replay_every_made_hour(made_hours, chat_file):
+    folder, path = made_hours
+    read = hours.load_hours(STUDY, "simulated-h200", folder)
+    assert path == folder / "qwen3-32b" / "simulated-h200" / "hours"
+    table = read.table.set_index(["hour", "configuration"])
+    assert table.index.tolist() == [
+        (hour, name) for hour in (1, 2, 3) for name in ("agg-round-robin", "disagg-kv-router")
+    ]
+    assert (table["sha256"].groupby("hour").nunique() == 1).all()
+    assert table["sha256"].nunique() == 3
+    assert (table["requests"] == 90).all()
+    assert (table["errors"] == 0).all()
+    assert read.summary.conversations == 30
+    assert read.summary.recorded.prompt_tokens == read_trace(chat_file).input_tokens.sum()
+    arms = [table.xs(name, level=1) for name in ("agg-round-robin", "disagg-kv-router")]
+    apart = arms[1]["ttft_ms_mean"] - arms[0]["ttft_ms_mean"]
+    assert np.allclose(read.effects["ttft_ms_mean"], apart)
+    share = (arms[1]["good"] - arms[0]["good"]) / 90
+    assert np.allclose(read.effects["good_share_mean"], share)
+
+
+def test_complete_replays_are_kept(made_hours, chat_file, monkeypatch, capsys):
+    folder, path = made_hours
+    before = (path / hours.TABLE).read_bytes()
+    cells = sorted((path / "cells").iterdir())
+    cells[0].unlink()
+    replayed = []
+    side_by_side = hours.replay_missing.side_by_side
+
+    def counting(jobs, replay):
+        replayed.extend(jobs)
+        side_by_side(jobs, replay)
+
+    monkeypatch.setattr(hours.replay_missing, "side_by_side", counting)
+    hours.replay_hours(load_study(STUDY), "simulated-h200", 3, None, chat_file, folder)
+    assert len(replayed) == 1
+    assert "6 replays: 5 complete, 1 to do" in capsys.readouterr().err
+    assert (path / hours.TABLE).read_bytes() == before
+
+
+def test_a_cell_serves_only_what_it_depends_on(made_hours, chat_file):
+    job = hours.plan_job(
+        load_study(STUDY), "simulated-h200", "agg-round-robin", 1, None, read_trace(chat_file)
+    )
+    cell = hours.Replayed(job, find_conversations(job.trace), 1, 1)
+    study = job.study
+    stricter = study.model_copy(update={"slo": study.slo.model_copy(update={"itl_ms": 10.0})})
+    others = [
+        replace(cell, seed=2),
+        replace(cell, hour=2),
+        replace(cell, job=replace(job, rows=80)),
+        replace(cell, job=replace(job, study=stricter)),
+        replace(cell, job=replace(job, configuration="disagg-kv-router")),
+    ]
+    assert len({each.path for each in [cell, *others]}) == 6
+
+
+def test_tables_that_do_not_belong_together_are_rejected(made_hours, tmp_path):
+    folder, path = made_hours
+    copy = tmp_path / path.relative_to(folder)
+    copy.mkdir(parents=True)
+    for name in (hours.TABLE, hours.SUMMARY):
+        (copy / name).write_bytes((path / name).read_bytes())
+    pd.read_parquet(copy / hours.TABLE).assign(good=1).to_parquet(copy / hours.TABLE)
+    with pytest.raises(InputError, match=r"hours\.parquet: expected sha256"):
+        hours.load_hours(STUDY, "simulated-h200", tmp_path)
+    (copy / hours.SUMMARY).write_text("{}")
+    with pytest.raises(InputError, match=r"hours\.json: expected made hours"):
+        hours.load_hours(STUDY, "simulated-h200", tmp_path)
+
+
+def test_without_made_hours_there_are_none(tmp_path):
+    study = load_study(STUDY)
+    nothing = {"folder": tmp_path, "published": tmp_path}
+    assert hours.load_hours(study, "simulated-h200", **nothing) is None
+    undeclared = study.model_copy(update={"hours": None})
+    assert hours.load_hours(undeclared, "simulated-h200", **nothing) is None
+    with pytest.raises(InputError, match="expected a key hours"):
+        hours.replay_hours(undeclared, "simulated-h200")
+
+
+def test_only_a_simulated_cluster_replays_made_hours():
+    with pytest.raises(InputError, match="got kind live; use --cluster simulated-h200"):
+        hours.replay_hours(load_study(STUDY), "live-cpu")
