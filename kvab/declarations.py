@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -36,6 +36,7 @@ EXPECTED = {
     "model_type": "a mapping",
 }
 Json = dict[str, Any]  # a JSON object of unknown content
+Content = TypeVar("Content")
 DEEPEST, MOST_VALUES = 100, 100_000  # of a YAML file; the study's own hold some hundred
 
 
@@ -71,7 +72,7 @@ def below(path: str) -> FieldInfo:
     return field
 
 
-def inside(files: dict[str, Any]) -> dict[str, Any]:
+def inside(files: dict[str, Content]) -> dict[str, Content]:
     """Return files by name, all of which lie inside a folder.
 
     Raises
@@ -86,7 +87,7 @@ def inside(files: dict[str, Any]) -> dict[str, Any]:
     return files
 
 
-def digest(content: Any) -> str:
+def digest(content: object) -> str:
     """Return the SHA-256 of a JSON-able value in canonical form."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -109,7 +110,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 @functools.lru_cache(maxsize=64)  # two hundred runs of a study hold four different manifests
-def _documents(text: str) -> list[Any]:
+def _documents(text: str) -> list[object]:
     return list(yaml.load_all(text, Loader=_UniqueKeys))
 
 
@@ -143,7 +144,7 @@ def read_yaml(path: Path) -> list[Any]:
         ) from None
 
 
-def _check_plain(path: Path, documents: list[Any]) -> None:
+def _check_plain(path: Path, documents: list[object]) -> None:
     """Reject values that are not those of JSON; an alias counts each time that it stands."""
     values, count = [(document, 0) for document in documents], 0
     while values:
@@ -164,7 +165,7 @@ def _check_plain(path: Path, documents: list[Any]) -> None:
             raise InputError(expected="texts and numbers", got=got, path=path, fix="quote it")
 
 
-def read_declaration(path: Path, declaration: Any, **extra: Any) -> Any:
+def read_declaration(path: Path, declaration: object, **extra: object) -> Any:
     """Return the checked declaration in a YAML file of one document.
 
     Raises
@@ -180,7 +181,7 @@ def read_declaration(path: Path, declaration: Any, **extra: Any) -> Any:
     return checked({**documents[0], **extra}, declaration, path)
 
 
-def checked(value: object, model: Any, path: Path, fix: str = "") -> Any:
+def checked(value: object, model: object, path: Path, fix: str = "") -> Any:
     """Return a value as what a model declares.
 
     Raises

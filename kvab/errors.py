@@ -2,6 +2,8 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # What an OSError says of a place that cannot be written, rather than of a defect, and what to do.
@@ -99,3 +101,19 @@ class GateError(KvabError):
     """The validity gate is red: the runs do not support a verdict."""
 
     exit_code = 4
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Reject, with what to do, a path that turns out to be one that cannot be written.
+
+    Raises
+    ------
+    InputError
+        Where an OSError was raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot write here ({error.strerror})"
+        raise InputError(problem, path=path, fix=remedy(error)) from None

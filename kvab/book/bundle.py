@@ -23,7 +23,7 @@ import kvab
 from kvab.book.publish import MANIFESTS, TABLES, nameless
 from kvab.cache import write_beside
 from kvab.declarations import Declared
-from kvab.errors import InputError, remedy
+from kvab.errors import InputError, writing
 from kvab.requests import archives
 from kvab.runs import folder as runs
 from kvab.runs.workload import workload_path
@@ -169,11 +169,9 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
             member.size, member.mode = len(content), 0o644
             archive.addfile(member, io.BytesIO(content))
     codec = pa.Codec("zstd", LEVEL)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_beside(out, codec.compress(packed.getvalue(), asbytes=True))
-    except OSError as error:
-        raise InputError(f"{out}: cannot write here ({error.strerror}); {remedy(error)}") from None
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from kvab.declarations import Json
 from kvab.errors import InputError
 from kvab.pages import model_check
 from kvab.runs import folder as runs
@@ -98,7 +98,7 @@ def _copy(run: runs.Run, to: Path) -> None:
 
 def nameless(manifest: RunManifest) -> RunManifest:
     """Return a manifest without names of nodes, pods, contexts and servers."""
-    less: dict[str, Any] = {
+    less: Json = {
         "cluster": {key: value for key, value in manifest.cluster.items() if key in KEPT},
         "host": _numbered(manifest.host),
         "depends_on": {key: value for key, value in manifest.depends_on.items() if key != "nodes"},
@@ -108,7 +108,7 @@ def nameless(manifest: RunManifest) -> RunManifest:
     return manifest.model_copy(update=less)
 
 
-def _numbered(host: dict[str, Any]) -> dict[str, Any]:
+def _numbered(host: Json) -> Json:
     """Return what is known of the hosts with nodes and pods numbered instead of named."""
     pods = host.get("pods", {})
     nodes = {node: f"node-{n}" for n, node in enumerate(sorted({p["node"] for p in pods.values()}))}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,7 +25,7 @@ def _default_study() -> Path:
     return default_study()
 
 
-def _place(flag: str, name: str, text: str) -> Any:
+def _place(flag: str, name: str, text: str) -> object:
     """Return an option for a place in the checkout; a named one counts from the working folder."""
 
     def default() -> Path:
@@ -108,7 +108,7 @@ TraceFile = Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]
 
 
-def print_json(document: Any) -> None:
+def print_json(document: object) -> None:
     """Print one document, and nothing that JSON does not know."""
     print(json.dumps(document, indent=2, allow_nan=False))
 

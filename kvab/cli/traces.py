@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from kvab.cli import options
-from kvab.errors import InputError
 
 BlockOption = Annotated[
     int, typer.Option("--block-tokens", help="Prompt tokens that a hash id stands for.", min=1)
@@ -73,6 +72,4 @@ def synthesize(
     """Make up a SYNTHETIC WORKLOAD with the published marginals."""
     from kvab.trace.synthesize import write_synthetic
 
-    if out.exists():
-        raise InputError(f"{out}: exists already; choose another name")
     print(write_synthetic(out, rows=rows, seed=seed))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kvab.console import mask
+from kvab.declarations import Json
 from kvab.errors import InputError
 from kvab.requests.metrics import OVERLOAD, SCHEMA, STATISTICS, Slo
 from kvab.requests.records import TO_MS, Records, read_records
@@ -49,8 +49,6 @@ MARKS = {
 OURS = (b'"benchmark_phase"', b'"aiperf_version"')
 MOST_FILES, HEAD_BYTES, TAIL_BYTES = 200, 1 << 20, 1 << 16
 
-Json = dict[str, Any]  # as another program wrote it: anything may stand anywhere
-
 
 @dataclass(frozen=True)
 class Artifacts:
@@ -75,11 +73,6 @@ class Artifacts:
     summary: Json
     partial: str | None = None
     prefix: str = ""
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing says that this is only part of a run."""
-        return self.partial is None
 
     @property
     def version(self) -> str | None:
@@ -210,21 +203,20 @@ def _read_json(path: Path) -> Json:
         raise InputError(path=path, expected="JSON", got=str(error), fix=COPY) from None
 
 
-def _mapping(value: Any) -> Json:
+def _mapping(value: object) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def _at(value: Any, *keys: str) -> Any:
+def _at(value: object, *keys: str) -> object:
     """Return what stands under nested keys; None where there is nothing."""
     for key in keys:
         value = _mapping(value).get(key)
     return value
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """Return a number that can be reckoned with; None if it is none."""
-    known = isinstance(value, int | float) and -LARGEST < value < LARGEST
-    return float(value) if known else None
+    return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else None
 
 
 def _check_same_run(folder: Path, summary: Json, records: Records | None) -> None:
@@ -290,7 +282,7 @@ def summary_document(artifacts: Artifacts, slo: Slo) -> Json:
             "expected": expected,
             "received": served,
             "errors": failed,
-            "overload": _overload(summary.get("error_summary")) if failed else 0,
+            "overload": _overload(summary) if failed else 0,
             "one_token": None,
         },
         **{key: _statistics(_mapping(summary.get(name))) for key, name in NAMES.items()},
@@ -323,10 +315,11 @@ def not_in_summary(artifacts: Artifacts, slo: Slo) -> list[str]:
     return lines
 
 
-def _overload(errors: Any) -> int | None:
+def _overload(summary: Json) -> int | None:
     """Return how many requests were rejected for overload, None where the errors do not say."""
     try:
-        return sum(kind["count"] for kind in errors if kind["error_details"]["code"] in OVERLOAD)
+        kinds = summary["error_summary"]
+        return sum(kind["count"] for kind in kinds if kind["error_details"]["code"] in OVERLOAD)
     except (KeyError, TypeError):
         return None
 
@@ -382,10 +375,7 @@ def check_tool(path: Path) -> None:
     InputError
         Naming the tool.
     """
-    files, other = [path], None
-    if path.is_dir():
-        depths = ("*", "*/*", "*/*/*")
-        files = [file for depth in depths for file in sorted(path.glob(f"{depth}.json*"))]
+    other, files = None, sorted(path.rglob("*.json*")) if path.is_dir() else [path]
     for file in files[:MOST_FILES]:
         content = _ends(file) if file.is_file() else b""
         if any(mark in content for mark in OURS):

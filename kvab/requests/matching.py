@@ -66,27 +66,25 @@ def from_aiperf(
     AIPerf does not record when its schedule began, so ``send_lag_ms`` counts from the request that
     was least late, as AIPerf's own ``replay_sched_lag`` does (0.13.0).
     """
-    sent = trace
-    if isinstance(rows, np.ndarray):
-        assert trace is not None  # rows are those of a trace
-        sent = _as_sent(trace, rows)
+    lines = rows if isinstance(rows, np.ndarray) else None
+    sent = trace if trace is None or lines is None else _as_sent(trace, lines)
     by_row, whose, inferred = _by_row(artifacts, sent, rows, counts)
     total = len(by_row)
     served = by_row["error"].isna()
     answers = by_row[["ttft_ms", "latency_ms", "client_itl_ms", "cached_tokens"]].where(served)
     input_tokens, requested, due_ms = by_row["input_tokens"], by_row["output_tokens"], None
     output_tokens = requested.where(served, 0)
-    if sent is not None and trace is not None:
-        due_ms = sent.timestamp_ms[:total] - trace.timestamp_ms[0]
+    if sent is not None:
+        due_ms = sent.arrival_ms[:total]
         requested = pd.Series(sent.output_tokens[:total])
         input_tokens = input_tokens.where(served, sent.input_tokens[:total])
     arrival_ms, send_lag_ms = _schedule(by_row, due_ms, inferred)
-    if trace is None:
+    if sent is None:
         inferred.append("requested output tokens: those that came, for want of a trace")
     table = typed(
         {
             **{name: answers[name] for name in ("ttft_ms", "latency_ms", "cached_tokens")},
-            "row": rows if isinstance(rows, np.ndarray) else np.arange(total),
+            "row": np.arange(total) if lines is None else lines,
             "arrival_ms": arrival_ms,
             "input_tokens": input_tokens,
             "output_tokens": output_tokens,
@@ -118,7 +116,7 @@ def _by_row(
             "apart", path=folder, fix="run AIPerf without --export-level summary",
         )  # fmt: skip
     records = artifacts.records.table
-    row_of, inferred = match_rows(records, sent, folder)
+    row_of, inferred = _match_rows(records, sent, folder)
     total, matched = _expected(artifacts, row_of, sent, rows, inferred), row_of >= 0
     if not matched.all():
         inferred.append(f"{(~matched).sum()} failed requests that name no row are left out")
@@ -151,33 +149,23 @@ def _expected(
     inferred: list[str],
 ) -> int:
     """Return how many requests were to be sent."""
-    total, highest = artifacts.expected, int(row_of.max())
-    if isinstance(rows, np.ndarray):
-        total = len(rows)
-    elif rows:
-        sent = total or (max(len(row_of), highest + 1) if artifacts.whole else rows)
-        if rows > sent:
-            raise InputError(
-                f"AIPerf sent {sent} requests",
-                path=artifacts.folder, key=f"--rows {rows}", fix="leave the option out",
-            )  # fmt: skip
-        total = rows
+    folder, sent, highest = artifacts.folder, artifacts.expected, int(row_of.max())
+    total = len(rows) if isinstance(rows, np.ndarray) else rows or sent
+    if isinstance(rows, int) and sent and rows > sent:
+        raise InputError(f"AIPerf sent {sent} requests", path=folder, key=f"--rows {rows}",
+                         fix="leave the option out")  # fmt: skip
     if total is None:
         total = highest + 1
         inferred.append(f"expected requests: {total}, the last row that has a record")
-    problem, fix = None, NAME_ROWS
     if highest >= total:
         problem = f"expected rows 0 to {total - 1}, got a record of row {highest}"
-    elif total > MOST_REQUESTS:
-        problem = (
-            f"expected a run of at most {MOST_REQUESTS:,} requests, got row numbers or a count up "
-            f"to {total:,}"
-        )
-    elif trace is not None and total > len(trace):
+        raise InputError(problem, path=folder, fix=NAME_ROWS)
+    if total > MOST_REQUESTS:
+        problem = f"expected at most {MOST_REQUESTS:,} requests, got a row or count of {total:,}"
+        raise InputError(problem, path=folder, fix=NAME_ROWS)
+    if trace is not None and total > len(trace):
         problem = f"{total} requests were to be sent, {trace.name} has {len(trace)} rows"
-        fix = NAME_TRACE
-    if problem:
-        raise InputError(problem, path=artifacts.folder, fix=fix)
+        raise InputError(problem, path=folder, fix=NAME_TRACE)
     return total
 
 
@@ -252,7 +240,7 @@ def _since_first(at_ns: pd.Series) -> np.ndarray:
     return np.where(known, (at_ns - first) / 1e6, np.nan)
 
 
-def match_rows(
+def _match_rows(
     records: pd.DataFrame, trace: Trace | None, folder: Path
 ) -> tuple[np.ndarray, list[str]]:
     """Return the trace row of each record, -1 where it has none, and what was inferred.

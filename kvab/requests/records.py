@@ -147,10 +147,14 @@ def read_records(path: Path) -> Records:
                 cut_off = True
                 break
             record = _odd_record(path, number, line)
-        if record.metadata.benchmark_phase != "profiling":
+        of = record.metadata
+        if of.benchmark_phase != "profiling":
             warmup += 1
             continue
-        numbers.extend(_numbers(record.metadata))
+        numbers.extend((
+            of.session_num, _conversation(of.conversation_id), of.turn_index or 0,
+            of.credit_issued_ns or 0, of.request_start_ns,
+        ))  # fmt: skip
         metrics = msgspec.structs.astuple(record.metrics)
         measured.extend([np.nan if m is None or m.value is None else m.value for m in metrics])
         errors.append(_error_text(record))
@@ -206,17 +210,6 @@ def _odd_record(path: Path, number: int, line: bytes) -> _Record:
             f"expected a record of AIPerf, got {start!r} ({error})",
             path=path, line=number, fix="remove the line",
         ) from None  # fmt: skip
-
-
-def _numbers(metadata: _Metadata) -> tuple[int, ...]:
-    """Return `NUMBERS` of a record."""
-    return (
-        metadata.session_num,
-        _conversation(metadata.conversation_id),
-        metadata.turn_index or 0,
-        metadata.credit_issued_ns or 0,
-        metadata.request_start_ns,
-    )
 
 
 def _conversation(name: str | None) -> int:

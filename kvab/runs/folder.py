@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -28,8 +28,8 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field, ValidationError
 
 from kvab.cache import write
-from kvab.declarations import Declared, inside
-from kvab.errors import DependencyError, InputError, KvabError, remedy
+from kvab.declarations import Declared, Json, inside
+from kvab.errors import DependencyError, InputError, KvabError, writing
 from kvab.requests.table import SCHEMA, check_table
 from kvab.study import Slo, Study
 from kvab.trace import Trace
@@ -68,7 +68,7 @@ class RunManifest(Declared):
     study_digest: str
     slo: Slo | None = None
     margins: dict[str, float] | None = None
-    cluster: dict[str, Any]
+    cluster: Json
     kind: Literal["simulated", "live", "kubernetes", "imported"]
     configuration: str
     repeat: Count
@@ -78,12 +78,12 @@ class RunManifest(Declared):
     start: datetime
     end: datetime
     versions: dict[str, str]
-    host: dict[str, Any]
+    host: Json
     counts: Counts
     token_counts: Literal["server", "client"] | None = None
     status: Literal["complete", "partial", "failed"]
     reason: str | None = None
-    depends_on: dict[str, Any]
+    depends_on: Json
     inferred: list[str] = Field(default_factory=list)
     files: Annotated[dict[str, str], AfterValidator(inside)]
 
@@ -99,15 +99,15 @@ class Run:
 
 def run_fields(
     study: Study,
-    cluster: dict[str, Any],
+    cluster: Json,
     configuration: str,
     repeat: int,
     trace: Trace,
     requests: pd.DataFrame,
     *,
     seed: int,
-    **more: Any,
-) -> dict[str, Any]:
+    **more: object,
+) -> Json:
     """Return the fields of ``run.json`` but ``files``, for `write_run`.
 
     Parameters
@@ -187,7 +187,7 @@ def parquet_bytes(
     return buffer.getvalue()
 
 
-def write_run(path: Path, manifest: dict[str, Any], files: Mapping[str, bytes | Path]) -> Path:
+def write_run(path: Path, manifest: Json, files: Mapping[str, bytes | Path]) -> Path:
     """Write a run folder beside its place and rename it in; a run that stands there moves aside.
 
     Parameters
@@ -211,25 +211,19 @@ def write_run(path: Path, manifest: dict[str, Any], files: Mapping[str, bytes | 
     """
     sums = {name: _sha256(content) for name, content in files.items()}
     checked = RunManifest(**manifest, files=sums)
-    try:
+    text = checked.model_dump_json(indent=2, by_alias=True) + "\n"
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"{path}: cannot write here ({error.strerror}); {remedy(error)}") from None
-    try:
-        text = checked.model_dump_json(indent=2, by_alias=True) + "\n"
-        for name, content in {**files, "run.json": text.encode()}.items():
-            write(beside / name, content)
-        beside.chmod(0o755)
-        if path.exists():
-            set_aside(path)
-        beside.rename(path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot write the run ({error.strerror}); {remedy(error)}"
-        ) from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            for name, content in {**files, "run.json": text.encode()}.items():
+                write(beside / name, content)
+            beside.chmod(0o755)
+            if path.exists():
+                set_aside(path)
+            beside.rename(path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return path
 
 
@@ -378,7 +372,7 @@ def find_runs(runs: Path, study: Study, cluster: str) -> list[Path]:
     return found
 
 
-def state(path: Path, depends_on: dict[str, Any]) -> tuple[State, str]:
+def state(path: Path, depends_on: Json) -> tuple[State, str]:
     """Return whether a run folder can serve, and why not: see ``Planned``."""
     if not path.exists():
         return "missing", "never replayed"
@@ -395,7 +389,7 @@ def state(path: Path, depends_on: dict[str, Any]) -> tuple[State, str]:
     return "complete", f"replayed {manifest.end:%Y-%m-%d %H:%M} UTC"
 
 
-def find_state(path: Path, depends_on: dict[str, Any]) -> tuple[State, str]:
+def find_state(path: Path, depends_on: Json) -> tuple[State, str]:
     """Return `state` of a run folder; a run set aside earlier that serves now comes back first."""
     found = state(path, depends_on)
     if found[0] == "complete":
@@ -425,28 +419,25 @@ class RunLock:
         InputError
             If the run's folder cannot be written.
         """
-        try:
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            self.file.write_text(f"process {os.getpid()}", encoding="utf-8")
-            for pattern in (f".{self.path.name}-*", f"..{self.path.name}.state.json-*"):
-                for left in self.path.parent.glob(pattern):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-        except Timeout:
-            raise DependencyError(
-                f"{self.path}: another start of this run is going on ({self._who()}); "
-                "wait for it to end"
-            ) from None
-        except OSError as error:
-            self.leave()
-            raise InputError(
-                f"{self.path}: cannot write here ({error.strerror}); {remedy(error)}"
-            ) from None
-
-    def _who(self) -> str:
-        with contextlib.suppress(OSError):
-            return self.file.read_text(encoding="utf-8") or str(self.file)
-        return str(self.file)
+            try:
+                self._lock.acquire()
+                self.file.write_text(f"process {os.getpid()}", encoding="utf-8")
+                for pattern in (f".{self.path.name}-*", f"..{self.path.name}.state.json-*"):
+                    for left in self.path.parent.glob(pattern):
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+            except Timeout:
+                owner = str(self.file)
+                with contextlib.suppress(OSError):
+                    owner = self.file.read_text(encoding="utf-8") or owner
+                raise DependencyError(
+                    f"{self.path}: another start of this run is going on ({owner}); "
+                    "wait for it to end"
+                ) from None
+            except OSError:
+                self.leave()
+                raise
 
     def leave(self) -> None:
         """Let the next start have the run; safe to call again."""

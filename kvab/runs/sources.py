@@ -264,7 +264,7 @@ def _of_artifacts(path: Path, folder: Path, hints: Hints) -> Source:
         lost = (requests["error"] == LOST).any()
         if artifacts.partial == aiperf.NO_SUMMARY and hints.rows and not lost:
             artifacts = replace(artifacts, partial=None)  # as many as were to be sent
-    status, load = "complete" if artifacts.whole else "partial", artifacts.load
+    status, load = "partial" if artifacts.partial else "complete", artifacts.load
     workload = trace.name if trace else f"no trace, {load}" if load else "unknown trace"
     about = [
         ("artifacts", f"{path}, AIPerf {artifacts.version or 'of unknown version'}"),

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kvab.cache import write_beside
+from kvab.declarations import Json
 from kvab.errors import InputError
 from kvab.runs import folder as runs
 from kvab.trace import Trace
@@ -35,7 +35,7 @@ class Workload:
     """
 
     table: pd.DataFrame
-    description: dict[str, Any]
+    description: Json
 
 
 def workload_path(folder: Path, sha256: str) -> Path:

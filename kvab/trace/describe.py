@@ -5,14 +5,13 @@ Input: a trace. Output: plain numbers, and the reusable part of each prompt.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from kvab.declarations import Json
 from kvab.trace import Trace
 
 
-def describe(trace: Trace) -> dict[str, Any]:
+def describe(trace: Trace) -> Json:
     """Return the figures of a trace, the document of ``kvab trace describe --json``.
 
     Notes
@@ -62,7 +61,7 @@ def _block_counts(trace: Trace) -> dict[str, float]:
     }
 
 
-def describe_rows(d: dict[str, Any]) -> list[tuple[str, str]]:
+def describe_rows(d: Json) -> list[tuple[str, str]]:
     """Return the description as labels and formatted values, the page's own rows first."""
     tokens = d["input_tokens"]
     step_s = d["timestamp_step_s"]

@@ -12,10 +12,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from kvab.declarations import Json
 from kvab.errors import InputError
 
 FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
@@ -97,11 +97,9 @@ def read_trace(
     )
 
 
-def _checked_rows(
-    path: Path, block_tokens: int, sha256: str | None
-) -> tuple[list[dict[str, Any]], str]:
+def _checked_rows(path: Path, block_tokens: int, sha256: str | None) -> tuple[list[Json], str]:
     """Return every row, and the sha256 of the file they came from."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     last_ms = 0.0
     if not path.is_file():
         got = "a folder" if path.is_dir() else "nothing of that name"
@@ -130,7 +128,7 @@ def _checked_rows(
     return rows, digest
 
 
-def _checked_row(line: bytes, last_ms: float, block_tokens: int) -> dict[str, Any]:
+def _checked_row(line: bytes, last_ms: float, block_tokens: int) -> Json:
     """Return the JSON object of a line; its error does not know the line's place yet."""
     start = line.strip()[:40]
     try:

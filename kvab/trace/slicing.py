@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kvab.cache import write_beside
-from kvab.errors import InputError
+from kvab.errors import InputError, writing
 from kvab.trace.reading import FIELDS, Trace
 
 
@@ -60,13 +60,9 @@ def write_rows(trace: Trace, rows: np.ndarray, path: Path) -> Path:
 
 def write_lines(path: Path, lines: list[str], *, overwrite: bool = False) -> Path:
     """Write lines to a file, whole or not at all, and return its path."""
-    try:
+    with writing(path):
         if path.exists() and not overwrite:
-            got = "one that exists already"
-            raise InputError(expected="a new file", got=got, path=path, fix="choose another name")
+            raise InputError("exists already", path=path, fix="choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_beside(path, ("\n".join(lines) + "\n").encode())
-    except OSError as error:
-        raise InputError(expected="a file that can be written", got=error.strerror, path=path,
-                         fix="choose another") from None  # fmt: skip
     return path

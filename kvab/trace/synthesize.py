@@ -20,10 +20,10 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from kvab.declarations import Json
 from kvab.errors import InputError
 from kvab.trace.slicing import write_lines
 
@@ -61,9 +61,7 @@ CONTINUING_SHARE = (0.021, 0.187, 0.527, 0.333, 0.368, 0.449, 0.504, 0.531, 0.50
 LONG_QUESTION_SHARE = 0.435
 
 
-def synthesize(
-    rows: int = 12031, seed: int = SEED, *, block_tokens: int = 512
-) -> list[dict[str, Any]]:
+def synthesize(rows: int = 12031, seed: int = SEED, *, block_tokens: int = 512) -> list[Json]:
     """Return the rows of a made-up trace, each with ``"synthetic": True``.
 
     Parameters

@@ -10,11 +10,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvab import console, runs
+from kvab import console
 from kvab import declarations as declare
 from kvab.errors import InputError
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
+from kvab.runs import folder as runs
 from kvab.study import Slo, root
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import flatten, read_topology

@@ -203,7 +203,7 @@ class LiveRun(ClusterRun):
     def collect(self) -> Collected:
         """Return the requests table and AIPerf's artifacts, the records compressed."""
         read = aiperf.read_artifacts(self.artifacts)
-        if not read.whole or read.records is None:
+        if read.partial or read.records is None:
             raise DependencyError("AIPerf's export is not complete; replay it again")
         host: dict[str, object] = {
             "workers_served": stack.workers_served(self.artifacts, list(self.job.topology.groups)),
