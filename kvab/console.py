@@ -15,6 +15,7 @@ from types import TracebackType
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -58,6 +59,12 @@ class Display:
         elif note != self.last or passed_s - self.last_s > QUIET_S:
             self.console.print(line, soft_wrap=True, markup=False)
             self.last, self.last_s = note, passed_s
+
+
+def progress_bar(unit: str, clock: ProgressColumn, quiet: bool = False) -> Progress:
+    """Return a bar on standard error: how many of all, in which unit, and a clock."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)
+    return Progress(*columns, clock, console=Console(stderr=True), disable=quiet)
 
 
 def tell_kernels() -> None:

@@ -75,7 +75,7 @@ def canaries_in(content, canaries):
 @pytest.mark.slow
 def test_no_secret_is_in_anything_that_runs_leave(emulated, small_trace, tmp_path, monkeypatch):
     """One run that fails and keeps its diagnostics, one that succeeds, and a bundle of both."""
-    from kvab.book.bundle import bundle, unpacked
+    from kvab.book.publish import bundle, unpacked
 
     canaries = planted(emulated)
     cache, packed = tmp_path / "cache", tmp_path / "mine.tar.zst"

@@ -18,13 +18,12 @@ from pathlib import Path
 import nbformat
 import yaml
 from jinja2 import Template
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 
-from kvab.book.bundle import unpacked
 from kvab.book.notebooks import execute, tidy
+from kvab.book.publish import unpacked
 from kvab.cache import remember, source_digest
-from kvab.console import counted, plain
+from kvab.console import counted, plain, progress_bar
 from kvab.declarations import digest
 from kvab.errors import DependencyError, GateError, InputError
 from kvab.pages.clusters import load_clusters
@@ -34,12 +33,10 @@ from kvab.pages.index import short_answer, social_card
 from kvab.pages.model_check import load_check, make_twins
 from kvab.pages.outcome import headline
 from kvab.runs import folder as runs
-from kvab.runs import replay_missing as missing_runs
 from kvab.runs.importing import is_imported
-from kvab.runs.replay import plan_job
+from kvab.runs.replay_missing import replay_study
 from kvab.runs.sweep import load_sweep
-from kvab.runs.workload import save_workload
-from kvab.study import Study, load_study, root
+from kvab.study import load_study, root
 from kvab.trace import find_trace
 
 MEASURED = ("book/published", "benchmarks/results")  # what pages show beside the runs
@@ -98,7 +95,7 @@ def report(
     declared = load_study(path)
     replays = published is None and not is_imported(declared, cluster, folder)
     if replays:
-        trace = replay_missing(declared, cluster, rows, repeats, trace, folder, on, take_over)
+        trace = replay_study(declared, cluster, rows, repeats, trace, folder, on, take_over)
     evidence = load_evidence(declared, cluster, folder)
     for name in (declared.baseline, declared.comparison):
         evidence.tables(name)  # no page can do without these two
@@ -161,26 +158,6 @@ def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path
         return report(folder / contents.study, chosen, out=out, published=folder / "runs")
 
 
-def replay_missing(
-    study: Study, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
-    folder: Path, on: str | None = None, take_over: bool = False,
-) -> Path:  # fmt: skip
-    """Replay every run of the study that does not serve as it is; return where the trace is."""
-    workload = missing_runs.workload(study, cluster, rows, repeats, trace, on)
-    save_workload(workload, folder / study.name)
-    jobs = [
-        plan_job(study, cluster, name, repeat, rows, workload, folder)
-        for name in study.configurations
-        for repeat in range(1, (repeats or study.repeats) + 1)
-    ]
-    planned = missing_runs.plan(jobs)
-    for run in planned:
-        print(f"{run.configuration} r{run.repeat}: {run.state} ({run.why})", file=sys.stderr)
-    missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
-    missing_runs.replay_all(missing, on=on, take_over=take_over)
-    return workload.path
-
-
 @dataclass(frozen=True)
 class Book:
     """What a book is built from.
@@ -232,12 +209,8 @@ def build(out: Path, book: Book) -> Path:
     jobs += [(root() / "notebooks" / f"{OUTCOME}.ipynb", source / f"{name}.ipynb", parameters)
              for name, parameters in further.items()]  # fmt: skip
     _add_pages(source / "_toc.yml", list(further))
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pages"),
-        TimeElapsedColumn(),
-    )  # fmt: skip
     with (
-        Progress(*columns, console=Console(stderr=True)) as bar,
+        progress_bar("pages", TimeElapsedColumn()) as bar,
         ThreadPoolExecutor(1 + min(4, 2 * (os.cpu_count() or 1))) as pool,
     ):
         task = bar.add_task("executing", total=len(jobs))

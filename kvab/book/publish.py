@@ -1,22 +1,38 @@
-"""The published runs: complete run folders made small, nameless, with what they replayed.
+"""What leaves this machine: runs made small and nameless, with what they replayed.
 
-Input: a folder of runs. Output: ``book/published/``, of the same shape, 3 MB at most.
+Input: folders of runs. Output: ``book/published/``, of the same shape, 3 MB at most; or a bundle, a
+``.tar.zst`` with a list of checksums that rebuilds the same book, and from such a file a folder of
+runs. Records, logs and whatever names a machine stay behind.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import re
 import shutil
+import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
-from kvab.declarations import Json
-from kvab.errors import InputError
+import pyarrow as pa
+from pydantic import Field
+
+import kvab
+from kvab.cache import write_beside
+from kvab.declarations import Declared, Json
+from kvab.errors import InputError, writing
 from kvab.pages import model_check
+from kvab.requests.archives import folder_of
 from kvab.runs import folder as runs
 from kvab.runs import hours, sweep
 from kvab.runs.folder import RunManifest
 from kvab.runs.workload import workload_path
-from kvab.study import load_study, root
+from kvab.study import Study, load_study, root
 from kvab.study.manifests import DEPLOY, PERF
 
 ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2}
@@ -29,6 +45,10 @@ TABLES = {  # a table that tells whether there are more to publish, and those
     HOURS / hours.SUMMARY: [HOURS / hours.TABLE, HOURS / hours.SUMMARY],
     model_check.TABLE: [model_check.TABLE, model_check.ORDERS],
 }
+CONTENTS, RUN = "bundle.json", "run.json"
+SUFFIX = ".tar.zst"
+LEVEL = 10  # of zstd
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]:
@@ -46,10 +66,10 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
     """
     declared = load_study(study)
     source, target = root() / source / declared.name, root() / target / declared.name
-    found = runs.find_runs(source.parent, declared, cluster)
-    if not found:
+    paths = runs.find_runs(source.parent, declared, cluster)
+    if not paths:
         raise InputError(f"{source / cluster}: no runs to publish; run `kvab report` first")
-    read = [runs.read_run(path) for path in found]
+    read = [runs.read_run(path) for path in paths]
     partial = [run.path for run in read if run.manifest.status != "complete"]
     if partial:
         raise InputError(f"{partial[0]}: not complete; rerun it before publishing")
@@ -63,7 +83,7 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
         (beside / "workloads").mkdir()
         for path in (workload, workload.with_suffix(".json")):
             shutil.copyfile(path, beside / "workloads" / path.name)
-        others = [each for each in target.glob("*") if each.name not in (cluster, "workloads")]
+        others = [path for path in target.glob("*") if path.name not in (cluster, "workloads")]
         size = sum(map(_size, [beside, *others]))
         if size > LIMIT_BYTES:
             raise InputError(f"{target}: {size:,} bytes, at most {LIMIT_BYTES:,} are published")
@@ -79,13 +99,12 @@ def _size(folder: Path) -> int:
 
 
 def _copy_tables(clusters: list[Path], to: Path) -> None:
+    """Copy each group of tables from the first folder of a cluster that has it."""
     for key, names in TABLES.items():
-        found = next((each for each in clusters if (each / key).is_file()), None)
-        if found is None:
-            continue
-        for name in names:
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found / name, to / name)
+        for source in [cluster for cluster in clusters if (cluster / key).is_file()][:1]:
+            for name in names:
+                (to / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, to / name)
 
 
 def _copy(run: runs.Run, to: Path) -> None:
@@ -118,3 +137,180 @@ def _numbered(host: Json) -> Json:
         "restarts": {names[pod]: count for pod, count in host.get("restarts", {}).items()},
     }
     return host | {key: value for key, value in numbered.items() if key in host}
+
+
+class Contents(Declared):
+    """What a bundle says of itself: its study and the sha256 of every other file."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    study: str
+    clusters: list[str]
+    kvab: str
+    files: dict[str, str]
+
+
+def bundle(
+    study: Path, paths: list[Path], out: Path, *, hosts: bool = False
+) -> tuple[Contents, list[str]]:
+    """Pack runs with all that a book needs of them.
+
+    Parameters
+    ----------
+    study : Path
+        The study file.
+    paths : list of Path
+        Folders of runs: of the whole study, of a cluster, of a configuration, or single runs.
+    out : Path
+        The file to write, ``.tar.zst``. It is written beside and renamed in.
+    hosts : bool
+        Keep names of nodes, pods and contexts, and the manifests as applied.
+
+    Returns
+    -------
+    Contents
+        What the bundle holds.
+    list of str
+        The studies at or below the paths that it leaves out.
+
+    Raises
+    ------
+    InputError
+        If no run is found, one is damaged, or the file cannot be written.
+    """
+    if not out.name.endswith(SUFFIX):
+        raise InputError(f"{out}: expected a name that ends in {SUFFIX}")
+    declared = load_study(study)
+    chosen = _chosen(declared, paths)
+    files: dict[str, bytes] = {}
+    for folder, path in chosen:
+        run = runs.read_run(path)
+        for name, content in _run_files(run, hosts).items():
+            files[f"runs/{path.relative_to(folder)}/{name}"] = content
+        table = workload_path(folder / declared.name, run.manifest.trace.sha256)
+        tables = [path.parents[1] / name for names in TABLES.values() for name in names]
+        tables = [path for path in tables if path.is_file()]
+        _add(files, "runs", folder, [table, table.with_suffix(".json"), *tables])
+    clusters = sorted({path.parents[1].name for _, path in chosen})
+    recipes = root() / "recipes"
+    profiles = [recipes / "clusters" / f"{name}.yaml" for name in clusters]
+    _add(files, "recipes", recipes, [path for path in profiles if path.is_file() and hosts])
+    own = sorted(path for path in declared.folder.rglob("*") if path.is_file())
+    _add(files, f"recipes/{declared.name}", declared.folder, own)
+    _add(files, "environment", root(), [root() / "requirements.lock"])
+    contents = Contents(
+        study=f"recipes/{declared.name}/{study.name}",
+        clusters=clusters,
+        kvab=kvab.__version__,
+        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    )
+    _write(out, {CONTENTS: contents.model_dump_json(indent=1, by_alias=True).encode(), **files})
+    return contents, _others(declared, {folder for folder, _ in chosen}, paths)
+
+
+def _others(study: Study, folders: set[Path], paths: list[Path]) -> list[str]:
+    """Return which studies have runs in the folders that were named, but are not packed."""
+    studies = {
+        run.parents[3]
+        for folder in folders.intersection(path.resolve() for path in paths)
+        for run in folder.glob(f"*/*/*/r*/{RUN}")
+    }
+    return [
+        f"{path}: left out, a bundle holds one study ({study.name}); pack it with --study "
+        f"recipes/{path.name}/study.yaml"
+        for path in sorted(studies)
+        if path.name != study.name
+    ]
+
+
+def _chosen(study: Study, paths: list[Path]) -> list[tuple[Path, Path]]:
+    """Return the folder of runs and the run for every run at or below the paths."""
+    chosen = set()
+    for path in (path.resolve() for path in paths):
+        folders = [up for up in (path, *path.parents) if (up / study.name).is_dir()][:1]
+        below = {
+            (folder, run)
+            for folder in folders
+            for cluster in (folder / study.name).glob("*/")
+            for run in runs.find_runs(folder, study, cluster.name)
+            if run.is_relative_to(path)
+        }
+        if not below:
+            raise InputError(
+                f"{path}: expected a folder of runs of {study.name}, or one inside, got none; "
+                "name e.g. runs/"
+            )
+        chosen |= below
+    return sorted(chosen)
+
+
+def _run_files(run: runs.Run, hosts: bool) -> dict[str, bytes]:
+    names = ["requests.parquet", *MANIFESTS]
+    if hosts:
+        names += [name for name in run.manifest.files if name.startswith("manifests/applied/")]
+    files = {name: (run.path / name).read_bytes() for name in names if name in run.manifest.files}
+    sums = {name: run.manifest.files[name] for name in files}
+    manifest = run.manifest.model_copy(update={"files": sums})
+    if not hosts:
+        manifest = nameless(manifest)
+    return {RUN: manifest.model_dump_json(indent=2, by_alias=True).encode(), **files}
+
+
+def _add(files: dict[str, bytes], under: str, base: Path, paths: list[Path]) -> None:
+    for path in paths:
+        try:
+            files[f"{under}/{path.relative_to(base)}"] = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be packed ({error.strerror}); restore it") from None
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
+    codec = pa.Codec("zstd", LEVEL)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(out, codec.compress(packed.getvalue(), asbytes=True))
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[tuple[Path, Contents]]:
+    """Yield the folder of a bundle's content, checked file by file, and what it says of itself.
+
+    Raises
+    ------
+    InputError
+        If it is no bundle, a file is missing, there that is not listed, or altered.
+    """
+    with folder_of(path) as folder:
+        try:
+            contents = Contents.model_validate_json((folder / CONTENTS).read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: expected a bundle of `kvab bundle`, got no readable {CONTENTS} "
+                f"({type(error).__name__})"
+            ) from None
+        names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        odd = sorted((names - {CONTENTS}) ^ contents.files.keys())
+        if odd:
+            what = "is missing" if odd[0] in contents.files else "is not listed"
+            raise InputError(f"{path}: {odd[0]!r:.80} {what}; get the bundle again")
+        for name, expected in contents.files.items():
+            sha256 = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            if sha256 != expected:
+                raise InputError(
+                    f"{path}: {name} has sha256 {sha256[:12]}…, expected {expected[:12]}…; get the "
+                    "bundle again"
+                )
+        held = {Path(name).parts[2] for name in contents.files
+                if fnmatch(name, f"runs/*/*/*/r*/{RUN}")}  # fmt: skip
+        safe = bool(held) and all(NAME.fullmatch(name) for name in held)
+        if contents.study not in contents.files or not safe or held != {*contents.clusters}:
+            raise InputError(
+                f"{path}: expected a study and runs of the clusters that {CONTENTS} names "
+                f"({contents.study!r:.60}, {contents.clusters!r:.60}), got others; get it again"
+            )
+        yield folder, contents

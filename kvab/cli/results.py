@@ -126,7 +126,7 @@ def bundle(
 
     Records, logs and diagnostics stay behind, and names of machines unless asked for.
     """
-    from kvab.book.bundle import bundle as pack
+    from kvab.book.publish import bundle as pack
 
     made, left = pack(study, paths, out, hosts=hosts)
     options.note(left)

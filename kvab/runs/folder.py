@@ -351,17 +351,6 @@ def read_manifest(path: Path) -> RunManifest:
         raise InputError(f"{file}: {key}: {first['msg']}; rerun the replay") from None
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run that the study asks for, and whether its folder can serve."""
-
-    configuration: str
-    repeat: int
-    path: Path
-    state: State
-    why: str
-
-
 def find_runs(runs: Path, study: Study, cluster: str) -> list[Path]:
     """Return the run folders of a cluster, by configuration as declared, then by repeat."""
     found = []
@@ -373,7 +362,7 @@ def find_runs(runs: Path, study: Study, cluster: str) -> list[Path]:
 
 
 def state(path: Path, depends_on: Json) -> tuple[State, str]:
-    """Return whether a run folder can serve, and why not: see ``Planned``."""
+    """Return whether a run folder can serve, and why not."""
     if not path.exists():
         return "missing", "never replayed"
     try:

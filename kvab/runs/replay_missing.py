@@ -5,30 +5,40 @@ Input: jobs. Output: run folders; a run that serves as it is, is never replayed.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
+from rich.progress import TimeRemainingColumn
 
 from kvab.clusters.base import Job, Progress
-from kvab.console import counted
+from kvab.console import counted, progress_bar
 from kvab.errors import DependencyError, KvabError
 from kvab.runs import folder as runs
 from kvab.runs.replay import Replay, plan_job
+from kvab.runs.workload import save_workload
 from kvab.study import Study, load_cluster
 from kvab.trace import Trace
 
 Work = TypeVar("Work", bound="Sized")
 OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
+_updates: Queue[tuple[int, int]]  # of `side_by_side`: which job has replayed how many requests
+
+
+class Planned(NamedTuple):
+    """A job, whether its run's folder can serve as it is, and why not."""
+
+    job: Job
+    state: runs.State
+    why: str
 
 
 def workload(
@@ -41,13 +51,28 @@ def workload(
     return plan_job(study, cluster, study.baseline, repeats or 1, rows, trace).trace
 
 
-def plan(jobs: Iterable[Job]) -> list[runs.Planned]:
+def plan(jobs: Iterable[Job]) -> list[Planned]:
     """Return which of the runs can serve as they are; a run set aside that serves comes back."""
-    planned = []
-    for job in jobs:
-        state, why = runs.find_state(job.path, job.depends_on())
-        planned.append(runs.Planned(job.configuration, job.repeat, job.path, state, why))
-    return planned
+    return [Planned(job, *runs.find_state(job.path, job.depends_on())) for job in jobs]
+
+
+def replay_study(
+    study: Study, cluster: str, rows: int | None, repeats: int | None, trace: Path | None,
+    folder: Path, on: str | None = None, take_over: bool = False,
+) -> Path:  # fmt: skip
+    """Replay every run of the study that does not serve as it is; return where the trace is."""
+    replayed = workload(study, cluster, rows, repeats, trace, on)
+    save_workload(replayed, folder / study.name)
+    planned = plan(
+        plan_job(study, cluster, name, repeat, rows, replayed, folder)
+        for name in study.configurations
+        for repeat in range(1, (repeats or study.repeats) + 1)
+    )
+    for job, state, why in planned:
+        print(f"{job.configuration} r{job.repeat}: {state} ({why})", file=sys.stderr)
+    missing = [job for job, state, _ in planned if state != "complete"]
+    replay_all(missing, on=on, take_over=take_over)
+    return replayed.path
 
 
 def replay_all(
@@ -95,18 +120,14 @@ def side_by_side(
     DependencyError
         If a process died.
     """
+    global _updates
     # Forked, so that no replay waits for imports; before the progress bar starts its thread.
     context = multiprocessing.get_context("fork")
-    updates = context.Queue()
-    pool = ProcessPoolExecutor(
-        min(len(jobs), len(os.sched_getaffinity(0))),
-        context,
-        initializer=_report_to,
-        initargs=(updates,),
-    )
+    _updates = context.Queue()
+    pool = ProcessPoolExecutor(min(len(jobs), len(os.sched_getaffinity(0))), context)
     try:
         pending = [pool.submit(_carry_out, replay, n, job) for n, job in enumerate(jobs)]
-        _follow(jobs, pending, updates, quiet)
+        _follow(jobs, pending, quiet)
     except BrokenProcessPool:
         raise DependencyError(
             "a replay's process died (out of memory?); run the same command again: "
@@ -120,26 +141,17 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
 
 
-def _follow(jobs: Sequence[Sized], pending: list[Future], updates: Any, quiet: bool) -> None:
+def _follow(jobs: Sequence[Sized], pending: list[Future], quiet: bool) -> None:
     """Show how many requests are done until every replay has ended."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("requests, left"),
-        TimeRemainingColumn(),
-    )
-    with ProgressBar(*columns, console=Console(stderr=True), disable=quiet) as bar:
+    with progress_bar("requests, left", TimeRemainingColumn(), quiet) as bar:
         total = bar.add_task(counted(len(jobs), "replay"), total=sum(job.rows for job in jobs))
         done = dict.fromkeys(range(len(jobs)), 0)
         while not all(future.done() for future in pending):
-            try:
-                n, count = updates.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            done[n] = max(done[n], count)
-            bar.update(total, completed=sum(done.values()))
-        for future in as_completed(pending):
+            with contextlib.suppress(queue.Empty):
+                n, count = _updates.get(timeout=0.2)
+                done[n] = max(done[n], count)
+                bar.update(total, completed=sum(done.values()))
+        for future in pending:
             future.result()
         bar.update(total, completed=sum(job.rows for job in jobs))
 
@@ -174,14 +186,6 @@ def replay_in_turn(jobs: list[Job], take_over: bool = False) -> None:
     if failed:
         first = failed[0]
         raise type(first)(f"{len(failed)} of {counted(len(jobs), 'replay')} failed; first: {first}")
-
-
-_updates: Any = None
-
-
-def _report_to(updates: Any) -> None:
-    global _updates
-    _updates = updates
 
 
 def _carry_out(replay: Callable[[Work, Progress], object], n: int, job: Work) -> None:

@@ -248,7 +248,7 @@ def shown(out):
 @pytest.mark.slow
 def test_a_bundle_makes_the_same_book_where_nothing_can_be_replayed(book, tmp_path):
     """Another cache, and neither simulator nor live stack nor cluster client to be imported."""
-    from kvab.book.bundle import bundle
+    from kvab.book.publish import bundle
 
     packed, out = tmp_path / "published.tar.zst", tmp_path / "book"
     bundle(ROOT / "recipes/qwen3-32b/study.yaml", [ROOT / "book" / "published"], packed)

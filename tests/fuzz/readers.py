@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from kvab.book import bundle
+from kvab.book import publish as bundle
 from kvab.clusters.kubernetes import objects
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from kvab.book.build import report_bundle
-from kvab.book.bundle import CONTENTS, bundle, unpacked
+from kvab.book.publish import CONTENTS, bundle, unpacked
 from kvab.errors import InputError
 from kvab.pages.evidence import load_evidence
 from kvab.runs import folder as runs
