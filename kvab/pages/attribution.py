@@ -14,7 +14,8 @@ from kvab.console import interval, number, percent, plain, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import NO_VERDICT, reuse_text
-from kvab.pages.theme import PLAIN, STYLES, WIDTH_IN, Drawing, Table, drawn, legend_below
+from kvab.pages.tables import Table
+from kvab.pages.theme import PLAIN, STYLES, WIDTH_IN, Drawing, drawn, legend_below
 from kvab.requests.metrics import METRICS
 
 FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}

@@ -14,13 +14,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from kvab.console import counted, interval, number, percent, plain, signed
 from kvab.pages.gate import Gate
+from kvab.pages.tables import Table
 from kvab.pages.theme import (
     COMPARISON,
     GREY,
     PLAIN,
     WIDTH_IN,
     Drawing,
-    Table,
     arm_styles,
     drawn,
     unequal,

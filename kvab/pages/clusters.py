@@ -20,7 +20,8 @@ from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence, load_published
 from kvab.pages.gate import WITHHELD, Gate, gate
-from kvab.pages.theme import COMPARISON, KINDS, PLAIN, WIDTH_IN, Drawing, Table, drawn
+from kvab.pages.tables import Table
+from kvab.pages.theme import COMPARISON, KINDS, PLAIN, WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.study import Study, load_study, root
 

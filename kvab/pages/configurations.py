@@ -10,7 +10,7 @@ from itertools import combinations
 import pandas as pd
 
 from kvab.pages.evidence import Evidence
-from kvab.pages.theme import Table
+from kvab.pages.tables import Table
 from kvab.study.manifests import Configuration, read_configuration
 from kvab.study.topology import flatten, read_topology
 

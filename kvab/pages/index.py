@@ -18,12 +18,12 @@ from kvab.console import counted, interval, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import RED, VERDICTS, counterpoint, headline, table_line
+from kvab.pages.tables import Table
 from kvab.pages.theme import (
     GREY,
     THEME,
     WIDTH_IN,
     Drawing,
-    Table,
     arm_styles,
     drawn,
     origin,

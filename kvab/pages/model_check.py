@@ -27,11 +27,11 @@ from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
+from kvab.pages.tables import Table
 from kvab.pages.theme import (
     PLAIN,
     WIDTH_IN,
     Drawing,
-    Table,
     arm_styles,
     drawn,
     legend_below,

@@ -13,12 +13,12 @@ import pandas as pd
 from kvab.console import counted, interval, number, percent, plain, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
+from kvab.pages.tables import Table
 from kvab.pages.theme import (
     COMPARISON,
     PLAIN,
     WIDTH_IN,
     Drawing,
-    Table,
     arm_styles,
     drawn,
     legend_below,

@@ -10,7 +10,7 @@ import pandas as pd
 from kvab.console import counted, number, plain, signed
 from kvab.pages.clusters import Clusters
 from kvab.pages.evidence import Evidence
-from kvab.pages.theme import Table
+from kvab.pages.tables import Table
 from kvab.requests.metrics import METRICS
 from kvab.study import root
 from kvab.study.declaration import PUBLISHED

@@ -14,7 +14,8 @@ from kvab.console import number, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
 from kvab.pages.outcome import NO_VERDICT
-from kvab.pages.theme import WIDTH_IN, Drawing, Table, drawn
+from kvab.pages.tables import Table
+from kvab.pages.theme import WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import METRICS
 from kvab.runs.sweep import Sweep
 

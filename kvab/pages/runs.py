@@ -1,29 +1,18 @@
-"""Pages 03 and 04: one run, the runs that the book stands on, and what their checks say.
+"""Page 04: the runs that the book stands on, and what their checks say.
 
-Input: the evidence, or a run folder. Output: tables and sentences.
+Input: the evidence. Output: tables and sentences.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pandas as pd
 
 from kvab.console import counted, plain
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
-from kvab.pages.printed import rejected, summary_lines
-from kvab.pages.theme import Table
+from kvab.pages.printed import rejected
+from kvab.pages.tables import Table
 from kvab.requests.metrics import overloaded
-from kvab.runs import folder as runs
-from kvab.runs.sources import of_run
-from kvab.study import Slo
-
-
-def run_table(path: Path, slo: Slo) -> Table:
-    """Return the metrics of one run folder."""
-    lines = summary_lines(of_run(runs.read_run(path)), slo)
-    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), path.name, ("quantity",))
 
 
 def runs_table(evidence: Evidence) -> Table:

@@ -1,6 +1,6 @@
-"""The look of every page: its notice, figures and tables, and the mark of what is simulated.
+"""The look of every page: its notice and figures, and the mark of what is simulated.
 
-Input: drawn figures, tables of finished text. Output: what a notebook shows, fit for a phone.
+Input: drawn figures. Output: what a notebook shows, fit for a phone.
 """
 
 from __future__ import annotations
@@ -253,30 +253,3 @@ def legend_below(figure: Figure, axes: Axes) -> None:
         legend.remove()
     columns = 4 if sum(map(len, labels)) < 90 else 2  # what fits the width of a figure
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-
-
-# --- tables ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of finished text with its caption; shows itself in a notebook."""
-
-    frame: pd.DataFrame
-    caption: str = ""
-    text_columns: tuple[str, ...] = ()
-
-    def _repr_html_(self) -> str:
-        styled = self.frame.style.format(escape="html").set_caption(html.escape(self.caption))
-        classes = pd.DataFrame("", index=self.frame.index, columns=self.frame.columns)
-        classes[list(self.text_columns)] = "kvab-text"
-        if isinstance(self.frame.index, pd.RangeIndex):
-            styled = styled.hide(axis="index")
-        styled = styled.format_index(escape="html", axis="columns").format_index(escape="html")
-        styled = styled.set_td_classes(classes).apply_index(self._header, axis="columns")
-        name = html.escape(self.caption.split(". ")[0] or "Table", quote=True)
-        region = f'class="kvab-table" role="region" tabindex="0" aria-label="{name}"'
-        return f"<div {region}>{styled.to_html(table_uuid='kvab')}</div>"
-
-    def _header(self, names: pd.Index) -> list[str]:
-        return ["text-align: left" if name in self.text_columns else "" for name in names]

@@ -13,7 +13,8 @@ from matplotlib.ticker import EngFormatter
 from kvab.console import counted, number, percent
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import REUSE_WORTH_SHARE
-from kvab.pages.theme import WIDTH_IN, Drawing, Table, drawn
+from kvab.pages.tables import Table
+from kvab.pages.theme import WIDTH_IN, Drawing, drawn
 from kvab.trace.describe import describe_rows
 
 BURSTY_SHARE = 0.5  # of the requests that share their timestamp with another
