@@ -5,10 +5,7 @@ Input: status, numbers, logs, command lines. Output: standard error, or text; no
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import sys
 import time
 from types import TracebackType
 
@@ -20,16 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 QUIET_S = 60.0
-TERMINAL = "KVAB_TERMINAL"
 
 
 class Display:
     """A table that is redrawn, or single lines where standard error is no terminal."""
 
     def __init__(self, title: str) -> None:
-        self.console = Console(
-            stderr=True, force_jupyter=False, force_terminal=_in_terminal(), highlight=False
-        )
+        self.console = Console(stderr=True, force_jupyter=False, highlight=False)
         self.title, self.start = title, time.monotonic()
         self.live: Live | None = None
         self.last, self.last_s = "", 0.0
@@ -65,22 +59,6 @@ def progress_bar(unit: str, clock: ProgressColumn, quiet: bool = False) -> Progr
     """Return a bar on standard error: how many of all, in which unit, and a clock."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)
     return Progress(*columns, clock, console=Console(stderr=True), disable=quiet)
-
-
-def tell_kernels() -> None:
-    """Tell the kernels of notebooks started from here about the terminal, if this is one.
-
-    What a kernel writes to standard error reaches it, but the kernel cannot see that.
-    """
-    os.environ[TERMINAL] = "1" if sys.stderr.isatty() else "0"
-    if sys.stderr.isatty():
-        size = shutil.get_terminal_size()
-        os.environ.update(COLUMNS=str(size.columns), LINES=str(size.lines))
-
-
-def _in_terminal() -> bool:
-    stated = os.environ.get(TERMINAL)
-    return stated == "1" if stated else sys.stderr.isatty()
 
 
 VALUE = r"""(?:'[^'\n]*'|"(?:[^"\\\n]|\\.)*"|[^\s"',\]}\\]+)"""

@@ -328,7 +328,7 @@ def test_options_are_checked_before_the_trace_is_fetched(away, words, said):
 
 
 def test_a_trace_that_cannot_be_had_is_asked_for_once(away):
-    """By the command; the kernel of its notebook replays what the command found."""
+    """The notebook of the command looks for it."""
     process, asked = away("run", "--configuration", "agg-round-robin", "--rows", 20)
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("SYNTHETIC WORKLOAD") == 1
@@ -393,7 +393,7 @@ def test_a_place_with_far_too_many_folders_is_rejected(tmp_path, monkeypatch):
 def test_a_missing_extra_is_named_in_one_line(
     checkout, small_trace, tmp_path, package, cluster, extra
 ):
-    """Where it is asked for first: by the command, or by the kernel of its notebook."""
+    """Where it is asked for first."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
         "import sys\n"

@@ -1,27 +1,96 @@
-"""Notebooks executed by papermill.
+"""Notebooks executed by papermill: pages in kernels of their own, a replay in this process.
 
 Input: a source notebook and its parameters. Output: the executed copy, as a page shows it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
+import types
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import papermill
+from IPython.core.display_trap import DisplayTrap
+from IPython.core.displayhook import CapturingDisplayHook
+from IPython.core.interactiveshell import InteractiveShell
+from nbformat.v4 import new_output
+from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
+from traitlets.config import Config
 
-from kvab.console import tell_kernels
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import root
 
+HERE = "here"  # the name of the engine below
 # A kernel that ends while it still answers logs a traceback of its own sockets.
 QUIET = "import logging; logging.getLogger('tornado.general').setLevel('CRITICAL')"
 
 
-def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
+class Here(Engine):
+    """Executes a notebook in this process, which a kernel's start and end would delay by seconds.
+
+    Kept of a cell are what it prints to standard output and its last value. What it prints to
+    standard error goes there, and Ctrl-C reaches it as any other code.
+    """
+
+    @classmethod
+    def execute_managed_notebook(
+        cls, nb_man: NotebookExecutionManager, kernel_name: str, **_: Any
+    ) -> None:
+        """Execute the cells in turn, to the first that fails."""
+        settings = Config()
+        settings.HistoryManager.enabled = False
+        cells = types.ModuleType("notebook_cells")
+        shell = _Shell(config=settings, user_module=cells)  # type: ignore[no-untyped-call]
+        for n, cell in enumerate(nb_man.nb.cells):
+            if cell.cell_type != "code":
+                continue
+            nb_man.cell_start(cell, n)
+            try:
+                cell.outputs, error = shell.outputs(cell.source)
+                cell.execution_count = shell.execution_count - 1
+                if isinstance(error, Exception):
+                    nb_man.cell_exception(cell, n)
+                    return
+                if error:  # Ctrl-C
+                    raise error
+            finally:
+                nb_man.cell_complete(cell, n)
+
+
+papermill_engines.register(HERE, Here)
+
+
+class _Shell(InteractiveShell):
+    """IPython without a terminal."""
+
+    def outputs(self, source: str) -> tuple[list[Any], BaseException | None]:
+        """Run a cell; return what a notebook keeps of it, and the error that it raised if any."""
+        shown: list[dict[str, Any]] = []
+        hook = CapturingDisplayHook(self, shown)  # type: ignore[no-untyped-call]
+        self.display_trap = DisplayTrap(hook=hook)  # type: ignore[no-untyped-call]
+        self.failure: list[Any] = []
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            result = self.run_cell(source, store_history=True)  # type: ignore[no-untyped-call]
+        text, count = printed.getvalue(), result.execution_count
+        outputs = [new_output("stream", name="stdout", text=text)] if text else []
+        outputs += [new_output("execute_result", execution_count=count, **each) for each in shown]
+        return outputs + self.failure, result.error_before_exec or result.error_in_exec
+
+    def _showtraceback(self, kind: type[BaseException], error: object, lines: list[str]) -> None:
+        self.failure = [
+            new_output("error", ename=kind.__name__, evalue=str(error), traceback=lines)
+        ]
+
+
+def execute(
+    source: Path, target: Path, parameters: Mapping[str, Any], engine: str | None = None
+) -> Path:
     """Execute a notebook with papermill and write the executed copy.
 
     Parameters
@@ -30,6 +99,8 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
         The source notebook, which is not changed, and the executed one.
     parameters : mapping
         Values for names of its parameters cell.
+    engine : str, optional
+        papermill's name of what executes the cells; by default a kernel.
 
     Raises
     ------
@@ -38,8 +109,6 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     DependencyError
         If a cell failed; the partly executed notebook is kept and named.
     """
-    import papermill
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # papermill's own pydantic and datetime deprecations
         known = papermill.inspect_notebook(str(source))
@@ -54,6 +123,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
                 str(source),
                 str(target),
                 parameters=dict(parameters),
+                engine_name=engine,
                 kernel_name="python3",
                 cwd=str(root()),
                 progress_bar=False,
@@ -95,6 +165,4 @@ def tidy(path: Path) -> None:
 
 def run_replay_notebook(parameters: Mapping[str, Any], target: Path) -> Path:
     """Execute notebooks/03_replay.ipynb for one run and return the executed notebook."""
-    tell_kernels()
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return execute(root() / "notebooks" / "03_replay.ipynb", target, given)
+    return execute(root() / "notebooks" / "03_replay.ipynb", target, parameters, HERE)

@@ -7,6 +7,7 @@ gate is red.
 from __future__ import annotations
 
 import codecs
+import gc
 import io
 import logging
 import sys
@@ -109,6 +110,7 @@ app.add_typer(traces.trace_app, name="trace")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; expected failures are one line on stderr and their exit code."""
+    gc.set_threshold(100_000)  # imports make many objects and leave next to none to collect
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=SIMPLER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +29,7 @@ def run(
     from kvab.clusters.base import run_path
     from kvab.study import load_cluster, load_study
 
-    declared = load_study(study)  # the rest is checked where the run is planned: in the kernel
+    declared = load_study(study)  # the rest is checked where the run is planned: in the notebook
     declared.configuration_folder(configuration)
     declared.seed(repeat)
     load_cluster(cluster)
@@ -48,8 +47,7 @@ def run(
     }
     try:
         notebook = run_replay_notebook(parameters, path.with_name(f"{path.name}.replay.ipynb"))
-    except KeyboardInterrupt:  # the notebook's kernel is gone: what it started is stopped here
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # nbclient's tasks miss the kernel
+    except KeyboardInterrupt:  # perhaps between two steps, where nothing tears down
         if not keep:
             from kvab.clusters import open_cluster
             from kvab.runs.replay import plan_job

@@ -25,7 +25,7 @@ from kvab.study.topology import Topology, declared_topology
 from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace import Trace, burst_order
 
-if TYPE_CHECKING:  # a client that only starts a kernel does without, a third of a second sooner
+if TYPE_CHECKING:  # what only looks at declarations does without, a third of a second sooner
     import pandas as pd
 
 Progress = Callable[[int], None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,6 +101,10 @@ def start(
     return Replay(job, keep=keep, take_over=take_over)
 
 
+def _ignored(done: int) -> None:
+    """Take progress that nobody follows: a simulation hears Ctrl-C when it tells its own."""
+
+
 class Replay:
     """One run, step by step; a run that is complete is shown and not repeated."""
 
@@ -114,7 +119,7 @@ class Replay:
         state, self.why = runs.find_state(self.job.path, self.job.depends_on())
         self.complete = state == "complete"
 
-    def run(self, on_progress: Progress | None = None) -> Path:
+    def run(self, on_progress: Progress = _ignored) -> Path:
         """Take the five steps and return the run folder; see them for what they raise."""
         self.prepare()
         self.deploy()
@@ -155,20 +160,24 @@ class Replay:
                 self.cluster.deploy()
         return topology.describe()
 
-    def replay(self, on_progress: Progress | None = None) -> str:
+    def replay(self, on_progress: Progress = _ignored) -> str:
         """Send the requests of the trace; say how many."""
         if not self.complete:
-            with self._undone_on_failure("replay"):
+            with self._undone_on_failure("replay"), ThreadPoolExecutor(1) as beside:
+                workload = beside.submit(self._save_workload)  # while others compute
                 self.cluster.replay(on_progress)
+                workload.result()
         return f"{self.job.rows:,} requests of {self.job.trace.name}."
+
+    def _save_workload(self) -> None:
+        if not self.job.variant.place:  # a variant's trace is not the study's
+            save_workload(self.job.trace, self.job.runs / self.job.study.name)
 
     def collect(self) -> Path:
         """Write the run folder and return it."""
         if not self.complete:
             with self._undone_on_failure("collect"):
                 found = self.cluster.collect()
-                if not self.job.variant.place:  # a variant's trace is not the study's
-                    save_workload(self.job.trace, self.job.runs / self.job.study.name)
                 artifacts = {f"artifacts/{name}": each for name, each in found.artifacts.items()}
                 self._write(found.requests, artifacts, found)
             self.lock.leave()

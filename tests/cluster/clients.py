@@ -36,7 +36,7 @@ def wait_for(condition, what, timeout_s=60):
 
 
 def kill_nine(process):
-    """End a command and its notebook's kernel as a power cut would."""
+    """End a command and what it started as a power cut would."""
     for child in psutil.Process(process.pid).children(recursive=True):
         child.send_signal(signal.SIGKILL)
     os.killpg(process.pid, signal.SIGKILL)

@@ -47,7 +47,7 @@ def test_the_table_shows_counts_states_and_the_latest_event():
 def test_a_log_gets_a_line_a_change_and_a_terminal_a_live_table(
     monkeypatch, capsys, terminal, lines
 ):
-    monkeypatch.setenv(console.TERMINAL, terminal)
+    monkeypatch.setenv("TTY_COMPATIBLE", terminal)  # as rich has it
     with console.Display("dgd") as display:
         for note in ("waits for pods", "waits for pods", "waits for models"):
             display.show(note, health.component_table(EXPECTED, PODS, EVENTS))

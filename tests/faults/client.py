@@ -80,7 +80,7 @@ def take_steps(order, told):
             if step in order.wait_at:
                 told.recv()
             getattr(replay, step)()
-    except KeyboardInterrupt:  # as in `kvab run`: another process than the notebook's kernel
+    except KeyboardInterrupt:  # as in `kvab run`
         open_cluster(replay.job.cluster).start(replay.job).teardown(keep_answers=False)
         raise
 
