@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from kvab.clusters.base import Finding, Job, look
-from kvab.clusters.kubernetes import deployment, diagnostics, files, health, objects, preflight
-from kvab.clusters.kubernetes.api import Broken, Kube, Pod
-from kvab.clusters.kubernetes.files import download_run, helper_pod, upload
-from kvab.clusters.kubernetes.health import condition, last_lines
+from kvab.clusters.kubernetes import diagnostics, files, health, jobs, objects, preflight
+from kvab.clusters.kubernetes.api import Failed, Kube, Object, Pod
+from kvab.clusters.kubernetes.deployment import remove
+from kvab.clusters.kubernetes.files import Spoiled, helper_pod
+from kvab.clusters.kubernetes.jobs import Look
 from kvab.clusters.kubernetes.lease import Lease
 from kvab.console import Display
 from kvab.declarations import digest, read_yaml
@@ -27,8 +26,8 @@ from kvab.runs import folder as runs
 from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.folder import RunLock, set_aside
 from kvab.study import Kubernetes, Study, load_cluster, root
+from kvab.study.manifests import at
 
-Object = dict[str, Any]
 # As in recipes/campaign.yaml.
 CHECKOUT, RUNS, VOLUME = "/opt/campaign", "/perf-cache/runs", "perf-cache"
 CELL = "cells_"
@@ -42,7 +41,7 @@ NEEDS = tuple(
 )
 
 
-def replay_on(jobs: list[Job], on: str) -> None:
+def replay_on(planned: list[Job], on: str) -> None:
     """Replay simulated jobs as one Indexed Job of a cluster and bring their run folders home.
 
     A Job that an earlier start left running is resumed; in the end, and when it is stopped,
@@ -57,21 +56,18 @@ def replay_on(jobs: list[Job], on: str) -> None:
         If the cluster lacks something, another client's campaign is under way, or a cell
         failed: how many, and why the first did. The other cells are kept.
     """
-    profile, study = _profile(jobs, on), jobs[0].study
-    kube, (config, job) = Kube(profile), manifests(profile, study, jobs)
-    found = preflight.basics(kube, profile, NEEDS)
-    if all(each.ok for each in found):
-        found.append(_dry_run(kube, [config, job]))
-    if missing := [each.what for each in found if not each.ok]:
+    profile = _profile(planned[0], on)
+    kube, (config, job) = Kube(profile), manifests(profile, planned[0].study, planned)
+    findings = preflight.basics(kube, profile, NEEDS)
+    if all(finding.ok for finding in findings):
+        findings.append(_dry_run(kube, [config, job]))
+    if missing := [finding.what for finding in findings if not finding.ok]:
         raise DependencyError(f"cluster {on}: {'; '.join(missing)}")
-    helper = objects.files_pod(job, f"{job['metadata']['name']}-files")
-    helper["metadata"] = {**job["metadata"], **helper["metadata"]}
     lease = Lease(Kube(profile), _lease(job), takes_over=False)
     lease.take()
     kube.guard = lease.guard
-    claims = [c for c in objects.storage(study, profile) if c["metadata"]["name"] == VOLUME]
     try:
-        _replay(kube, jobs, [config, job], helper, claims)
+        _replay(kube, profile, planned, config, job)
     finally:
         lease.leave()
 
@@ -83,29 +79,31 @@ def _lease(job: Object) -> Object:
 
 
 def _replay(
-    kube: Kube, jobs: list[Job], made: list[Object], helper: Object, claims: list[Object]
+    kube: Kube, profile: Kubernetes, planned: list[Job], config: Object, job: Object
 ) -> None:
-    config, job = made
-    held = _under_way(kube, config, jobs[0])
-    with _cleared(kube, job["metadata"]["name"], jobs[0]):
+    name, study, trace = job["metadata"]["name"], planned[0].study, planned[0].trace
+    helper = objects.files_pod(job, f"{name}-files")
+    helper["metadata"] = {**job["metadata"], **helper["metadata"]}
+    held = _under_way(kube, config, study)
+    with _cleared(kube, name, planned[0]):
         if held is None:
-            files.claim_storage(kube, claims)
+            claims = objects.storage(study, profile)
+            files.claim_storage(kube, [one for one in claims if one["metadata"]["name"] == VOLUME])
             with helper_pod(kube, helper) as pod:
-                content = jobs[0].trace.path.read_bytes()
-                upload(pod, content, objects.staged_path(jobs[0].trace.sha256))
+                files.upload(pod, trace.path.read_bytes(), objects.staged_path(trace.sha256))
             kube.create(config)
             kube.create(job)
             held = config["data"]
         keys = {text: key for key, text in held.items() if key.startswith(CELL)}
-        numbered = {int(keys[cell_text(each)].removeprefix(CELL)): each for each in jobs}
-        failed = _watch(kube, job["metadata"]["name"], set(numbered), len(keys))
-        failed |= _collect(kube, helper, {n: numbered[n] for n in numbered if n not in failed})
-        lines = [f"index {n}, {_place(numbered[n])}: {why}" for n, why in sorted(failed.items())]
+        cells = {int(keys[cell_text(cell)].removeprefix(CELL)): cell for cell in planned}
+        failed = _watch(kube, name, {*cells}, len(keys))
+        failed |= _collect(kube, helper, {n: cells[n] for n in cells if n not in failed})
+        lines = [f"index {n}, {_inside(cells[n])}: {why}" for n, why in sorted(failed.items())]
         for line in lines:
             print(line, file=sys.stderr)
         if lines:
             raise DependencyError(
-                f"{len(lines)} of {len(jobs)} cells failed; first: {lines[0]}; the others are "
+                f"{len(lines)} of {len(planned)} cells failed; first: {lines[0]}; the others are "
                 "kept, run the same command again"
             )
 
@@ -120,33 +118,33 @@ def _dry_run(kube: Kube, made: list[Object]) -> Finding:
     return look("dry run, campaign", lambda: preflight.dry_run(kube, made))
 
 
-def manifests(profile: Kubernetes, study: Study, jobs: list[Job]) -> list[Object]:
+def manifests(profile: Kubernetes, study: Study, planned: list[Job]) -> list[Object]:
     """Return what the pods read, as a ConfigMap, and their Job; marked as the campaign's own."""
-    files = checkout_of(jobs[0]) if jobs else {}
-    files |= {f"cells/{index}": cell_text(job) for index, job in enumerate(jobs)}
-    sha256 = jobs[0].trace.sha256 if jobs else study.trace.sha256
+    texts = checkout_of(planned[0]) if planned else {}
+    texts |= {f"cells/{index}": cell_text(cell) for index, cell in enumerate(planned)}
+    trace_sha256 = planned[0].trace.sha256 if planned else study.trace.sha256
     (job,) = read_yaml(root() / "recipes" / "campaign.yaml")
     name, spec = f"{study.name.replace('.', '-')}-campaign", job["spec"]
     pod, limit_s = spec["template"]["spec"], profile.limits.replay_s
     pod["containers"][0] |= {
         "image": profile.campaign_image,
-        "args": [CHECKOUT, objects.staged_path(sha256), RUNS],
+        "args": [CHECKOUT, objects.staged_path(trace_sha256), RUNS],
     }
-    items = [{"key": _key(path), "path": path} for path in files]
+    items = [{"key": _key(path), "path": path} for path in texts]
     pod["volumes"][0]["configMap"] = {"name": name, "items": items}
     pod["activeDeadlineSeconds"] = round(limit_s)
     if profile.tolerations:
         pod["tolerations"] = list(profile.tolerations)
     if profile.image_pull_secret:
         pod["imagePullSecrets"] = [{"name": profile.image_pull_secret}]
-    tries = -(-len(jobs) // profile.campaign_parallelism) * (1 + spec["backoffLimitPerIndex"])
+    tries = -(-len(planned) // profile.campaign_parallelism) * (1 + spec["backoffLimitPerIndex"])
     spec |= {
         "activeDeadlineSeconds": round(max(1, tries) * limit_s),
-        "completions": len(jobs),
-        "parallelism": min(len(jobs), profile.campaign_parallelism),
+        "completions": len(planned),
+        "parallelism": min(len(planned), profile.campaign_parallelism),
     }
     spec["template"]["metadata"] = {"labels": {objects.STUDY_LABEL: study.name}}
-    data = {_key(path): text for path, text in files.items()}
+    data = {_key(path): text for path, text in texts.items()}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": data}
     for manifest in (config, job):
         manifest["metadata"] = {"name": name}
@@ -159,7 +157,8 @@ def _key(path: str) -> str:
     return path.replace("/", "_")
 
 
-def _place(job: Job) -> str:
+def _inside(job: Job) -> str:
+    """Return where a run lies inside the folder of runs, here and on the volume."""
     return job.path.relative_to(job.runs).as_posix()
 
 
@@ -184,8 +183,8 @@ def _cleared(kube: Kube, name: str, job: Job) -> Iterator[None]:
     _remove(kube, name, job)
 
 
-def _profile(jobs: list[Job], on: str) -> Kubernetes:
-    profile, cluster = load_cluster(on), jobs[0].cluster
+def _profile(job: Job, on: str) -> Kubernetes:
+    profile, cluster = load_cluster(on), job.cluster
     where = f"recipes/clusters/{on}.yaml"
     if profile.kind != "kubernetes":
         raise InputError(f"{where}: expected kind kubernetes to replay on, got {profile.kind}")
@@ -203,34 +202,37 @@ def _profile(jobs: list[Job], on: str) -> Kubernetes:
     return profile
 
 
-def _under_way(kube: Kube, config: Object, asked: Job) -> dict[str, str] | None:
+def _under_way(kube: Kube, config: Object, study: Study) -> dict[str, str] | None:
     """Return what the pods of a campaign that replays these cells read; clear an ended one.
 
     Cells that an earlier start brought home are no longer asked for, so more may be held.
     """
     name = config["metadata"]["name"]
-    job, held = kube.get("Job", name), (kube.get("ConfigMap", name) or {}).get("data") or {}
+    job, held = kube.get("Job", name), at(kube.get("ConfigMap", name), "data") or {}
     if job and {*config["data"].values()} <= {*held.values()}:
-        return held
-    if job and not (condition(job, "Complete") or condition(job, "Failed")):
+        return dict(held)
+    if job and not (health.holds(job, "Complete") or health.holds(job, "Failed")):
         raise DependencyError(
-            f"Job {name}: another campaign of {asked.study.name} is under way since "
+            f"Job {name}: another campaign of {study.name} is under way since "
             f"{job['metadata'].get('creationTimestamp')}; wait for it, or end it with `kubectl -n "
             f"{kube.namespace} delete job {name}`"
         )
-    _remove(kube, name, asked)
+    _remove_parts(kube, name, study)
     return None
 
 
 def _remove(kube: Kube, name: str, job: Job) -> None:
-    for kind, each in (("Job", name), ("ConfigMap", name), ("Pod", f"{name}-files")):
-        deployment.remove(kube, kind, each, job.study.name)
+    _remove_parts(kube, name, job.study)
+
+
+def _remove_parts(kube: Kube, name: str, study: Study) -> None:
+    for kind, part in (("Job", name), ("ConfigMap", name), ("Pod", f"{name}-files")):
+        remove(kube, kind, part, lambda thing: objects.of_study(thing, study.name))
 
 
 def _indexes(job: Object, key: str) -> set[int]:
     """Return the indexes that a Job's status lists, such as ``0,3-5``."""
-    text = (job.get("status") or {}).get(key) or ""
-    ends = [part.partition("-") for part in text.split(",") if part]
+    ends = [part.partition("-") for part in (at(job, f"status.{key}") or "").split(",") if part]
     return {n for first, _, last in ends for n in range(int(first), int(last or first) + 1)}
 
 
@@ -242,77 +244,55 @@ def _watch(kube: Kube, name: str, asked: set[int], total: int) -> dict[int, str]
     DependencyError
         If no pod can start or be created, with the cause, or the Job was deleted.
     """
-    grace = health.Grace(kube.limits.grace_s)
-    with Display("campaign") as display:
-        while True:
-            job, pods = kube.get("Job", name), kube.list("Pod", f"job-name={name}")
-            if job is None:
-                raise DependencyError(f"Job {name} was deleted while it ran; run again")
-            done, failed = _indexes(job, "completedIndexes"), _indexes(job, "failedIndexes")
-            if condition(job, "Complete") or condition(job, "Failed"):
-                return {index: _why(kube, pods, index) for index in sorted(asked - done)}
-            phases = [(pod.get("status") or {}).get("phase") for pod in pods]
-            # Those that wait for a place while others run are no failure.
-            idle = [] if "Running" in phases else [
-                pod for pod, phase in zip(pods, phases, strict=True) if phase == "Pending"
-            ]  # fmt: skip
-            seen = [cause for pod in idle for cause in health.of_pod(pod)]
-            alive = {"Running", "Pending"} & {*phases}
-            events = kube.list("Event")
-            seen += health.of_events(events, idle) if alive else health.of_creation(events, job)
-            if cause := grace.lasting(seen, time.monotonic()):
-                raise DependencyError(f"Job {name}: {cause}")
-            left = total - len(done) - len(failed)
-            display.show(
-                f"{len(done)} of {total} cells done, {len(failed)} failed, {left} left, "
-                f"{phases.count('Running')} running"
-            )
-            kube.changed(f"job-name={name}", kube.limits.poll_s)
+
+    def note(look: Look) -> str:
+        done, failed = (len(_indexes(look.job, f"{key}Indexes")) for key in ("completed", "failed"))
+        running = sum(health.phase(pod) == "Running" for pod in look.pods)
+        left = total - done - failed
+        return f"{done} of {total} cells done, {failed} failed, {left} left, {running} running"
+
+    job, pods, _ = jobs.wait_ended(kube, name, note, title="campaign")
+    missing = sorted(asked - _indexes(job, "completedIndexes"))
+    return {index: _why(kube, pods, index) for index in missing}
 
 
 def _why(kube: Kube, pods: list[Object], index: int) -> str:
     """Return how the last try of an index ended, with the end of its log."""
-    own = [p for p in pods if (p["metadata"].get("annotations") or {}).get(INDEX) == str(index)]
-    if not own:
+    own = [pod for pod in pods if objects.annotation(pod, INDEX) == str(index)]
+    if (last := jobs.newest(own)) is None:
         return "never started, or its pods are gone"
-    last = max(own, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
-    status = last.get("status") or {}
-    states = [each.get("state") or {} for each in status.get("containerStatuses", [])]
-    ended: Object = next((state["terminated"] for state in states if "terminated" in state), {})
-    reason = ended.get("reason") or status.get("reason") or status.get("phase", "Unknown")
-    code = f", exit code {ended['exitCode']}" if "exitCode" in ended else ""
-    log = kube.log(last["metadata"]["name"], health.main_container(last), lines=50)
-    return f"{reason}{code}; its log ends with: {last_lines(log, 4) or 'nothing'}"
+    end = jobs.terminated([last])
+    reason = end.get("reason") or at(last, "status.reason") or health.phase(last)
+    code = f", exit code {end['exitCode']}" if "exitCode" in end else ""
+    return f"{reason}{code}; its log ends with: {jobs.log_end(kube, [last]) or 'nothing'}"
 
 
-def _collect(kube: Kube, helper: Object, numbered: dict[int, Job]) -> dict[int, str]:
+def _collect(kube: Kube, helper: Object, cells: dict[int, Job]) -> dict[int, str]:
     """Bring complete cells home; return why some are rejected, by index."""
     rejected: dict[int, str] = {}
-    if not numbered:
+    if not cells:
         return rejected
     with helper_pod(kube, helper) as pod, Display("collect") as display:
-        for count, (index, job) in enumerate(sorted(numbered.items())):
-            display.show(f"{count} of {len(numbered)} cells")
+        for count, (index, job) in enumerate(sorted(cells.items())):
+            display.show(f"{count} of {len(cells)} cells")
             try:
                 _bring_home(pod, job)
-            except Broken:
-                raise
-            except DependencyError as error:
+            except (Spoiled, Failed) as error:
                 rejected[index] = str(error)
     return rejected
 
 
 def _bring_home(pod: Pod, job: Job) -> None:
     """Copy a run folder beside its place, verify it, and rename it in."""
-    source = f"{RUNS}/{_place(job)}"
+    source = f"{RUNS}/{_inside(job)}"
     beside = job.path.with_name(f".{job.path.name}.collecting")
     lock = RunLock(job.path)
     lock.take()
     try:
-        download_run(pod, source, beside)
+        files.download_run(pod, source, beside)
         state, why = runs.state(beside, job.depends_on())
         if state != "complete":
-            raise DependencyError(f"{source}: expected a complete run, got {state}: {why}")
+            raise Spoiled(f"{source}: expected a complete run, got {state}: {why}")
         if job.path.exists():
             set_aside(job.path)
         beside.rename(job.path)

@@ -196,4 +196,4 @@ def test_a_token_that_is_refused_says_so(emulated, small_trace):
     emulated.kubeconfig.write_text(text.replace("secret-token-of-the-test", "another"))
     assert os.environ["KUBECONFIG"] == str(emulated.kubeconfig)
     error = refused(emulated, small_trace)
-    assert "not allowed (Unauthorized); log in again" in str(error)
+    assert "not allowed: Unauthorized; log in again" in str(error)

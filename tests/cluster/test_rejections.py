@@ -187,7 +187,7 @@ def test_a_webhook_that_is_down_is_given_up_on_once(emulated):
     [
         (403, 'pods is forbidden: User "a" cannot list resource "pods" in API group "" in the '
          'namespace "b"', DependencyError, "; have recipes/rbac.yaml applied"),
-        (401, "Unauthorized", DependencyError, "not allowed (Unauthorized); log in again"),
+        (401, "Unauthorized", DependencyError, "not allowed: Unauthorized; log in again"),
         (403, 'pods "x" is forbidden: no PriorityClass with name high was found', DependencyError,
          "; this is no missing permission: ask the cluster's administrators for the rule"),
         (403, 'pods "x" is forbidden: status unknown for quota: q, resources: pods',
@@ -204,8 +204,8 @@ def test_a_webhook_that_is_down_is_given_up_on_once(emulated):
          InputError, "admission denied: "),
         (422, f'pods "x" is forbidden: {POLICY}', InputError, "a policy of the cluster denies it"),
         (500, "Internal error occurred: etcdserver: no leader", DependencyError,
-         "the API server failed with status 500 (Internal error occurred: etcdserver: no leader)"),
-        (503, "no leader", DependencyError, "the API server did not answer in time (no leader)"),
+         "the API server failed with status 500: Internal error occurred: etcdserver: no leader"),
+        (503, "no leader", DependencyError, "the API server did not answer in time: no leader"),
     ],
 )  # fmt: skip
 def test_every_answer_has_its_own_words_and_remedy(status, said, kind, expected):
@@ -213,7 +213,7 @@ def test_every_answer_has_its_own_words_and_remedy(status, said, kind, expected)
 
     error = ApiException(status, "reason")
     error.body = f'{{"message": {yaml.dump(said, default_style=chr(34), width=9999).strip()}}}'
-    with pytest.raises(kind) as raised, api.told("Pod x"):
+    with pytest.raises(kind) as raised, api.explaining("Pod x"):
         raise error
     assert expected in str(raised.value)
     assert ("rbac.yaml" in str(raised.value)) == (" cannot list " in said)

@@ -1,6 +1,7 @@
 """The way to a cluster: the official client for a context of the user's kubeconfig.
 
-Input: a cluster profile. Output: the client.
+Input: a cluster profile. Output: calls that are repeated while their failure may pass, waits, and
+commands in pods; what fails is one line with its cause and what to do.
 """
 
 from __future__ import annotations
@@ -16,49 +17,32 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rich.table import Table
 from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
+    retry_if_exception_type,
     stop_after_attempt,
     stop_after_delay,
-    stop_before_delay,
     wait_exponential,
 )
+from urllib3.exceptions import HTTPError, SSLError
 
 from kvab.console import Display, mask
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import Kubernetes, manifests
 
-
-def api_client(profile: Kubernetes) -> Any:
-    """Return the client for the profile's context.
-
-    Raises
-    ------
-    InputError
-        If there is no kubeconfig, or it has no such context.
-    """
-    from kubernetes import client, config
-
-    settings = client.Configuration()
-    settings.retries = False  # ours wait longer, and know what passes
-    try:
-        return config.new_client_from_config(
-            os.environ.get("KUBECONFIG"), profile.context, client_configuration=settings
-        )
-    except (config.ConfigException, OSError) as error:
-        raise InputError(
-            f"recipes/clusters/{profile.name}.yaml: context: expected a context of your "
-            f"kubeconfig, got {profile.context or 'none'} ({error}); see "
-            "`kubectl config get-contexts`"
-        ) from None
-
-
+Object = dict[str, Any]
+"""An object of the API, as JSON."""
+T = TypeVar("T")
+DEFINITION = "dynamographdeployments.nvidia.com"
+DEPLOYMENT, COMPONENT = "DynamoGraphDeployment", "DynamoComponentDeployment"
 PASSING = (429, 500, 502, 503, 504)
+CALL_S = 60.0
+WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')  # RFC 9111, 5.5, as Kubernetes uses it
 
 
 class Missing(DependencyError):
@@ -81,8 +65,12 @@ class OverQuota(DependencyError):
     """A quota has no room for an object."""
 
 
-class Rejection(NamedTuple):
-    """What a rule of the cluster says when it rejects an object, why, and how to fix it."""
+class TimedOut(DependencyError):
+    """What was waited for did not come in time."""
+
+
+class Rule(NamedTuple):
+    """What an API server says when it does not do what it is asked to, why, and how to fix it."""
 
     words: str
     why: str
@@ -92,41 +80,58 @@ class Rejection(NamedTuple):
 
 # In the words of kube-apiserver's admission plugins. A webhook may quote any of the others.
 REJECTIONS = (
-    Rejection("failed calling webhook|conversion webhook for .* failed",
-              "the API server could not call a webhook", "check the pods behind it; those of "
-              "nvidia.com and kb.io are Dynamo's operator", WebhookDown),
-    Rejection("denied the request", "admission denied", "change the recipe as it says, or ask "
-              "whoever runs the webhook for an exception", InputError),
-    Rejection("ValidatingAdmissionPolicy '", "a policy of the cluster denies it",
-              "change the recipe as it says, or ask the cluster's administrators for an exception",
-              InputError),
-    Rejection("(exceeded|insufficient) quota|status unknown for quota",
-              "over a quota of the namespace", "free what it counts, or ask for a larger quota: "
-              "`kubectl describe quota`", OverQuota),
-    Rejection("failed quota: .* must specify", "a quota of the namespace wants more told",
-              "give these resources in the recipe, or have a LimitRange set defaults"),
-    Rejection("(maximum|minimum) .+ usage per |max limit to request ratio per ",
-              "outside a LimitRange of the namespace", "change the resources in the recipe, or "
-              "have the range changed: `kubectl describe limitrange`"),
-    Rejection("violates PodSecurity", "the namespace's pod security level forbids it", "have the "
-              "namespace labelled pod-security.kubernetes.io/enforce=baseline, or give the recipe "
-              "the securityContext that it asks for"),
-    Rejection("security context constraint", "no security context constraint allows it",
-              "have one granted to the namespace's service account"),
-    Rejection("because it is being terminated", "the namespace is being deleted",
-              "wait until it is gone, then create it anew"),
+    Rule("failed calling webhook|conversion webhook for .* failed",
+         "the API server could not call a webhook",
+         "check the pods behind it; those of nvidia.com and kb.io are Dynamo's operator",
+         WebhookDown),
+    Rule("denied the request", "admission denied",
+         "change the recipe as it says, or ask whoever runs the webhook for an exception",
+         InputError),
+    Rule("ValidatingAdmissionPolicy '", "a policy of the cluster denies it",
+         "change the recipe as it says, or ask the cluster's administrators for an exception",
+         InputError),
+    Rule("(exceeded|insufficient) quota|status unknown for quota", "over a quota of the namespace",
+         "free what it counts, or ask for a larger quota: `kubectl describe quota`", OverQuota),
+    Rule("failed quota: .* must specify", "a quota of the namespace wants more told",
+         "give these resources in the recipe, or have a LimitRange set defaults"),
+    Rule("(maximum|minimum) .+ usage per |max limit to request ratio per ",
+         "outside a LimitRange of the namespace",
+         "change the resources in the recipe, or have the range changed: "
+         "`kubectl describe limitrange`"),
+    Rule("violates PodSecurity", "the namespace's pod security level forbids it",
+         "have the namespace labelled pod-security.kubernetes.io/enforce=baseline, or give the "
+         "recipe the securityContext that it asks for"),
+    Rule("security context constraint", "no security context constraint allows it",
+         "have one granted to the namespace's service account"),
+    Rule("because it is being terminated", "the namespace is being deleted",
+         "wait until it is gone, then create it anew"),
 )  # fmt: skip
+# In the words of Status objects, by their code; the others are errors of the server.
+STATUSES = {
+    400: Rule("", "the API server rejects it", "fix the recipe", InputError),
+    401: Rule("", "not allowed", "log in again"),
+    403: Rule("", "not allowed", "this is no missing permission: ask the cluster's administrators "
+              "for the rule"),
+    404: Rule("", "not found", "see `kvab doctor`", Missing),
+    409: Rule("", "another one is there already", "delete it, or wait for it", Existing),
+    422: Rule("", "the API server rejects it", "fix the recipe", InputError),
+    500: Rule("", "the API server failed with status 500", "is the cluster up?"),
+}  # fmt: skip
+UNAUTHORIZED = Rule('User ".*" cannot ', "not allowed", "have recipes/rbac.yaml applied")
+UNANSWERED = Rule("", "the API server did not answer in time", "is the cluster up?")
+UNTRUSTED = Rule("", "the API server's certificate is not trusted",
+                 "check the server and certificate-authority of your kubeconfig")  # fmt: skip
+FOREIGN = Rule("", "this is not the API server's answer", "is there a proxy on the way?")
 
 
-def rejection(said: str) -> Rejection | None:
+def rejection(text: str) -> Rule | None:
     """Return the rule of the cluster that speaks, None if it is none of them."""
-    return next((rule for rule in REJECTIONS if re.search(rule.words, said)), None)
+    return next((rule for rule in REJECTIONS if re.search(rule.words, text)), None)
 
 
 def failures() -> tuple[type[Exception], ...]:
     """Return the exceptions of a failed call."""
     from kubernetes.client.rest import ApiException
-    from urllib3.exceptions import HTTPError
 
     return (ApiException, HTTPError, ConnectionError, Unreadable)
 
@@ -137,89 +142,57 @@ def passes(error: BaseException) -> bool:
     The conversion webhook of Dynamo's operator answers every read through the API server, so a
     restart of the operator looks like an error 500 of ours.
     """
-    from kubernetes.client.rest import ApiException
-    from urllib3.exceptions import HTTPError
-
-    if isinstance(error, ApiException):
-        return error.status in PASSING and "denied the request" not in str(error.body)
-    return isinstance(error, HTTPError | ConnectionError) and not _certificate(error)
+    if status := getattr(error, "status", None):
+        return status in PASSING and "denied the request" not in str(getattr(error, "body", ""))
+    return isinstance(error, HTTPError | ConnectionError) and not _untrusted(error)
 
 
-def _certificate(error: BaseException) -> bool:
+def _untrusted(error: BaseException) -> bool:
     """Whether the other side could not be trusted, which no repetition changes."""
-    from urllib3.exceptions import SSLError
-
     return isinstance(getattr(error, "reason", None) or error, SSLError)
 
 
 def pause_s(state: RetryCallState, first_s: float) -> float:
     """Return how long to wait before the next try: what the server asks for, else ever longer."""
     error = state.outcome.exception() if state.outcome else None
-    headers = getattr(error, "headers", None) or {}
-    asked = headers.get("Retry-After", "")
+    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
     return float(asked) if asked.isdigit() else min(10.0, first_s * 2 ** (state.attempt_number - 1))
 
 
-def message(error: Any) -> str:
+def message(error: BaseException) -> str:
     """Return what the API server said, in one line."""
     try:
-        said = json.loads(error.body)["message"]
-    except (TypeError, ValueError, KeyError, AttributeError):
-        said = str(getattr(error, "reason", None) or error)
-    return " ".join(said.split())
+        text = json.loads(getattr(error, "body", ""))["message"]
+    except (TypeError, ValueError, KeyError):
+        text = str(getattr(error, "reason", None) or error)
+    return " ".join(text.split())
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def explaining(what: str) -> Iterator[None]:
     """Turn the client's exceptions into errors that a user can act on."""
     try:
         yield
-    except KvabError:
-        raise
     except failures() as error:
-        raise _explained(what, error) from None
+        text = message(error)
+        rule = _rule(error, getattr(error, "status", None), text)
+        raise rule.error(f"{what}: {rule.why}: {text}; {rule.fix}") from None
 
 
-def _explained(what: str, error: Any) -> KvabError:
-    """Return the error that a user can act on."""
-    status, said = getattr(error, "status", None), message(error)
-    if status == 404:
-        return Missing(f"{what}: not found ({said}); see `kvab doctor`")
-    if status == 409:
-        return Existing(f"{what}: another one is there already ({said}); delete it, or wait for it")
-    if status and (rule := rejection(said)):
-        return rule.error(f"{what}: {rule.why}: {said}; {rule.fix}")
-    if status in (400, 422):
-        return InputError(f"{what}: the API server rejects it: {said}; fix the recipe")
-    if status == 401:
-        return DependencyError(f"{what}: not allowed ({said}); log in again")
-    if status == 403:
-        fix = "this is no missing permission: ask the cluster's administrators for the rule"
-        if re.search('User ".*" cannot ', said):
-            fix = "have recipes/rbac.yaml applied"
-        return DependencyError(f"{what}: not allowed ({said}); {fix}")
-    if _certificate(error):
-        return DependencyError(
-            f"{what}: the API server's certificate is not trusted ({said}); check the server "
-            "and certificate-authority of your kubeconfig"
-        )
-    if isinstance(error, Unreadable):
-        return DependencyError(f"{what}: {said}; is there a proxy on the way?")
+def _rule(error: BaseException, status: int | None, text: str) -> Rule:
+    """Return why a call failed, and how to fix it."""
+    if status not in (404, 409) and status and (rule := rejection(text)):
+        return rule
+    if status == 403 and re.search(UNAUTHORIZED.words, text):
+        return UNAUTHORIZED
+    if status in STATUSES:
+        return STATUSES[status]
     if status and not passes(error):
-        return DependencyError(
-            f"{what}: the API server rejects it with status {status} ({said}); is this cluster "
-            "of a version that the README names?"
-        )
-    failed = "failed with status 500" if status == 500 else "did not answer in time"
-    return DependencyError(f"{what}: the API server {failed} ({said}); is the cluster up?")
-
-
-Object = dict[str, Any]
-NVIDIA = "/apis/nvidia.com/{version}"
-DEFINITION = "dynamographdeployments.nvidia.com"
-DEPLOYMENT, COMPONENT = "DynamoGraphDeployment", "DynamoComponentDeployment"
-CALL_S = 60.0
-WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')  # RFC 9111, 5.5, as Kubernetes uses it
+        fix = "is this cluster of a version that the README names?"
+        return Rule("", f"the API server rejects it with status {status}", fix)
+    if isinstance(error, Unreadable):
+        return FOREIGN
+    return UNTRUSTED if _untrusted(error) else UNANSWERED
 
 
 class Kind(NamedTuple):
@@ -230,6 +203,7 @@ class Kind(NamedTuple):
     namespaced: bool = True
 
 
+NVIDIA = "/apis/nvidia.com/{version}"
 KINDS = {
     "DynamoGraphDeployment": Kind(NVIDIA, "dynamographdeployments"),
     "DynamoComponentDeployment": Kind(NVIDIA, "dynamocomponentdeployments"),
@@ -268,17 +242,36 @@ class Waiting(NamedTuple):
 
 
 class Kube:
-    """Calls in one namespace; each is retried for ``limits.retry_s`` seconds."""
+    """Calls in one namespace; each is repeated for ``limits.retry_s`` seconds.
+
+    Raises
+    ------
+    InputError
+        If there is no kubeconfig, or it has no such context.
+    """
 
     def __init__(self, profile: Kubernetes) -> None:
+        from kubernetes import client, config
+
         self.namespace, self.limits = profile.namespace, profile.limits
-        self.api = api_client(profile)
-        # Asked before each call, and told whether it changes something; raises to forbid it.
+        settings = client.Configuration()
+        settings.retries = False  # ours wait longer, and know what passes
+        try:
+            self.api = config.new_client_from_config(
+                os.environ.get("KUBECONFIG"), profile.context, client_configuration=settings
+            )
+        except (config.ConfigException, OSError) as error:
+            raise InputError(
+                f"recipes/clusters/{profile.name}.yaml: context: expected a context of your "
+                f"kubeconfig, got {profile.context or 'none'} ({error}); see "
+                "`kubectl config get-contexts`"
+            ) from None
+        # Called before each call, with whether it changes something; raises to forbid it.
         self.guard: Callable[[bool], None] = lambda changes: None
         weakref.finalize(self, self.api.rest_client.pool_manager.clear)
 
     def with_short_limits(self) -> Kube:
-        """Return the same client with little patience, for what may be left out."""
+        """Return the same client with short limits, for what may be left out."""
         other = copy.copy(self)
         other.limits = self.limits.model_copy(update={"retry_s": min(5, self.limits.retry_s)})
         return other
@@ -287,8 +280,8 @@ class Kube:
         self,
         method: str,
         path: str,
-        query: dict[str, Any] | None = None,
-        body: Any = None,
+        query: Object | None = None,
+        body: object = None,
         *,
         what: str = "",
     ) -> Any:
@@ -299,17 +292,13 @@ class Kube:
         InputError
             If the API server finds the manifest wrong.
         DependencyError
-            If it refuses, does not answer in time or has no such object.
+            If it rejects the call, does not answer in time or has no such object.
         """
-
-        def once() -> Any:
-            return self._send(method, path, query, body)
-
         self.guard(method != "GET")
-        with told(what or f"{method} {path}"):
-            return self.retried(once)
+        with explaining(what or f"{method} {path}"):
+            return self.retried(lambda: _parsed(self._send(method, path, query, body)))
 
-    def retried(self, once: Callable[[], Any]) -> Any:
+    def retried(self, once: Callable[[], T]) -> T:
         """Return what a call returns, repeated while its failure may pass."""
         retrying = Retrying(
             retry=retry_if_exception(passes),
@@ -319,7 +308,9 @@ class Kube:
         )
         return retrying(once)
 
-    def _send(self, method: str, path: str, query: Any, body: Any, *, text: bool = False) -> Any:
+    def _send(
+        self, method: str, path: str, query: Object | None = None, body: object = None
+    ) -> str:
         (answer, _, headers) = self.api.call_api(
             path,
             method,
@@ -331,13 +322,8 @@ class Kube:
             _request_timeout=CALL_S,
         )
         _warnings(headers.get("Warning", ""))
-        if text:
-            return answer.data.decode("utf-8", "replace")
-        try:
-            return json.loads(answer.data)
-        except ValueError:
-            got = " ".join(answer.data[:80].decode("utf-8", "replace").split())
-            raise Unreadable(f"expected JSON of the API server, got {got!r}") from None
+        text: str = answer.data.decode("utf-8", "replace")
+        return text
 
     def path(self, kind: str, name: str = "", version: str = "") -> str:
         """Return the path of a kind, or of one object of it, in the version that is stored."""
@@ -354,12 +340,12 @@ class Kube:
         except DependencyError:
             definition = None  # not allowed to read it: every operator serves the first version
         versions = definition["spec"]["versions"] if definition else []
-        stored = (each["name"] for each in versions if each.get("storage"))
+        stored = (version["name"] for version in versions if version.get("storage"))
         return "v1beta1" if "v1beta1" in stored else "v1alpha1"
 
     def form(self, manifest: Object) -> Object:
         """Return a manifest in the version that the cluster stores, as it is where it has none."""
-        if manifest["kind"] != "DynamoGraphDeployment" or self.version == "v1alpha1":
+        if manifest["kind"] != DEPLOYMENT or self.version == "v1alpha1":
             return manifest
         try:
             return manifests.to_beta(manifest)
@@ -373,16 +359,15 @@ class Kube:
         except Missing:
             return None
 
-    def list(self, kind: str, selector: str = "", fields: str = "") -> list[Object]:
-        """Return the objects of a kind that a label or field selector chooses."""
-        query = {"labelSelector": selector, "fieldSelector": fields}
-        chosen = {key: value for key, value in query.items() if value}
-        return self.call("GET", self.path(kind), chosen, what=f"list of {kind}")["items"]
+    def list(self, kind: str, selector: str = "") -> list[Object]:
+        """Return the objects of a kind that a label selector chooses."""
+        query = {"labelSelector": selector} if selector else None
+        return self.call("GET", self.path(kind), query, what=f"list of {kind}")["items"]
 
     def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
         """Create an object under strict validation and return it.
 
-        An object that is there already and carries the same run's marks is the one that an
+        An object that is there already and carries the same run's labels is the one that an
         earlier try of this call made, whose answer was lost.
         """
         kind, name = manifest["kind"], manifest["metadata"]["name"]
@@ -394,11 +379,11 @@ class Kube:
         try:
             return self.call("POST", path, query, manifest, what=f"{kind} {name}")
         except Existing:
-            found = self.get(kind, name)
+            present = self.get(kind, name)
             ours = manifest["metadata"].get("annotations") or {}
-            theirs = (found or {}).get("metadata", {}).get("annotations") or {}
+            theirs = manifests.at(present, "metadata.annotations") or {}
             if dry_run or (ours and ours.items() <= theirs.items()):
-                return found or manifest
+                return present or manifest
             raise
 
     def replace(self, manifest: Object) -> Object:
@@ -428,110 +413,71 @@ class Kube:
         """Return the end of a container's log without its secrets, empty if there is none."""
         query = {"container": container, "tailLines": lines, "previous": str(previous).lower()}
         try:
-            path = self.path("Pod", pod) + "/log"
-            return mask(self._send("GET", path, query, None, text=True))
-        except Exception as error:
-            if isinstance(error, failures()):
-                return ""
-            raise
-
-    def changed(self, selector: str, timeout_s: float) -> None:
-        """Return as soon as a pod changes, at the latest after a time.
-
-        The watch only wakes: what holds is read anew afterwards, so that a dropped or expired
-        (410 Gone) watch loses nothing.
-        """
-        from kubernetes import client, watch
-
-        start = time.monotonic()
-        watching = watch.Watch("object")
-        try:
-            query = {"labelSelector": selector, "limit": 1}
-            listed = self._send("GET", self.path("Pod"), query, None)
-            for _ in watching.stream(
-                client.CoreV1Api(self.api).list_namespaced_pod,
-                self.namespace,
-                label_selector=selector,
-                resource_version=listed["metadata"]["resourceVersion"],
-                timeout_seconds=max(1, round(timeout_s)),
-                _request_timeout=timeout_s + 5,
-            ):
-                watching.stop()
-                break
+            return mask(self._send("GET", self.path("Pod", pod) + "/log", query))
         except failures():
-            left_s = timeout_s - (time.monotonic() - start)
-            time.sleep(max(0.0, min(left_s, timeout_s / 5)))
+            return ""
+
+    def proxy(self, service: str, path: str, body: object = None) -> tuple[int, str]:
+        """Return status and text that a Service's port 8000 answers, 0 if it cannot be reached."""
+        where = f"/api/v1/namespaces/{self.namespace}/services/{service}:8000/proxy/{path}"
+        try:
+            return 200, self._send("GET" if body is None else "POST", where, None, body)
+        except failures() as error:
+            return getattr(error, "status", 0) or 0, message(error)
 
     def wait_until(
         self,
-        probe: Callable[[], Waiting | None],
+        probe: Callable[[], Waiting | T],
         limit_s: float = math.inf,
         describe: Callable[[Waiting], str] = lambda waiting: waiting.note,
         *,
         title: str = "",
-        selector: str = "",
-    ) -> None:
-        """Return when a probe has nothing left to wait for; what never comes, the probe raises.
+    ) -> T:
+        """Return what a probe returns that has nothing left to wait for.
 
         Parameters
         ----------
         probe : callable
-            Returns what is still waited for, None when it is there.
+            Returns what is still waited for as `Waiting`; raises for what never comes.
         limit_s : float
             Seconds until waiting is given up.
         describe : callable
             Gets what was still waited for then, and returns the message.
         title : str
             What is shown before each thing waited for; without one nothing is shown.
-        selector : str
-            Label selector of the pods of which any change is a reason to look again.
 
         Raises
         ------
-        DependencyError
+        TimedOut
             If the time is over.
         """
-        deadline = time.monotonic() + limit_s
+        deadline, pause_s = time.monotonic() + limit_s, min(1.0, self.limits.poll_s)
         with Display(title) if title else nullcontext() as display:
-            while (waiting := probe()) is not None:
+            while isinstance(result := probe(), Waiting):
                 if time.monotonic() > deadline:
-                    raise DependencyError(describe(waiting))
+                    raise TimedOut(describe(result))
                 if display:
-                    display.show(waiting.note, waiting.table)
-                if selector:
-                    self.changed(selector, self.limits.poll_s)
-                else:
-                    time.sleep(min(1.0, self.limits.poll_s))
+                    display.show(result.note, result.table)
+                time.sleep(pause_s)
+                pause_s = min(self.limits.poll_s, 1.2 * pause_s)
+        return result
 
-    def proxy(self, service: str, path: str, body: Any = None) -> tuple[int, str]:
-        """Return status and text that a Service's port 8000 answers, 0 if it cannot be reached."""
-        where = f"/api/v1/namespaces/{self.namespace}/services/{service}:8000/proxy/{path}"
-        try:
-            method = "GET" if body is None else "POST"
-            return 200, self._send(method, where, None, body, text=True)
-        except Exception as error:
-            if not isinstance(error, failures()):
-                raise
-            return getattr(error, "status", 0) or 0, message(error)
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        start = " ".join(text[:80].split())
+        raise Unreadable(f"expected JSON of the API server, got {start!r}") from None
 
 
 FRAME_BYTES = 64 * 2**10
-TRIES = 8
-# A stream that cannot be opened is tried for a minute, the last handshake included.
-OPEN_S, HANDSHAKE_S = 60.0, 20.0
-FINAL = (401, 403, 404)
+HANDSHAKE_S = 20.0
+TRIES = 8  # of a stream that breaks
 
 
 class Broken(DependencyError):
     """A stream ended before its command did."""
-
-
-class Unopened(Broken):
-    """A stream could not be opened, so far."""
-
-
-class Refused(Broken):
-    """The API server does not open streams for this account, or there is no such pod."""
 
 
 class Failed(DependencyError):
@@ -553,15 +499,18 @@ class Pod:
             If the connection was lost; the command may be repeated.
         Failed
             If the command failed.
+        DependencyError
+            If no connection could be opened.
         """
         import websocket
 
+        with explaining(f"exec in pod {self.name}"):
+            stream = self.kube.retried(lambda: self._open(command))
         out = bytearray()
-        stream = self._open(command)
         try:
             try:
-                for place in range(0, len(stdin), FRAME_BYTES):
-                    stream.write_stdin(stdin[place : place + FRAME_BYTES])
+                for start in range(0, len(stdin), FRAME_BYTES):
+                    stream.write_stdin(stdin[start : start + FRAME_BYTES])
                 deadline = time.monotonic() + timeout_s
                 while stream.is_open():
                     stream.update(timeout=1)
@@ -569,19 +518,21 @@ class Pod:
                     if time.monotonic() > deadline:
                         raise Broken(f"pod {self.name}: {command[0]} took over {timeout_s:g} s")
                 out += stream.read_channel(1) or b""
-                said = (stream.read_channel(2) or b"").decode("utf-8", "replace").strip()
-                code = _exit_code(stream)
+                error_text = (stream.read_channel(2) or b"").decode("utf-8", "replace").strip()
+                code = stream.returncode
             finally:
                 stream.close()
                 stream.sock.shutdown()  # what `close` leaves out where the other side was first
         except (websocket.WebSocketException, OSError) as error:
             raise Broken(f"exec in pod {self.name}: {error}") from None
-        if code is None:
-            raise Broken(f"exec in pod {self.name}: the connection was lost")
+        except (TypeError, LookupError, ValueError):  # of `returncode`: no status was sent
+            raise Broken(f"exec in pod {self.name}: the connection was lost") from None
         if code:
+            arguments = command[4:] if command[1:2] == ("-c",) else command[1:]  # no script's text
             raise Failed(
-                f"pod {self.name}: {command[0]} {' '.join(_arguments(command))}: exit code {code}: "
-                f"{mask(said) or 'it said nothing'}; is the volume full, or changed meanwhile?"
+                f"pod {self.name}: {command[0]} {' '.join(arguments)}: exit code {code}: "
+                f"{mask(error_text) or 'it said nothing'}; is the volume full, or changed "
+                "meanwhile?"
             )
         return bytes(out)
 
@@ -591,11 +542,10 @@ class Pod:
         from kubernetes.client.rest import ApiException
         from kubernetes.stream import stream
 
-        core = client.CoreV1Api(self.kube.api)
         websocket.setdefaulttimeout(HANDSHAKE_S)
         try:
             opened = stream(
-                core.connect_get_namespaced_pod_exec,
+                client.CoreV1Api(self.kube.api).connect_get_namespaced_pod_exec,
                 self.name,
                 self.kube.namespace,
                 container=self.container,
@@ -608,53 +558,30 @@ class Pod:
                 _preload_content=False,
             )
         except ApiException as error:
-            raise _unopened(f"exec in pod {self.name}", error.__context__) from None
+            raise _unopened(error.__context__) from None
         opened.sock.settimeout(None)
         return opened
 
     def retried(self, *command: str, stdin: bytes = b"") -> bytes:
         """Return a command's output; a lost connection is tried again."""
-        again = _retrying(Broken, stop_after_attempt(TRIES))
-        opened = _retrying(Unopened, stop_before_delay(OPEN_S - HANDSHAKE_S))
-        return again(opened, self.run, *command, stdin=stdin)
+        again = Retrying(
+            retry=retry_if_exception_type(Broken),
+            stop=stop_after_attempt(TRIES),
+            wait=wait_exponential(multiplier=0.2, max=10),
+            reraise=True,
+        )
+        return again(self.run, *command, stdin=stdin)
 
 
-def _unopened(what: str, cause: BaseException | None) -> BaseException:
-    """Return what to raise for a failed handshake: its status and words, not its headers."""
+def _unopened(cause: BaseException | None) -> BaseException:
+    """Return a failed handshake as a failed call: its status and words, not its headers."""
     from kubernetes.client.rest import ApiException
 
     if not isinstance(cause, Exception):  # the client takes Ctrl-C for a failed handshake
-        return cause or Unopened(what)
-    status = getattr(cause, "status_code", 0)
-    answer = (getattr(cause, "resp_body", None) or b"").decode("utf-8", "replace")
-    plain = ApiException(status=status, reason=answer or getattr(cause, "status_message", cause))
-    plain.body = answer
-    if status not in FINAL:
-        after = f"HTTP {status}: " if status else ""
-        return Unopened(f"{what}: {after}{message(plain)}; is the cluster up?")
-    try:
-        with told(what):
-            raise plain
-    except KvabError as error:
-        return Refused(str(error))
-
-
-def _arguments(command: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what a command works on, without the text of a script."""
-    return command[4:] if command[1:2] == ("-c",) else command[1:]
-
-
-def _retrying(kind: type[Broken], stop: Any) -> Retrying:
-    return Retrying(
-        retry=retry_if_exception(lambda error: type(error) is kind),
-        stop=stop,
-        wait=wait_exponential(multiplier=0.2, max=10),
-        reraise=True,
-    )
-
-
-def _exit_code(stream: Any) -> int | None:
-    try:
-        return stream.returncode
-    except (TypeError, KeyError, ValueError, LookupError):
-        return None  # no status was sent: the stream was cut
+        return cause or ConnectionError("no connection")
+    if not (status := getattr(cause, "status_code", 0)):
+        return ConnectionError(str(cause))
+    body = (getattr(cause, "resp_body", None) or b"").decode("utf-8", "replace")
+    plain = ApiException(status=status, reason=body or getattr(cause, "status_message", ""))
+    plain.body = body
+    return plain

@@ -9,43 +9,43 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from kvab.clusters.kubernetes import health
-from kvab.clusters.kubernetes.api import Kube, Pod
+from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube, Object, Pod
 from kvab.clusters.kubernetes.preflight import ORIGIN
 from kvab.console import mask
 from kvab.errors import KvabError
+from kvab.study.manifests import at
 
-Object = dict[str, Any]
+T = TypeVar("T")
 GPU_QUERY = ("nvidia-smi", "--query-gpu=index,name,uuid", "--format=csv,noheader")
 
 
-def provenance(kube: Kube, expected: health.Expected) -> tuple[dict[str, str], dict[str, Any]]:
+def provenance(kube: Kube, expected: health.Expected) -> tuple[dict[str, str], Object]:
     """Return versions and image digests, and node and GPUs of every pod."""
-    deployment = kube.get("DynamoGraphDeployment", expected.deployment) or {"metadata": {}}
+    deployment = kube.get(DEPLOYMENT, expected.deployment) or {"metadata": {}}
     annotations = deployment["metadata"].get("annotations") or {}
     versions = {"operator": annotations.get(ORIGIN, "unknown")}
-    nodes = {node["metadata"]["name"]: node for node in kube.list("Node")}
-    pods: dict[str, Any] = {}
+    labels = {node["metadata"]["name"]: at(node, "metadata.labels") for node in kube.list("Node")}
+    pods: Object = {}
     for pod in kube.list("Pod", expected.selector):
         component, name = health.component_of(pod), pod["metadata"]["name"]
-        for status in pod["status"].get("containerStatuses", []):
+        for status in at(pod, "status.containerStatuses") or []:
             if status.get("imageID"):
                 versions[f"image {component}"] = status["imageID"]
         node = pod["spec"].get("nodeName", "")
-        labels = (nodes.get(node, {}).get("metadata") or {}).get("labels") or {}
-        product = labels.get("nvidia.com/gpu.product")
         pods[name] = {"component": component, "node": node}
         if component != expected.frontend:
+            product = (labels.get(node) or {}).get("nvidia.com/gpu.product")
             pods[name] |= {"gpu_product": product, "gpus": _gpus(kube, pod)}
     return versions, {"pods": pods}
 
 
 def _gpus(kube: Kube, pod: Object) -> list[str]:
     with suppress(KvabError):
-        container = health.main_container(pod)
-        out = Pod(kube, pod["metadata"]["name"], container).run(*GPU_QUERY, timeout_s=30)
+        name, container = pod["metadata"]["name"], health.main_container(pod)
+        out = Pod(kube.with_short_limits(), name, container).run(*GPU_QUERY, timeout_s=30)
         return out.decode("utf-8", "replace").splitlines()
     return []
 
@@ -58,39 +58,34 @@ def files(kube: Kube, selectors: list[str], names: list[tuple[str, str]]) -> dic
     kube : Kube
         The cluster.
     selectors : list of str
-        Label selectors of the pods of interest.
+        Label selectors of the pods of interest, that of the deployment first.
     names : list of (kind, name)
         Other objects of interest.
     """
     kept: dict[str, bytes] = {}
     kube = kube.with_short_limits()  # the API server may be the reason
 
-    def keep(name: str, look: Callable[[], Any]) -> Any:
+    def keep(name: str, look: Callable[[], T]) -> T | None:
         try:
             value = look()
         except KvabError as error:
-            value = {"error": str(error)}
-        text = value if isinstance(value, str) else json.dumps(value, indent=1)
+            kept[name] = mask(json.dumps({"error": str(error)}, indent=1)).encode()
+            return None
         if value not in (None, ""):
+            text = value if isinstance(value, str) else json.dumps(value, indent=1)
             kept[name] = mask(text).encode()
-        return value if isinstance(value, list) else []
+        return value
 
     for kind, name in names:
         keep(f"{kind.lower()}-{name}.json", partial(kube.get, kind, name))
-    keep("events.json", lambda: kube.list("Event"))
+    keep("events.json", partial(kube.list, "Event"))
+    if selectors[0].startswith(health.DEPLOYMENT_LABEL):
+        keep(f"{COMPONENT.lower()}s-0.json", partial(kube.list, COMPONENT, selectors[0]))
     for number, selector in enumerate(selectors):
-        for kind in ("Pod", "DynamoComponentDeployment")[: 2 if number == 0 else 1]:
-            listed = keep(f"{kind.lower()}s-{number}.json", partial(kube.list, kind, selector))
-            for pod in listed if kind == "Pod" else []:
-                for container in pod["spec"]["containers"]:
-                    _logs(kube, pod["metadata"]["name"], container["name"], keep)
+        for pod in keep(f"pods-{number}.json", partial(kube.list, "Pod", selector)) or []:
+            for container in pod["spec"]["containers"]:
+                log = partial(kube.log, pod["metadata"]["name"], container["name"])
+                file = f"logs/{pod['metadata']['name']}.{container['name']}"
+                keep(f"{file}.log", log)
+                keep(f"{file}.previous.log", partial(log, previous=True))
     return kept
-
-
-def _logs(kube: Kube, pod: str, container: str, keep: Callable[..., Any]) -> None:
-    for previous in (False, True):
-        end = ".previous" if previous else ""
-        keep(
-            f"logs/{pod}.{container}{end}.log",
-            lambda: kube.log(pod, container, previous=previous),  # noqa: B023  called at once
-        )

@@ -1,7 +1,8 @@
-"""Why pods do not come up: causes read from statuses and events.
+"""Why pods do not come up, and whether a deployment serves: read from statuses and events.
 
-Input: a deployment, its pods and events, as plain objects. Output: causes, each with its fix. The
-operator's own status says no more than "not ready" for most of them.
+Input: a deployment or a Job, its pods and events, as plain objects. Output: causes, each with its
+fix, and signs of readiness. The operator's own status says no more than "not ready" for most of
+them.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 
-from kvab.clusters.kubernetes.api import rejection
+from kvab.clusters.kubernetes.api import Object, rejection
+from kvab.study.manifests import at
 
-Object = dict[str, Any]
 IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable")
 AT_ONCE = ("InvalidImageName", "ValidationFailed")
 CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 LOOP = 3  # restarts that no start-up order explains
 VOLUME_EVENTS = ("FailedAttachVolume", "FailedMount")
+CLAIM_EVENTS = ("ProvisioningFailed", "FailedBinding")
 # What ReplicaSets, StatefulSets and Jobs say, and Grove's PodCliques.
 NO_PODS = ("FailedCreate", "PodCreateFailed", "PodCreationFailed")
 NO_PODS_S = 20.0  # a cause of it that lasts so long is told, so that it is within half a minute
@@ -63,10 +65,19 @@ class Cause(NamedTuple):
             return "; the scheduler holds the group back until it fits: free GPUs"
         if rule := rejection(self.message):
             return f"; {rule.fix}"
-        for words, what in FIXES:
-            if any(word in self.message for word in words):
-                return f"; {what}"
-        return ""
+        fits = (fix for words, fix in FIXES if any(word in self.message for word in words))
+        return f"; {fix}" if (fix := next(fits, "")) else ""
+
+
+def condition(thing: Object | None, kind: str) -> Object:
+    """Return a condition of an object's status, empty where it has none."""
+    listed = at(thing, "status.conditions") or []
+    return next((entry for entry in listed if entry["type"] == kind), {})
+
+
+def holds(thing: Object | None, kind: str) -> bool:
+    """Whether a condition of an object's status is true."""
+    return bool(condition(thing, kind).get("status") == "True")
 
 
 def of_deployment(deployment: Object) -> Iterator[Cause]:
@@ -74,11 +85,9 @@ def of_deployment(deployment: Object) -> Iterator[Cause]:
 
     ``failed`` passes by itself when what was missing appears; a failed validation does not.
     """
-    status = deployment.get("status") or {}
-    ready: Object = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {})
-    if status.get("state") == "failed":
+    if at(deployment, "status.state") == "failed":
+        ready, name = condition(deployment, "Ready"), deployment["metadata"]["name"]
         reason = ready.get("reason", "failed")
-        name = deployment["metadata"]["name"]
         yield Cause(name, reason, ready.get("message", ""), reason not in AT_ONCE)
 
 
@@ -87,46 +96,39 @@ def of_pod(pod: Object) -> Iterator[Cause]:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if pod["metadata"].get("deletionTimestamp"):
         return
-    for condition in status.get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            yield Cause(name, condition.get("reason", ""), condition.get("message", ""), True, name)
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled.get("status") == "False":
+        yield Cause(name, scheduled.get("reason", ""), scheduled.get("message", ""), True, name)
     if status.get("phase") == "Failed":
         yield Cause(name, status.get("reason", "Failed"), status.get("message", ""), True, name)
-    for container in [
+    for container in (
         *status.get("initContainerStatuses", []),
         *status.get("containerStatuses", []),
-    ]:
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        reason, said = waiting.get("reason", ""), waiting.get("message", "")
-        where = (name, container["name"])
+    ):
+        waiting = at(container, "state.waiting") or {}
+        reason, where = waiting.get("reason", ""), (name, container["name"])
         if reason == "CrashLoopBackOff":
-            ended = (container.get("lastState") or {}).get("terminated") or {}
+            ended = at(container, "lastState.terminated") or {}
             why = f"{ended.get('reason', 'Error')}, exit code {ended.get('exitCode', '?')}"
             times = container.get("restartCount", 0)
             text = f"container {container['name']} was restarted {times} times"
             yield Cause(name, f"{reason} ({why})", text, times < LOOP, *where)
-        elif reason in AT_ONCE or reason in IMAGE or reason in CONFIG:
-            yield Cause(name, reason, said, reason not in AT_ONCE, *where)
-
-
-def of_events(events: list[Object], pods: list[Object]) -> Iterator[Cause]:
-    """Yield why volumes do not reach pods that still wait for them.
-
-    Only an object's newest event counts: an older failure was overcome.
-    """
-    for pod in pods:
-        name = pod["metadata"]["name"]
-        event = _newest(events, {name})
-        pending = (pod.get("status") or {}).get("phase") == "Pending"
-        if event and pending and event.get("reason") in VOLUME_EVENTS:
-            yield Cause(name, event["reason"], event.get("message", ""), True, name)
+        elif reason in (*AT_ONCE, *IMAGE, *CONFIG):
+            yield Cause(name, reason, waiting.get("message", ""), reason not in AT_ONCE, *where)
 
 
 def of_pods(pods: list[Object], events: list[Object]) -> Iterator[Cause]:
-    """Yield why pods do not start or stay up, from their statuses, then from their events."""
+    """Yield why pods do not start or stay up, from their statuses, then from their events.
+
+    Of the events about volumes only a pod's newest counts: an older failure was overcome.
+    """
     for pod in pods:
         yield from of_pod(pod)
-    yield from of_events(events, pods)
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        event = newest(events, {name}) or {}
+        if phase(pod) == "Pending" and event.get("reason") in VOLUME_EVENTS:
+            yield Cause(name, event["reason"], event.get("message", ""), True, name)
 
 
 def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterator[Cause]:
@@ -149,10 +151,27 @@ def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterato
         if subject.get("kind") != "Pod" and re.fullmatch(names, subject.get("name", "")):
             about.setdefault(f"{subject.get('kind')} {subject['name']}", []).append(event)
     for name, own in about.items():
-        newest = max(reversed(own), key=_when)  # of one second, the last of the list
-        if newest.get("reason") in NO_PODS and _when(newest)[:19] >= since[:19]:
+        latest = max(reversed(own), key=_when)  # of one second, the last of the list
+        if latest.get("reason") in NO_PODS and _when(latest)[:19] >= since[:19]:
             subject = "" if name == itself else name
-            yield Cause(subject, newest["reason"], newest.get("message", ""))
+            yield Cause(subject, latest["reason"], latest.get("message", ""))
+
+
+def of_job(job: Object, pods: list[Object], events: list[Object]) -> list[Cause]:
+    """Return why no pod of a Job starts; those that wait while others run are no failure."""
+    phases = [phase(pod) for pod in pods]
+    if "Running" in phases:
+        return []
+    pending = [pod for pod in pods if phase(pod) == "Pending"]
+    causes = [*of_pods(pending, events)]
+    volumes = at(job, "spec.template.spec.volumes") or []
+    claims = {at(volume, "persistentVolumeClaim.claimName") for volume in volumes}
+    causes += [
+        Cause(f"PVC {event['involvedObject']['name']}", event["reason"], event["message"])
+        for event in events
+        if event.get("reason") in CLAIM_EVENTS and at(event, "involvedObject.name") in claims
+    ]
+    return causes if pending else [*causes, *of_creation(events, job)]
 
 
 class Grace:
@@ -174,31 +193,26 @@ class Grace:
         return None
 
 
-def latest_event(events: list[Object], names: set[str]) -> str:
-    """Return the newest event about one of the objects, empty if there is none."""
-    newest = _newest(events, names)
-    if newest is None:
-        return ""
-    name = newest["involvedObject"]["name"]
-    return f"{newest.get('reason', '')} {name}: {' '.join(newest.get('message', '').split())}"
-
-
-def main_container(pod: Object) -> str:
-    """Return the name of the container that does the work: the operator calls it main."""
-    names = [container["name"] for container in pod["spec"]["containers"]]
-    return "main" if "main" in names else names[0]
-
-
-def _newest(events: list[Object], names: set[str]) -> Object | None:
-    about = [e for e in events if (e.get("involvedObject") or {}).get("name") in names]
+def newest(events: list[Object], names: set[str]) -> Object | None:
+    """Return the newest event about one of the objects, None if there is none."""
+    about = [event for event in events if at(event, "involvedObject.name") in names]
     return max(reversed(about), key=_when, default=None)
 
 
 def _when(event: Object) -> str:
-    series = event.get("series") or {}
-    return str(
-        series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
-    )
+    last = at(event, "series.lastObservedTime") or event.get("lastTimestamp")
+    return str(last or event.get("eventTime") or "")
+
+
+def phase(pod: Object) -> str:
+    """Return the phase of a pod."""
+    return str(at(pod, "status.phase") or "Unknown")
+
+
+def main_container(pod: Object) -> str:
+    """Return the name of the container that does the work: the operator calls it main."""
+    names: list[str] = [container["name"] for container in pod["spec"]["containers"]]
+    return "main" if "main" in names else names[0]
 
 
 def restarts(pods: list[Object]) -> dict[str, int]:
@@ -206,7 +220,7 @@ def restarts(pods: list[Object]) -> dict[str, int]:
     return {
         pod["metadata"]["name"]: sum(
             container.get("restartCount", 0)
-            for container in (pod.get("status") or {}).get("containerStatuses", [])
+            for container in at(pod, "status.containerStatuses") or []
         )
         for pod in pods
     }
@@ -214,34 +228,23 @@ def restarts(pods: list[Object]) -> dict[str, int]:
 
 def changed_pods(before: dict[str, int], now: dict[str, int]) -> str:
     """Return what happened to the serving pods since a replay began, empty if nothing did."""
-    restarted = [name for name in before if now.get(name, 0) > before[name]]
-    gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
-    told = (("restarted", restarted), ("gone", gone), ("new", new))
-    return "; ".join(f"{what}: {', '.join(names)}" for what, names in told if names)
-
-
-def condition(job: Object | None, kind: str) -> Object | None:
-    """Return the condition of a Job if it holds."""
-    listed = ((job or {}).get("status") or {}).get("conditions") or []
-    return next((c for c in listed if c["type"] == kind and c["status"] == "True"), None)
+    changes = {
+        "restarted": [name for name in before if now.get(name, 0) > before[name]],
+        "gone": sorted(set(before) - set(now)),
+        "new": sorted(set(now) - set(before)),
+    }
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in changes.items() if names)
 
 
 def last_lines(log: str, lines: int) -> str:
     """Return the last lines of a log that say something, on one line."""
-    said = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
-    return " | ".join(said[-lines:])
+    texts = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
+    return " | ".join(texts[-lines:])
 
 
 COMPONENT_LABEL = "nvidia.com/dynamo-component"
 DEPLOYMENT_LABEL = "nvidia.com/dynamo-graph-deployment-name"
-PROXY = Callable[..., tuple[int, str]]
-
-
-class Check(NamedTuple):
-    """One sign of readiness."""
-
-    ok: bool
-    what: str
+Proxy = Callable[..., tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -271,10 +274,7 @@ class Expected:
 
 def is_ready(pod: Object) -> bool:
     """Whether a pod is ready and stays."""
-    if pod["metadata"].get("deletionTimestamp"):
-        return False
-    conditions = (pod.get("status") or {}).get("conditions", [])
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return holds(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")
 
 
 def component_of(pod: Object) -> str:
@@ -282,59 +282,51 @@ def component_of(pod: Object) -> str:
     return (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL, "")
 
 
-def ready_pods(expected: Expected, pods: list[Object]) -> dict[str, int]:
-    """Return the number of ready pods of each component."""
-    return {
-        name: sum(is_ready(pod) for pod in pods if component_of(pod) == name)
-        for name in expected.replicas
-    }
-
-
-def of_objects(expected: Expected, deployment: Object, pods: list[Object]) -> Iterator[Check]:
-    """Yield what the deployment's status and its pods say.
+def of_objects(expected: Expected, deployment: Object, pods: list[Object]) -> Iterator[str]:
+    """Yield what the deployment's status and its pods lack to be ready.
 
     The operator has reported success with the pods of an older generation, and failure while all
     of them served: neither status nor pods count alone.
     """
     metadata, status = deployment["metadata"], deployment.get("status") or {}
-    own = metadata["uid"] == expected.uid and not metadata.get("deletionTimestamp")
-    yield Check(own, "it is the deployment that was created")
-    generation = metadata.get("generation")
-    ready: Object = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {})
-    seen = [status.get("observedGeneration"), ready.get("observedGeneration")]
-    current = all(number in (None, generation) for number in seen)
-    yield Check(current, f"the operator has seen generation {generation}")
-    state = status.get("state", "initializing")
-    yield Check(state == "successful", f"state successful, now {state}")
-    why = f", now {ready.get('reason', 'unknown')}: {ready.get('message', '')}"
-    fine = ready.get("status") == "True"
-    yield Check(fine, "condition Ready" + ("" if fine else why.rstrip(": ")))
-    counts = ready_pods(expected, pods)
+    if metadata.get("deletionTimestamp"):
+        yield "the deployment that was created, which is being deleted"
+    generation, ready = metadata.get("generation"), condition(deployment, "Ready")
+    seen = (status.get("observedGeneration"), ready.get("observedGeneration"))
+    if not {*seen} <= {None, generation}:
+        yield f"the operator has seen generation {generation}"
+    if (state := status.get("state", "initializing")) != "successful":
+        yield f"state successful, now {state}"
+    if ready.get("status") != "True":
+        why = f"{ready.get('reason', 'unknown')}: {ready.get('message', '')}".rstrip(": ")
+        yield f"condition Ready, now {why}"
     services = status.get("services") or status.get("components") or {}
     for name, wanted in expected.replicas.items():
-        told = services.get(name, {})
-        up = told.get("readyReplicas", told.get("availableReplicas"))
-        updated = told.get("updatedReplicas")
-        agreed = up in (None, wanted) and updated in (None, wanted)
-        yield Check(agreed, f"{name}: {wanted} replicas updated and ready, now {updated}, {up}")
-        yield Check(counts[name] == wanted, f"{name}: {wanted} ready pods, now {counts[name]}")
+        reported = services.get(name, {})
+        up = reported.get("readyReplicas", reported.get("availableReplicas"))
+        updated = reported.get("updatedReplicas")
+        if not {up, updated} <= {None, wanted}:
+            yield f"{name}: {wanted} replicas updated and ready, now {updated}, {up}"
+        count = sum(is_ready(pod) for pod in pods if component_of(pod) == name)
+        if count != wanted:
+            yield f"{name}: {wanted} ready pods, now {count}"
 
 
-def of_frontend(expected: Expected, proxy: PROXY) -> Iterator[Check]:
-    """Yield what the frontend knows: the model, and how many workers of each role."""
+def of_frontend(expected: Expected, proxy: Proxy) -> Iterator[str]:
+    """Yield what the frontend lacks: the model, or workers of each role."""
     status, text = proxy(expected.service, "v1/models")
     try:
         models = [entry["id"] for entry in json.loads(text)["data"]] if status == 200 else []
     except (ValueError, LookupError, TypeError):
         models = []
-    listed = expected.model in models
-    yield Check(listed, f"{expected.model} is listed, now {', '.join(models) or status or text}")
+    if expected.model not in models:
+        yield f"{expected.model} is listed, now {', '.join(models) or status or text}"
     status, text = proxy(expected.service, "health")
     prefill, others = instances(text) if status == 200 else (0, 0)
-    if expected.prefill:
-        what = f"{expected.prefill} prefill workers registered, now {prefill}"
-        yield Check(prefill == expected.prefill, what)
-    yield Check(others == expected.others, f"{expected.others} workers registered, now {others}")
+    if expected.prefill not in (0, prefill):
+        yield f"{expected.prefill} prefill workers registered, now {prefill}"
+    if expected.others != others:
+        yield f"{expected.others} workers registered, now {others}"
 
 
 def instances(health: str) -> tuple[int, int]:
@@ -352,17 +344,13 @@ def instances(health: str) -> tuple[int, int]:
     return prefill, len(workers) - prefill
 
 
-def complete(expected: Expected, proxy: PROXY) -> Check:
-    """Return whether one streamed completion brings tokens and an end.
+def of_completion(expected: Expected, proxy: Proxy) -> Iterator[str]:
+    """Yield what came of a request, unless it brought streamed tokens and an end.
 
     A model is listed seconds before a request to it succeeds: only an answer counts.
     """
-    body = {
-        "model": expected.model,
-        "messages": [{"role": "user", "content": "Hello"}],
-        "max_tokens": 8,
-        "stream": True,
-    }
+    messages = [{"role": "user", "content": "Hello"}]
+    body = {"model": expected.model, "messages": messages, "max_tokens": 8, "stream": True}
     status, text = proxy(expected.service, "v1/chat/completions", body)
     lines = [line.removeprefix("data:").strip() for line in text.splitlines()]
     try:
@@ -371,29 +359,30 @@ def complete(expected: Expected, proxy: PROXY) -> Check:
         words = [delta.get("content") or delta.get("reasoning_content") for delta in deltas]
     except (ValueError, LookupError, AttributeError):
         words = []
-    good = status == 200 and "[DONE]" in lines and any(words)
-    return Check(good, "a streamed completion" + ("" if good else f", now {status} {text[:120]}"))
+    if status != 200 or "[DONE]" not in lines or not any(words):
+        yield f"a streamed completion, now {status} {text[:120]}"
 
 
-def component_table(
-    expected: Expected, pods: list[dict[str, Any]], events: list[dict[str, Any]]
-) -> Table:
+def component_table(expected: Expected, pods: list[Object], events: list[Object]) -> Table:
     """Return components, how many of their pods are ready, what the others do, and the news."""
     table = Table("component", "ready", "pods", "latest event", expand=True)
-    ready = ready_pods(expected, pods)
     for name, wanted in expected.replicas.items():
-        own = [pod for pod in pods if component_of(pod) == name]
-        states = Counter(_state(pod) for pod in own)
-        told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-        news = latest_event(events, {pod["metadata"]["name"] for pod in own})
-        table.add_row(name, f"{ready[name]}/{wanted}", told or "none", Text(news[:160]))
+        own = {pod["metadata"]["name"]: _state(pod) for pod in pods if component_of(pod) == name}
+        states = Counter(own.values())
+        listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        news = ""
+        if event := newest(events, {*own}):
+            subject = event["involvedObject"]["name"]
+            text = " ".join(event.get("message", "").split())
+            news = f"{event.get('reason', '')} {subject}: {text}"
+        table.add_row(name, f"{states['Ready']}/{wanted}", listed or "none", Text(news[:160]))
     return table
 
 
-def _state(pod: dict[str, Any]) -> str:
+def _state(pod: Object) -> str:
     if pod["metadata"].get("deletionTimestamp"):
         return "Terminating"
     if is_ready(pod):
         return "Ready"
-    first = next(of_pod(pod), None)
-    return first.reason if first else (pod.get("status") or {}).get("phase", "Unknown")
+    cause = next(of_pod(pod), None)
+    return cause.reason if cause else phase(pod)

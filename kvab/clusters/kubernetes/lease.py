@@ -14,14 +14,12 @@ import weakref
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from kvab.clusters.kubernetes import objects
-from kvab.clusters.kubernetes.api import Existing, Kube, Missing
-from kvab.console import Display
+from kvab.clusters.kubernetes.api import Existing, Kube, Missing, Object, Waiting
 from kvab.errors import DependencyError, KvabError
 
-Object = dict[str, Any]
 RENEWALS = 6  # in the time after which a silent holder counts as gone
 
 
@@ -35,7 +33,10 @@ class Lease:
     def __init__(self, kube: Kube, manifest: Object, *, takes_over: bool = True) -> None:
         # `kube` is for the lease alone: opening an exec stream changes a client for a moment.
         self.kube, self.manifest = kube, manifest
-        self.name, self.run = manifest["metadata"]["name"], objects.run_of(manifest)
+        self.name, self.run = (
+            manifest["metadata"]["name"],
+            objects.annotation(manifest, objects.RUN),
+        )
         self.takes_over = takes_over  # whether the command has --take-over
         self.held: Object | None = None
         self.lost = ""
@@ -55,41 +56,41 @@ class Lease:
         if self.held:
             self.renew()
             return
-        first, since_s = None, 0.0
-        with Display(f"lease of {self.run}") as display:
-            while True:
-                found = self.kube.get("Lease", self.name)
-                if found and not take_over and not _gone(found):
-                    if first is None:
-                        first, since_s = found, time.monotonic()
-                    if _here(found) or _version(found) != _version(first):
-                        raise Held(self._refusal(found))
-                    if time.monotonic() - since_s < found["spec"]["leaseDurationSeconds"]:
-                        display.show(f"waits for a sign of life of {_who(found)}")
-                        time.sleep(min(1.0, self.kube.limits.poll_s))
-                        continue
-                if self._written(found):
-                    break
+        first, since_s = "", 0.0
+
+        def probe() -> Waiting | None:
+            nonlocal first, since_s
+            lease = self.kube.get("Lease", self.name)
+            if lease and not take_over and not _gone(lease):
+                version = lease["metadata"]["resourceVersion"]
+                if not first:
+                    first, since_s = version, time.monotonic()
+                if Holder.of(lease).is_here() or version != first:
+                    raise Held(self._refusal(lease))
+                if time.monotonic() - since_s < lease["spec"]["leaseDurationSeconds"]:
+                    return Waiting(f"waits for a sign of life of {Holder.of(lease)}")
+            return None if self._written(lease) else Waiting("waits for its turn")
+
+        self.kube.wait_until(probe, title=f"lease of {self.run}")
         self._ended = threading.Event()
         pause_s = self.kube.limits.lease_s / RENEWALS
         renewing = (weakref.ref(self), self._ended, pause_s)
         threading.Thread(target=_renew, args=renewing, daemon=True).start()
 
-    def _written(self, found: Object | None) -> bool:
-        """Whether the lease could be made this client's, from the version that was found."""
-        now = _now()
-        seconds = max(1, round(self.kube.limits.lease_s))
+    def _written(self, present: Object | None) -> bool:
+        """Whether the lease could be made this client's, from the version that was read."""
+        now, seconds = _now(), max(1, round(self.kube.limits.lease_s))
         spec = {"holderIdentity": identity(), "leaseDurationSeconds": seconds}
         spec |= {"acquireTime": now, "renewTime": now}
         wanted = {**self.manifest, "spec": spec}
         try:
-            if found is None:
+            if present is None:
                 made = self.kube.create(wanted)
             else:
                 # With its uid, a lease deleted meanwhile is not made anew.
-                known = {key: found["metadata"][key] for key in ("uid", "resourceVersion")}
+                known = {key: present["metadata"][key] for key in ("uid", "resourceVersion")}
                 wanted["metadata"] = {**self.manifest["metadata"], **known}
-                spec["leaseTransitions"] = found["spec"].get("leaseTransitions", 0) + 1
+                spec["leaseTransitions"] = present["spec"].get("leaseTransitions", 0) + 1
                 made = self.kube.replace(wanted)
         except (Existing, Missing):
             return False
@@ -112,12 +113,16 @@ class Lease:
             try:
                 self.held = self.kube.replace({**self.held, "spec": spec})
             except (Existing, Missing):
-                found = self.kube.get("Lease", self.name)
-                if found is None or found["spec"].get("holderIdentity") != identity():
-                    by = f"taken over by {_who(found)}" if found else "ended by another client"
+                present = self.kube.get("Lease", self.name)
+                if present is None or present["spec"].get("holderIdentity") != identity():
+                    by = (
+                        f"taken over by {Holder.of(present)}"
+                        if present
+                        else "ended by another client"
+                    )
                     self.lost = f"{self.run}: {by}; this client stops and removes nothing"
                     self.check()
-                self.held = found  # renewed, but the answer was lost
+                self.held = present  # renewed, but the answer was lost
 
     def is_lost(self) -> bool:
         """Whether another client has taken the run over, as far as the API server can be asked."""
@@ -145,15 +150,16 @@ class Lease:
                 self.kube.delete("Lease", self.name, self.held["metadata"]["uid"])
                 self.held = None
 
-    def _refusal(self, found: Object) -> str:
-        since = found["spec"].get("acquireTime", "")[:19].replace("T", " ")
+    def _refusal(self, lease: Object) -> str:
+        since = lease["spec"].get("acquireTime", "")[:19].replace("T", " ")
         line = (
-            f"{self.run}: {_who(found)} has this run since {since} UTC and is alive; wait for it "
-            "to end"
+            f"{self.run}: {Holder.of(lease)} has this run since {since} UTC and is alive; wait for "
+            "it to end"
         )
         if not self.takes_over:
             return line
-        same = objects.digest_of(found) == objects.digest_of(self.manifest)
+        keys = (lease, self.manifest)
+        same = len({objects.annotation(thing, objects.DIGEST) for thing in keys}) == 1
         then = "goes on with it" if same else "ends it, as its rows or manifests are not the same"
         return f"{line}, or take it over with --take-over, which {then}"
 
@@ -192,33 +198,35 @@ def _start(pid: str) -> str:
     return "" if state in "ZX" else values[18]
 
 
-def _holder(lease: Object) -> tuple[str, str, str]:
-    """Return person, process and machine of a holder."""
-    parts = [*lease["spec"].get("holderIdentity", "").split("/"), "", ""]
-    return parts[0], parts[1], parts[2]
+class Holder(NamedTuple):
+    """Who holds a lease: a person, by a process that began at some time, on a machine."""
 
+    person: str
+    pid: str
+    start: str
+    machine: str
 
-def _who(lease: Object) -> str:
-    person, process, _ = _holder(lease)
-    return f"{person} (process {process.partition('.')[0]})"
+    @classmethod
+    def of(cls, lease: Object) -> Holder:
+        """Return the holder of a lease, of empty texts where there is none."""
+        parts = [*lease["spec"].get("holderIdentity", "").split("/"), "", ""]
+        pid, _, start = parts[1].partition(".")
+        return cls(parts[0], pid, start, parts[2])
 
+    def __str__(self) -> str:
+        """Name person and process."""
+        return f"{self.person} (process {self.pid})"
 
-def _here(lease: Object) -> bool:
-    """Whether the holder is a process of this machine, so that it can be seen to live."""
-    return bool(_holder(lease)[2]) and _holder(lease)[2] == _machine()
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine, so that it can be seen to live."""
+        return bool(self.machine) and self.machine == _machine()
 
 
 def _gone(lease: Object) -> bool:
     """Whether nobody holds the lease, this process does, or one that is known to have ended."""
-    person, process, _ = _holder(lease)
-    pid, _, start = process.partition(".")
-    ended = _here(lease) and _start(pid) != start
-    return not person or ended or lease["spec"]["holderIdentity"] == identity()
-
-
-def _version(lease: Object) -> str:
-    version: str = lease["metadata"]["resourceVersion"]
-    return version
+    holder = Holder.of(lease)
+    ended = holder.is_here() and _start(holder.pid) != holder.start
+    return not holder.person or ended or lease["spec"]["holderIdentity"] == identity()
 
 
 def _now() -> str:

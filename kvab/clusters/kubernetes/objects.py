@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kvab.cache import write_beside
 from kvab.clusters.base import Job
 from kvab.clusters.kubernetes import health
-from kvab.clusters.kubernetes.api import DEPLOYMENT
+from kvab.clusters.kubernetes.api import DEPLOYMENT, Object
 from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError
 from kvab.study import Kubernetes, Study
@@ -36,28 +35,21 @@ from kvab.study.manifests import FRONTEND, Configuration, at, pod_templates, rea
 from kvab.study.topology import Topology
 from kvab.trace import write_rows
 
-Manifest = dict[str, Any]
-STUDY_LABEL, RUN, RUN_ID, DIGEST, BEFORE = (
-    "kvab-study",
-    "kvab-run",
-    "kvab-run-id",
-    "kvab-digest",
-    "kvab-before",
-)
-USER, HOST = "kvab-user", "kvab-host"
+STUDY_LABEL, USER, HOST = "kvab-study", "kvab-user", "kvab-host"
+RUN, RUN_ID, DIGEST, BEFORE = "kvab-run", "kvab-run-id", "kvab-digest", "kvab-before"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What every object of a run carries, so that a later start finds it again."""
+    """What every object of a run carries, so that a later start knows it as its own."""
 
     study: str
     run: str
     run_id: str
     digest: str
 
-    def put(self, manifest: Manifest, namespace: str) -> Manifest:
-        """Return the manifest with the marks and its namespace."""
+    def put(self, manifest: Object, namespace: str) -> Object:
+        """Return the manifest with the run's labels and annotations, and its namespace."""
         marked = copy.deepcopy(manifest)
         metadata = marked["metadata"]
         metadata["namespace"] = namespace
@@ -67,21 +59,16 @@ class Mark:
         )
         return marked
 
-    def owns(self, found: Manifest) -> bool:
-        """Whether an object belongs to this run, made of the same manifests."""
-        return (run_of(found), digest_of(found)) == (self.run, self.digest)
+
+def annotation(thing: Object, key: str) -> str | None:
+    """Return an annotation of an object, None where it has none."""
+    text: str | None = (thing["metadata"].get("annotations") or {}).get(key)
+    return text
 
 
-def run_of(found: Manifest) -> str | None:
-    """Return the run that an object belongs to."""
-    run: str | None = (found["metadata"].get("annotations") or {}).get(RUN)
-    return run
-
-
-def digest_of(found: Manifest) -> str | None:
-    """Return the digest of what was applied with an object."""
-    digest: str | None = (found["metadata"].get("annotations") or {}).get(DIGEST)
-    return digest
+def of_study(thing: Object, study: str) -> bool:
+    """Whether an object was made for a study."""
+    return bool(at(thing, f"metadata.labels.{STUDY_LABEL}") == study)
 
 
 def owner() -> dict[str, str]:
@@ -90,27 +77,18 @@ def owner() -> dict[str, str]:
         user = getpass.getuser()
     except (OSError, KeyError):  # a user without a name, as in some containers
         user = str(os.getuid())
-    return {USER: _label(user), HOST: _label(socket.gethostname())}
+    names = {USER: user, HOST: socket.gethostname()}
+    safe = {key: re.sub(r"[^A-Za-z0-9._-]+", "-", name) for key, name in names.items()}
+    return {key: name[:63].strip("._-") or "unknown" for key, name in safe.items()}
 
 
-def _label(text: str) -> str:
-    """Return a text as the value of a label may be."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:63].strip("._-") or "unknown"
-
-
-def owner_of(found: Manifest) -> str:
+def owner_of(thing: Object) -> str:
     """Return user and host that made an object, empty where it does not say."""
-    labels = found["metadata"].get("labels") or {}
+    labels = thing["metadata"].get("labels") or {}
     return f"{labels[USER]}@{labels[HOST]}" if {USER, HOST} <= labels.keys() else ""
 
 
-def annotation(found: Manifest, key: str) -> Any:
-    """Return the JSON value of an annotation, None where there is none."""
-    text = (found["metadata"].get("annotations") or {}).get(key)
-    return None if text is None else json.loads(text)
-
-
-def check_own(found: Manifest, study: str) -> None:
+def check_own(thing: Object, study: str) -> None:
     """Refuse an object that has the name of one of ours but was made by somebody else.
 
     Raises
@@ -118,9 +96,10 @@ def check_own(found: Manifest, study: str) -> None:
     DependencyError
         Naming it, and the command that deletes it.
     """
-    metadata = found["metadata"]
-    if (metadata.get("labels") or {}).get(STUDY_LABEL) != study:
-        kind, name, namespace = found["kind"], metadata["name"], metadata["namespace"]
+    if not of_study(thing, study):
+        kind, name, namespace = (
+            thing["kind"], thing["metadata"]["name"], thing["metadata"]["namespace"],
+        )  # fmt: skip
         raise DependencyError(
             f"{kind} {name}: expected none or one made for this study (label {STUDY_LABEL}="
             f"{study}), found another's; when it is not needed, `kubectl -n {namespace} delete "
@@ -166,7 +145,7 @@ def check_profile(profile: Kubernetes) -> None:
             )
 
 
-def deployment(configuration: Configuration, profile: Kubernetes) -> Manifest:
+def deployment(configuration: Configuration, profile: Kubernetes) -> Object:
     """Return ``deploy.yaml`` with the profile's image, secrets, nodes and network devices.
 
     Raises
@@ -203,25 +182,24 @@ def deployment(configuration: Configuration, profile: Kubernetes) -> Manifest:
     return manifest
 
 
-def _runtime(service: dict[str, Any], image: str) -> tuple[int, ...]:
+def _runtime(service: Object, image: str) -> tuple[int, ...]:
     """Return major and minor version of the runtime that serves."""
     text = service.get("runtimeVersionOverride") or image.rpartition(":")[2]
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
-def _rename_devices(amounts: dict[str, Any], resource: str | None) -> None:
+def _rename_devices(amounts: Object, resource: str | None) -> None:
+    """Give network devices the name that the cluster has for them, or leave them out."""
     custom = amounts.pop("custom", None) or {}
-    kept = {name: n for name, n in custom.items() if not name.startswith("rdma/")}
-    devices = [n for name, n in custom.items() if name.startswith("rdma/")]
-    if devices and resource:
-        kept[resource] = devices[0]
-    if kept:
-        amounts["custom"] = kept
+    renamed = {resource if name.startswith("rdma/") else name: n for name, n in custom.items()}
+    renamed.pop(None, None)
+    if renamed:
+        amounts["custom"] = renamed
 
 
 def benchmark(
     configuration: Configuration, profile: Kubernetes, sending: Sending, run_id: str
-) -> Manifest:
+) -> Object:
     """Return the Job of ``perf.yaml`` for one run.
 
     The Job's deadline follows from the workload: readiness, its span, the last request's timeout
@@ -237,11 +215,11 @@ def benchmark(
     environment = {entry["name"]: entry for entry in container["env"]}
     environment["RUN_ID"].pop("valueFrom", None)
     environment["RUN_ID"]["value"] = run_id
-    args = container["args"]
     if sending.staged:
         environment["TRACE_SHA256"]["value"] = sending.sha256
+        args = container["args"]
         args[args.index("--input-file") + 1] = staged_path(sending.sha256)
-    timeout_s = float(args[args.index("--request-timeout-seconds") + 1])
+    timeout_s = float(configuration.benchmark.option("--request-timeout-seconds"))
     ready_s = float(environment["READY_S"]["value"])
     deadline_s = round(ready_s + sending.span_s + timeout_s + SLACK_S)
     if deadline_s > profile.limits.replay_s:
@@ -255,7 +233,7 @@ def benchmark(
     return job
 
 
-def scripts(study: Study, configuration: Configuration, profile: Kubernetes) -> Manifest:
+def scripts(study: Study, configuration: Configuration, profile: Kubernetes) -> Object:
     """Return the ConfigMap of the benchmark's scripts, which all runs of a study share.
 
     Raises
@@ -278,13 +256,13 @@ def staged_path(sha256: str) -> str:
     return f"/perf-cache/traces/{sha256[:16]}.jsonl"
 
 
-def artifact_folder(job: Manifest, run_id: str) -> str:
+def artifact_folder(job: Object, run_id: str) -> str:
     """Return the folder of a run's artifacts on the volume, as the Job names it."""
     args = job["spec"]["template"]["spec"]["containers"][0]["args"]
     return args[args.index("--artifact-dir") + 1].replace("$(RUN_ID)", run_id)
 
 
-def storage(study: Study, profile: Kubernetes) -> list[Manifest]:
+def storage(study: Study, profile: Kubernetes) -> list[Object]:
     """Return the volume claims of the study with the profile's storage class."""
     claims = read_yaml(study.folder / "model-cache" / "cache.yaml")
     for claim in claims:
@@ -294,7 +272,7 @@ def storage(study: Study, profile: Kubernetes) -> list[Manifest]:
     return claims
 
 
-def download(study: Study, profile: Kubernetes) -> Manifest:
+def download(study: Study, profile: Kubernetes) -> Object:
     """Return the Job that fetches the model's pinned revision.
 
     Raises
@@ -306,15 +284,12 @@ def download(study: Study, profile: Kubernetes) -> Manifest:
     (job,) = read_yaml(path)
     job["metadata"]["namespace"] = profile.namespace
     job["metadata"].setdefault("labels", {})[STUDY_LABEL] = study.name
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    values = {entry["name"]: entry.get("value") for entry in container["env"]}
-    got = values.get("MODEL_NAME"), values.get("MODEL_REVISION")
-    if got != (study.model.name, study.model.revision):
+    if (got := model_of(job)) != (study.model.name, study.model.revision):
         raise InputError(
             f"{path}: expected {study.model.name} at {study.model.revision} as in study.yaml, "
             f"got {got[0]} at {got[1]}; fix the one that is wrong"
         )
-    for source in container.get("envFrom", []):
+    for source in job["spec"]["template"]["spec"]["containers"][0].get("envFrom", []):
         if "secretRef" in source:
             source["secretRef"]["name"] = profile.hf_token_secret
     if profile.tolerations:
@@ -322,7 +297,14 @@ def download(study: Study, profile: Kubernetes) -> Manifest:
     return job
 
 
-def files_pod(job: Manifest, name: str) -> Manifest:
+def model_of(job: Object) -> tuple[str | None, str | None]:
+    """Return name and revision of the model that a Job downloads."""
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    values = {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+    return values.get("MODEL_NAME"), values.get("MODEL_REVISION")
+
+
+def files_pod(job: Object, name: str) -> Object:
     """Return a small pod that mounts the results' volume: workloads go in, artifacts come out."""
     pod = job["spec"]["template"]["spec"]
     volume = next(part for part in pod["volumes"] if at(part, "name") == "perf-cache")
@@ -339,7 +321,7 @@ def files_pod(job: Manifest, name: str) -> Manifest:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
-def needs(manifest: Manifest) -> dict[str, int]:
+def needs(manifest: Object) -> dict[str, int]:
     """Return the devices that all workers of a deployment ask for, by resource name."""
     total: dict[str, int] = {}
     for service in manifest["spec"]["services"].values():
@@ -350,7 +332,7 @@ def needs(manifest: Manifest) -> dict[str, int]:
     return {name: count for name, count in total.items() if count}
 
 
-def pods(manifest: Manifest) -> list[tuple[Manifest, int]]:
+def pods(manifest: Object) -> list[tuple[Object, int]]:
     """Return the pods that a manifest leads to, and how many of each; none for most kinds.
 
     Quotas, limit ranges, pod security and policies speak about pods: an API server takes a
@@ -367,12 +349,12 @@ def pods(manifest: Manifest) -> list[tuple[Manifest, int]]:
     ]
 
 
-def _templated_pod(name: str, template: Manifest) -> Manifest:
+def _templated_pod(name: str, template: Object) -> Object:
     metadata = {**(template.get("metadata") or {}), "name": name}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
 
-def all_in_one(listed: list[tuple[Manifest, int]]) -> Manifest:
+def all_in_one(listed: list[tuple[Object, int]]) -> Object:
     """Return one pod that asks for what many pods together ask for, as a quota counts it."""
     first = listed[0][0]["spec"]
     parts = [part for pod, count in listed for part in pod["spec"]["containers"] * count]
@@ -385,22 +367,10 @@ def all_in_one(listed: list[tuple[Manifest, int]]) -> Manifest:
     return _templated_pod(f"{listed[0][0]['metadata']['name']}-and-others", {"spec": spec})
 
 
-def replicas(manifest: Manifest) -> dict[str, int]:
+def replicas(manifest: Object) -> dict[str, int]:
     """Return the wanted pods of each component of a deployment."""
     services = manifest["spec"]["services"]
     return {name: service.get("replicas", 1) for name, service in services.items()}
-
-
-def component(configuration: Configuration) -> str:
-    """Return the name of the frontend's component."""
-    parts = configuration.components().items()
-    return next(name for name, part in parts if part.program == FRONTEND)
-
-
-def service_name(configuration: Configuration) -> str:
-    """Return the name of the frontend's Service, as the operator makes it."""
-    key = component(configuration).lower().replace(".", "-")
-    return f"{configuration.deployment}-{key}"
 
 
 class Assembly:
@@ -430,7 +400,7 @@ class Assembly:
         return Sending(sha256, len(order), span_s, True), content
 
     @cached_property
-    def plain(self) -> list[Manifest]:
+    def plain(self) -> list[Object]:
         """Deployment, scripts and Job without the run's labels and annotations."""
         recipe, (sending, _) = self.recipe, self.workload
         return [
@@ -455,20 +425,20 @@ class Assembly:
         """Return the labels and annotations of the run, or of one try of it."""
         return Mark(self.job.study.name, self.name, run_id, self.digest)
 
-    def manifests(self, run_id: str = "") -> list[Manifest]:
+    def manifests(self, run_id: str = "") -> list[Object]:
         """Return deployment and Job, labelled as the run's own, with the scripts between them."""
         made, shared, _ = self.plain
         job = benchmark(self.recipe, self.profile, self.workload[0], run_id)
         mark, namespace = self.mark(run_id), self.profile.namespace
         return [mark.put(made, namespace), shared, mark.put(job, namespace)]
 
-    def lease(self) -> Manifest:
+    def lease(self) -> Object:
         """Return the Lease of the run, which at most one client holds."""
         name = re.sub("[^a-z0-9-]+", ".", f"kvab.{self.name}".lower()).strip(".-")
         made = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}
         return self.mark().put(made, self.profile.namespace)
 
-    def files_pod(self, run_id: str) -> Manifest:
+    def files_pod(self, run_id: str) -> Object:
         """Return the pod through which files go in and out."""
         pod = files_pod(self.plain[2], self.helper)
         return self.mark(run_id).put(pod, self.profile.namespace)
@@ -494,16 +464,22 @@ class Assembly:
         """Name of the pod through which files go in and out."""
         return f"{self.recipe.deployment}-files"
 
-    def expected(self, topology: Topology, found: Manifest) -> health.Expected:
+    def owns(self, thing: Object) -> bool:
+        """Whether an object belongs to this run, made of the same manifests."""
+        return (annotation(thing, RUN), annotation(thing, DIGEST)) == (self.name, self.digest)
+
+    def expected(self, topology: Topology, deployment: Object) -> health.Expected:
         """Return what must be there when the deployment serves."""
         recipe, groups = self.recipe, topology.groups
         prefill = groups["prefill"].replicas if "prefill" in groups else 0
+        parts = recipe.components().items()
+        frontend = next(name for name, part in parts if part.program == FRONTEND)
         return health.Expected(
             deployment=recipe.deployment,
-            uid=found["metadata"]["uid"],
+            uid=deployment["metadata"]["uid"],
             replicas=replicas(recipe.deploy),
-            frontend=component(recipe),
-            service=service_name(recipe),
+            frontend=frontend,
+            service=f"{recipe.deployment}-{frontend.lower().replace('.', '-')}",
             model=self.job.study.model.name,
             prefill=prefill,
             others=sum(group.replicas for group in groups.values()) - prefill,
@@ -524,7 +500,7 @@ class Assembly:
         made = [download(study, self.profile), *storage(study, self.profile)]
         made.append(scripts(study, self.recipe, self.profile))
         kinds = {"Job": "job", "PersistentVolumeClaim": "pvc", "ConfigMap": "configmap"}
-        names = " ".join(f"{kinds[each['kind']]}/{each['metadata']['name']}" for each in made)
+        names = " ".join(f"{kinds[one['kind']]}/{one['metadata']['name']}" for one in made)
         return (
             "model files, caches, scripts and the artifacts of every run stay for later runs; "
             f"`kubectl -n {self.profile.namespace} delete {names}` removes them for good"
@@ -535,14 +511,14 @@ class Assembly:
         """Where it is noted, beside the run, that the cluster holds something of it."""
         return self.job.path.with_name(f".{self.job.path.name}.state.json")
 
-    def note(self, run_id: str, step: str, **kept: Any) -> None:
+    def note(self, run_id: str, step: str, **kept: object) -> None:
         """Note beside the run how far it is, and what the cluster cannot be asked for later."""
         self.state_file.parent.mkdir(parents=True, exist_ok=True)
         at = datetime.now(UTC).isoformat()
         note = {"run_id": run_id, "step": step, "at": at, **kept}
         write_beside(self.state_file, json.dumps(note, indent=1).encode())
 
-    def noted(self) -> dict[str, Any] | None:
+    def noted(self) -> Object | None:
         """Return what an earlier start noted when it had replayed this very run, else None."""
         try:
             note = json.loads(self.state_file.read_bytes())

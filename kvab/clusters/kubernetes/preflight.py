@@ -53,7 +53,7 @@ NEEDS = (
     Need("nvidia.com", "dynamocomponentdeployments", "list"),
     Need("batch", "jobs", "get create delete"),
     Need("coordination.k8s.io", "leases", "get create update delete"),
-    Need("", "pods", "get list watch create delete"),
+    Need("", "pods", "get list create delete"),
     Need("", "pods/log", "get"),
     Need("", "pods/exec", "get create"),
     Need("", "services/proxy", "get create"),

@@ -8,11 +8,12 @@ something to find.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, wraps
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from kvab.clusters.base import (
     Cluster,
@@ -24,8 +25,7 @@ from kvab.clusters.base import (
     Progress,
 )
 from kvab.clusters.kubernetes import benchmark, deployment, diagnostics, files, objects, preflight
-from kvab.clusters.kubernetes.api import Kube, Pod
-from kvab.clusters.kubernetes.files import Spoiled, helper_pod, upload
+from kvab.clusters.kubernetes.api import Kube, Object, Pod
 from kvab.clusters.kubernetes.lease import Held, Lease
 from kvab.clusters.kubernetes.objects import Assembly
 from kvab.errors import DependencyError, InputError, KvabError
@@ -42,7 +42,7 @@ def while_held(step: Callable[..., T]) -> Callable[..., T]:
     """Return a step that says so when it failed because another client took the run over."""
 
     @wraps(step)
-    def taken(run: KubernetesRun, *given: Any) -> T:
+    def taken(run: KubernetesRun, *given: object) -> T:
         try:
             return step(run, *given)
         except KvabError:
@@ -83,7 +83,7 @@ class KubernetesRun(ClusterRun):
     def __init__(self, profile: Kubernetes, job: Job, *, take_over: bool = False) -> None:
         self.profile, self.job, self.take_over = profile, job, take_over
         self.versions: dict[str, str] = {}
-        self.provenance: dict[str, Any] = {}
+        self.provenance: Object = {}
         self.applied: dict[str, bytes] = {}
         self.made = self.replayed = False
 
@@ -165,17 +165,18 @@ class KubernetesRun(ClusterRun):
             self.provenance = noted["provenance"]
             return
         deployment.refuse_others(self.kube, mark, names)
-        found = deployment.found_again(self.kube, self.run, mark)
+        present = deployment.resumed(self.kube, self.run)
         self.made = True
         files.place_scripts(self.kube, self.run.plain[1])
-        if found is None:
+        if present is None:
             run_id = self.run.new_id()
             # Noted first: whatever happens to this process, a later start looks for it.
             self.run.note(run_id, "deploying")
-            found = deployment.create(self.kube, self.run.manifests(run_id)[0], mark, names)
-        self._record(found["metadata"]["annotations"][objects.RUN_ID])
+            manifest = self.run.manifests(run_id)[0]
+            present = deployment.create(self.kube, manifest, mark, names)
+        self._record(present["metadata"]["annotations"][objects.RUN_ID])
         self.run.note(self.run_id, "deployed")
-        self.expected = self.run.expected(self.job.topology, found)
+        self.expected = self.run.expected(self.job.topology, present)
         if deployment.find_job(self.kube, self.run) is None:
             workers = self.expected.prefill + self.expected.others
             deployment.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
@@ -206,33 +207,27 @@ class KubernetesRun(ClusterRun):
             return
         sending, content = self.run.workload
         job = self.run.manifests(self.run_id)[2]
-        found = deployment.find_job(self.kube, self.run)
-        if found is None:
+        present = deployment.find_job(self.kube, self.run)
+        if present is None:
             if sending.staged:
                 with self._files() as pod:
-                    upload(pod, content, objects.staged_path(sending.sha256))
+                    files.upload(pod, content, objects.staged_path(sending.sha256))
             state = benchmark.state(self.kube, self.expected)
-            job["metadata"]["annotations"][objects.BEFORE] = json.dumps(state)
-            found = self.kube.create(job)
+            job["metadata"]["annotations"][objects.BEFORE] = json.dumps(state._asdict())
+            present = self.kube.create(job)
         self.run.note(self.run_id, "replaying")
-        before = objects.annotation(found, objects.BEFORE)
+        before = benchmark.State(**json.loads(objects.annotation(present, objects.BEFORE) or "{}"))
+        counter = benchmark.Counter(self.kube, self.folder, sending, on_progress)
         benchmark.wait_finished(
-            self.kube,
-            self.expected,
-            self.run.job_name,
-            before["restarts"],
-            sending.rows,
-            sending.span_s,
-            self.folder,
-            on_progress,
+            self.kube, self.expected, self.run.job_name, before.restarts, counter
         )
         after = benchmark.state(self.kube, self.expected)
-        earlier = before["restarts"]
-        during = {pod: count - earlier.get(pod, 0) for pod, count in after["restarts"].items()}
-        router = {"before": before["router"], "after": after["router"]}
-        self.provenance |= {"restarts": during, "router": router}
         if self.job.topology.router == "kv":
-            benchmark.check_router(**router)
+            benchmark.check_router(before.router, after.router)
+        self.provenance |= {
+            "restarts": {pod: n - before.restarts.get(pod, 0) for pod, n in after.restarts.items()},
+            "router": {"before": before.router, "after": after.router},
+        }
         kept = {"versions": self.versions, "provenance": self.provenance}
         self.run.note(self.run_id, "replayed", digest=self.run.digest, **kept)
         self.replayed = True
@@ -254,14 +249,14 @@ class KubernetesRun(ClusterRun):
                 artifacts = files.bring(pod, self.folder, self.run_id, local)
             read = aiperf.read_artifacts(local)
             requests = from_aiperf(read, self.job.trace, self.job.order())
-        except (Spoiled, InputError):
+        except (files.Spoiled, InputError):
             self.replayed = False  # no later start could make anything of them
             raise
         if self.job.topology.mode == "disaggregated":
             requests = without_cached(requests)
         self.versions["aiperf"] = read.version or "unknown"
         self.provenance["router"] |= aiperf.router_counters(local)
-        files.forget(local)
+        shutil.rmtree(local.parent)  # with what other tries left there
         return Collected(requests=requests, artifacts=artifacts, **self._provenance())
 
     def teardown(self, *, keep_answers: bool) -> str:
@@ -294,13 +289,13 @@ class KubernetesRun(ClusterRun):
     def _files(self) -> AbstractContextManager[Pod]:
         """Return a running pod that mounts the volume, made for it if the benchmark's is gone."""
         pod = self.run.files_pod(self.run_id)
-        return helper_pod(self.kube, pod, self.run.job_name)
+        return files.helper_pod(self.kube, pod, self.run.job_name)
 
     def diagnostics(self) -> Diagnostics:
         """Return statuses, events and logs; nothing if nothing was made."""
         ours = self.made and not self.lease.lost
-        found = diagnostics.files(self.kube, *self.run.witnesses()) if ours else {}
-        return Diagnostics(files={**self.applied, **found}, **self._provenance())
+        kept = diagnostics.files(self.kube, *self.run.witnesses()) if ours else {}
+        return Diagnostics(files={**self.applied, **kept}, **self._provenance())
 
-    def _provenance(self) -> dict[str, Any]:
+    def _provenance(self) -> Object:
         return {"manifests": self.applied, "versions": self.versions, "host": self.provenance}
