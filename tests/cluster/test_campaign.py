@@ -11,15 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from clients import wait_for
 from controllers import NAMESPACE, pending
-from test_preflight import granted, rules
-from test_resume import wait_for
+from test_preflight import doctor, granted, rules
 
-from kvab.clusters.kubernetes import lease
-from kvab.clusters.kubernetes.api import Kube
+from kvab.clusters.kubernetes import files, lease
+from kvab.clusters.kubernetes.api import Kube, Pod
 from kvab.errors import DependencyError, InputError
+from kvab.runs import cell, remote, replay_missing
 from kvab.runs import folder as runs
-from kvab.runs import remote, replay_missing
 from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_cluster, load_study
@@ -131,21 +131,12 @@ def test_a_sweep_on_a_cluster_is_the_sweep_of_this_machine(cluster, small_trace,
             pd.testing.assert_frame_equal(local.requests, remote.requests)
 
 
-def test_an_index_that_fails_once_is_tried_again(cluster, small_trace):
+def test_an_index_that_fails_is_tried_again_and_named_if_it_keeps_failing(cluster, small_trace):
     flag = cluster.folder / "once"
     flag.touch()
-    troubled(cluster, f'[ "$JOB_COMPLETION_INDEX" = 1 ] && rm "{flag}" 2>/dev/null && kill -9 $$')
-    jobs = jobs_of(small_trace, cluster.runs, loads=(4,))
-    remote.replay_on(jobs, "emulated")
-    assert complete(jobs)
-    assert sorted(path.name for path in cluster.folder.glob(f"{NAME}-*.log")) == [
-        f"{NAME}-0-0.log", f"{NAME}-1-0.log", f"{NAME}-1-1.log",
-    ]  # fmt: skip
-    assert cluster.left() == []
-
-
-def test_an_index_that_keeps_failing_is_named_and_the_others_come_home(cluster, small_trace):
-    troubled(cluster, '[ "$JOB_COMPLETION_INDEX" = 1 ] && echo no room on the disk >&2 && exit 7')
+    once = f'[ "$JOB_COMPLETION_INDEX" = 0 ] && rm "{flag}" 2>/dev/null && kill -9 $$'
+    always = '[ "$JOB_COMPLETION_INDEX" = 1 ] && echo no room on the disk >&2 && exit 7'
+    troubled(cluster, f"{once}; {always}")
     jobs = jobs_of(small_trace, cluster.runs, loads=(4,))
     cluster.server.rules = [
         rule for rule in rules(cluster)
@@ -160,6 +151,10 @@ def test_an_index_that_keeps_failing_is_named_and_the_others_come_home(cluster, 
     )
     assert complete(jobs[:1])
     assert not jobs[1].path.exists()
+    tries = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert sorted(path.name for path in cluster.folder.glob(f"{NAME}-?-*.log")) == [
+        f"{NAME}-{index}-{number}.log" for index, number in tries
+    ]
     kept = cluster.runs / "qwen3-32b/simulated-h200/campaign-diagnostics"
     assert "no room" in (kept / f"logs/{NAME}-1-2.replay.log").read_text()
     assert cluster.left() == []
@@ -167,7 +162,7 @@ def test_an_index_that_keeps_failing_is_named_and_the_others_come_home(cluster, 
     used = cluster.server.used | {("", "pods/exec", "create")}
     asked = {(need.group, need.resource, verb) for need in remote.NEEDS
              for verb in need.verbs.split()}  # fmt: skip
-    assert used - {("nvidia.com", "dynamocomponentdeployments", "list")} == asked
+    assert used == asked
     assert asked <= granted(rules(cluster))
 
 
@@ -264,21 +259,16 @@ def test_what_cannot_be_cleared_up_is_said_after_what_failed(cluster, small_trac
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside"])
-def test_names_on_the_volume_that_leave_the_folder_are_refused(
-    cluster, small_trace, tmp_path, name
-):
-    jobs = jobs_of(small_trace, cluster.runs, loads=(4,), arms=ARMS[:1])
-    place = cluster.node.volume / "runs" / jobs[0].path.relative_to(cluster.runs)
-
-    def damage(plural, manifest):
-        if manifest["metadata"]["name"] == f"{NAME}-files" and place.exists():
-            path = place / "run.json"
-            listed = json.loads(path.read_text())
-            path.write_text(json.dumps({**listed, "files": {name: "0" * 64}}))
-
-    cluster.server.admission.append(damage)
+def test_names_on_the_volume_that_leave_the_folder_are_refused(cluster, tmp_path, name):
+    folder = cluster.node.volume / "runs" / "r1"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"files": {name: "0" * 64}}))
+    container = {"name": "main", "image": "python:3.12-slim-bookworm"}
+    manifest = {"metadata": {"name": "p", "labels": {}}, "spec": {"containers": [container]}}
+    cluster.server.do(cluster.store.create, "pods", NAMESPACE, manifest)
+    pod = Pod(Kube(load_cluster("emulated")), "p", "main")
     with pytest.raises(DependencyError, match=r"run\.json: expected a run's, got another file"):
-        remote.replay_on(jobs, "emulated")
+        files.download_run(pod, "/perf-cache/runs/r1", tmp_path / "here")
     assert not list(tmp_path.rglob("outside"))
     assert not Path("/tmp/outside").exists()
 
@@ -348,26 +338,29 @@ def test_what_cannot_be_sent_is_refused(emulated, small_trace, on, simulated, sa
     assert emulated.server.seen == []
 
 
-def test_an_image_of_other_versions_is_refused_in_its_pod(cluster, small_trace):
+def test_an_image_of_other_versions_is_refused_in_its_pod(
+    cluster, small_trace, monkeypatch, capsys
+):
     asked = jobs_of(small_trace, cluster.runs, loads=(4,))[0]
-    told = json.loads(cell_text(asked))
-    told["depends_on"]["aisimulate"] = "0.0.1"
-    files = checkout_of(asked) | {"cells/0": json.dumps(told)}
-    for name, text in files.items():
-        path = cluster.folder / "campaign" / name
+    content = json.loads(cell_text(asked))
+    content["depends_on"]["aisimulate"] = "0.0.1"
+    checkout = cluster.folder / "campaign"
+    for name, text in (checkout_of(asked) | {"cells/0": json.dumps(content)}).items():
+        path = checkout / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    command = [sys.executable, "-m", "kvab.runs.cell", cluster.folder / "campaign", small_trace,
-               cluster.runs]  # fmt: skip
-    environment = {**os.environ, "JOB_COMPLETION_INDEX": "0"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2, ended.stderr
-    assert "x4: expected aisimulate 0.0.1, got" in ended.stderr
-    assert ended.stderr.count("\n") == 1
+    monkeypatch.setattr("sys.argv", ["cell", str(checkout), str(small_trace), str(cluster.runs)])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setenv("KVAB_ROOT", str(checkout))  # as the pod sets it for itself
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    with pytest.raises(SystemExit) as ended:
+        cell.main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "x4: expected aisimulate 0.0.1, got" in error
+    assert error.count("\n") == 1
     assert not cluster.runs.exists()
 
 
 def test_doctor_asks_whether_a_campaign_would_be_taken(cluster):
-    command = [sys.executable, "-m", "kvab", "doctor", "--cluster", "emulated"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "ok    dry run, campaign: 2 manifests valid under strict validation" in done.stdout
+    assert "ok    dry run, campaign: 2 manifests valid under strict validation" in doctor().stdout

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 from apiserver import Fault
+from clients import hold
 from controllers import NAMESPACE, condition, pending
 
 from kvab.errors import DependencyError, KvabError
@@ -406,7 +407,7 @@ def test_a_page_of_a_proxy_is_no_answer_of_the_api_server(emulated, small_trace)
 
 def test_an_api_server_lost_during_the_replay_leaves_it_to_be_found(emulated, small_trace):
     emulated.profile(limits={"retry_s": 0.5})
-    emulated.node.environment["PACE_S"] = "0.2"
+    held = hold(emulated)
     replay = emulated.replay(small_trace)
     replay.prepare()
     replay.deploy()
@@ -417,6 +418,7 @@ def test_an_api_server_lost_during_the_replay_leaves_it_to_be_found(emulated, sm
         replay.replay()
     assert runs.read_manifest(replay.job.path).status == "failed"
     emulated.server.faults.clear()
+    held.unlink()
     path = emulated.run(small_trace)
     assert runs.read_manifest(path).status == "complete"
     started = [p for m, p in emulated.server.seen if m == "POST" and "/jobs?field" in p

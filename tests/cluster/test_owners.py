@@ -1,10 +1,9 @@
 """Two clients, one run: who has it, who is rejected, and who takes it over."""
 
-import os
 import signal
 
 import pytest
-from clients import kvab_run, wait_for
+from clients import Client, hold, wait_for, wait_for_records
 from controllers import NAMESPACE
 
 from kvab.clusters.kubernetes import lease, objects
@@ -21,22 +20,12 @@ def uid(emulated, plural, name):
     return held and held["metadata"]["uid"]
 
 
-def replaying(emulated, trace, **given):
+def replaying(emulated, trace):
     """Start anna's run; return it with what holds its benchmark after the first record."""
-    hold = emulated.folder / "hold"
-    hold.touch()
-    emulated.node.environment["HOLD"] = str(hold)
-    first = kvab_run(emulated, trace, user="anna", **given)
-    records = emulated.node.volume / "artifacts"
-    wait_for(lambda: any(records.rglob("profile_export.jsonl")), "records of the replay")
-    return first, hold
-
-
-def ended(process, timeout_s=120):
-    """Return the exit code and the last line of a client."""
-    _, error = process.communicate(timeout=timeout_s)
-    assert "Traceback" not in error
-    return process.returncode, error.strip().splitlines()[-1] if error.strip() else ""
+    held = hold(emulated)
+    first = Client(emulated, trace, user="anna")
+    wait_for_records(emulated)
+    return first, held
 
 
 def complete(emulated, user, rows):
@@ -45,42 +34,39 @@ def complete(emulated, user, rows):
     assert (manifest.status, manifest.trace.rows) == ("complete", rows)
 
 
-@pytest.mark.parametrize("options", [(), ("--rows", "20")], ids=["same rows", "other rows"])
-def test_the_second_of_two_clients_is_rejected_and_the_first_goes_on(
-    emulated, small_trace, options
-):
-    first, hold = replaying(emulated, small_trace)
+@pytest.mark.parametrize("rows", [40, 20], ids=["same rows", "other rows"])
+def test_the_second_of_two_clients_is_rejected_and_the_first_goes_on(emulated, small_trace, rows):
+    first, held = replaying(emulated, small_trace)
     before = uid(emulated, "dynamographdeployments", NAME), uid(emulated, "jobs", JOB)
-    code, said = ended(kvab_run(emulated, small_trace, *options, user="ben"))
+    code, last = Client(emulated, small_trace, user="ben", rows=rows).ended()
     assert code == 3
     host = objects.owner()[objects.HOST]
-    assert f"qwen3-32b/disagg-kv-router/r1: anna@{host} (process " in said
-    assert "has this run since 20" in said
-    then = "ends it, as its rows or manifests are not the same" if options else "goes on with it"
-    assert f"take it over with --take-over, which {then}" in said
+    assert f"qwen3-32b/disagg-kv-router/r1: anna@{host} (process " in last
+    assert "has this run since 20" in last
+    then = "ends it, as its rows or manifests are not the same" if rows != 40 else "goes on with it"
+    assert f"take it over with --take-over, which {then}" in last
     assert before == (uid(emulated, "dynamographdeployments", NAME), uid(emulated, "jobs", JOB))
-    hold.unlink()
-    assert ended(first)[0] == 0
+    held.unlink()
+    assert first.ended()[0] == 0
     complete(emulated, "anna", 40)
     assert emulated.left() == []
 
 
 @pytest.mark.parametrize("rows", [40, 20], ids=["same rows", "other rows"])
 def test_a_client_that_lost_its_run_stops_and_removes_nothing(emulated, small_trace, rows):
-    first, hold = replaying(emulated, small_trace)
+    first, held = replaying(emulated, small_trace)
     before = uid(emulated, "dynamographdeployments", NAME), uid(emulated, "jobs", JOB)
-    options = ("--rows", str(rows)) if rows != 40 else ()
-    second = kvab_run(emulated, small_trace, *options, "--take-over", user="ben")
-    code, said = ended(first)
+    second = Client(emulated, small_trace, user="ben", rows=rows, take_over=True)
+    code, last = first.ended()
     assert code == 3
     host = objects.owner()[objects.HOST]
-    assert f"taken over by ben@{host} (process " in said
-    assert "this client stops and removes nothing" in said
+    assert f"taken over by ben@{host} (process " in last
+    assert "this client stops and removes nothing" in last
     if rows == 40:
         now = uid(emulated, "dynamographdeployments", NAME), uid(emulated, "jobs", JOB)
         assert before == now
-    hold.unlink()
-    assert ended(second)[0] == 0
+    held.unlink()
+    assert second.ended()[0] == 0
     complete(emulated, "ben", rows)
     assert emulated.left() == []
 
@@ -157,12 +143,11 @@ def test_ctrl_c_while_a_client_waits_for_a_sign_of_life_touches_nothing(
     emulated.profile(limits={"lease_s": 3600})
     elsewhere(emulated, small_trace, monkeypatch)
     before = emulated.left()
-    second = kvab_run(emulated, small_trace, user="ben")
+    second = Client(emulated, small_trace, user="ben")
     asked = f"/leases/{LEASE}"
     wait_for(lambda: sum(path.endswith(asked) for _, path in emulated.server.seen) > 4, "wait")
-    os.kill(second.pid, signal.SIGINT)
-    code, said = ended(second)
-    assert (code, "stopped" in said) == (130, True)
+    second.send(signal.SIGINT)
+    assert second.ended()[0] == 130
     assert emulated.left() == before
 
 
@@ -178,15 +163,15 @@ def test_a_client_whose_lease_is_gone_stops_before_its_next_change(emulated, sma
 
 
 def test_a_repeat_that_is_rejected_leaves_the_job_of_the_other_repeat(emulated, small_trace):
-    first, hold = replaying(emulated, small_trace)
+    first, held = replaying(emulated, small_trace)
     job = uid(emulated, "jobs", JOB)
     second = emulated.replay(small_trace, repeat=2)
     second.prepare()
     with pytest.raises(DependencyError, match=r"disagg-kv-router/r1 holds the GPUs .*\(made by "):
         second.deploy()
     assert uid(emulated, "jobs", JOB) == job
-    hold.unlink()
-    assert ended(first)[0] == 0
+    held.unlink()
+    assert first.ended()[0] == 0
     assert emulated.left() == []
 
 

@@ -57,7 +57,9 @@ def test_a_stream_that_never_opens_is_given_up_in_time(emulated, pod):
     emulated.server.faults.append(Fault("GET", EXEC, 500, "container not found", 99))
     with pytest.raises(DependencyError) as raised:
         pod.retried("true")
-    assert "exec in pod p: the API server failed with status 500: container not" in str(raised.value)
+    assert "exec in pod p: the API server failed with status 500: container not" in str(
+        raised.value
+    )
     assert tries(emulated) > 1
 
 

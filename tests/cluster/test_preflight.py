@@ -2,22 +2,21 @@
 
 import copy
 import os
-import subprocess
-import sys
 
 import pytest
 import yaml
 from controllers import NAMESPACE
 from emulated import Emulated
 from schemas import OPERATORS
+from typer.testing import CliRunner
 
+from kvab.cli import app
 from kvab.cli.doctor import findings
 from kvab.errors import KvabError
 
 
-def doctor(emulated):
-    command = [sys.executable, "-m", "kvab", "doctor", "--cluster", "emulated"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def doctor():
+    return CliRunner().invoke(app, ["doctor", "--cluster", "emulated"])
 
 
 def dry_runs(emulated):
@@ -49,7 +48,7 @@ def edit(emulated, name, old, new, count=1):
 
 
 def test_doctor_says_what_it_found(emulated):
-    done = doctor(emulated)
+    done = doctor()
     assert "FIX" not in done.stdout.replace("FIX    trace", ""), done.stdout
     for expected in (
         "API server: v1.33.4",
@@ -70,8 +69,8 @@ def test_doctor_says_what_it_found(emulated):
 def test_doctor_says_how_to_mend_each_thing(emulated):
     emulated.delete("secrets", "hf-token-secret")
     emulated.profile(storage_class="none", rdma_resource="rdma/other", image="r/i:1.4.0")
-    done = doctor(emulated)
-    assert done.returncode == 3
+    done = doctor()
+    assert done.exit_code == 3
     for expected in (
         "FIX   secret: hf-token-secret is not there; create it with `kubectl -n dynamo-study",
         "FIX   storage class: none is not there; name one of `kubectl get storageclass`",

@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from clients import kill_nine, kvab_run, wait_for
+from clients import Client, hold, kvab_run, wait_for, wait_for_records
 from controllers import NAMESPACE, pending
 
 from kvab.errors import DependencyError
@@ -22,24 +22,21 @@ def benchmark(emulated):
 
 def test_a_killed_replay_is_attached_to_and_finished(emulated, small_trace):
     emulated.profile(limits={"lease_s": 3600})  # whose holder is known to be dead is not waited for
-    emulated.node.environment["PACE_S"] = "0.3"
-    first = kvab_run(emulated, small_trace)
-    records = emulated.node.volume / "artifacts"
-    wait_for(lambda: any(records.rglob("profile_export.jsonl")), "records of the replay")
-    kill_nine(first)
+    held = hold(emulated)
+    first = Client(emulated, small_trace)
+    wait_for_records(emulated)
+    first.send(signal.SIGKILL)
+    first.ended()
     deployed = emulated.store.get("dynamographdeployments", NAMESPACE, "disagg-router-6p-2d")
     started = benchmark(emulated)
     assert deployed is not None
     assert not started.get("status", {}).get("conditions")  # it goes on without us
 
     before = len(emulated.server.seen)
-    again = kvab_run(emulated, small_trace)
-    out, error = again.communicate(timeout=120)
-    assert again.returncode == 0, error
+    held.unlink()
+    run = runs.read_run(emulated.run(small_trace))
     later = [path for _, path in emulated.server.seen[before:]]
     assert not any("/proxy/v1/chat/completions" in path for path in later)  # not disturbed
-    (path,) = [line for line in out.splitlines() if line.endswith("/r1")]
-    run = runs.read_run(path)
     assert run.manifest.status == "complete"
     applied = json.loads((run.path / "manifests/applied/job.json").read_text())
     run_id = applied["metadata"]["annotations"]["kvab-run-id"]
