@@ -48,6 +48,7 @@ TABLES = {  # a table that tells whether there are more to publish, and those
 CONTENTS, RUN = "bundle.json", "run.json"
 SUFFIX = ".tar.zst"
 LEVEL = 10  # of zstd
+AGAIN = "get the bundle again"
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
@@ -235,10 +236,8 @@ def _chosen(study: Study, paths: list[Path]) -> list[tuple[Path, Path]]:
             if run.is_relative_to(path)
         }
         if not below:
-            raise InputError(
-                f"{path}: expected a folder of runs of {study.name}, or one inside, got none; "
-                "name e.g. runs/"
-            )
+            raise InputError(expected=f"a folder of runs of {study.name}, or one inside",
+                             got="none", path=path, fix="name e.g. runs/")  # fmt: skip
         chosen |= below
     return sorted(chosen)
 
@@ -289,28 +288,23 @@ def unpacked(path: Path) -> Iterator[tuple[Path, Contents]]:
         try:
             contents = Contents.model_validate_json((folder / CONTENTS).read_bytes())
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: expected a bundle of `kvab bundle`, got no readable {CONTENTS} "
-                f"({type(error).__name__})"
-            ) from None
+            got = f"no readable {CONTENTS} ({type(error).__name__})"
+            raise InputError(expected="a bundle of `kvab bundle`", got=got, path=path) from None
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         odd = sorted((names - {CONTENTS}) ^ contents.files.keys())
         if odd:
             what = "is missing" if odd[0] in contents.files else "is not listed"
-            raise InputError(f"{path}: {odd[0]!r:.80} {what}; get the bundle again")
+            raise InputError(f"{odd[0]!r:.80} {what}", path=path, fix=AGAIN)
         for name, expected in contents.files.items():
             sha256 = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             if sha256 != expected:
-                raise InputError(
-                    f"{path}: {name} has sha256 {sha256[:12]}…, expected {expected[:12]}…; get the "
-                    "bundle again"
-                )
+                problem = f"{name} has sha256 {sha256[:12]}…, expected {expected[:12]}…"
+                raise InputError(problem, path=path, fix=AGAIN)
         held = {Path(name).parts[2] for name in contents.files
                 if fnmatch(name, f"runs/*/*/*/r*/{RUN}")}  # fmt: skip
         safe = bool(held) and all(NAME.fullmatch(name) for name in held)
         if contents.study not in contents.files or not safe or held != {*contents.clusters}:
-            raise InputError(
-                f"{path}: expected a study and runs of the clusters that {CONTENTS} names "
-                f"({contents.study!r:.60}, {contents.clusters!r:.60}), got others; get it again"
-            )
+            named = f"({contents.study!r:.60}, {contents.clusters!r:.60})"
+            raise InputError(expected=f"the study and clusters that {CONTENTS} names {named}",
+                             got="others", path=path, fix=AGAIN)  # fmt: skip
         yield folder, contents

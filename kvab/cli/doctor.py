@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kvab.clusters import open_cluster
 from kvab.clusters.base import Finding, look
-from kvab.errors import DependencyError, InputError, KvabError, lacking
+from kvab.errors import InputError, KvabError, lacking
 from kvab.study import Study, check_product, load_cluster, load_study, root
 from kvab.study.benchmark import read_scripts
 from kvab.study.manifests import BETA_FILE, Configuration, beta_text, read_configuration
@@ -105,10 +105,8 @@ def _of_trace(declared: Study) -> list[Finding]:
     path = trace_path(declared.trace)
     try:
         if not path.is_file():
-            raise DependencyError(
-                f"{path}: not there; run `kvab trace fetch`, or name the file in KVAB_TRACE: where "
-                "it can be neither found nor downloaded a made-up workload is replayed"
-            )
+            fix = "run `kvab trace fetch`, or name a copy in KVAB_TRACE"
+            raise InputError("not there: a made-up workload would stand in", path=path, fix=fix)
         trace = read_declared(declared.trace)
     except KvabError as error:
         return [Finding(False, f"trace: {error}")]

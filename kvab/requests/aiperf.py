@@ -140,9 +140,8 @@ def read_artifacts(path: Path) -> Artifacts:
     """
     folder, prefix = Path(path), ""
     if not folder.exists():
-        raise InputError(
-            "expected AIPerf artifacts, got nothing of that name", path=folder, fix=FIX
-        )
+        got = "nothing of that name"
+        raise InputError(expected="AIPerf artifacts", got=got, path=folder, fix=FIX)
     check_tool(folder)
     if folder.is_file():
         folder, prefix = folder.parent, _prefix(folder)
@@ -150,10 +149,8 @@ def read_artifacts(path: Path) -> Artifacts:
     records_file = _only(folder, prefix, _record_files(folder), "records file")
     if summary_file is None and records_file is None:
         names = sorted(file.name for file in folder.iterdir())[:5]
-        raise InputError(
-            f"expected a run's run.json, or AIPerf's {RECORDS} or {SUMMARY}, got "
-            f"{', '.join(names) or 'an empty folder'}", path=path, fix=FIX,
-        )  # fmt: skip
+        raise InputError(expected=f"a run's run.json, or AIPerf's {RECORDS} or {SUMMARY}",
+                         got=", ".join(names) or "an empty folder", path=path, fix=FIX)  # fmt: skip
     summary = _read_json(summary_file) if summary_file else {}
     records = read_records(records_file) if records_file else None
     _check_same_run(folder, summary, records)
@@ -226,11 +223,9 @@ def _check_same_run(folder: Path, summary: Json, records: Records | None) -> Non
         return
     served = int(records.table["error"].isna().sum())
     if counted != served:
-        shown = repr(counted).removesuffix(".0")[:40]
-        raise InputError(
-            f"the summary counts {shown} served requests, the records {served}: they are of "
-            "different runs", path=folder, fix=ONE_RUN,
-        )  # fmt: skip
+        counts = f"{repr(counted).removesuffix('.0'):.40} served requests, the records {served}"
+        problem = f"the summary counts {counts}: they are of different runs"
+        raise InputError(problem, path=folder, fix=ONE_RUN)
 
 
 def _why_partial(folder: Path, summary: Json, records: Records | None) -> str | None:
@@ -383,10 +378,9 @@ def check_tool(path: Path) -> None:
         tools = (tool for tool, marks in MARKS.items() if any(mark in content for mark in marks))
         other = other or next(tools, None)
     if other:
-        raise InputError(
-            f"expected AIPerf's artifacts, got results of {other}, whose requests are measured and "
-            "counted otherwise", path=path, fix="benchmark the same server with `aiperf profile`",
-        )  # fmt: skip
+        got = f"results of {other}, whose requests are measured and counted otherwise"
+        raise InputError(expected="AIPerf's artifacts", got=got, path=path,
+                         fix="benchmark the same server with `aiperf profile`")  # fmt: skip
 
 
 def _ends(path: Path) -> bytes:

@@ -43,10 +43,9 @@ def folder_of(path: Path) -> Iterator[Path]:
         yield path
         return
     if not path.exists():
-        raise InputError(
-            "expected a run folder, a folder of AIPerf artifacts or an archive of one, got nothing "
-            "of that name", path=path, fix="check the name",
-        )  # fmt: skip
+        expected = "a run folder, a folder of AIPerf artifacts or an archive of one"
+        raise InputError(expected=expected, got="nothing of that name", path=path,
+                         fix="check the name")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="kvab-") as name:
         _unpack(path, Path(name))
         try:
@@ -63,11 +62,9 @@ def _unpack(path: Path, into: Path) -> None:
             if count > MOST_MEMBERS:
                 raise InputError(f"expected at most {MOST_MEMBERS:,} files, got more", path=path)
             if left < 0:
-                raise InputError(
-                    f"unpacks to over {MOST_TIMES} times its size, far more than AIPerf's "
-                    "artifacts do", path=path,
-                    fix="unpack it yourself if it is right and name the folder",
-                )  # fmt: skip
+                problem = f"unpacks to over {MOST_TIMES} times its size, as no artifacts do"
+                fix = "if it is right, unpack it yourself and name the folder"
+                raise InputError(problem, path=path, fix=fix)
             target = into / _inside(path, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("xb") as file:
@@ -75,10 +72,9 @@ def _unpack(path: Path, into: Path) -> None:
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException,
             NotImplementedError, RuntimeError, ValueError) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"expected a tar or zip archive that can be unpacked, got {reason}", path=path,
-            fix="pack it again or name the folder itself",
-        ) from None  # fmt: skip
+        expected = "a tar or zip archive that can be unpacked"
+        raise InputError(expected=expected, got=reason, path=path,
+                         fix="pack it again or name the folder itself") from None  # fmt: skip
 
 
 def _files(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
@@ -133,8 +129,7 @@ def within(folder: Path, shown: Path) -> list[Path]:
     for name, _, _ in os.walk(folder):
         folders.append(Path(name))
         if len(folders) > MOST_FOLDERS:
-            raise InputError(
-                "expected a run folder or AIPerf's artifacts, got more than "
-                f"{MOST_FOLDERS:,} folders", path=shown, fix="name the folder of one run",
-            )  # fmt: skip
+            got = f"more than {MOST_FOLDERS:,} folders"
+            raise InputError(expected="a run folder or AIPerf's artifacts", got=got, path=shown,
+                             fix="name the folder of one run")  # fmt: skip
     return folders

@@ -24,6 +24,7 @@ MOST_REQUESTS = 1_000_000  # of one run; a wrong number of one must not fill the
 LOST = "no record"
 NO_SCHEDULE = "arrivals: when AIPerf issued each request, for want of a trace"
 NAME_TRACE = "name the trace that was replayed with --trace"
+LEAVE_OUT = "leave the option out"
 NAME_ROWS = "name the number of requests that were sent with --rows"
 
 
@@ -111,10 +112,8 @@ def _by_row(
     """
     folder = artifacts.folder
     if artifacts.records is None:
-        raise InputError(
-            "expected profile_export.jsonl, got the summary only: single requests cannot be told "
-            "apart", path=folder, fix="run AIPerf without --export-level summary",
-        )  # fmt: skip
+        raise InputError(expected="profile_export.jsonl", got="the summary only", path=folder,
+                         fix="run AIPerf without --export-level summary")  # fmt: skip
     records = artifacts.records.table
     row_of, inferred = _match_rows(records, sent, folder)
     total, matched = _expected(artifacts, row_of, sent, rows, inferred), row_of >= 0
@@ -152,8 +151,8 @@ def _expected(
     folder, sent, highest = artifacts.folder, artifacts.expected, int(row_of.max())
     total = len(rows) if isinstance(rows, np.ndarray) else rows or sent
     if isinstance(rows, int) and sent and rows > sent:
-        raise InputError(f"AIPerf sent {sent} requests", path=folder, key=f"--rows {rows}",
-                         fix="leave the option out")  # fmt: skip
+        problem = f"AIPerf sent {sent} requests"
+        raise InputError(problem, path=folder, key=f"--rows {rows}", fix=LEAVE_OUT)
     if total is None:
         total = highest + 1
         inferred.append(f"expected requests: {total}, the last row that has a record")
@@ -183,10 +182,8 @@ def _token_counts(
     """
     there = {whose: records[f"{whose}_output_tokens"].notna() for whose in ("server", "client")}
     if counts and not there[counts].any():
-        raise InputError(
-            f"no record has the {counts}'s count of its answer",
-            path=folder, key=f"--token-counts {counts}", fix="leave the option out",
-        )  # fmt: skip
+        problem = f"no record has the {counts}'s count of its answer"
+        raise InputError(problem, path=folder, key=f"--token-counts {counts}", fix=LEAVE_OUT)
     whose = counts or ("server" if there["server"].any() else "client")
     other = "client" if whose == "server" else "server"
     if instead := int((~there[whose] & there[other]).sum()):
@@ -272,20 +269,17 @@ def _match_rows(
     elif not by_name:
         inferred.append("rows: the order of sending, as the run had no --random-seed")
     if trace is not None and rows.max(initial=-1) >= len(trace):
-        raise InputError(
-            f"has a record of row {rows.max()}, {trace.name} has rows 0 to {len(trace) - 1}",
-            path=folder, fix=NAME_TRACE,
-        )  # fmt: skip
+        problem = f"has a record of row {rows.max()}, {trace.name} has rows 0 to {len(trace) - 1}"
+        raise InputError(problem, path=folder, fix=NAME_TRACE)
     if trace is not None and not (by_name or several_turns):
         moved = _by_length(records, rows, trace)
         inferred.append(f"rows: {(moved != rows).sum()} moved within their burst by prompt length")
         rows = moved
     values, counts = np.unique(rows[known], return_counts=True)
     if (counts > 1).any():
-        raise InputError(
-            f"{(counts > 1).sum()} requests have more than one record, row {values[counts > 1][0]} "
-            "first: expected one run", path=folder, fix="put each run in its own folder",
-        )  # fmt: skip
+        first, count = values[counts > 1][0], (counts > 1).sum()
+        problem = f"{count} requests have more than one record, row {first} first: not one run"
+        raise InputError(problem, path=folder, fix="put each run in its own folder")
     if trace is not None:
         _check_prompts(records, rows, trace, folder)
     return rows, inferred
@@ -321,8 +315,7 @@ def _check_prompts(records: pd.DataFrame, rows: np.ndarray, trace: Trace, folder
     odd = unlike(lengths, expected)
     if odd.size and odd.mean() > 1 - FITTING:
         first = int(np.flatnonzero(odd)[0])
-        raise InputError(
-            f"the prompt of row {rows[counted][first]} has {lengths[first]:.0f} tokens, that of "
-            f"{trace.name} {expected[first]} ({odd.sum()} of {odd.size} differ): another trace or "
-            "other prompts", path=folder, fix=NAME_TRACE,
-        )  # fmt: skip
+        row, differ = rows[counted][first], f"{odd.sum()} of {odd.size} differ"
+        lengths_of_row = f"{lengths[first]:.0f} tokens, not the {expected[first]} of {trace.name}"
+        problem = f"the prompt of row {row} has {lengths_of_row} ({differ})"
+        raise InputError(f"{problem}: another trace or other prompts", path=folder, fix=NAME_TRACE)

@@ -206,10 +206,8 @@ def _odd_record(path: Path, number: int, line: bytes) -> _Record:
         return msgspec.convert(content, _Record)
     except (ValueError, RecursionError) as error:  # also what msgspec raises
         start = line.strip()[:40].decode(errors="replace")
-        raise InputError(
-            f"expected a record of AIPerf, got {start!r} ({error})",
-            path=path, line=number, fix="remove the line",
-        ) from None  # fmt: skip
+        raise InputError(expected="a record of AIPerf", got=f"{start!r} ({error})", path=path,
+                         line=number, fix="remove the line") from None  # fmt: skip
 
 
 def _conversation(name: str | None) -> int:

@@ -257,10 +257,8 @@ def verified_manifest(path: Path) -> RunManifest:
             raise InputError(f"{file}: missing, though run.json lists it; restore it or rerun")
         got = _sha256(file)
         if got != expected:
-            raise InputError(
-                f"{file}: altered: run.json says sha256 {expected[:12]}, got {got[:12]}; "
-                "restore it or rerun"
-            )
+            problem = f"altered: run.json says sha256 {expected[:12]}, got {got[:12]}"
+            raise InputError(problem, path=file, fix="restore it or rerun")
     return manifest
 
 
@@ -280,37 +278,31 @@ def read_run(path: str | Path) -> Run:
     try:
         requests = check_table(pq.read_table(file).to_pandas(), file)
     except (OSError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"{file}: expected a requests table, got {reason}; rerun the replay"
-        ) from None
+        raise InputError(expected="a requests table", got=f"{error!s:.120}", path=file,
+                         fix="rerun the replay") from None  # fmt: skip
     if len(requests) != manifest.counts.expected:
-        raise InputError(
-            f"{file}: run.json says {manifest.counts.expected} rows, got {len(requests)}; rerun"
-        )
+        problem = f"run.json says {manifest.counts.expected} rows, got {len(requests)}"
+        raise InputError(problem, path=file, fix="rerun the replay")
     return Run(path, manifest, requests)
 
 
-def check_comparable(found: list[Run]) -> None:
+def check_comparable(runs: list[Run]) -> None:
     """Reject runs that replayed different workloads.
 
     Raises
     ------
     InputError
-        Naming the first run that differs from the first one.
+        Naming a run of each workload.
     """
-    first = found[0].manifest.trace
-    for run in found:
-        trace = run.manifest.trace
-        if (trace.sha256, trace.rows) != (first.sha256, first.rows):
-            raise InputError(
-                f"{run.path}: replayed {trace.rows} rows of {trace.name} ({trace.sha256[:8]}), "
-                f"{found[0].path} {first.rows} rows of {first.name} ({first.sha256[:8]}); "
-                "compare runs of one workload"
-            )
+    traces = {(run.manifest.trace.sha256, run.manifest.trace.rows): run.path for run in runs}
+    if len(traces) > 1:
+        replayed = [
+            f"{path}: {rows} rows of {sha256[:8]}" for (sha256, rows), path in traces.items()
+        ]
+        raise InputError(f"{', '.join(replayed)}; compare runs of one workload")
 
 
-def check_bounds(found: list[Run]) -> None:
+def check_bounds(runs: list[Run]) -> None:
     """Reject runs that were made for different bounds of a good request.
 
     Raises
@@ -318,15 +310,13 @@ def check_bounds(found: list[Run]) -> None:
     InputError
         Naming the runs and their bounds.
     """
-    bounds = {run.manifest.slo: run.path for run in found if run.manifest.slo}
+    bounds = {run.manifest.slo: run.path for run in runs if run.manifest.slo}
     if len(bounds) > 1:
         listed = ", ".join(
             f"{path} for {slo.ttft_ms:g} ms and {slo.itl_ms:g} ms" for slo, path in bounds.items()
         )
-        raise InputError(
-            f"made for different bounds of a good request: {listed}; replay one of them under the "
-            "study file that the other was made with"
-        )
+        raise InputError(f"made for different bounds of a good request: {listed}",
+                         fix="replay one under the other's study file")  # fmt: skip
 
 
 def read_manifest(path: Path) -> RunManifest:
@@ -341,10 +331,9 @@ def read_manifest(path: Path) -> RunManifest:
     try:
         return RunManifest.model_validate_json(file.read_bytes())
     except OSError as error:
-        raise InputError(
-            f"{path}: expected a run folder with run.json, got {error.strerror}; "
-            "name a folder such as runs/<study>/<cluster>/<configuration>/r1"
-        ) from None
+        fix = "name one such as runs/<study>/<cluster>/<configuration>/r1"
+        raise InputError(expected="a run folder with run.json", got=error.strerror, path=path,
+                         fix=fix) from None  # fmt: skip
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"

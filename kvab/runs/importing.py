@@ -22,7 +22,7 @@ from kvab.requests.aiperf import SERVER_METRICS, Artifacts, router_counters
 from kvab.requests.table import without_cached
 from kvab.runs import folder as runs
 from kvab.runs.replay import plan_job
-from kvab.runs.sources import NOT_STREAMED, Hints, Source, opened
+from kvab.runs.sources import NOT_STREAMED, SUMMARIZE, SUMMARY_ONLY, Hints, Source, opened
 from kvab.runs.workload import save_workload
 from kvab.study import Study, load_cluster, root
 from kvab.study.manifests import Configuration, read_configuration
@@ -143,16 +143,11 @@ def _checked(source: Source, study: Study) -> tuple[pd.DataFrame, Trace, Artifac
     """Return requests, trace and artifacts of a source that has all that a run folder needs."""
     path, requests = source.path, source.requests
     if requests is None or source.artifacts is None:
-        raise InputError(
-            "only AIPerf's summary was kept: a run needs its single requests "
-            "(profile_export.jsonl)", path=path, fix="`kvab summarize` shows what the summary says",
-        )  # fmt: skip
+        raise InputError(SUMMARY_ONLY, path=path, fix=SUMMARIZE)
     if source.trace is None:
-        raise InputError(
-            "the trace that was replayed is not known: it is not the study's, or that is not on "
-            "this machine", path=path,
-            fix=f"name it with --trace, or run `kvab trace fetch` for {study.trace.name}",
-        )  # fmt: skip
+        problem = "the trace that was replayed is not the study's, or that is not on this machine"
+        fix = f"name it with --trace, or run `kvab trace fetch` for {study.trace.name}"
+        raise InputError(problem, path=path, fix=fix)
     if not metrics.streamed(requests):
         raise InputError(NOT_STREAMED, path=path)
     return requests, source.trace, source.artifacts
@@ -173,10 +168,8 @@ def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:
     table = artifacts.records.table
     start_ns = table["start_ns"].where(table["start_ns"] > 0)
     if not start_ns.notna().any():
-        raise InputError(
-            "expected records that say when a request was sent, got none that does; a run without "
-            "times cannot be filed", path=artifacts.folder.name,
-        )  # fmt: skip
+        expected = "records that say when a request was sent"
+        raise InputError(expected=expected, got="none that does", path=artifacts.folder.name)
     end_ns = start_ns + 1e6 * table["latency_ms"].fillna(0)
     first, last = float(start_ns.min()) / 1e9, float(end_ns.max()) / 1e9
     return datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC)

@@ -32,6 +32,10 @@ NOT_STREAMED = (
     "not streamed: TTFT and ITL were not measured, so no request can be judged good or not; run "
     "AIPerf with --streaming"
 )
+SUMMARY_ONLY = (
+    "only AIPerf's summary was kept: pairs, intervals, verdicts and runs need profile_export.jsonl"
+)
+SUMMARIZE = "`kvab summarize` shows what there is"
 SAME_SCHEDULE_MS = 1000.0  # two runs of one schedule issue a request within this of each other
 PACKAGED = Path(__file__).parents[1] / "study" / "default.yaml"  # where there is no checkout
 
@@ -176,10 +180,9 @@ def of_run(run: runs.Run, counts: str | None = None) -> Source:
     """
     manifest = run.manifest
     if counts and counts != manifest.token_counts:
-        raise InputError(
-            f"{run.path}: --token-counts {counts}: the run was written with those of "
-            f"{manifest.token_counts or 'an unknown origin'}; import its artifacts/ anew"
-        )
+        problem = f"the run was written with those of {manifest.token_counts or 'unknown origin'}"
+        raise InputError(problem, path=run.path, key=f"--token-counts {counts}",
+                         fix="import its artifacts/ anew")  # fmt: skip
     about = [
         ("run", f"{manifest.configuration} r{manifest.repeat} on {manifest.cluster['name']}"),
         ("kind", f"{manifest.kind}, {manifest.status}"),
@@ -199,11 +202,8 @@ def read_source(path: Path, hints: Hints) -> Source:
     """
     sources = read_sources(path, hints)
     if len(sources) > 1:
-        raise InputError(
-            f"expected one run, got {len(sources)} of --num-profile-runs", path=path,
-            fix="name the folder of one, such as profile_runs/run_0001 (`kvab compare` and `kvab "
-            "import` take them all)",
-        )  # fmt: skip
+        problem = f"expected one run, got {len(sources)} of --num-profile-runs"
+        raise InputError(problem, path=path, fix="name one, such as profile_runs/run_0001")
     return sources[0]
 
 
@@ -211,9 +211,8 @@ def read_sources(path: Path, hints: Hints) -> list[Source]:
     """Return the run that a path names, or the repeats where AIPerf made several; as above."""
     if (path / "run.json").exists():
         if hints.trace is not None or hints.rows is not None:
-            raise InputError(
-                f"{path}: a run folder says itself what was replayed; leave --trace and --rows out"
-            )
+            problem = "a run folder says itself what was replayed"
+            raise InputError(problem, path=path, fix="leave --trace and --rows out")
         return [of_run(runs.read_run(path), hints.token_counts)]
     with opened(path, hints) as sources:
         return sources
@@ -239,10 +238,8 @@ def _runs_in(folder: Path, path: Path) -> list[tuple[Path, Path]]:
     )
     if len(holding) > 1 and holding[0] != folder:
         names = ", ".join(str(below.relative_to(folder)) for below in holding[:4])
-        raise InputError(
-            f"expected the artifacts of one run, got those of {len(holding)} ({names})",
-            path=path, fix="name the folder of one, an archive unpacked",
-        )  # fmt: skip
+        problem = f"expected the artifacts of one run, got those of {len(holding)} ({names})"
+        raise InputError(problem, path=path, fix="name the folder of one, an archive unpacked")
     return [(path, holding[0] if holding else folder)]
 
 
@@ -250,10 +247,8 @@ def _of_artifacts(path: Path, folder: Path, hints: Hints) -> Source:
     """Return the artifacts in an opened folder as a source, called by ``path``."""
     artifacts = aiperf.read_artifacts(folder)
     if artifacts.records is None and hints.token_counts == "server":
-        raise InputError(
-            "only AIPerf's summary was kept, on its own counts", path=path,
-            key="--token-counts server",
-        )  # fmt: skip
+        problem = "only AIPerf's summary was kept, on its own counts"
+        raise InputError(problem, path=path, key="--token-counts server")
     trace, requests, inferred = _matched(artifacts, hints)
     if trace and artifacts.load:
         inferred.append(f"arrivals: the trace's, though {artifacts.load} paced the requests")
@@ -311,16 +306,10 @@ def comparable(arms: list[list[Source]]) -> list[list[pd.DataFrame]]:
     sources = [source for arm in arms for source in arm]
     for source in sources:
         if source.requests is None:
-            raise InputError(
-                "only AIPerf's summary was kept: pairs, intervals and a verdict need "
-                "profile_export.jsonl", path=source.path,
-                fix="`kvab summarize` shows what the summary says",
-            )  # fmt: skip
+            raise InputError(SUMMARY_ONLY, path=source.path, fix=SUMMARIZE)
         if source.status != "complete":
-            raise InputError(
-                f"{source.status} ({source.reason}): no verdict can rest on it; `kvab summarize` "
-                "shows what came", path=source.path,
-            )  # fmt: skip
+            problem = f"{source.status} ({source.reason}): no verdict can rest on it"
+            raise InputError(problem, path=source.path, fix=SUMMARIZE)
     traces = {source.replayed: source.path for source in sources if source.replayed}
     if len(traces) > 1:
         replayed = ", ".join(f"{path} replayed {sha256[:8]}" for sha256, path in traces.items())
@@ -353,11 +342,9 @@ def _on_clock(source: Source, reference: Source) -> pd.DataFrame:
         return table
     shift_ms = np.abs(table["arrival_ms"] - other["arrival_ms"])
     if np.percentile(shift_ms, 95) > SAME_SCHEDULE_MS:
-        raise InputError(
-            f"its requests were not issued when those of {reference.path} were (95 % within "
-            f"{np.percentile(shift_ms, 95):,.0f} ms): expected one schedule", path=source.path,
-            fix="replay both with --fixed-schedule",
-        )  # fmt: skip
+        got = f"requests issued up to {np.percentile(shift_ms, 95):,.0f} ms (95 %) apart"
+        raise InputError(expected=f"one schedule with {reference.path}", got=got, path=source.path,
+                         fix="replay both with --fixed-schedule")  # fmt: skip
     return table.assign(arrival_ms=other["arrival_ms"].to_numpy())
 
 
@@ -433,11 +420,10 @@ def _bound(
     ):
         known = sorted({value for value in values if value is not None})
         if len(known) > 1:
-            raise InputError(
-                f"{', '.join(str(s.path) for s in sources)}: made for different bounds of a good "
-                f"request ({' and '.join(f'{value:g} ms' for value in known)}); name those to "
-                "judge by with --ttft-ms and --itl-ms"
-            )
+            paths = ", ".join(str(source.path) for source in sources)
+            bounds = " and ".join(f"{value:g} ms" for value in known)
+            raise InputError(f"made for different bounds of a good request ({bounds})", path=paths,
+                             fix="name the bounds with --ttft-ms and --itl-ms")  # fmt: skip
         if known:
             return known[0], basis
     return declared, f"of the study {study.name}, by default"

@@ -126,10 +126,8 @@ def _download(url: str, sha256: str, destination: Path) -> Path:
         destination.parent.mkdir(parents=True, exist_ok=True)
         got = tries(_fetch, url, beside)
         if got != sha256:
-            raise DependencyError(
-                f"{url}: expected sha256 {sha256[:16]}…, got {got[:16]}…; nothing was kept. "
-                "Name a right copy in KVAB_TRACE"
-            )
+            problem = f"{url}: expected sha256 {sha256[:16]}…, got {got[:16]}…"
+            raise DependencyError(f"{problem}; name a right copy in KVAB_TRACE")
         beside.rename(destination)
     except (http.client.HTTPException, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error

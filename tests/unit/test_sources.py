@@ -207,7 +207,7 @@ def test_runs_of_other_schedules_are_not_compared(study, copy):
         record["metadata"]["credit_issued_ns"] += 10**9 * record["metadata"]["session_num"]
     file.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in records).encode()))
     arms = [[read_source(DATA / "0.9.0", study)], [read_source(folder, study)]]
-    with pytest.raises(InputError, match="expected one schedule"):
+    with pytest.raises(InputError, match="expected one schedule with"):
         comparable(arms)
 
 
