@@ -12,6 +12,8 @@ import nbformat
 import pytest
 import yaml
 
+from kvab.trace import read_trace
+
 ROOT = Path(__file__).parents[1]
 STUDY = "recipes/qwen3-32b"
 RUN = "book/published/qwen3-32b/simulated-h200/disagg-kv-router/r1"
@@ -30,12 +32,17 @@ def copy(tmp_path):
     return tmp_path / "copy"
 
 
-def kvab(place, *words):
-    """Run the copy's own kvab."""
+def python(place, *words):
+    """Run Python with the copy's own modules."""
     told = {name: value for name, value in os.environ.items() if name != "KVAB_ROOT"}
     told |= {"PYTHONPATH": str(place), "KVAB_CACHE": str(place.parent / "cache")}
-    command = [sys.executable, "-m", "kvab", *map(str, words)]
+    command = [sys.executable, *map(str, words)]
     return subprocess.run(command, cwd=place, env=told, capture_output=True, text=True)
+
+
+def kvab(place, *words):
+    """Run the copy's own kvab."""
+    return python(place, "-m", "kvab", *words)
 
 
 def done(place, *words):
@@ -55,6 +62,12 @@ def named(what):
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (recipe,) = re.findall(rf"\n\*\*{what}\*\*(.*?)\n(?=\n\*\*|\n##)", text, re.DOTALL)
     return {name for name in re.findall(r"`([^`]+)`", recipe) if "/" in name or ".md" in name}
+
+
+def test_no_recipe_has_more_than_eight_steps():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    steps = re.findall(r"^(\d+)\. ", text, re.MULTILINE)
+    assert max(map(int, steps)) <= 8
 
 
 def test_a_metric(copy):
@@ -116,6 +129,127 @@ def test_a_cluster_profile(copy):
     assert "name: expected ours as the file is called" in ended.stderr
     edit(profiles, "ours.yaml", "name: example-h200", "name: ours")
     assert "ours" in done(copy, "check")
+
+
+PROFILE = """class Fixed(Declared):
+    \"\"\"Answers each request after one time.\"\"\"
+
+    kind: Literal["fixed"]
+    name: str
+    description: str
+    hardware: str
+    latency_ms: Positive
+
+
+Profile = Annotated[Fixed | """
+FIXED = '''"""A cluster that answers each request after the time that its profile names."""
+
+from kvab.clusters.base import Cluster, ClusterRun, Collected, Diagnostics, Finding
+from kvab.requests.table import typed
+
+
+class FixedCluster(Cluster):
+    """Nothing to look at."""
+
+    def __init__(self, profile):
+        self.profile = profile
+
+    def identity(self):
+        return {"latency_ms": f"{self.profile.latency_ms:g}"}
+
+    def check(self, study):
+        return [Finding(True, f"cluster: {self.profile.name}")]
+
+    def start(self, job, *, take_over=False):
+        return FixedRun(self.profile, job)
+
+
+class FixedRun(ClusterRun):
+    """Nothing to start, and nothing to stop."""
+
+    def __init__(self, profile, job):
+        self.profile, self.job = profile, job
+
+    def prepare(self):
+        return {"fixed": "1.0"}
+
+    def deploy(self):
+        pass
+
+    def replay(self, on_progress=None):
+        trace, rows, latency_ms = self.job.trace, self.job.rows, self.profile.latency_ms
+        columns = {
+            "row": range(rows),
+            "arrival_ms": trace.arrival_ms[:rows],
+            "input_tokens": trace.input_tokens[:rows],
+            "output_tokens": trace.output_tokens[:rows],
+            "requested_output_tokens": trace.output_tokens[:rows],
+        }
+        times_ms = {"ttft_ms": latency_ms / 2, "latency_ms": latency_ms, "send_lag_ms": 0.0}
+        self.requests = typed(columns | {name: [ms] * rows for name, ms in times_ms.items()})
+        on_progress(rows)
+
+    def collect(self):
+        return Collected(requests=self.requests, artifacts={"fixed.log": b"done"})
+
+    def diagnostics(self):
+        return Diagnostics()
+
+    def teardown(self, *, keep_answers):
+        return ""
+'''
+REPLAYED = """from kvab.runs.replay import Replay, plan_job
+from kvab.study import load_study
+
+replay = Replay(plan_job(load_study(), "ours", "agg-kv-router", repeat=2, rows=9))
+replay.run(print)
+print(Replay(replay.job).prepare())
+"""
+
+
+def test_a_kind_of_cluster(copy, small_trace, monkeypatch):
+    assert named("A kind of cluster") == {
+        "kvab/study/profiles.py", "kvab/clusters/<kind>.py", "kvab/clusters/base.py",
+        "kvab/clusters/__init__.py", "kvab/runs/folder.py", "kvab/pages/theme.py",
+        "kvab/pages/clusters.py", "recipes/clusters/<name>.yaml", "tests/unit/test_<kind>.py",
+        "CHANGELOG.md",
+    }  # fmt: skip
+    edit(copy, "kvab/study/profiles.py", "Profile = Annotated[", PROFILE)
+    (copy / "kvab/clusters/fixed.py").write_text(FIXED)
+    edit(
+        copy, "kvab/clusters/__init__.py", "    if isinstance(profile, Live):",
+        '    if profile.kind == "fixed":\n'
+        "        from kvab.clusters.fixed import FixedCluster\n\n"
+        "        return FixedCluster(profile)\n"
+        "    if isinstance(profile, Live):",
+    )  # fmt: skip
+    edit(
+        copy,
+        "kvab/runs/folder.py",
+        'kind: Literal["simulated"',
+        'kind: Literal["fixed", "simulated"',
+    )
+    edit(copy, "kvab/pages/theme.py", "KINDS = {", 'KINDS = {\n    "fixed": "made up",')
+    edit(copy, "kvab/pages/clusters.py", "MARKERS = {", 'MARKERS = {"fixed": "x", ')
+    (copy / "recipes/clusters/ours.yaml").write_text(
+        "kind: fixed\nname: ours\ndescription: one time\nhardware: h200\nlatency_ms: 500\n"
+    )
+    trace = read_trace(small_trace)  # in place of the study's
+    monkeypatch.setenv("KVAB_TRACE", str(small_trace))
+    edit(copy, f"{STUDY}/study.yaml", "sha256: ", f"sha256: {trace.sha256}  # ")
+    edit(copy, f"{STUDY}/study.yaml", "  rows: ", f"  rows: {len(trace)}  # ")
+    assert "ours" in done(copy, "check")
+    assert "ok    cluster: ours" in done(copy, "doctor", "--cluster", "ours")
+    ended = python(copy, "-c", REPLAYED)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("9\n") and "is complete" in ended.stdout
+    path = copy / "runs/qwen3-32b/ours/agg-kv-router/r2"
+    manifest = json.loads((path / "run.json").read_text())
+    assert (manifest["kind"], manifest["status"]) == ("fixed", "complete")
+    assert manifest["versions"]["fixed"] == "1.0"
+    assert {"artifacts/fixed.log", "requests.parquet"} <= set(manifest["files"])
+    summary = json.loads(done(copy, "summarize", path, "--json"))
+    assert summary["latency_ms"]["p99"] == 500
 
 
 def test_a_study(copy):

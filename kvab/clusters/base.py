@@ -18,7 +18,7 @@ import numpy as np
 
 from kvab.declarations import digest
 from kvab.errors import KvabError
-from kvab.study import Kubernetes, Live, Simulated, Study
+from kvab.study import Profile, Study
 from kvab.study.benchmark import read_scripts
 from kvab.study.manifests import Configuration, read_configuration
 from kvab.study.topology import Topology, declared_topology
@@ -47,7 +47,7 @@ class Job:
     """What one run is asked to do; ``identity`` is what it depends on of the kind of cluster."""
 
     study: Study
-    cluster: Simulated | Live | Kubernetes
+    cluster: Profile
     configuration: str
     repeat: int
     rows: int

@@ -78,10 +78,10 @@ class Kubernetes(Declared):
     limits: Limits = Limits()
 
 
-Cluster = Annotated[Simulated | Live | Kubernetes, Field(discriminator="kind")]
+Profile = Annotated[Simulated | Live | Kubernetes, Field(discriminator="kind")]
 
 
-def load_cluster(name: str) -> Simulated | Live | Kubernetes:
+def load_cluster(name: str) -> Profile:
     """Return the cluster profile ``recipes/clusters/<name>.yaml``.
 
     Raises
@@ -95,14 +95,14 @@ def load_cluster(name: str) -> Simulated | Live | Kubernetes:
         fix = f"choose one of {', '.join(known)}, or copy example-h200.yaml"
         raise InputError(f"no cluster '{name}'", path=folder, fix=fix)
     path = folder / f"{name}.yaml"
-    profile = read_declaration(path, Cluster)
+    profile: Profile = read_declaration(path, Profile)
     if profile.name != name:
         expected, fix = f"{name} as the file is called", "rename one of the two"
         raise InputError(expected=expected, got=profile.name, path=path, key="name", fix=fix)
     return profile
 
 
-def check_product(study: Study, profile: Simulated | Live | Kubernetes) -> None:
+def check_product(study: Study, profile: Profile) -> None:
     """Reject a cluster of other GPUs than the study is about, as far as its profile names them.
 
     Raises
