@@ -119,6 +119,7 @@ def _book(path: Path, evidence: Evidence, judged: Gate, trace: Path | None, repl
         print(line, file=sys.stderr)
     check, sweep = load_check(study, cluster, folder), load_sweep(study, cluster, folder)
     shown = [each and each.key for each in (evidence, sweep, check, *clusters.places.values())]
+    made = evidence.made_hours and evidence.made_hours.summary.model_dump(mode="json")
     measured = [file.read_text(encoding="utf-8") for below in MEASURED
                 for file in sorted((root() / below).glob("*.json"))]  # fmt: skip
     lock = (root() / "requirements.lock").read_text(encoding="utf-8")
@@ -134,7 +135,7 @@ def _book(path: Path, evidence: Evidence, judged: Gate, trace: Path | None, repl
         for name, other in clusters.places.items()
         if (other.cluster, other.folder) != (cluster, folder)
     }
-    key = digest([shown, measured, source_digest(), lock])
+    key = digest([shown, made, measured, source_digest(), lock])
     return Book(evidence, judged, parameters, others, key, replays)
 
 

@@ -31,6 +31,7 @@ from kvab.study.manifests import read_configuration
 from kvab.study.topology import read_topology
 
 if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
+    from kvab.runs.hours import MadeHours
     from kvab.stats.attribution import Attribution
     from kvab.stats.compare import Comparison
 
@@ -224,6 +225,16 @@ class Evidence:
 
         settings = self._settings() | self._block()
         return slo_surface(*self._both(), self.study.slo, **settings)
+
+    @cached_property
+    def made_hours(self) -> MadeHours | None:
+        """Hours made of what both arms replayed; None where there are none that fit the runs."""
+        from kvab.runs.hours import load_hours
+
+        made = load_hours(self.study, self.cluster, self.folder)
+        arms = [run for name in (self.study.baseline, self.study.comparison)
+                for run in self.runs.get(name, ())]  # fmt: skip
+        return made if made and all(made.fit(run.manifest) for run in arms) else None
 
     @cached_property
     def minutes(self) -> pd.DataFrame:

@@ -6,11 +6,13 @@ what the whole book begins with.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.console import counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.tables import Table
@@ -25,7 +27,9 @@ from kvab.pages.theme import (
     log_ms,
 )
 from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
+from kvab.runs.hours import EFFECTS
 from kvab.stats.contrasts import Contrast, Estimate
+from kvab.stats.hours import HourToHour, hour_to_hour
 from kvab.study import Arm
 
 VERDICTS = {
@@ -153,7 +157,7 @@ def statistics_table(evidence: Evidence) -> Table:
         f"{counted(result.pairs, 'pair')}. Intervals: "
         f"{evidence.study.statistics.percent}, {method.name}, {method.resamples:,} "
         f"resamples, blocks of {number(method.block_s, 0)} s on average. They say how the "
-        "numbers would move with other minutes of this workload, not from run to run.",
+        "numbers would move with other minutes at this offered load, not from run to run.",
         ("",),
     )
 
@@ -224,8 +228,48 @@ def variation(evidence: Evidence) -> str:
     return (
         f"The baseline replayed again differs from itself by at most {number(100 * noise, 1)} "
         f"points of good share; the comparison differs from it by {signed(100 * difference, 1)}. "
-        "The two intervals answer different questions: other minutes of this workload, and another "
-        "run of the same minutes."
+        "The two intervals answer different questions: other minutes at this offered load, and "
+        "another run of the same minutes."
+    )
+
+
+class HourEffect(NamedTuple):
+    """One difference: as recorded, with its workload interval, and in made hours."""
+
+    label: str
+    factor: float
+    recorded: Estimate
+    made: pd.Series
+    hours: HourToHour
+
+
+def hour_effects(evidence: Evidence) -> list[HourEffect]:
+    """Return the differences that were followed from hour to hour; none without made hours."""
+    effects, made_hours = [], evidence.made_hours
+    for key, statistic in EFFECTS if made_hours else ():
+        assert made_hours
+        metric, made = METRICS[key], made_hours.effects[f"{key}_{statistic}"]
+        recorded = evidence.comparison.metrics[key].statistics[statistic].difference
+        hours = hour_to_hour(recorded.value, made.to_numpy(), evidence.study.statistics.level)
+        label = f"{statistic} {metric.short} [ms]" if metric.column else "good share [points]"
+        effects.append(HourEffect(label, metric.factor, recorded, made, hours))
+    return effects
+
+
+def from_hour_to_hour(evidence: Evidence) -> str:
+    """Return what the workload interval holds for, and what to expect of another hour."""
+    recorded_s = float(evidence.replayed["arrival_ms"].max()) / 1000
+    text = f"The workload interval holds at the offered load of these {span(recorded_s)}."
+    if not (effects := hour_effects(evidence)):
+        return f"{text} No other hours were made of them (`kvab resample`)."
+    hours, factor = effects[0].hours, effects[0].factor
+    mean, another = (interval(each.low, each.high, factor) for each in (hours.mean, hours.another))
+    return (
+        f"{text} From hour to hour the load differs as well: by the spread over "
+        f"{len(effects[0].made)} hours made of the same conversations, the difference of the good "
+        f"share is {mean} points in the mean of such hours and {another} points in another one "
+        f"({evidence.study.statistics.percent} hour-to-hour intervals). The other metrics stand "
+        "with [the other choices](07_robustness)."
     )
 
 

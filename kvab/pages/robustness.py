@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
 
-from kvab.console import number, signed
+from kvab.console import interval, number, percent, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
-from kvab.pages.outcome import NO_VERDICT
+from kvab.pages.outcome import NO_VERDICT, hour_effects
 from kvab.pages.tables import Table
-from kvab.pages.theme import WIDTH_IN, Drawing, drawn
+from kvab.pages.theme import COMPARISON, GREY, WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import METRICS
 from kvab.runs.sweep import Sweep
 
@@ -140,3 +140,72 @@ def _surface(evidence: Evidence) -> str:
             "how much."
         )
     return text
+
+
+# --- from hour to hour -------------------------------------------------------------------------
+
+
+@drawn("robustness-hours", lambda e: e.made_hours.effects)
+def hours_figure(evidence: Evidence) -> Drawing:
+    """Draw the effects in made hours as points, and the recorded ones with their intervals."""
+    if not (effects := hour_effects(evidence)):
+        return "No hours were made of the workload of these runs (kvab resample)."
+    figure, panels = plt.subplots(len(effects), 1, figsize=(WIDTH_IN, 1.05 * len(effects)))
+    for axes, effect in zip(panels, effects, strict=True):
+        rise = np.random.default_rng(0).uniform(-0.3, 0.3, len(effect.made))
+        axes.scatter(effect.factor * effect.made, rise, s=10, color=GREY, alpha=0.7, linewidths=0)
+        intervals = (effect.recorded, effect.hours.mean, effect.hours.another)
+        for at, ends in enumerate(intervals, start=1):
+            axes.hlines(at, effect.factor * ends.low, effect.factor * ends.high, color=COMPARISON)
+            axes.plot(effect.factor * ends.value, at, "s", color=COMPARISON)
+        axes.axvline(0, color="#333333", linewidth=0.9)
+        names = ["made hours", "workload", "mean hour", "another hour"]
+        axes.set_yticks(range(4), names, fontsize=7)
+        axes.set(ylim=(3.6, -0.6), xlabel=f"difference of {effect.label}")
+    same = sum(bool((effect.made * effect.recorded.value > 0).all()) for effect in effects)
+    caption = (
+        f"{same} of {len(effects)} differences have the recorded sign in every made hour. Points: "
+        "made hours. Squares: the recorded difference, with its workload interval and the two "
+        "hour-to-hour intervals, of the mean over such hours and of another one "
+        f"({evidence.study.statistics.percent} each)."
+    )
+    return figure, caption, f"A strip for each metric. {caption}"
+
+
+def hours_table(evidence: Evidence) -> Table | None:
+    """Return the recorded effects with all their intervals, and how often those cover."""
+    lines = []
+    for label, factor, recorded, made, hours in hour_effects(evidence):
+        line = {"difference of": label, "recorded": signed(factor * recorded.value)}
+        for name, ends in (("workload interval", recorded), ("mean over such hours", hours.mean),
+                           ("another hour", hours.another)):  # fmt: skip
+            line[name] = interval(ends.low, ends.high, factor)
+        line["made hours"] = interval(made.min(), made.max(), factor)
+        line["mean covered"] = percent(hours.mean_coverage)
+        line["another covered"] = percent(hours.another_coverage)
+        lines.append(line)
+    caption = (
+        f"Differences with their {evidence.study.statistics.percent} intervals; made hours: lowest "
+        "to highest. Covered: with each made hour in the place of the recorded one, how often its "
+        "intervals hold the mean of the others, and each of the others."
+    )
+    return Table(pd.DataFrame(lines), caption, ("difference of",)) if lines else None
+
+
+def loads_table(evidence: Evidence) -> Table | None:
+    """Return what the recorded hour brings beside what the made ones bring."""
+    if not (made := evidence.made_hours):
+        return None
+    lines = []
+    for name, recorded in made.summary.recorded.items():
+        least, most = made.table[name].min(), made.table[name].max()
+        line = {"what an hour brings": name.replace("_", " "), "recorded": number(recorded, 0)}
+        line["made hours"] = f"{number(least, 0)} to {number(most, 0)}"
+        line["recorded is"] = "among them" if least <= recorded <= most else "outside"
+        lines.append(line)
+    caption = (
+        f"{made.summary.hours} made hours, lowest to highest, each of as many conversations as the "
+        f"{made.summary.conversations:,} of this workload, drawn anew and begun at other times. "
+        "Reusable tokens: what an unlimited cache would serve."
+    )
+    return Table(pd.DataFrame(lines), caption, ("what an hour brings", "recorded is"))

@@ -1,9 +1,9 @@
 """Hours made of the trace's conversations: both main configurations replayed on each, and read.
 
 Input: the study's key ``hours``. Output: ``runs/<study>/<cluster>/hours/``: ``hours.parquet`` (a
-row for each made hour and configuration), ``hours.json`` (what was replayed, and the recorded hour)
-and ``cells/``, a small file for each replay that is done, from which a stopped start goes on.
-`load_hours` reads them, of this machine's runs, else the published ones, as one object.
+row for each made hour and configuration), ``hours.json`` (what they depend on, and what the
+recorded hour brings) and ``cells/``, a small file for each replay that is done, from which a
+stopped start goes on. `load_hours` reads them, of this machine's runs, else the published ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import platform
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +21,6 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-import kvab
 from kvab.cache import write_beside
 from kvab.clusters import open_cluster
 from kvab.clusters.base import Job, Progress
@@ -33,81 +31,31 @@ from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs import replay_missing
 from kvab.runs.replay import plan_job
-from kvab.study import Slo, Study, load_cluster, load_study, root
-from kvab.study.declaration import Hours
+from kvab.study import Slo, Study, load_cluster, root
 from kvab.trace import Trace
 from kvab.trace.conversations import COMMON_SHARE, Conversations, find_conversations, made_hour
 from kvab.trace.describe import reusable_tokens
 
 FOLDER, TABLE, SUMMARY = "hours", "hours.parquet", "hours.json"
+STATISTICS = ("mean", "p50", "p90", "p99")
 # Metric and statistic of each effect that pages show; columns of the table are named alike.
 EFFECTS = (("good_share", "mean"), ("ttft_ms", "mean"), ("itl_ms", "mean"), ("latency_ms", "mean"),
            ("ttft_ms", "p99"))  # fmt: skip
-
-
-class Load(Declared):
-    """What an hour brings; ``reusable_tokens`` are those of an unlimited cache."""
-
-    requests: int
-    prompt_tokens: int
-    prompt_p50_tokens: float
-    prompt_p99_tokens: float
-    answer_tokens: int
-    reusable_tokens: int
-    burst_p95_requests: float
-    largest_burst_requests: int
-
-    @classmethod
-    def of(cls, trace: Trace) -> Load:
-        """Return the load of a trace."""
-        bursts = np.unique(trace.timestamp_ms, return_counts=True)[1]
-        p50, p99 = np.percentile(trace.input_tokens, [50, 99])
-        return cls(
-            requests=len(trace),
-            prompt_tokens=int(trace.input_tokens.sum(dtype="int64")),
-            prompt_p50_tokens=float(p50),
-            prompt_p99_tokens=float(p99),
-            answer_tokens=int(trace.output_tokens.sum(dtype="int64")),
-            reusable_tokens=int(reusable_tokens(trace).sum(dtype="int64")),
-            burst_p95_requests=float(np.percentile(bursts, 95)),
-            largest_burst_requests=int(bursts.max()),
-        )
-
-
-class Cell(Load):
-    """One made hour on one configuration, a row of the table; latencies null if none was served."""
-
-    hour: int
-    sha256: str
-    configuration: str
-    errors: int
-    cached_tokens: int
-    good: int
-    ttft_ms_mean: float | None
-    ttft_ms_p50: float | None
-    ttft_ms_p90: float | None
-    ttft_ms_p99: float | None
-    itl_ms_mean: float | None
-    itl_ms_p99: float | None
-    latency_ms_mean: float | None
+SAME = ("deploy.yaml", "trace", "rows")  # of what a run depends on, if made hours are to fit it
 
 
 class Summary(Declared):
-    """The content of ``hours.json``, schema 1."""
+    """The content of ``hours.json``, schema 1; ``recorded`` is as `load_of` returns it."""
 
     schema_version: Literal[1] = Field(1, alias="schema")
     study: str
-    study_version: int
-    cluster: dict[str, Any]
-    trace: runs.RunTrace
-    versions: dict[str, str]
+    cluster: str
+    depends_on: dict[str, dict[str, Any]]
     slo: Slo
-    manifests: dict[str, str]
     seed: int
     hours: int
     conversations: int
-    largest_conversation_requests: int
-    recorded: Load
+    recorded: dict[str, float]
     table_sha256: str
 
 
@@ -128,29 +76,14 @@ class Replayed:
     @property
     def path(self) -> Path:
         """The file that holds the cell; its name is the digest of all that the cell depends on."""
-        made = {"hour": [self.seed, self.hour], "common": COMMON_SHARE, "kvab": kvab.__version__}
-        judged = self.job.study.slo.model_dump()
-        name = digest([self.job.configuration, self.job.depends_on(), made, judged])
+        made = [self.seed, self.hour, COMMON_SHARE, self.job.study.slo.model_dump()]
+        name = digest([self.job.configuration, self.job.depends_on(), made])
         return hours_path(self.job) / "cells" / f"{name[:32]}.json"
 
 
 def hours_path(job: Job) -> Path:
     """Return the folder of a cluster's made hours."""
     return job.runs / job.study.name / job.cluster.name / FOLDER
-
-
-def declared(study: Study) -> Hours:
-    """Return what the study declares of made hours.
-
-    Raises
-    ------
-    InputError
-        If it declares nothing.
-    """
-    if study.hours is None:
-        path, fix = study.folder / "study.yaml", "declare how many hours to make"
-        raise InputError(expected="a key hours", got="none", path=path, fix=fix)
-    return study.hours
 
 
 def replay_hours(
@@ -166,20 +99,24 @@ def replay_hours(
         to draw from.
     """
     if (kind := load_cluster(cluster).kind) != "simulated":
+        fix = "use --cluster simulated-h200"
         raise InputError(
-            f"cluster {cluster}: made hours are replayed on a simulated cluster, got kind {kind}; "
-            "use --cluster simulated-h200"
+            expected="a simulated cluster", got=kind, key=f"cluster {cluster}", fix=fix
         )
-    hours = declared(study)
+    if study.hours is None:
+        path, fix = study.folder / "study.yaml", "declare how many hours to make"
+        raise InputError(expected="a key hours", got="none", path=path, fix=fix)
     workload = replay_missing.workload(study, cluster, rows, None, trace, None)
-    conversations = find_conversations(_first_rows(workload, rows))
+    columns = ("timestamp_ms", "input_tokens", "output_tokens", "hash_ids")
+    first_rows: dict[str, Any] = {name: getattr(workload, name)[:rows] for name in columns}
+    conversations = find_conversations(replace(workload, **first_rows))
     jobs = [
         plan_job(study, cluster, name, 1, rows, workload, root() / folder)
         for name in (study.baseline, study.comparison)
     ]
     cells = [
-        Replayed(job, conversations, hours.seed, hour)
-        for hour in range(1, (count or hours.count) + 1)
+        Replayed(job, conversations, study.hours.seed, hour)
+        for hour in range(1, (count or study.hours.count) + 1)
         for job in jobs
     ]
     missing = [cell for cell in cells if not cell.path.is_file()]
@@ -194,18 +131,8 @@ def replay_hours(
     return write_tables(cells)
 
 
-def _first_rows(trace: Trace, rows: int | None) -> Trace:
-    return replace(
-        trace,
-        timestamp_ms=trace.timestamp_ms[:rows],
-        input_tokens=trace.input_tokens[:rows],
-        output_tokens=trace.output_tokens[:rows],
-        hash_ids=trace.hash_ids[:rows],
-    )
-
-
 def replay_hour(cell: Replayed, on_progress: Progress) -> None:
-    """Replay one made hour on one configuration and write its cell."""
+    """Replay one made hour on one configuration and write its cell, a row of the table."""
     hour = made_hour(cell.conversations, [cell.seed, cell.hour])
     job = replace(cell.job, trace=hour, rows=len(hour))
     run = open_cluster(job.cluster).start(job)
@@ -213,55 +140,55 @@ def replay_hour(cell: Replayed, on_progress: Progress) -> None:
     run.replay(on_progress)
     requests = run.collect().requests
     summary = metrics.summarize(requests, job.study.slo)
-    latencies = {
-        f"{key}_{name}": summary[key][name]
-        for key in metrics.LATENCIES
-        for name in ("mean", "p50", "p90", "p99")
+    row = {
+        "hour": cell.hour,
+        "sha256": hour.sha256,
+        "configuration": job.configuration,
+        **load_of(hour),
+        "errors": summary["requests"]["errors"],
+        "cached_tokens": int(requests["cached_tokens"].sum()),
+        "good": summary["good"]["count"],
     }
-    content = Cell(
-        **Load.of(hour).model_dump(),
-        **{name: value for name, value in latencies.items() if name in Cell.model_fields},
-        hour=cell.hour,
-        sha256=hour.sha256,
-        configuration=job.configuration,
-        errors=summary["requests"]["errors"],
-        cached_tokens=int(requests["cached_tokens"].sum()),
-        good=summary["good"]["count"],
-    )
-    write_beside(cell.path, content.model_dump_json().encode())
+    for key in metrics.LATENCIES:
+        row |= {f"{key}_{name}": summary[key][name] for name in STATISTICS}
+    write_beside(cell.path, json.dumps(row).encode())
+
+
+def load_of(trace: Trace) -> dict[str, float]:
+    """Return what an hour brings: requests, prompts, answers, reuse and bursts."""
+    bursts = np.unique(trace.timestamp_ms, return_counts=True)[1]
+    return {
+        "requests": len(trace),
+        "prompt_tokens": int(trace.input_tokens.sum()),
+        "median_prompt_tokens": float(np.median(trace.input_tokens)),
+        "p99_prompt_tokens": float(np.percentile(trace.input_tokens, 99)),
+        "answer_tokens": int(trace.output_tokens.sum()),
+        "reusable_tokens": int(reusable_tokens(trace).sum()),
+        "p95_burst_requests": float(np.percentile(bursts, 95)),
+        "largest_burst_requests": int(bursts.max()),
+    }
 
 
 def write_tables(cells: list[Replayed]) -> Path:
     """Write table and summary of complete cells and return their folder."""
     job, conversations = cells[0].job, cells[0].conversations
-    read = [Cell.model_validate_json(cell.path.read_bytes()) for cell in cells]
-    content = runs.parquet_bytes([pd.DataFrame([cell.model_dump() for cell in read])])
+    table = pd.DataFrame([json.loads(cell.path.read_bytes()) for cell in cells])
+    content = runs.parquet_bytes([table])
     summary = Summary(
         study=job.study.name,
-        study_version=job.study.version,
-        cluster=job.cluster.model_dump(mode="json"),
-        trace=runs.RunTrace(
-            name=job.trace.name,
-            sha256=job.trace.sha256,
-            synthetic=job.trace.synthetic,
-            rows=job.rows,
-            total_rows=len(job.trace),
-        ),
-        versions={"kvab": kvab.__version__, "python": platform.python_version(), **job.identity},
+        cluster=job.cluster.name,
+        depends_on={cell.job.configuration: cell.job.depends_on() for cell in cells[:2]},
         slo=job.study.slo,
-        manifests={cell.job.configuration: cell.job.recipe.digest for cell in cells},
         seed=cells[0].seed,
         hours=cells[-1].hour,
         conversations=len(conversations.rows),
-        largest_conversation_requests=int(conversations.sizes.max()),
-        recorded=Load.of(conversations.trace),
+        recorded=load_of(conversations.trace),
         table_sha256=hashlib.sha256(content).hexdigest(),
         **{"schema": 1},
     )
-    text = json.dumps(summary.model_dump(mode="json", by_alias=True), indent=1) + "\n"
     path = hours_path(job)
     write_beside(path / TABLE, content)
-    write_beside(path / SUMMARY, text.encode())
+    write_beside(path / SUMMARY, summary.model_dump_json(by_alias=True, indent=1).encode())
     return path
 
 
@@ -278,48 +205,36 @@ class MadeHours:
         """Comparison minus baseline by hour; a column for each of `EFFECTS`, named alike."""
         shares = self.table["good"] / self.table["requests"]
         by_arm = self.table.assign(good_share_mean=shares).set_index(["configuration", "hour"])
-        columns = [f"{metric}_{statistic}" for metric, statistic in EFFECTS]
-        after, before = (by_arm.loc[name, columns]
-                         for name in (self.study.comparison, self.study.baseline))  # fmt: skip
-        return (after - before).astype(float)
+        by_arm = by_arm[[f"{metric}_{statistic}" for metric, statistic in EFFECTS]].astype(float)
+        return by_arm.loc[self.study.comparison] - by_arm.loc[self.study.baseline]
 
-    @property
-    def key(self) -> str:
-        """Digest of everything that a page shows of them."""
-        return digest([self.summary.model_dump(mode="json"), self.study.digest])
+    def fit(self, run: runs.RunManifest) -> bool:
+        """Return whether they were made of what a run replayed, deployed and judged alike."""
+        made = self.summary.depends_on.get(run.configuration, {})
+        same = all(made.get(key) == run.depends_on.get(key) for key in SAME)
+        return same and self.summary.slo == self.study.slo
 
 
 def load_hours(
-    study: str | Path | Study,
-    cluster: str,
-    folder: str | Path,
-    published: str | Path = "book/published",
+    study: Study, cluster: str, folder: Path, published: str | Path = "book/published"
 ) -> MadeHours | None:
     """Return the made hours of a cluster in a folder of runs, else the published ones of its name.
-
-    Without either, or where the study declares none, there is None.
 
     Raises
     ------
     InputError
         If their files do not belong together.
     """
-    read = load_study(study)
-    places = [
-        root() / each / read.name / cluster / FOLDER / SUMMARY for each in (folder, published)
-    ]
-    path = next((each for each in places if each.is_file()), None)
-    if read.hours is None or path is None:
+    place = Path(study.name, cluster, FOLDER, SUMMARY)
+    found = (root() / each / place for each in (folder, published))
+    if (path := next(filter(Path.is_file, found), None)) is None:
         return None
-    fix = "restore both, or run `kvab resample`"
     try:
         summary = Summary.model_validate_json(path.read_bytes())
         content = path.with_name(TABLE).read_bytes()
+        if hashlib.sha256(content).hexdigest() != summary.table_sha256:
+            raise ValueError(f"another {TABLE} beside it")
     except (OSError, ValueError) as error:  # pydantic's own is a ValueError
-        got = str(error).splitlines()[0]
+        got, fix = str(error).splitlines()[0], "restore it, or run `kvab resample`"
         raise InputError(expected="made hours", got=got, path=path, fix=fix) from None
-    if hashlib.sha256(content).hexdigest() != summary.table_sha256:
-        expected = f"sha256 {summary.table_sha256[:12]} of {SUMMARY}"
-        path = path.with_name(TABLE)
-        raise InputError(expected=expected, got="another", path=path, fix=fix)
-    return MadeHours(read, summary, pd.read_parquet(io.BytesIO(content)))
+    return MadeHours(study, summary, pd.read_parquet(io.BytesIO(content)))

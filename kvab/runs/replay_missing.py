@@ -15,7 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from rich.progress import TimeRemainingColumn
 
@@ -28,7 +28,6 @@ from kvab.runs.workload import save_workload
 from kvab.study import Study, load_cluster
 from kvab.trace import Trace
 
-Work = TypeVar("Work", bound="Sized")
 OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
 _updates: Queue[tuple[int, int]]  # of `side_by_side`: which job has replayed how many requests
 
@@ -102,18 +101,10 @@ def replay_all(
     side_by_side(jobs, _replay_run, quiet)
 
 
-class Sized(Protocol):
-    """Work of which the number of requests is known."""
-
-    @property
-    def rows(self) -> int:
-        """Requests to replay."""
-
-
 def side_by_side(
-    jobs: Sequence[Work], replay: Callable[[Work, Progress], object], quiet: bool = False
+    jobs: Sequence[Any], replay: Callable[[Any, Progress], object], quiet: bool = False
 ) -> None:
-    """Replay jobs in processes of their own, one a core, under one progress bar in requests.
+    """Replay jobs, which have ``rows``, one a core, under one progress bar in requests.
 
     Raises
     ------
@@ -141,7 +132,7 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
 
 
-def _follow(jobs: Sequence[Sized], pending: list[Future], quiet: bool) -> None:
+def _follow(jobs: Sequence[Any], pending: list[Future], quiet: bool) -> None:
     """Show how many requests are done until every replay has ended."""
     with progress_bar("requests, left", TimeRemainingColumn(), quiet) as bar:
         total = bar.add_task(counted(len(jobs), "replay"), total=sum(job.rows for job in jobs))
@@ -188,7 +179,7 @@ def replay_in_turn(jobs: list[Job], take_over: bool = False) -> None:
         raise type(first)(f"{len(failed)} of {counted(len(jobs), 'replay')} failed; first: {first}")
 
 
-def _carry_out(replay: Callable[[Work, Progress], object], n: int, job: Work) -> None:
+def _carry_out(replay: Callable[[Any, Progress], object], n: int, job: Any) -> None:
     replay(job, lambda done: _updates.put((n, done)))
     _updates.put((n, job.rows))
 

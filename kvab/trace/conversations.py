@@ -23,14 +23,13 @@ References
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
+from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.trace.reading import Trace
 
@@ -54,11 +53,6 @@ class Conversations:
     trace: Trace
     rows: list[np.ndarray]
     shared: frozenset[int]
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """Requests of each conversation."""
-        return np.array([*map(len, self.rows)])
 
 
 def find_conversations(trace: Trace) -> Conversations:
@@ -110,30 +104,33 @@ def made_hour(conversations: Conversations, seed: int | Sequence[int]) -> Trace:
     """
     trace, count = conversations.trace, len(conversations.rows)
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(count, size=count)
+    drawn = [conversations.rows[each] for each in rng.integers(count, size=count)]
+    rows, copy = np.concatenate(drawn), np.repeat(np.arange(count), [*map(len, drawn)])
     clock = np.unique(trace.timestamp_ms)
-    start_ms = rng.choice(clock, count)
-    rows = np.concatenate([conversations.rows[each] for each in drawn])
-    copy = np.repeat(np.arange(count), conversations.sizes[drawn])
-    began_ms = trace.timestamp_ms[[conversations.rows[each][0] for each in drawn]]
-    at_ms = trace.timestamp_ms[rows] + (start_ms - began_ms)[copy]
-    tick = _nearest_tick(at_ms, clock)
+    moved_ms = rng.choice(clock, count) - trace.timestamp_ms[[each[0] for each in drawn]]
+    tick = _nearest_tick(trace.timestamp_ms[rows] + moved_ms[copy], clock)
     order = np.argsort(tick, kind="stable")
-    made = replace(
-        trace,
-        timestamp_ms=clock[tick[order]],
-        input_tokens=trace.input_tokens[rows[order]],
-        output_tokens=trace.output_tokens[rows[order]],
-        hash_ids=_relabelled(conversations, rows[order], copy[order]),
+    rows, hash_ids = rows[order], _relabelled(conversations, rows[order], copy[order])
+    at_ms, prompts, answers = (
+        clock[tick[order]],
+        trace.input_tokens[rows],
+        trace.output_tokens[rows],
     )
-    return replace(made, sha256=_content_sha256(made))
+    return replace(
+        trace,
+        sha256=digest([at_ms.tolist(), prompts.tolist(), answers.tolist(), hash_ids]),
+        timestamp_ms=at_ms,
+        input_tokens=prompts,
+        output_tokens=answers,
+        hash_ids=hash_ids,
+    )
 
 
 def _nearest_tick(at_ms: np.ndarray, clock: np.ndarray) -> np.ndarray:
     """Return the index of the nearest tick, on a clock that begins anew one tick after its last."""
     period_ms = clock[-1] - clock[0] + np.diff(clock).min(initial=np.inf)
-    within_ms = clock[0] + (at_ms - clock[0]) % period_ms
     following = np.append(clock[1:], clock[0] + period_ms)
+    within_ms = clock[0] + (at_ms - clock[0]) % period_ms
     return np.searchsorted((clock + following) / 2, within_ms) % len(clock)
 
 
@@ -141,22 +138,13 @@ def _relabelled(
     conversations: Conversations, rows: np.ndarray, copy: np.ndarray
 ) -> tuple[tuple[int, ...], ...]:
     """Return the blocks of rows; those that are not shared get ids of their copy."""
-    free = 1 + max(conversations.shared, default=-1)
-    ids: dict[tuple[int, int], int] = {}
+    shared, ids = conversations.shared, dict[tuple[int, int], int]()
+    free = 1 + max(shared, default=-1)
+
+    def relabel(copy: int, block: int) -> int:
+        return block if block in shared else ids.setdefault((copy, block), free + len(ids))
+
     return tuple(
-        tuple(
-            block
-            if block in conversations.shared
-            else ids.setdefault((number, block), free + len(ids))
-            for block in conversations.trace.hash_ids[row]
-        )
-        for row, number in zip(rows.tolist(), copy.tolist(), strict=True)
+        tuple(relabel(number, block) for block in conversations.trace.hash_ids[row])
+        for row, number in zip(rows, copy.tolist(), strict=True)
     )
-
-
-def _content_sha256(trace: Trace) -> str:
-    content = hashlib.sha256()
-    for column in (trace.timestamp_ms, trace.input_tokens, trace.output_tokens):
-        content.update(column.tobytes())
-    content.update(repr(trace.hash_ids).encode())
-    return content.hexdigest()

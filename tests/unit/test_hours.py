@@ -7,7 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kvab.console import interval, percent
 from kvab.errors import InputError
+from kvab.pages import outcome, robustness
+from kvab.pages.evidence import load_evidence
 from kvab.runs import hours
 from kvab.stats.hours import hour_to_hour
 from kvab.study import load_study
@@ -120,7 +123,7 @@ def made_hours(tmp_path_factory, chat_file):
 
 def test_both_arms_replay_every_made_hour(made_hours, chat_file):
     folder, path = made_hours
-    read = hours.load_hours(STUDY, "simulated-h200", folder)
+    read = hours.load_hours(load_study(STUDY), "simulated-h200", folder)
     assert path == folder / "qwen3-32b" / "simulated-h200" / "hours"
     table = read.table.set_index(["hour", "configuration"])
     assert table.index.tolist() == [
@@ -131,7 +134,7 @@ def test_both_arms_replay_every_made_hour(made_hours, chat_file):
     assert (table["requests"] == 90).all()
     assert (table["errors"] == 0).all()
     assert read.summary.conversations == 30
-    assert read.summary.recorded.prompt_tokens == read_trace(chat_file).input_tokens.sum()
+    assert read.summary.recorded["prompt_tokens"] == read_trace(chat_file).input_tokens.sum()
     arms = [table.xs(name, level=1) for name in ("agg-round-robin", "disagg-kv-router")]
     apart = arms[1]["ttft_ms_mean"] - arms[0]["ttft_ms_mean"]
     assert np.allclose(read.effects["ttft_ms_mean"], apart)
@@ -182,11 +185,13 @@ def test_tables_that_do_not_belong_together_are_rejected(made_hours, tmp_path):
     for name in (hours.TABLE, hours.SUMMARY):
         (copy / name).write_bytes((path / name).read_bytes())
     pd.read_parquet(copy / hours.TABLE).assign(good=1).to_parquet(copy / hours.TABLE)
-    with pytest.raises(InputError, match=r"hours\.parquet: expected sha256"):
-        hours.load_hours(STUDY, "simulated-h200", tmp_path)
+    with pytest.raises(
+        InputError, match=r"hours\.json: expected made hours, got another hours\.parquet"
+    ):
+        hours.load_hours(load_study(STUDY), "simulated-h200", tmp_path)
     (copy / hours.SUMMARY).write_text("{}")
     with pytest.raises(InputError, match=r"hours\.json: expected made hours"):
-        hours.load_hours(STUDY, "simulated-h200", tmp_path)
+        hours.load_hours(load_study(STUDY), "simulated-h200", tmp_path)
 
 
 def test_without_made_hours_there_are_none(tmp_path):
@@ -194,11 +199,123 @@ def test_without_made_hours_there_are_none(tmp_path):
     nothing = {"folder": tmp_path, "published": tmp_path}
     assert hours.load_hours(study, "simulated-h200", **nothing) is None
     undeclared = study.model_copy(update={"hours": None})
-    assert hours.load_hours(undeclared, "simulated-h200", **nothing) is None
     with pytest.raises(InputError, match="expected a key hours"):
         hours.replay_hours(undeclared, "simulated-h200")
 
 
 def test_only_a_simulated_cluster_replays_made_hours():
-    with pytest.raises(InputError, match="got kind live; use --cluster simulated-h200"):
+    with pytest.raises(
+        InputError, match="live-cpu: expected a simulated cluster, got live; use --cl"
+    ):
         hours.replay_hours(load_study(STUDY), "live-cpu")
+
+
+def made_up(evidence, count=60):
+    """Made hours of published runs, in which every effect is drawn about the recorded one."""
+    rng, rows = np.random.default_rng(3), []
+    load = {"requests": 12000, "median_prompt_tokens": 6900.0, "reusable_tokens": 50_000_000}
+    for hour in range(1, count + 1):
+        for name in (evidence.study.baseline, evidence.study.comparison):
+            slow = name == evidence.study.baseline
+            means = {"ttft_ms_mean": 1200 + 900 * slow, "itl_ms_mean": 17 + 14 * slow,
+                     "latency_ms_mean": 7000 + 3500 * slow,
+                     "ttft_ms_p99": 9000 + 8000 * slow}  # fmt: skip
+            drawn = {key: value * rng.normal(1, 0.02) for key, value in means.items()}
+            rows.append({"hour": hour, "configuration": name, **load, **drawn,
+                         "prompt_tokens": 144_000_000 + 1000 * hour,
+                         "largest_burst_requests": 20 + hour % 5,
+                         "good": int(12000 * rng.normal(0.86 - 0.23 * slow, 0.01))})  # fmt: skip
+    depends_on = {name: evidence.runs[name][0].manifest.depends_on
+                  for name in (evidence.study.baseline, evidence.study.comparison)}  # fmt: skip
+    summary = hours.Summary(
+        study="s", cluster="c", depends_on=depends_on, slo=evidence.study.slo, seed=1, hours=count,
+        conversations=7373, table_sha256="0" * 64, schema=1,
+        recorded={**load, "prompt_tokens": 144_030_000, "largest_burst_requests": 28},
+    )  # fmt: skip
+    return hours.MadeHours(evidence.study, summary, pd.DataFrame(rows))
+
+
+@pytest.fixture(scope="module")
+def published():
+    return load_evidence(STUDY, "simulated-h200", "book/published")
+
+
+def beside(evidence, made):
+    """Evidence with these made hours, if any."""
+    found = replace(evidence)
+    found.__dict__["made_hours"] = made
+    return found
+
+
+@pytest.fixture(scope="module")
+def evidence(published):
+    return beside(published, made_up(published))
+
+
+def test_pages_say_what_each_interval_is_about(evidence):
+    text = outcome.from_hour_to_hour(evidence)
+    good = outcome.hour_effects(evidence)[0]
+    assert text.startswith("The workload interval holds at the offered load of these 59 minutes.")
+    mean, another = (
+        interval(ends.low, ends.high, 100) for ends in (good.hours.mean, good.hours.another)
+    )
+    assert f"{mean} points in the mean of such hours and {another} points in another one" in text
+    assert "by the spread over 60 hours" in text
+    assert "(95 % hour-to-hour intervals)" in text
+    recorded = evidence.comparison.good.mean.difference
+    assert good.recorded == recorded
+    assert good.hours.another.low < good.hours.mean.low < recorded.value
+
+
+def test_the_table_of_effects_prints_intervals_and_their_coverage(evidence):
+    frame = robustness.hours_table(evidence).frame
+    effects = outcome.hour_effects(evidence)
+    assert frame["difference of"].tolist() == [effect.label for effect in effects] == [
+        "good share [points]", "mean TTFT [ms]", "mean ITL [ms]", "mean latency [ms]",
+        "p99 TTFT [ms]",
+    ]  # fmt: skip
+    for effect, mean, another in zip(
+        effects, frame["mean covered"], frame["another covered"], strict=True
+    ):
+        assert 0.92 <= effect.hours.another_coverage <= 0.97
+        assert mean == percent(effect.hours.mean_coverage)
+        assert another == percent(effect.hours.another_coverage)
+        assert len(effect.made) == 60
+
+
+def test_what_the_recorded_hour_brings_is_held_against_the_made_ones(evidence):
+    table = robustness.loads_table(evidence)
+    frame = table.frame.set_index("what an hour brings")
+    assert frame.loc["prompt tokens"].tolist() == [
+        "144,030,000", "144,001,000 to 144,060,000", "among them"
+    ]  # fmt: skip
+    assert frame.loc["largest burst requests"].tolist() == ["28", "20 to 24", "outside"]
+    assert table.caption.startswith("60 made hours")
+
+
+def test_the_figure_shows_every_made_hour_and_is_marked_simulated(evidence):
+    panel = robustness.hours_figure(evidence)
+    assert panel.caption.startswith("5 of 5 differences have the recorded sign in every made hour")
+    assert panel.csv.decode().count("\n") == 61
+    assert b"SIMULATED" in panel.svg
+
+
+@pytest.mark.parametrize("change", ["rows", "deploy.yaml", "trace", "slo", None])
+def test_hours_made_of_other_runs_are_not_shown(published, change, monkeypatch):
+    made = made_up(published, 3)
+    summary, baseline = made.summary, published.study.baseline
+    if change == "slo":
+        summary = summary.model_copy(update={"slo": summary.slo.model_copy(update={"itl_ms": 3.0})})
+    elif change:
+        depends_on = summary.depends_on[baseline] | {change: "other"}
+        asked = {"depends_on": summary.depends_on | {baseline: depends_on}}
+        summary = summary.model_copy(update=asked)
+    monkeypatch.setattr(hours, "load_hours", lambda *_: replace(made, summary=summary))
+    assert (replace(published).made_hours is None) == (change is not None)
+
+
+def test_without_made_hours_pages_name_the_command(published):
+    evidence = beside(published, None)
+    assert "(`kvab resample`)" in outcome.from_hour_to_hour(evidence)
+    assert "kvab resample" in robustness.hours_figure(evidence).caption
+    assert robustness.hours_table(evidence) is robustness.loads_table(evidence) is None
