@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import time
-from types import TracebackType
 
 import numpy as np
 from rich.console import Console, Group
@@ -34,12 +33,7 @@ class Display:
             self.live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live:
             self.live.stop()
 

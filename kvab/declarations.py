@@ -123,25 +123,22 @@ def read_yaml(path: Path) -> list[Any]:
         If the file is missing, unreadable, not YAML (with the line), repeats a key, or holds what
         JSON cannot: a date, a value inside itself, aliases that unfold to more than `MOST_VALUES`.
     """
+    line = None
     try:
         documents = copy.deepcopy(_documents(path.read_text(encoding="utf-8")))
         _check_plain(path, documents)
         return documents
-    except RecursionError:
-        raise InputError(
-            expected="YAML", got="values nested too deeply", path=path, fix="fix it"
-        ) from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(expected="YAML", got=str(error.problem), path=path, line=line,
-                         fix="fix it") from None  # fmt: skip
-    except (yaml.YAMLError, ValueError) as error:  # a wrong date or Unicode too
-        reason = str(error).splitlines()[0]
-        raise InputError(expected="YAML in UTF-8", got=reason, path=path, fix="fix it") from None
     except OSError as error:
         raise InputError(
             expected="a file", got=error.strerror, path=path, fix="check the name"
         ) from None
+    except RecursionError:
+        got = "values nested too deeply"
+    except yaml.MarkedYAMLError as error:
+        got, line = str(error.problem), error.problem_mark.line + 1 if error.problem_mark else 1
+    except (yaml.YAMLError, ValueError) as error:  # a wrong date or Unicode too
+        got = str(error).splitlines()[0]
+    raise InputError(expected="YAML in UTF-8", got=got, path=path, line=line, fix="fix it")
 
 
 def _check_plain(path: Path, documents: list[object]) -> None:

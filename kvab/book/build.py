@@ -118,7 +118,7 @@ def _book(path: Path, evidence: Evidence, judged: Gate, trace: Path | None, repl
     for line in clusters.left_out.values():
         print(line, file=sys.stderr)
     check, sweep = load_check(study, cluster, folder), load_sweep(study, cluster, folder)
-    shown = [each and each.key for each in (evidence, sweep, check, *clusters.places.values())]
+    shown = [part and part.key for part in (evidence, sweep, check, *clusters.places.values())]
     made = evidence.made_hours and evidence.made_hours.summary.model_dump(mode="json")
     measured = [file.read_text(encoding="utf-8") for below in MEASURED
                 for file in sorted((root() / below).glob("*.json"))]  # fmt: skip

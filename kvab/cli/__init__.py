@@ -96,10 +96,10 @@ def doctor(study: options.Study, cluster: options.Cluster = "simulated-h200") ->
     """Say what is missing for a cluster and how to fix it. Changes nothing."""
     from kvab.cli.doctor import findings
 
-    found = findings(study, cluster)
-    for finding in found:
+    seen = list(findings(study, cluster))
+    for finding in seen:
         print(f"{'ok  ' if finding.ok else 'FIX '}  {finding.what}")
-    if not all(finding.ok for finding in found):
+    if not all(finding.ok for finding in seen):
         raise typer.Exit(3)
 
 

@@ -6,6 +6,8 @@ Input: a study and a cluster. Output: findings.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -58,20 +60,17 @@ def _check_beta(recipe: Configuration, fix: bool) -> list[str]:
     return [f"{path}: written anew from deploy.yaml"]
 
 
-def findings(study: Path, cluster: str) -> list[Finding]:
-    """Return what was found, in the order in which a run needs it."""
+def findings(study: Path, cluster: str) -> Iterable[Finding]:
+    """Yield what is there and what is missing, in the order in which a run needs it."""
     declared = load_study(study)
-    found = [Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")]
+    yield Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")
     for name in declared.configurations:
-        found.append(look(name, partial(_described, declared, name)))
-    found.append(look("gpus", partial(_gpus, declared)))
-    found += _of_cluster(declared, cluster)
-    found += _of_trace(declared)
+        yield look(name, partial(_described, declared, name))
+    yield look("gpus", partial(_gpus, declared))
+    yield from _of_cluster(declared, cluster)
+    yield from _of_trace(declared)
     free = shutil.disk_usage(root()).free
-    found.append(
-        Finding(free > FREE_BYTES, f"{free / 1e9:.0f} GB free; runs and book need about 2 GB")
-    )
-    return found
+    yield Finding(free > FREE_BYTES, f"{free / 1e9:.0f} GB free; runs and book need about 2 GB")
 
 
 def _described(declared: Study, name: str) -> str:
@@ -85,23 +84,22 @@ def _gpus(declared: Study) -> str:
     return f"{declared.gpus.count} for each configuration"
 
 
-def _of_cluster(declared: Study, name: str) -> list[Finding]:
-    """Return what the cluster has and lacks: each thing that a run needs."""
+def _of_cluster(declared: Study, name: str) -> Iterable[Finding]:
+    """Yield what the cluster has and lacks of what a run needs."""
     try:
         profile = load_cluster(name)
         check_product(declared, profile)
-        found = list(open_cluster(profile).check(declared))
+        yield from open_cluster(profile).check(declared)
         if profile.kind == "kubernetes":
             from kvab.runs import remote
 
-            found += remote.study_findings(declared, profile)
-        return found
+            yield from remote.study_findings(declared, profile)
     except (KvabError, ModuleNotFoundError) as error:
-        return [Finding(False, f"cluster: {lacking(str(error)) or error}")]
+        yield Finding(False, f"cluster: {lacking(str(error)) or error}")
 
 
-def _of_trace(declared: Study) -> list[Finding]:
-    """Return that the trace is there, and for whose context some of its rows are too long."""
+def _of_trace(declared: Study) -> Iterable[Finding]:
+    """Yield that the trace is there, and for whose context some of its rows are too long."""
     path = trace_path(declared.trace)
     try:
         if not path.is_file():
@@ -109,19 +107,18 @@ def _of_trace(declared: Study) -> list[Finding]:
             raise InputError("not there: a made-up workload would stand in", path=path, fix=fix)
         trace = read_declared(declared.trace)
     except KvabError as error:
-        return [Finding(False, f"trace: {error}")]
-    found = [Finding(True, f"trace: {trace.path}, {len(trace):,} rows, sha256 as declared")]
+        yield Finding(False, f"trace: {error}")
+        return
+    yield Finding(True, f"trace: {trace.path}, {len(trace):,} rows, sha256 as declared")
     tokens = trace.input_tokens + trace.output_tokens
     for name in declared.configurations:
-        try:
+        with suppress(KvabError):  # which stands above already
             groups = declared_topology(declared, name).groups.values()
-        except KvabError:
-            continue  # which is said already
-        context = min(group.context_length for group in groups)
-        if count := int((tokens > context).sum()):
-            found.append(Finding(False, (
-                f"{name}: {count:,} of {len(trace):,} trace rows are longer than its context of "
-                f"{context:,} tokens (prompt and answer; the longest {tokens.max():,}), and fail "
-                "or are cut short; raise --max-model-len in deploy.yaml, or choose another trace"
-            )))  # fmt: skip
-    return found
+            context = min(group.context_length for group in groups)
+            if count := int((tokens > context).sum()):
+                yield Finding(False, (
+                    f"{name}: {count:,} of {len(trace):,} trace rows are longer than its context "
+                    f"of {context:,} tokens (prompt and answer; the longest {tokens.max():,}), and "
+                    "fail or are cut short; raise --max-model-len in deploy.yaml, or choose "
+                    "another trace"
+                ))  # fmt: skip

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
-from enum import StrEnum
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-
-
-class Counted(StrEnum):
-    """Whose token counts are used."""
-
-    SERVER = "server"
-    CLIENT = "client"
 
 
 def _default_study() -> Path:
     from kvab.study import default_study
 
     return default_study()
+
+
+def _path(text: str, shown: str, default: Callable[[], Path], *flags: str) -> object:
+    return typer.Option(
+        *flags, default_factory=default, resolve_path=True, show_default=shown, help=text
+    )
 
 
 def _place(flag: str, name: str, text: str) -> object:
@@ -33,24 +31,11 @@ def _place(flag: str, name: str, text: str) -> object:
 
         return root() / name
 
-    return typer.Option(
-        flag,
-        default_factory=default,
-        resolve_path=True,
-        show_default=f"{name} of the checkout",
-        help=text,
-    )
+    return _path(text, f"{name} of the checkout", default, flag)
 
 
-Study = Annotated[
-    Path,
-    typer.Option(
-        default_factory=_default_study,
-        resolve_path=True,
-        show_default="the checkout's only one, or the only published one",
-        help="The study file.",
-    ),
-]
+ONLY = "the checkout's only one, or the only published one"
+Study = Annotated[Path, _path("The study file.", ONLY, _default_study)]
 OwnStudy = Annotated[
     Path | None,
     typer.Option(
@@ -85,7 +70,7 @@ Runs = Annotated[Path, _place("--runs", "runs", "The folder of runs.")]
 Published = Annotated[Path, _place("--to", "book/published", "Folder of the published runs.")]
 Out = Annotated[Path, _place("--out", "book/_build", "Where the book is built.")]
 Counts = Annotated[
-    Counted | None,
+    Literal["server", "client"] | None,
     typer.Option(
         "--token-counts", help="Whose token counts; by default the server's where it gives any."
     ),

@@ -240,11 +240,7 @@ def _why_partial(folder: Path, summary: Json, records: Records | None) -> str | 
         return NO_SUMMARY
     if summary.get("is_complete") is False:
         return "AIPerf calls the run incomplete"
-    if marker.get("partial"):
-        exporters = marker.get("failed_exporters")
-        failed = ", ".join(map(str, exporters)) if isinstance(exporters, list) else ""
-        return f"AIPerf failed to write some of its results ({failed or 'some'})"
-    return None
+    return "AIPerf failed to write some of its results" if marker.get("partial") else None
 
 
 # --- what a summary without records says -------------------------------------------------------

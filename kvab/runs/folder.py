@@ -342,12 +342,12 @@ def read_manifest(path: Path) -> RunManifest:
 
 def find_runs(runs: Path, study: Study, cluster: str) -> list[Path]:
     """Return the run folders of a cluster, by configuration as declared, then by repeat."""
-    found = []
+    paths = []
     for configuration in study.configurations:
         folders = (runs / study.name / cluster / configuration).glob("r*")
         numbered = [path for path in folders if path.name[1:].isdigit()]
-        found += sorted(numbered, key=lambda path: int(path.name[1:]))
-    return found
+        paths += sorted(numbered, key=lambda path: int(path.name[1:]))
+    return paths
 
 
 def state(path: Path, depends_on: Json) -> tuple[State, str]:
@@ -369,15 +369,15 @@ def state(path: Path, depends_on: Json) -> tuple[State, str]:
 
 def find_state(path: Path, depends_on: Json) -> tuple[State, str]:
     """Return `state` of a run folder; a run set aside earlier that serves now comes back first."""
-    found = state(path, depends_on)
-    if found[0] == "complete":
-        return found
+    present = state(path, depends_on)
+    if present[0] == "complete":
+        return present
     for aside in sorted(path.parent.glob(f"{path.name}.set-aside-*"), reverse=True):
         if state(aside, depends_on)[0] == "complete":
             if path.exists():
                 set_aside(path)
             return state(aside.rename(path), depends_on)
-    return found
+    return present
 
 
 class RunLock:

@@ -6,6 +6,7 @@ Input: JSON lines, one request each. Output: arrays by row, in file order.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import math
@@ -99,29 +100,25 @@ def read_trace(
 
 def _checked_rows(path: Path, block_tokens: int, sha256: str | None) -> tuple[list[Json], str]:
     """Return every row, and the sha256 of the file they came from."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        fix = "check the name, or run `kvab trace fetch`"
+        raise InputError(expected="a file of JSON lines", got=error.strerror, path=path,
+                         fix=fix) from None  # fmt: skip
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, digest):
+        fix = "fetch it again, or name it with --trace to replay another trace on purpose"
+        raise InputError(expected=f"sha256 {sha256}", got=digest, path=path, fix=fix)
     rows: list[Json] = []
     last_ms = 0.0
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "nothing of that name"
-        fix = "check the name, or run `kvab trace fetch`"
-        raise InputError(expected="a file of JSON lines", got=got, path=path, fix=fix)
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if sha256 not in (None, digest):
-                fix = "fetch it again, or name it with --trace to replay another trace on purpose"
-                raise InputError(expected=f"sha256 {sha256}", got=digest, path=path, fix=fix)
-            file.seek(0)
-            for number, line in enumerate(file, start=1):
-                try:
-                    rows.append(_checked_row(line, last_ms, block_tokens))
-                except InputError as error:
-                    error.path, error.line = path, number
-                    raise
-                last_ms = rows[-1]["timestamp"]
-    except OSError as error:
-        raise InputError(expected="a file that can be read", got=error.strerror, path=path,
-                         fix="fix its rights") from None  # fmt: skip
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        try:
+            rows.append(_checked_row(line, last_ms, block_tokens))
+        except InputError as error:
+            error.path, error.line = path, number
+            raise
+        last_ms = rows[-1]["timestamp"]
     if not rows:
         raise InputError(expected="a request a line", got="an empty file", path=path,
                          fix="fetch it again")  # fmt: skip

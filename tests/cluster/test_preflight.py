@@ -21,7 +21,7 @@ def doctor():
 
 def dry_runs(emulated):
     """Return what `kvab doctor` finds when it tries what a run would create."""
-    found = findings(emulated.checkout / "recipes/qwen3-32b/study.yaml", "emulated")
+    found = list(findings(emulated.checkout / "recipes/qwen3-32b/study.yaml", "emulated"))
     assert [each for each in found if "rbac.yaml" in each.what] == []
     return [each for each in found if each.what.startswith("dry run")]
 

@@ -229,12 +229,12 @@ def test_a_wrong_sha256_is_said_before_a_wrong_row(path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="got nothing of that name"):
+    with pytest.raises(InputError, match="got No such file"):
         read_trace(tmp_path / "absent.jsonl")
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="got a folder"):
+    with pytest.raises(InputError, match="got Is a directory"):
         read_trace(tmp_path)
 
 
