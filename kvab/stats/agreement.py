@@ -75,14 +75,14 @@ def agreement(
     pairs = join({
         name: [table[table["row"].isin(rows)] for table in tables] for name, tables in arms.items()
     })  # fmt: skip
-    found = [values(pairs, name, slo) for name in ARMS]
-    gaps = [EFFECTS[2] @ np.stack([arm[key] for arm in found]) for key in METRICS]
+    by_arm = [values(pairs, name, slo) for name in ARMS]
+    gaps = [EFFECTS[2] @ np.stack([arm[key] for arm in by_arm]) for key in METRICS]
     design = plan(pairs, gaps, **settings)
     lines = {}
     for key in METRICS:
-        means = two_arms(pairs, [arm[key] for arm in found], design, ["mean"])
+        means = two_arms(pairs, [arm[key] for arm in by_arm], design, ["mean"])
         effects = means.map(lambda x: EFFECTS @ x)
-        low, high = (each[:, 0] for each in effects.interval)
+        low, high = (end[:, 0] for end in effects.interval)
         scale = abs(float(means.value[0, 0])) if key in LATENCIES else 1.0
         line = {"rows": len(rows), "repeats": int(pairs["repeat"].max())}
         for at, name in enumerate(("published", "yours", "gap")):
@@ -93,7 +93,7 @@ def agreement(
 
 
 def _common(published: tuple[Tables, Tables], yours: tuple[Tables, Tables]) -> np.ndarray:
-    first, second = (place[0][0]["row"].to_numpy() for place in (published, yours))
+    first, second = (arms[0][0]["row"].to_numpy() for arms in (published, yours))
     common = np.intersect1d(first, second)
     return common if len(common) else second  # without any, pairing says what is wrong
 

@@ -1,21 +1,24 @@
-"""The 2x2: what routing does, what the split does, and what only both together do.
+"""The 2x2: what routing does, what the split does, what only both do, and why requests miss.
 
 Input: the requests tables of the four cells. Output: main effects and interaction of every metric
-with workload intervals; the same bursts are drawn in all four cells.
+with workload intervals, the same bursts drawn in all four cells; the kinds of requests that miss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from kvab.errors import InputError
-from kvab.requests.metrics import LATENCIES, METRICS, Slo
-from kvab.stats.contrasts import Method, method, two_arms
-from kvab.stats.pairing import join, plan, values
+from kvab.requests.metrics import LATENCIES, METRICS, Bounds, Slo, good, served
+from kvab.stats.bootstrap import Replicates, Settings
+from kvab.stats.contrasts import two_arms
+from kvab.stats.pairing import arm_table, join, plan, values
 
 SPLITS = ("aggregated", "disaggregated")
 ROUTINGS = ("round-robin", "kv")
@@ -26,8 +29,16 @@ EFFECTS = {
     "interaction": np.array([1.0, -1.0, -1.0, 1.0]),
 }
 """Weights of the cells, in the order of `CELLS`."""
+WEIGHTS = np.stack([*EFFECTS.values()])
 
 ATTRIBUTED = ("mean", "p50", "p90", "p99")
+GOOD, LATE, SLOW, BOTH, ONE_TOKEN, FAILED = KINDS = (
+    "good", "first token late", "tokens slow", "late and slow", "one-token answer", "failed",
+)  # fmt: skip
+"""What becomes of a request, the reasons of a miss; each request is of one kind."""
+TTFT_KEPT, ITL_KEPT, NONE_KEPT, BOTH_KEPT = (
+    "TTFT bound kept", "ITL bound kept", "neither kept", "both kept: good",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,25 +50,18 @@ class Attribution:
     table : DataFrame
         ``metric``, ``statistic`` (``share`` for the good share), ``effect``, ``value``,
         ``ci_low``, ``ci_high`` in the metric's unit; see `attribute`.
-    cells : DataFrame
-        ``metric``, ``statistic``, ``split``, ``routing``, ``value``: the four cells themselves.
-    method : Method
-        Settings of the intervals, as in `kvab.stats.compare.Comparison`.
+    bounds : DataFrame
+        ``kept``, ``effect``, ``value``, ``ci_low``, ``ci_high``: the effects on the shares of
+        requests that keep the TTFT bound, the ITL bound, neither and both. A request keeps both or
+        neither or one, so the effects on the first three shares add up to those on the last.
     """
 
     table: pd.DataFrame
-    cells: pd.DataFrame
-    method: Method
+    bounds: pd.DataFrame
 
 
 def attribute(
-    cells: Mapping[tuple[str, str], Sequence[pd.DataFrame]],
-    slo: Slo,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    block_bursts: int | None = None,
+    cells: Mapping[tuple[str, str], Sequence[pd.DataFrame]], slo: Slo, **settings: Unpack[Settings]
 ) -> Attribution:
     r"""Return the main effects of routing and of the split, and their interaction.
 
@@ -67,8 +71,8 @@ def attribute(
         Requests tables of each cell of `CELLS`, one a repeat.
     slo : Slo
         Bounds of a good request.
-    level, resamples, seed, block_bursts
-        Of the intervals, as in `kvab.stats.compare.compare`.
+    **settings
+        ``level``, ``resamples``, ``seed``, as in `kvab.stats.compare.compare`.
 
     Returns
     -------
@@ -96,30 +100,66 @@ def attribute(
     missing = [" + ".join(cell) for cell in CELLS if not cells.get(cell)]
     if missing:
         raise InputError(f"attribution: no run of {', '.join(missing)}; all four cells are needed")
-    names = [" + ".join(cell) for cell in CELLS]
-    pairs = join({name: cells[cell] for name, cell in zip(names, CELLS, strict=True)})
-    found = [values(pairs, name, slo) for name in names]
-    effects = np.stack([*EFFECTS.values()])
-    apart = [
-        weights @ np.stack([cell[key] for cell in found]) for key in METRICS for weights in effects
-    ]
-    design = plan(pairs, apart, block_bursts, level=level, resamples=resamples, seed=seed)
-    rows, levels = [], []
+    pairs = join({" + ".join(cell): cells[cell] for cell in CELLS})
+    by_cell = [values(pairs, " + ".join(cell), slo) for cell in CELLS]
+    series = {key: np.stack([cell[key] for cell in by_cell]) for key in METRICS}
+    effects = [effect for of_metric in series.values() for effect in WEIGHTS @ of_metric]
+    design = plan(pairs, effects, **settings)
+    rows = []
     for key in METRICS:
         statistics = ATTRIBUTED if key in LATENCIES else ("mean",)
-        each = two_arms(pairs, [cell[key] for cell in found], design, statistics)
-        effect = each.map(lambda x: effects @ x)
-        low, high = effect.interval
-        for at, statistic in enumerate(statistics if key in LATENCIES else ("share",)):
-            for which, name in enumerate(EFFECTS):
-                ends = effect.value[which, at], low[which, at], high[which, at]
-                rows.append((key, statistic, name, *map(float, ends)))
-            for which, cell in enumerate(CELLS):
-                levels.append((key, statistic, *cell, float(each.value[which, at])))
+        arms = two_arms(pairs, series[key], design, statistics)
+        names = statistics if key in LATENCIES else ("share",)
+        rows += [(key, *row) for row in _effects(arms, names)]
+    bounds = [
+        (kept, *row)
+        for kept, shares in _kept(pairs, slo).items()
+        for _, *row in _effects(two_arms(pairs, shares, design, ["mean"]), ["share"])
+    ]
+    ends = ["effect", "value", "ci_low", "ci_high"]
     return Attribution(
-        table=pd.DataFrame(
-            rows, columns=["metric", "statistic", "effect", "value", "ci_low", "ci_high"]
-        ),
-        cells=pd.DataFrame(levels, columns=["metric", "statistic", "split", "routing", "value"]),
-        method=method(pairs, design),
+        table=pd.DataFrame(rows, columns=["metric", "statistic", *ends]),
+        bounds=pd.DataFrame(bounds, columns=["kept", *ends]),
     )
+
+
+def _effects(arms: Replicates, names: Sequence[str]) -> Iterator[tuple[str | float, ...]]:
+    """Yield statistic, effect, value and interval, from the statistics of the four cells."""
+    effects = arms.map(lambda x: WEIGHTS @ x)
+    low, high = effects.interval
+    for at, statistic in enumerate(names):
+        for which, name in enumerate(EFFECTS):
+            ends = (float(of[which, at]) for of in (effects.value, low, high))
+            yield (statistic, name, *ends)
+
+
+def _kept(pairs: pd.DataFrame, slo: Slo) -> dict[str, np.ndarray]:
+    """Return which requests keep which bounds, each of shape (cells, requests)."""
+    tables = [arm_table(pairs, " + ".join(cell)) for cell in CELLS]
+    of_ttft, of_itl, both = (
+        np.stack([good(table, bounds) for table in tables]).astype(float)
+        for bounds in (Bounds(slo.ttft_ms, math.inf), Bounds(math.inf, slo.itl_ms), slo)
+    )
+    neither = 1 - of_ttft - of_itl + both
+    return {TTFT_KEPT: of_ttft, ITL_KEPT: of_itl, NONE_KEPT: neither, BOTH_KEPT: both}
+
+
+def misses(tables: Mapping[str, Sequence[pd.DataFrame]], slo: Slo) -> pd.DataFrame:
+    """Return what becomes of the requests of each configuration, repeats pooled.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by configuration: the shares of the kinds in `KINDS`, which sum to one. A one-token
+        answer has no pace and is never good; it is of its own kind, late or not.
+    """
+    shares = {}
+    for name, repeats in tables.items():
+        table = pd.concat(repeats, ignore_index=True)
+        in_time = good(table, Bounds(slo.ttft_ms, math.inf), one_token=True)
+        in_pace = good(table, Bounds(math.inf, slo.itl_ms))
+        one_token = (table["output_tokens"] == 1).to_numpy(bool, na_value=False)
+        conditions = [~served(table), in_time & in_pace, one_token, in_pace, in_time]
+        kinds = np.select(conditions, [FAILED, GOOD, ONE_TOKEN, LATE, SLOW], BOTH)
+        shares[name] = pd.Series(kinds).value_counts(normalize=True)
+    return pd.DataFrame.from_dict(shares, orient="index").reindex(columns=[*KINDS]).fillna(0.0)

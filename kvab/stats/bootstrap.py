@@ -140,6 +140,24 @@ class Replicates:
         return self.value - half, self.value + half
 
     @property
+    def share_interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the interval of shares, which stay within 0 and 1.
+
+        Notes
+        -----
+        The interval that the module describes, on the logit scale: with share p and standard error
+        s it is logit p +- t s / (p (1 - p)), taken back (delta method). A share of 0 or 1 in every
+        resample has no error, and so no width.
+        T. Lumley, Complex Surveys (2010), and his R package survey: svyciprop, method logit.
+        """
+        p, half = self.value, self.design.critical() * self.error
+        inside = (p > 0) & (p < 1)
+        half = np.divide(half, p * (1 - p), out=np.array(half, float), where=inside)
+        ends = (special.expit(special.logit(p) + off) for off in (-half, half))
+        low, high = (np.where(inside, end, p + 0 * half) for end in ends)
+        return low, high
+
+    @property
     def p_value(self) -> np.ndarray:
         """Two-sided p of no difference: the level at which the interval would touch zero."""
         with np.errstate(divide="ignore", invalid="ignore"):

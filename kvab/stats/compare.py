@@ -2,8 +2,9 @@
 
 Input: the requests tables of two arms, a list of repeats each. Output: the numbers of
 ``kvab compare`` and of the pages on the outcome. Differences are comparison minus baseline.
-Two sources of variation stay apart: the workload (intervals ``ci_*``: block bootstrap over arrival
-time, `kvab.stats.bootstrap`) and run to run (``run_to_run``: Student's t over repeats).
+Two sources of variation have an interval each: the workload (``ci_*``: block bootstrap over arrival
+time, `kvab.stats.bootstrap`; repeats are pooled, so their noise inside bursts is in it too) and run
+to run (``run_to_run``: Student's t over repeats).
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ UNPAIRED = (
     "the other. Each arm is resampled by itself, in blocks over its order of sending; whether both "
     "had the same load and prompts is not checked."
 )
+MEAN = 0  # where it stands among the statistics of a metric
 FEW_BLOCKS = 10  # below, a note says that the intervals are rough
 
 
@@ -75,7 +77,10 @@ class RunToRun:
 
 @dataclass(frozen=True)
 class Paired:
-    """A latency pair by pair: share faster, Hodges-Lehmann and median of the differences."""
+    """A latency pair by pair: share faster, pseudo-median and median of the differences.
+
+    The pseudo-median (Hodges-Lehmann) is the median only of a symmetric distribution.
+    """
 
     faster: Estimate = field(default_factory=Estimate)
     hodges_lehmann: Estimate = field(default_factory=Estimate)
@@ -138,8 +143,6 @@ class Comparison:
         Pairs of requests, over all repeats; 0 if unpaired.
     metrics : dict of str to Outcome
         By metric, in display order; also as ``ttft``, ``itl``, ``latency`` and ``good``.
-    statistic : str
-        Which difference of a latency the verdict is about.
     method : Method
         Settings of the intervals.
     good_table : GoodTable
@@ -150,7 +153,6 @@ class Comparison:
 
     pairs: int
     metrics: dict[str, Outcome]
-    statistic: str
     method: Method
     good_table: GoodTable
     notes: list[str]
@@ -193,13 +195,16 @@ class Comparison:
             "good_share": rows["good_share"]["mean"],
             "faster_share": {key: of.faster.value for key, of in paired.items()},
             "faster_share_ci": {key: [of.faster.low, of.faster.high] for key, of in paired.items()},
-            "paired_median_difference": {
+            "paired_median_difference": {  # its value is the pseudo-median, as it always was
                 key: _ends("value", of.hodges_lehmann) | _ends("median", of.median, "median_")
                 for key, of in paired.items()
             },
+            "pseudo_median_difference": {
+                key: _ends("value", of.hodges_lehmann) for key, of in paired.items()
+            },
             "verdict": {key: of.verdict for key, of in every},
             "verdict_basis": {
-                key: {"statistic": self.statistic}
+                key: {"statistic": "mean"}
                 | asdict(of.judgement)
                 | _ends("difference", of.judgement.difference)
                 for key, of in every
@@ -248,9 +253,7 @@ def compare(
     slo: Slo,
     *,
     margins: Mapping[str, float] | None = None,
-    statistic: str = "mean",
     block_bursts: int | None = None,
-    one_token: bool = False,
     **settings: Unpack[Settings],
 ) -> Comparison:
     """Return the paired comparison of two arms.
@@ -263,13 +266,8 @@ def compare(
         Bounds of a good request, in milliseconds.
     margins : mapping, optional
         Metric -> practical margin, see `kvab.stats.contrasts.verdicts`; 0 where missing.
-    statistic : {'mean', 'p50', 'p90', 'p95', 'p99'}
-        Which difference of a latency the verdict is about. The mean is what users wait in total;
-        the shares of faster requests and the paired median stand beside it, for it hides them.
     block_bursts : int, optional
         Block length instead of the estimated one.
-    one_token : bool
-        Whether one-token answers are judged by their TTFT alone (`kvab.requests.metrics.good`).
     **settings
         ``level``, ``resamples``, ``seed`` of the intervals.
 
@@ -277,7 +275,8 @@ def compare(
     -------
     Comparison
         Latency statistics are over the served rows of each arm, paired ones over rows served in
-        both, the good share over all rows.
+        both, the good share over all rows. Verdicts on latencies are about the mean, what users
+        wait in total; it hides what the paired statistics beside it show.
 
     Raises
     ------
@@ -285,7 +284,7 @@ def compare(
         If the arms cannot be paired, see `kvab.stats.pairing.join`.
     """
     pairs = pair(baseline_tables, comparison_tables)
-    both = [values(pairs, arm, slo, one_token) for arm in (BASELINE, COMPARISON)]
+    both = [values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)]
     paired = differences(*both)
     design = plan(pairs, paired.values(), block_bursts, **settings)
     arms = {
@@ -297,11 +296,9 @@ def compare(
         metrics=_outcomes(
             arms,
             margins or {},
-            statistic,
             {key: _run_to_run(pairs, both, key, design.level) for key in METRICS},
             {key: paired_statistics(pairs, paired[key], design) for key in LATENCIES},
         ),
-        statistic=statistic,
         method=method(pairs, design),
         good_table=_good_table(pairs, both),
         notes=_notes(both, design, [len(baseline_tables), len(comparison_tables)]),
@@ -333,7 +330,7 @@ def compare_unpaired(
         arm = metric_values(pd.concat(ordered), slo)
         size = len(arm["good_share"])
         of = {key: Sample.of(column, np.arange(size), size) for key, column in arm.items()}
-        block = block_bursts(np.column_stack([each.influences() for each in of.values()]))
+        block = block_bursts(np.column_stack([metric.influences() for metric in of.values()]))
         both.append(arm)
         samples.append(of)
         designs.append(Design(size, block, **(settings | {"seed": settings.get("seed", 0) + at})))
@@ -344,15 +341,14 @@ def compare_unpaired(
             replicate(design, partial(statistics, of[key], names=statistics_of(key)))
             for of, design in zip(samples, designs, strict=True)
         ]
-        value = np.stack([each.value for each in estimates])
-        arms[key] = Replicates(value, np.stack([each.draws for each in estimates], axis=1), used)
+        value = np.stack([arm.value for arm in estimates])
+        arms[key] = Replicates(value, np.stack([arm.draws for arm in estimates], axis=1), used)
     name = "stationary block bootstrap over the order of sending, each arm by itself, Student t"
     unknown = RunToRun([], Estimate(), "unpaired")
     repeats = [len(baseline_tables), len(comparison_tables)]
     return Comparison(
         pairs=0,
-        metrics=_outcomes(arms, margins or {}, "mean", dict.fromkeys(METRICS, unknown), {}),
-        statistic="mean",
+        metrics=_outcomes(arms, margins or {}, dict.fromkeys(METRICS, unknown), {}),
         method=Method.of(used, name, np.nan, [design.bursts for design in designs]),
         good_table=GoodTable(),
         notes=[UNPAIRED, *_notes(both, used, repeats)],
@@ -362,43 +358,38 @@ def compare_unpaired(
 def _outcomes(
     arms: Mapping[str, Replicates],
     margins: Mapping[str, float],
-    statistic: str,
     repeats: Mapping[str, RunToRun],
     paired: Mapping[str, Paired],
 ) -> dict[str, Outcome]:
     """Return the outcome of each metric from the statistics of both arms."""
-    at = {key: statistics_of(key).index(statistic if key in LATENCIES else "mean") for key in arms}
-    judged = {key: difference(each).map(itemgetter((..., at[key]))) for key, each in arms.items()}
-    basis = verdicts(judged, {key: arms[key].value[0, at[key]] for key in arms}, margins)
+    judged = {key: difference(of).map(itemgetter((..., MEAN))) for key, of in arms.items()}
+    basis = verdicts(judged, {key: of.value[0, MEAN] for key, of in arms.items()}, margins)
     return {
         key: Outcome(
-            statistics=contrasts(each, statistics_of(key)),
+            statistics=contrasts(of, statistics_of(key)),
             judgement=basis[key],
             run_to_run=repeats[key],
             smallest_detectable=float(
-                (each.design.critical() + each.design.critical(POWER)) * judged[key].error
+                (of.design.critical() + of.design.critical(POWER)) * judged[key].error
             ),
             paired=paired.get(key, Paired()),
         )
-        for key, each in arms.items()
+        for key, of in arms.items()
     }
 
 
 def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -> Paired:
-    """Return share faster, Hodges-Lehmann and median of one metric's paired differences."""
+    """Return share faster, pseudo-median and median of one metric's paired differences."""
     unknown = np.isnan(paired)
     faster = sample(pairs, np.where(unknown, np.nan, paired < 0))
-    apart = sample(pairs, paired)
-    both = replicate(
-        design,
-        lambda weights: np.column_stack([mean(faster, weights), percentiles(apart, weights, [50])]),
-    )
-    share, median = (Estimate.at(which, both) for which in (0, 1))
-    center = hodges_lehmann(apart.values)
+    of_pairs = sample(pairs, paired)
+    share = replicate(design, partial(mean, faster))
+    median = replicate(design, partial(percentiles, of_pairs, q=[50]))
+    center = hodges_lehmann(of_pairs.values)
     return Paired(
-        faster=Estimate(share.value, max(share.low, 0.0), min(share.high, 1.0)),
-        hodges_lehmann=Estimate(center, *hodges_lehmann_interval(apart, center, design)),
-        median=median,
+        faster=Estimate(float(share.value), *map(float, share.share_interval)),
+        hodges_lehmann=Estimate(center, *hodges_lehmann_interval(of_pairs, center, design)),
+        median=Estimate.at(0, median),
     )
 
 
@@ -421,23 +412,23 @@ def _good_table(pairs: pd.DataFrame, both: Sequence[Mapping]) -> GoodTable:
 def _run_to_run(pairs: pd.DataFrame, both: Sequence[Mapping], key: str, level: float) -> RunToRun:
     repeat = pairs["repeat"].to_numpy()
     means = [pd.Series(arm[key]).groupby(repeat).mean() for arm in both]
-    apart = (means[1] - means[0]).dropna().to_numpy()
-    differences = [*map(float, apart)]
-    mean = float(apart.mean()) if differences else np.nan
-    if len(apart) < 2:
-        reason = f"{len(apart)} repeat: variation from run to run needs at least two"
+    by_repeat = (means[1] - means[0]).dropna().to_numpy()
+    differences = [*map(float, by_repeat)]
+    mean = float(by_repeat.mean()) if differences else np.nan
+    if len(by_repeat) < 2:
+        reason = f"{len(by_repeat)} repeat: variation from run to run needs at least two"
         return RunToRun(differences, Estimate(mean), reason)
-    error = apart.std(ddof=1) / np.sqrt(len(apart))
-    half = float(special.stdtrit(len(apart) - 1, (1 + level) / 2) * error)
+    error = by_repeat.std(ddof=1) / np.sqrt(len(by_repeat))
+    half = float(special.stdtrit(len(by_repeat) - 1, (1 + level) / 2) * error)
     return RunToRun(differences, Estimate(mean, mean - half, mean + half), None)
 
 
 def _notes(both: Sequence[Mapping], design: Design, repeats: Sequence[int]) -> list[str]:
     notes = []
-    for arm, each in zip((BASELINE, COMPARISON), both, strict=True):
-        if np.isnan(each["latency_ms"]).all():
+    for arm, of_arm in zip((BASELINE, COMPARISON), both, strict=True):
+        if np.isnan(of_arm["latency_ms"]).all():
             notes.append(f"The {arm} served no request: only the good share can be compared.")
-        elif np.isnan(each["good_share"]).all():
+        elif np.isnan(of_arm["good_share"]).all():
             notes.append(f"The {arm} was not streamed: only its latency can be compared.")
     if len(set(repeats)) > 1:
         notes.append(

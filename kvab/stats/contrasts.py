@@ -6,7 +6,7 @@ arithmetic that `compare`, `effects` and `attribution` share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +88,7 @@ def statistics_of(key: str) -> tuple[str, ...]:
 
 
 def two_arms(
-    pairs: pd.DataFrame, both: Sequence[np.ndarray], design: Design, names: Sequence[str]
+    pairs: pd.DataFrame, both: Iterable[np.ndarray], design: Design, names: Sequence[str]
 ) -> Replicates:
     """Return the statistics ``names`` of each arm: value (arms, names), draws (n, arms, names).
 
@@ -112,6 +112,14 @@ def difference(arms: Replicates) -> Replicates:
     return arms.map(lambda x: x[..., 1, :] - x[..., 0, :])
 
 
+def difference_columns(arms: Replicates) -> dict[str, np.ndarray]:
+    """Return the differences, and each one's interval and the band of all, as columns."""
+    differences = difference(arms)
+    names = ("ci_low", "ci_high", "band_low", "band_high")
+    ends = zip(names, [*differences.interval, *differences.band], strict=True)
+    return {"difference": differences.value, **dict(ends)}
+
+
 def contrasts(arms: Replicates, names: Sequence[str]) -> dict[str, Contrast]:
     """Return statistic -> both arms, difference and ratio, each of the two with its interval.
 
@@ -120,20 +128,20 @@ def contrasts(arms: Replicates, names: Sequence[str]) -> dict[str, Contrast]:
     The ratio's interval is that of its logarithm; next to no difference it may include 1 where
     the difference's excludes 0, or the other way. NaN if a value is not positive.
     """
-    apart = difference(arms)
+    differences = difference(arms)
 
     def log_ratio(x: np.ndarray) -> np.ndarray:
         logs = np.log(x, out=np.full(x.shape, np.nan), where=x > 0)
         return logs[..., 1, :] - logs[..., 0, :]
 
     logs = arms.map(log_ratio)
-    ratios = [np.exp(each) for each in (logs.value, *logs.interval)]
+    ratios = [np.exp(ends) for ends in (logs.value, *logs.interval)]
     return {
         name: Contrast(
             baseline=float(arms.value[0, at]),
             comparison=float(arms.value[1, at]),
-            difference=Estimate.at(at, apart),
-            ratio=Estimate(*(float(each[at]) for each in ratios)),
+            difference=Estimate.at(at, differences),
+            ratio=Estimate(*(float(ends[at]) for ends in ratios)),
         )
         for at, name in enumerate(names)
     }
@@ -181,17 +189,17 @@ def verdicts(
     """
     from statsmodels.stats.multitest import multipletests  # imports for a second
 
-    p = {key: float(each.p_value) for key, each in judged.items()}
-    finite = [1.0 if np.isnan(each) else each for each in p.values()]
+    p = {key: float(of.p_value) for key, of in judged.items()}
+    finite = [1.0 if np.isnan(value) else value for value in p.values()]
     adjusted = dict(zip(p, multipletests(finite, method="holm")[1], strict=True))
     result = {}
-    for key, each in judged.items():
+    for key, of in judged.items():
         margin = margins.get(key, 0.0) * (abs(baselines[key]) if key in LATENCIES else 1.0)
-        low, high = each.interval
-        lower = each.value < 0
+        low, high = of.interval
+        lower = of.value < 0
         if -margin <= low and high <= margin:
             verdict = "no difference"
-        elif adjusted[key] < 1 - each.design.level and abs(each.value) > margin:
+        elif adjusted[key] < 1 - of.design.level and abs(of.value) > margin:
             verdict = "better" if lower == (METRICS[key].better == "lower") else "worse"
         else:
             verdict = "inconclusive"
@@ -200,6 +208,6 @@ def verdicts(
             p=p[key],
             p_holm=np.nan if np.isnan(p[key]) else float(adjusted[key]),
             margin=float(margin),
-            difference=Estimate(*map(float, (each.value, low, high))),
+            difference=Estimate(*map(float, (of.value, low, high))),
         )
     return result

@@ -68,8 +68,8 @@ def crossing(loads: np.ndarray, shares: np.ndarray, target: float) -> np.ndarray
     high, low = (np.take_along_axis(shares, (below + n)[..., None], -1)[..., 0] for n in (0, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         part = (high - target) / (high - low)
-    found = loads[below] + part * (loads[below + 1] - loads[below])
-    ends = np.stack([found, found], axis=-1)
+    known = loads[below] + part * (loads[below + 1] - loads[below])
+    ends = np.stack([known, known], axis=-1)
     ends[last == top] = loads[-1], np.inf
     ends[~kept.any(axis=-1)] = 0.0, loads[0]
     return ends
@@ -214,7 +214,7 @@ def curves(
     ratios = kept.map(lambda x: ratio(x[..., first, :, :], x[..., second, :, :]))
     index = pd.MultiIndex.from_product([names, targets], names=["configuration", "target"])
     per_load = pd.MultiIndex.from_product([names, loads], names=["configuration", "load"])
-    low, high = np.clip(by_cell.interval, 0, 1)
+    low, high = by_cell.share_interval
     ends = {"share": by_cell.value.ravel(), "low": low.ravel(), "high": high.ravel()}
     return Curves(
         shares=pd.DataFrame(ends, per_load).reset_index(),
@@ -247,7 +247,7 @@ def _splits(
     design = plan(requests, [*good, *differences], **settings)
     by_split = shares(requests, good, design)
     difference = by_split.map(lambda x: x - x[..., [reference]])
-    low, high = np.clip(by_split.interval, 0, 1)
+    low, high = by_split.share_interval
     rows = {"share": by_split.value, "low": low, "high": high}
     rows["difference"] = difference.value
     rows["difference_low"], rows["difference_high"] = difference.interval

@@ -16,7 +16,7 @@ import pandas as pd
 
 from kvab.requests.metrics import LATENCIES, METRICS, Slo, good
 from kvab.stats.bootstrap import Settings, mean, replicate
-from kvab.stats.contrasts import POWER, difference
+from kvab.stats.contrasts import POWER, difference_columns, two_arms
 from kvab.stats.pairing import BASELINE, COMPARISON, differences, join, pair, plan, sample, values
 from kvab.stats.percentiles import percentiles
 
@@ -60,11 +60,8 @@ def quantile_differences(
     replicates = replicate(
         design, lambda weights: np.stack([percentiles(a, weights, 100 * q) for a in arms], axis=1)
     )
-    apart = difference(replicates)
-    ends = dict(zip(("ci_low", "ci_high", "band_low", "band_high"), [*apart.interval, *apart.band],
-                    strict=True))  # fmt: skip
     columns = {"q": q, "baseline": replicates.value[0], "comparison": replicates.value[1]}
-    return pd.DataFrame({**columns, "difference": apart.value, **ends})
+    return pd.DataFrame({**columns, **difference_columns(replicates)})
 
 
 def terciles(numbers: pd.Series | np.ndarray, unit: str) -> pd.Series:
@@ -150,8 +147,8 @@ def effect_by_group(
     for group in member.dropna().sort_values().unique():
         inside = (member == group).to_numpy()
         row = {"group": group, "pairs": int(inside.sum())}
-        for key, apart in paired.items():
-            within = sample(pairs, np.where(inside, apart, np.nan))
+        for key, differences_of in paired.items():
+            within = sample(pairs, np.where(inside, differences_of, np.nan))
             effect = replicate(design, partial(mean, within))
             row[f"{key}_difference"] = float(effect.value)
             row[f"{key}_ci_low"], row[f"{key}_ci_high"] = map(float, effect.interval)
@@ -170,8 +167,7 @@ def noise_floor(
     Parameters
     ----------
     baseline_tables : sequence of DataFrame
-        Requests tables of one configuration, one a repeat; each is compared with the next, the
-        last of three or more with the first.
+        Requests tables of one configuration, one a repeat; every two of them are compared.
     slo : Slo
         Bounds of a good request.
     **settings
@@ -183,26 +179,32 @@ def noise_floor(
         A row a metric: ``metric``, ``run_pairs``, ``largest_difference`` (absolute, of the means;
         of the shares), ``error`` (largest standard error of such a difference) and
         ``smallest_detectable`` = (t for the level + t for power 0.8) x error. NaN with one repeat.
+
+    Notes
+    -----
+    Of two repeats the means are subtracted. All comparisons draw the same bursts, in blocks of the
+    median length that neighbouring repeats ask for (`kvab.stats.pairing.plan`).
     """
-    measured: dict[str, list[np.ndarray]] = {key: [] for key in METRICS}
-    neighbours = list(itertools.pairwise(baseline_tables))
-    if len(baseline_tables) > 2:
-        neighbours.append((baseline_tables[-1], baseline_tables[0]))
-    for first, second in neighbours:
-        pairs = pair([first], [second])
-        paired = differences(*(values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)))
-        design = plan(pairs, paired.values(), **settings)
-        for key, apart in paired.items():
-            of = sample(pairs, apart)
-            effect = replicate(design, partial(mean, of))
-            detectable = (design.critical() + design.critical(POWER)) * effect.error
-            measured[key].append(np.array([abs(effect.value), effect.error, detectable]))
-    columns = ["largest_difference", "error", "smallest_detectable"]
-    rows = [
-        [key, len(of), *(np.max(of, axis=0) if of else [np.nan] * 3)]
-        for key, of in measured.items()
+    names = [f"repeat {n}" for n in range(1, len(baseline_tables) + 1)]
+    first, second = np.triu_indices(len(names), 1)
+    columns = ["metric", "run_pairs", "largest_difference", "error", "smallest_detectable"]
+    if not first.size:
+        return pd.DataFrame([[key, 0] + 3 * [np.nan] for key in METRICS], columns=columns)
+    pairs = join({name: [table] for name, table in zip(names, baseline_tables, strict=True)})
+    repeats = [values(pairs, name, slo) for name in names]
+    lengths = [
+        plan(pairs, differences(*neighbours).values()).block_bursts
+        for neighbours in itertools.pairwise(repeats)
     ]
-    return pd.DataFrame(rows, columns=["metric", "run_pairs", *columns])
+    design = plan(pairs, [], int(np.median(lengths)), **settings)
+    factor = design.critical() + design.critical(POWER)
+    rows = []
+    for key in METRICS:
+        means = two_arms(pairs, [repeat[key] for repeat in repeats], design, ["mean"])
+        between = means.map(lambda x: x[..., second, 0] - x[..., first, 0])
+        error = between.error.max()
+        rows.append([key, len(first), np.abs(between.value).max(), error, factor * error])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def good_shares(
@@ -222,7 +224,7 @@ def good_shares(
         is_good = values(joined, name, slo)["good_share"]
         design = plan(joined, [is_good], **settings)
         share = replicate(design, partial(mean, sample(joined, is_good)))
-        low, high = np.clip(share.interval, 0, 1)
+        low, high = share.share_interval
         by_repeat = [float(good(table, slo).mean()) for table in repeats]
         ends = {"share": float(is_good.mean()), "low": float(low), "high": float(high)}
         rows[name] = ends | {"repeats": by_repeat}

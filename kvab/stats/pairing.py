@@ -80,8 +80,8 @@ def join(arms: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
             if part is None:
                 part = reference[["row", "arrival_ms", "input_tokens"]].assign(repeat=repeat)
             for column in CARRIED:
-                told = column not in LATENCIES
-                part[f"{column}_{arm}"] = table[column].where(served(table) | told)
+                known = served(table) | (column not in LATENCIES)
+                part[f"{column}_{arm}"] = table[column].where(known)
         parts.append(part)
     pairs = pd.concat(parts, ignore_index=True)
     burst = np.unique(pairs["arrival_ms"], return_inverse=True)[1]
@@ -112,7 +112,7 @@ def _check_same(reference: pd.DataFrame, table: pd.DataFrame, where: str, first:
     _refuse(~(shift_ms <= ARRIVAL_TOLERANCE_MS), "arrival_ms", reference, table, where, first)
     both = served(table) & served(reference)
     wrong = np.zeros(len(both), bool)
-    lengths = (each["input_tokens"].to_numpy()[both] for each in (table, reference))
+    lengths = (of["input_tokens"].to_numpy()[both] for of in (table, reference))
     wrong[both] = unlike(*lengths)
     _refuse(wrong, "input_tokens", reference, table, where, first)
 
@@ -186,7 +186,7 @@ def plan(
     """
     bursts = int(pairs["burst"].max()) + 1
     if block is None:
-        series = [part for each in paired for part in (each, np.sign(each))]
+        series = [part for column in paired for part in (column, np.sign(column))]
         block = block_bursts(np.column_stack([sample(pairs, s).influences() for s in series]))
     if not 1 <= block <= bursts:
         raise InputError(f"block_bursts: expected 1 to {bursts} (the bursts), got {block}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Unpack
 
 import numpy as np
@@ -23,11 +24,13 @@ from kvab.stats.bootstrap import (
     mean,
     replicate,
 )
-from kvab.stats.contrasts import difference, statistics_of, two_arms, verdicts
+from kvab.stats.contrasts import difference, difference_columns, two_arms, verdicts
 from kvab.stats.pairing import BASELINE, COMPARISON, arm_table, pair, sample, values
+from kvab.stats.percentiles import percentiles
 
 ARMS = (BASELINE, COMPARISON)
 BLOCK_FACTORS = (0.25, 0.5, 2.0)
+OTHER_STATISTICS = ("p50", "p99")
 TRIM_SHARE = 0.05
 TTFT_GRID_MS = (500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
 ITL_GRID_MS = (10, 12.5, 15, 17.5, 20, 25, 30, 35, 40, 50)
@@ -63,36 +66,69 @@ def choices(
     Returns
     -------
     DataFrame
-        A row for each choice and metric, the declared choice first: ``choice``, ``metric``,
-        ``verdict``, ``difference``, ``ci_low``, ``ci_high`` (in the metric's unit).
+        A row for each choice and each metric that it can affect, the declared choice first:
+        ``choice``, ``metric``, ``verdict``, ``baseline``, ``comparison``, ``difference``,
+        ``ci_low``, ``ci_high`` (in the metric's unit). The p values are adjusted over all metrics,
+        of which those not affected are judged as declared.
     """
     pairs = pair(baseline, comparison)
     bursts = int(pairs["burst"].max()) + 1
-    declared = Design(bursts, block_bursts, **settings)
-    rows: list[dict[str, str | float]] = []
-
-    def judge(choice: str, pairs: pd.DataFrame, design: Design, slo: Slo, *,
-              one_token: bool = False, statistic: str = "mean") -> None:  # fmt: skip
-        both = [values(pairs, arm, slo, one_token) for arm in ARMS]
-        arms = {
-            key: two_arms(pairs, [arm[key] for arm in both], design,
-                          [statistic if key in LATENCIES else "mean"])
-            for key in METRICS
-        }  # fmt: skip
-        rows.extend(_judged(choice, arms, margins))
-
-    judge("as declared", pairs, declared, slo)
+    design = Design(bursts, block_bursts, **settings)
+    declared = _means(pairs, design, slo)
+    changed = {"as declared": declared}
     for block in _other_blocks(block_bursts, bursts):
-        judge(f"blocks of {_bursts(block)}", pairs, replace(declared, block_bursts=block), slo)
-    for statistic in statistics_of(LATENCIES[0])[1::3]:
-        judge(f"latencies by their {statistic}", pairs, declared, slo, statistic=statistic)
-    for other in other_slos:
-        judge(f"SLO {other.ttft_ms:g} ms and {other.itl_ms:g} ms", pairs, declared, other)
-    judge("one-token answers judged by TTFT", pairs, declared, slo, one_token=True)
+        changed[f"blocks of {_bursts(block)}"] = _means(
+            pairs, replace(design, block_bursts=block), slo
+        )
+    for statistic in OTHER_STATISTICS:
+        changed[f"latencies by their {statistic}"] = _latencies(pairs, design, statistic)
+    changed["latencies by the median paired difference"] = _paired_medians(pairs, design)
+    good_alone = {f"SLO {other.ttft_ms:g} ms and {other.itl_ms:g} ms": (other, False)
+                  for other in other_slos}  # fmt: skip
+    good_alone["one-token answers judged by TTFT"] = (slo, True)
+    for choice, rule in good_alone.items():
+        changed[choice] = {"good_share": _means(pairs, design, *rule)["good_share"]}
     for choice, part in _parts(pairs):
         left = np.unique(part["burst"], return_inverse=True)[1]
-        judge(choice, part.assign(burst=left), replace(declared, bursts=left.max() + 1), slo)
-    return pd.DataFrame(rows)
+        of_part = replace(design, bursts=int(left.max()) + 1)
+        changed[choice] = _means(part.assign(burst=left), of_part, slo)
+    return pd.DataFrame(
+        row
+        for choice, arms in changed.items()
+        for row in _judged(choice, {**declared, **arms}, margins)
+        if row["metric"] in arms
+    )
+
+
+def _means(
+    pairs: pd.DataFrame, design: Design, slo: Slo, one_token: bool = False
+) -> dict[str, Replicates]:
+    """Return the mean of each metric in both arms."""
+    both = [values(pairs, arm, slo, one_token) for arm in ARMS]
+    return {key: two_arms(pairs, [arm[key] for arm in both], design, ["mean"]) for key in METRICS}
+
+
+def _latencies(pairs: pd.DataFrame, design: Design, statistic: str) -> dict[str, Replicates]:
+    """Return a statistic of each latency in both arms."""
+    return {
+        key: two_arms(pairs, [pairs[f"{key}_{arm}"] for arm in ARMS], design, [statistic])
+        for key in LATENCIES
+    }
+
+
+def _paired_medians(pairs: pd.DataFrame, design: Design) -> dict[str, Replicates]:
+    """Return of each latency the baseline's median, and that plus the median paired difference."""
+    result = {}
+    for key in LATENCIES:
+        before, after = (pairs[f"{key}_{arm}"].to_numpy(float) for arm in ARMS)
+        median, by_pair = (
+            replicate(design, partial(percentiles, sample(pairs, of), q=[50]))
+            for of in (before, after - before)
+        )
+        value = np.stack([median.value, median.value + by_pair.value])
+        draws = np.stack([median.draws, median.draws + by_pair.draws], axis=1)
+        result[key] = Replicates(value, draws, design)
+    return result
 
 
 def judge_totals(
@@ -135,12 +171,14 @@ def _judged(
     choice: str, arms: Mapping[str, Replicates], margins: Mapping[str, float]
 ) -> Iterator[dict[str, str | float]]:
     """Yield a row of `choices` for each metric, from one statistic's `contrasts.two_arms`."""
-    differences = {key: difference(each).map(lambda x: x[..., 0]) for key, each in arms.items()}
-    basis = verdicts(differences, {key: each.value[0, 0] for key, each in arms.items()}, margins)
-    for key, each in basis.items():
-        apart = each.difference
-        yield {"choice": choice, "metric": key, "verdict": each.verdict,
-               "difference": apart.value, "ci_low": apart.low, "ci_high": apart.high}  # fmt: skip
+    differences = {key: difference(of).map(lambda x: x[..., 0]) for key, of in arms.items()}
+    both = {key: [float(value) for value in of.value[:, 0]] for key, of in arms.items()}
+    basis = verdicts(differences, {key: baseline for key, (baseline, _) in both.items()}, margins)
+    for key, of in basis.items():
+        ends = of.difference
+        yield {"choice": choice, "metric": key, "verdict": of.verdict, "baseline": both[key][0],
+               "comparison": both[key][1], "difference": ends.value, "ci_low": ends.low,
+               "ci_high": ends.high}  # fmt: skip
 
 
 def _bursts(number: int) -> str:
@@ -149,7 +187,9 @@ def _bursts(number: int) -> str:
 
 def _other_blocks(block: int, bursts: int) -> list[int]:
     scaled = [round(block * factor) for factor in BLOCK_FACTORS]
-    return [each for each in dict.fromkeys([1, *scaled]) if each != block and 1 <= each < bursts]
+    return [
+        other for other in dict.fromkeys([1, *scaled]) if other != block and 1 <= other < bursts
+    ]
 
 
 def _parts(pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -202,18 +242,13 @@ def slo_surface(
     ]
     tables = [arm_table(pairs, arm) for arm in ARMS]
     bounds = [Bounds(ttft_ms=ttft_ms, itl_ms=itl_ms) for ttft_ms, itl_ms in grid]
-    sums = np.stack(
-        [[sample(pairs, good(table, each)).sums for each in bounds] for table in tables]
-    )
+    sums = np.stack([[sample(pairs, good(table, of)).sums for of in bounds] for table in tables])
     counts = sample(pairs, np.ones(len(pairs))).counts
     shares = replicate(
         design,
         lambda weights: np.moveaxis(sums @ weights.T, -1, 0) / (weights @ counts)[:, None, None],
     )
-    apart = difference(shares)
-    ends = dict(zip(("ci_low", "ci_high", "band_low", "band_high"), [*apart.interval, *apart.band],
-                    strict=True))  # fmt: skip
     table = pd.DataFrame(grid, columns=["ttft_ms", "itl_ms"])
     return table.assign(
-        baseline=shares.value[0], comparison=shares.value[1], difference=apart.value, **ends
+        baseline=shares.value[0], comparison=shares.value[1], **difference_columns(shares)
     )

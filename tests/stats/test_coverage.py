@@ -5,6 +5,8 @@ own difficulty; what is left differs. Nothing is tuned to the seeds: replicate r
 drawn from the seed sequence (20261123, index of the series, r).
 """
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,8 +16,10 @@ from kvab.requests.metrics import METRICS
 from kvab.stats.bootstrap import block_bursts
 from kvab.stats.compare import paired_statistics
 from kvab.stats.contrasts import difference, two_arms, verdicts
+from kvab.stats.effects import QUANTILES, quantile_differences
 from kvab.stats.pairing import plan, sample
 from kvab.stats.percentiles import hodges_lehmann
+from kvab.study import root
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +147,24 @@ def test_block_length_follows_the_dependence():
             lengths.append(block_bursts(of.influences()[:, None]))
         median[kind] = np.median(lengths)
     assert median["independent"] <= 6 < median["ar1"]
+
+
+@pytest.mark.parametrize("kind", SERIES)
+def test_the_band_covers_the_whole_curve_as_often_as_is_written(kind):
+    _, baseline, comparison = series(kind, np.random.default_rng(1), 1000 * BURSTS)
+    truth = np.quantile(comparison, QUANTILES) - np.quantile(baseline, QUANTILES)
+    whole, single = [], []
+    for replicate in range(REPLICATES):
+        rng = np.random.default_rng([20261123, 17, list(SERIES).index(kind), replicate])
+        burst, *both = series(kind, rng)
+        arms = dict(zip(("ttft_ms_baseline", "ttft_ms_comparison"), both, strict=True))
+        pairs = pd.DataFrame({"burst": burst, **arms})
+        curve = quantile_differences(pairs, "ttft_ms", resamples=RESAMPLES, seed=replicate)
+        inside = (curve["band_low"] <= truth) & (truth <= curve["band_high"])
+        whole.append(inside.all())
+        single.append(((curve["ci_low"] <= truth) & (truth <= curve["ci_high"])).mean())
+    print(f"\n{kind}: band {np.mean(whole):.3f}, single quantiles {np.mean(single):.3f}")
+    text = (root() / "book" / "methods.md").read_text()
+    low, high = map(float, re.search(r"in ([\d.]+) to ([\d.]+) % of them", text).groups())
+    noise = 200 * np.sqrt(0.93 * 0.07 / REPLICATES)
+    assert low - noise <= 100 * np.mean(whole) <= high + noise

@@ -1,4 +1,4 @@
-"""The 2x2: effects with a known answer."""
+"""The 2x2: effects with a known answer, and why made-up requests miss."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,17 @@ import pandas as pd
 import pytest
 
 from kvab.errors import InputError
-from kvab.stats.attribution import ATTRIBUTED, CELLS, attribute
+from kvab.stats.attribution import (
+    ATTRIBUTED,
+    BOTH_KEPT,
+    CELLS,
+    ITL_KEPT,
+    KINDS,
+    NONE_KEPT,
+    TTFT_KEPT,
+    attribute,
+    misses,
+)
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
 FEW = {"resamples": 100, "seed": 3}
@@ -33,7 +43,7 @@ def requests(shift_ms, good_rows=100, rows=120):
 
 
 @pytest.fixture(scope="module")
-def found():
+def result():
     # routing takes 100 ms aggregated and 300 ms disaggregated; the split adds 50 ms before that
     shifts = {("aggregated", "round-robin"): 0, ("aggregated", "kv"): -100,
               ("disaggregated", "round-robin"): 50, ("disaggregated", "kv"): -250}  # fmt: skip
@@ -41,35 +51,34 @@ def found():
     return attribute({c: [requests(shifts[c], good[c])] for c in CELLS}, SLO, **FEW)
 
 
-def effect(found, metric, statistic):
-    rows = found.table.query("metric == @metric and statistic == @statistic")
+def effect(result, metric, statistic):
+    rows = result.table.query("metric == @metric and statistic == @statistic")
     return rows.set_index("effect")["value"].to_dict()
 
 
-def test_main_effects_are_averages_and_the_interaction_is_not_halved(found):
+def test_main_effects_are_averages_and_the_interaction_is_not_halved(result):
     expected = {"routing": -200.0, "split": -50.0, "interaction": -200.0}
-    assert effect(found, "ttft_ms", "mean") == pytest.approx(expected)
-    assert effect(found, "ttft_ms", "p90") == pytest.approx(expected)
+    assert effect(result, "ttft_ms", "mean") == pytest.approx(expected)
+    assert effect(result, "ttft_ms", "p90") == pytest.approx(expected)
     shares = {"routing": 0.2, "split": 0.2, "interaction": 0.3}
-    assert effect(found, "good_share", "share") == pytest.approx(shares)
+    assert effect(result, "good_share", "share") == pytest.approx(shares)
 
 
-def test_the_table_has_every_metric_statistic_and_effect_with_ordered_ends(found):
-    assert list(found.table) == ["metric", "statistic", "effect", "value", "ci_low", "ci_high"]
-    assert len(found.table) == 3 * (3 * len(ATTRIBUTED) + 1)
-    assert (found.table["ci_low"] <= found.table["value"] + 1e-9).all()
-    assert (found.table["value"] <= found.table["ci_high"] + 1e-9).all()
+def test_the_table_has_every_metric_statistic_and_effect_with_ordered_ends(result):
+    assert list(result.table) == ["metric", "statistic", "effect", "value", "ci_low", "ci_high"]
+    assert len(result.table) == 3 * (3 * len(ATTRIBUTED) + 1)
+    assert (result.table["ci_low"] <= result.table["value"] + 1e-9).all()
+    assert (result.table["value"] <= result.table["ci_high"] + 1e-9).all()
 
 
-def test_a_shift_that_all_pairs_share_has_no_workload_uncertainty(found):
-    ttft = found.table.query("metric == 'ttft_ms' and statistic == 'mean'")
+def test_a_shift_that_all_pairs_share_has_no_workload_uncertainty(result):
+    ttft = result.table.query("metric == 'ttft_ms' and statistic == 'mean'")
     np.testing.assert_allclose(ttft["ci_high"] - ttft["ci_low"], 0, atol=1e-9)
 
 
-def test_the_two_main_effects_sum_to_the_whole_change(found):
-    cells = found.cells.query("metric == 'latency_ms' and statistic == 'mean'")["value"]
-    main = effect(found, "latency_ms", "mean")
-    assert main["routing"] + main["split"] == pytest.approx(cells.iloc[3] - cells.iloc[0])
+def test_the_two_main_effects_sum_to_the_whole_change(result):
+    main = effect(result, "ttft_ms", "mean")
+    assert main["routing"] + main["split"] == pytest.approx(-250)  # of the last cell and the first
 
 
 def test_a_missing_cell_is_named():
@@ -87,6 +96,55 @@ def test_a_cell_of_another_slice_is_named():
 
 def test_few_bursts_leave_effects_without_intervals():
     cells = {cell: [requests(0, rows=6)] for cell in CELLS}
-    found = attribute(cells, SLO, **FEW)
-    assert found.table["value"].notna().all()
-    assert found.table["ci_low"].isna().all()
+    result = attribute(cells, SLO, **FEW)
+    assert result.table["value"].notna().all()
+    assert result.table["ci_low"].isna().all()
+
+
+def late(table, rows):
+    """The table with the first tokens of some rows late."""
+    return table.assign(ttft_ms=np.where(table["row"].isin(rows), 3000.0, table["ttft_ms"]))
+
+
+def test_the_interaction_of_the_good_share_is_that_of_its_bounds_and_of_missing_both():
+    # Of 120 requests: slow tokens (rows from 100 on) only in the aggregated cells, late first
+    # tokens only under round-robin, in the disaggregated cell of other rows.
+    cells = {
+        ("aggregated", "round-robin"): [late(requests(0), range(90, 120))],
+        ("aggregated", "kv"): [requests(0)],
+        ("disaggregated", "round-robin"): [late(requests(0, good_rows=120), range(30))],
+        ("disaggregated", "kv"): [requests(0, good_rows=120)],
+    }
+    bounds = attribute(cells, SLO, **FEW).bounds
+    effects = bounds.pivot(index="kept", columns="effect", values="value")
+    assert effects.loc[TTFT_KEPT].to_dict() == pytest.approx(
+        {"routing": 0.25, "split": 0.0, "interaction": 0.0}
+    )
+    assert effects.loc[ITL_KEPT].to_dict() == pytest.approx(
+        {"routing": 0.0, "split": 20 / 120, "interaction": 0.0}
+    )
+    # good: 90, 100, 90 and 120 rows; late and slow: 20, 0, 0 and 0
+    assert effects.loc[NONE_KEPT, "interaction"] == pytest.approx(20 / 120)
+    assert effects.loc[BOTH_KEPT, "interaction"] == pytest.approx(20 / 120)
+    parts = effects.loc[[TTFT_KEPT, ITL_KEPT, NONE_KEPT]].sum()
+    np.testing.assert_allclose(parts, effects.loc[BOTH_KEPT])
+    assert (bounds["ci_low"] <= bounds["value"] + 1e-9).all()
+
+
+def test_the_good_share_has_the_same_effects_in_both_tables(result):
+    bounds = result.bounds.set_index(["kept", "effect"]).loc[BOTH_KEPT]
+    good = result.table.query("metric == 'good_share'").set_index("effect")
+    pd.testing.assert_frame_equal(bounds, good[["value", "ci_low", "ci_high"]])
+
+
+def test_each_request_misses_for_one_reason():
+    table = late(requests(0, good_rows=100), range(90, 110))  # rows from 100 on are slow
+    table.loc[:4, ["output_tokens", "itl_ms"]] = [1, np.nan]
+    table.loc[3:4, "ttft_ms"] = 3000.0  # one-token answers, late or not
+    table.loc[5:7, ["ttft_ms", "itl_ms", "latency_ms"]] = np.nan
+    table["error"] = table["error"].mask(table["row"].between(5, 7), "HTTP 500")
+    shares = misses({"one": [table], "two": [table, requests(0, good_rows=120)]}, SLO)
+    counts = dict(zip(KINDS, (82, 10, 10, 10, 5, 3), strict=True))
+    assert (120 * shares.loc["one"]).to_dict() == pytest.approx(counts)
+    assert shares.loc["two", "good"] == pytest.approx((82 + 120) / 240)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)

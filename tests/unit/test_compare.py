@@ -62,7 +62,11 @@ def test_the_document_has_the_keys_of_the_contract_and_no_nan(result):
         assert list(document["metrics"][key]) == ["mean", "p50", "p90", "p95", "p99"]
         assert isinstance(document["faster_share"][key], float)
         assert len(document["faster_share_ci"][key]) == 2
-        assert {"value", "ci_low", "ci_high"} <= set(document["paired_median_difference"][key])
+        median, pseudo = (
+            document[f"{kind}_median_difference"][key] for kind in ("paired", "pseudo")
+        )
+        assert median["value"] == pseudo["value"] and median["median"] != pseudo["value"]
+        assert set(pseudo) == {"value", "ci_low", "ci_high"}
     entry = {
         "baseline", "comparison", "difference", "ratio", "ci_low", "ci_high",
         "ratio_ci_low", "ratio_ci_high",
@@ -308,12 +312,25 @@ def test_effects_by_group_recover_a_difference_that_one_group_has():
 
 
 def test_the_noise_floor_is_the_largest_difference_between_repeats():
-    tables = [requests(arm=repeat) for repeat in range(3)]
+    # Of five repeats the first and the third lie furthest apart: every two are compared.
+    tables = [requests(arm=repeat) for repeat in range(5)]
+    for repeat, shift_ms in enumerate((-300, 0, 300, 0, 0)):
+        tables[repeat]["ttft_ms"] += shift_ms
     floor = noise_floor(tables, SLO, **FEW).set_index("metric")
     means = [table["ttft_ms"].mean() for table in tables]
+    assert np.argmin(means) == 0 and np.argmax(means) == 2
     assert floor.loc["ttft_ms", "largest_difference"] == pytest.approx(max(means) - min(means))
-    assert floor.loc["ttft_ms", "run_pairs"] == 3
+    assert floor.loc["ttft_ms", "run_pairs"] == 10
     assert floor.loc["ttft_ms", "smallest_detectable"] > 2.8 * floor.loc["ttft_ms", "error"]
+
+
+def test_two_repeats_have_the_noise_of_their_comparison():
+    tables = [requests(arm=0), requests(arm=1)]
+    floor = noise_floor(tables, SLO, **FEW).set_index("metric")
+    compared = compare(tables[:1], tables[1:], SLO, **FEW)
+    for key, of in compared.metrics.items():
+        assert floor.loc[key, "largest_difference"] == pytest.approx(abs(of.mean.difference.value))
+        assert floor.loc[key, "smallest_detectable"] == pytest.approx(of.smallest_detectable)
 
 
 def test_the_noise_floor_of_one_repeat_is_unknown():
@@ -328,6 +345,24 @@ def test_a_draw_weighs_every_burst_and_seeds_repeat():
     assert first.shape == (30, 50)
     assert (first.sum(axis=1) == 50).all()
     assert (first == second).all()
+
+
+@pytest.mark.parametrize("good", [0, 3, 300, 597, 600])
+def test_the_interval_of_a_share_stays_within_0_and_1(good):
+    of_burst = np.zeros(200)
+    of_burst[: good // 3] = 3
+    design = Design(bursts=200, block_bursts=5, resamples=200, seed=1)
+    share = replicate(design, lambda weights: weights @ of_burst / (3 * weights.sum(axis=1)))
+    low, high = share.share_interval
+    assert 0 <= low <= share.value <= high <= 1
+    if good in (0, 600):
+        assert low == share.value == high  # none of the resamples says otherwise
+    else:
+        assert 0 < low < high < 1
+    if good == 300:  # far from the ends it is the interval of any mean
+        np.testing.assert_allclose([low, high], share.interval, atol=0.02)
+    few = replicate(Design(200, 150, resamples=20), lambda w: w @ of_burst / (3 * w.sum(axis=1)))
+    assert np.isnan(few.share_interval).all()
 
 
 def test_a_constant_series_needs_no_blocks():
