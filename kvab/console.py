@@ -103,9 +103,29 @@ def number(value: float | None, decimals: int | None = None) -> str:
     """
     if value is None or np.isnan(value):
         return "–"
-    if decimals is None:
-        decimals = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    decimals = _decimals(value) if decimals is None else decimals
     return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def _decimals(value: float) -> int:
+    return 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+
+
+def change(first: float, second: float, decimals: int | None = None) -> tuple[str, str, str]:
+    """Return two numbers and their difference as they are printed, so that the three add up.
+
+    All have the decimals that the smallest asks for; the difference is that of the rounded numbers.
+
+    Examples
+    --------
+    >>> change(62.26, 86.04, 1), change(2137.4, 1216.6)
+    (('62.3', '86.0', '+23.7'), ('2,137', '1,217', '−920'))
+    """
+    if decimals is None:
+        sizes = [size for size in (first, second, second - first) if size and np.isfinite(size)]
+        decimals = max(map(_decimals, sizes), default=0)
+    first, second = round(first, decimals), round(second, decimals)
+    return number(first, decimals), number(second, decimals), signed(second - first, decimals)
 
 
 def signed(value: float | None, decimals: int | None = None) -> str:

@@ -1,11 +1,11 @@
-"""Page 06: the four cells of the 2x2, and which factor brings what.
+"""Page 06: why requests miss, the four cells of the 2x2, and which factor brings what.
 
 Input: the evidence and its gate. Output: what the notebook shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,8 +17,53 @@ from kvab.pages.outcome import NO_VERDICT, reuse_text
 from kvab.pages.tables import Table
 from kvab.pages.theme import PLAIN, STYLES, WIDTH_IN, Drawing, drawn, legend_below
 from kvab.requests.metrics import METRICS
+from kvab.stats.attribution import (
+    BOTH,
+    FAILED,
+    GOOD,
+    ITL_KEPT,
+    LATE,
+    NONE_KEPT,
+    ONE_TOKEN,
+    SLOW,
+    TTFT_KEPT,
+)
 
+CELL_COLUMNS = {
+    "TTFT mean [ms]": "ttft_ms.mean",
+    "TTFT p50": "ttft_ms.p50",
+    "TTFT p99": "ttft_ms.p99",
+    "ITL p50 [ms]": "itl_ms.p50",
+    "ITL p99": "itl_ms.p99",
+    "latency mean [ms]": "latency_ms.mean",
+}
+LOOKS = {
+    GOOD: ("#d9d9d9", ""),
+    LATE: ("#E69F00", ""),
+    SLOW: ("#56B4E9", "//"),
+    BOTH: ("#5D3A9B", ".."),
+    ONE_TOKEN: ("#8c8c8c", "xx"),
+    FAILED: ("#222222", ""),
+}
 FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}
+
+
+def unless_whole(show: Callable[[Evidence], Table]) -> Callable[[Evidence], Table]:
+    """Return a decorator: where the 2x2 is not whole, a table says what it lacks."""
+
+    def table(evidence: Evidence) -> Table:
+        if evidence.missing:
+            frame = pd.DataFrame({"no run of": [evidence.missing]})
+            return Table(frame, "The 2x2 is not whole.", ("no run of",))
+        return show(evidence)
+
+    return table
+
+
+def points_gained(evidence: Evidence) -> pd.Series:
+    """Return what each configuration's good share gains on the baseline's, in points as printed."""
+    shares = (100 * evidence.good_shares["share"]).round(1)
+    return shares - shares[evidence.study.baseline]
 
 
 def _differ(evidence: Evidence, names: Iterable[str]) -> list[str]:
@@ -55,21 +100,86 @@ def cells_table(evidence: Evidence) -> Table:
     """Return the metrics of the four cells of the 2x2."""
     lines = []
     for name, arm in evidence.arms.items():
-        mean = evidence.summaries.loc[[name]].mean(skipna=False)
-        lines.append(
-            {
-                "configuration": arm.label,
-                "good": percent(mean["good.share"]),
-                "TTFT mean [ms]": number(mean["ttft_ms.mean"]),
-                "TTFT p50": number(mean["ttft_ms.p50"]),
-                "TTFT p99": number(mean["ttft_ms.p99"]),
-                "ITL p50 [ms]": number(mean["itl_ms.p50"]),
-                "ITL p99": number(mean["itl_ms.p99"]),
-                "latency mean [ms]": number(mean["latency_ms.mean"]),
-                "prompt from cache": reuse_text(mean["reuse"]),
-            }
+        of_arm = evidence.pooled.loc[name]
+        line = {"configuration": arm.label, "good": percent(of_arm["good.share"])}
+        line |= {heading: number(of_arm[column]) for heading, column in CELL_COLUMNS.items()}
+        lines.append(line | {"prompt from cache": reuse_text(of_arm["reuse"])})
+    caption = "Over the requests of all repeats; the share from cache is the mean over the repeats."
+    return Table(pd.DataFrame(lines), caption, ("configuration",))
+
+
+def misses_table(evidence: Evidence) -> Table:
+    """Return what becomes of the requests of each configuration."""
+    shares = evidence.misses
+    columns = [kind for kind in shares if kind != FAILED or shares[kind].any()]
+    lines = [
+        {"configuration": evidence.arms[name].label}
+        | {kind: percent(shares.loc[name, kind]) for kind in columns}
+        for name in shares.index
+    ]
+    slo = evidence.study.slo
+    return Table(
+        pd.DataFrame(lines),
+        f"Late: TTFT over {slo.ttft_ms:g} ms. Slow: ITL over {slo.itl_ms:g} ms. Over the requests "
+        "of all repeats.",
+        ("configuration",),
+    )
+
+
+@drawn("attribution-misses", lambda e: e.misses.rename_axis("configuration"))
+def misses_figure(evidence: Evidence) -> Drawing:
+    """Draw what becomes of requests: a bar for each configuration, a part for each kind."""
+    shares, left = 100 * evidence.misses.iloc[::-1], 0.0
+    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 1.0 + 0.35 * len(shares)))
+    labels = [evidence.arms[name].label for name in shares.index]
+    for kind, (color, hatch) in LOOKS.items():
+        if shares[kind].any():
+            axes.barh(labels, shares[kind], left=left, color=color, hatch=hatch, edgecolor="white",
+                      linewidth=0.5, label=kind)  # fmt: skip
+            left = left + shares[kind]
+    axes.set(xlim=(0, 100), xlabel="requests [%]")
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    legend_below(figure, axes)
+    caption = misses_caption(evidence)
+    parts = "; ".join(
+        f"{evidence.arms[name].label} " + ", ".join(
+            f"{kind} {percent(share)}" for kind, share in row.items() if share
         )
-    return Table(pd.DataFrame(lines), "Mean over the repeats.", ("configuration",))
+        for name, row in evidence.misses.iterrows()
+    )  # fmt: skip
+    return figure, caption, f"Stacked bars. {parts}."
+
+
+def misses_caption(evidence: Evidence) -> str:
+    """Return the most frequent reason of a miss in either arm, and what is drawn."""
+    clauses = []
+    for name in (evidence.study.baseline, evidence.study.comparison):
+        reasons = evidence.misses.loc[name].drop(GOOD)
+        if reasons.any():
+            clauses.append(f"{evidence.arms[name].label}, {reasons.idxmax()} "
+                           f"({percent(reasons.max())} of requests)")  # fmt: skip
+    why = f"The largest kind of miss: {'; '.join(clauses)}" if clauses else "No request misses"
+    return f"{why}. What becomes of the requests of each configuration, repeats pooled."
+
+
+@unless_whole
+def bounds_table(evidence: Evidence) -> Table:
+    """Return the effects on the shares of requests that keep each bound, neither and both."""
+    bounds, lines = evidence.attribution.bounds, []
+    for kept, rows in bounds.groupby("kept", sort=False):
+        line = {"share of requests": kept}
+        for row in rows.itertuples():
+            ends = interval(row.ci_low, row.ci_high, 100)
+            line[f"{row.effect} [points]"] = f"{signed(100 * row.value, 1)}\n({ends})"
+        lines.append(line)
+    slo = evidence.study.slo
+    return Table(
+        pd.DataFrame(lines),
+        f"Effects ({evidence.study.statistics.percent} workload interval) by bound: TTFT "
+        f"{slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms. The first three rows add up to the last.",
+        ("share of requests",),
+    )
 
 
 @drawn("attribution-interaction", lambda e: e.cells)
@@ -110,11 +220,9 @@ def interaction_caption(evidence: Evidence) -> str:
     )
 
 
+@unless_whole
 def effects_table(evidence: Evidence) -> Table:
     """Return main effects and interaction for every metric, with intervals."""
-    if evidence.missing:
-        frame = pd.DataFrame({"no run of": [evidence.missing]})
-        return Table(frame, "The 2x2 is not whole.", ("no run of",))
     lines: dict[str, dict[str, str]] = {}
     for row in evidence.attribution.table.itertuples():
         metric, share = METRICS[row.metric], row.metric == "good_share"
@@ -149,13 +257,11 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
 
     row = table.loc[("good_share", "share", "interaction")]
     depends = (
-        "what one factor brings depends on the other, because a good request needs both a first "
-        "token and a pace within bounds"
+        f"what one factor brings depends on the other. {_by_bound(evidence)}"
         if row["ci_low"] > 0 or row["ci_high"] < 0
-        else "these runs do not show that what one factor brings depends on the other"
+        else "these runs do not show that what one factor brings depends on the other."
     )
-    shares = evidence.good_shares["share"]
-    points = 100 * (shares - shares[evidence.study.baseline])
+    points = points_gained(evidence)
     steps = ", ".join(
         f"{arm.label} {signed(points[name], 1)}"
         for name, arm in evidence.arms.items()
@@ -167,5 +273,16 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
         f"tail of ITL (p99) moves mostly with the **{larger('itl_ms', 'p99')}**: routing "
         f"{effect('itl_ms', 'p99', 'routing')}, split {effect('itl_ms', 'p99', 'split')}. Against "
         f"the baseline the good share changes by these points: {steps}. The interaction is "
-        f"{effect('good_share', 'share', 'interaction')}: {depends}."
+        f"{effect('good_share', 'share', 'interaction')}: {depends}"
+    )
+
+
+def _by_bound(evidence: Evidence) -> str:
+    """Return how much of the interaction comes through each bound."""
+    bounds = evidence.attribution.bounds.set_index(["effect", "kept"])
+    points = 100 * bounds.loc["interaction", "value"]
+    return (
+        f"It is the sum of {signed(points[TTFT_KEPT], 1)} points on the share that keeps the TTFT "
+        f"bound, {signed(points[ITL_KEPT], 1)} on the share that keeps the ITL bound and "
+        f"{signed(points[NONE_KEPT], 1)} on the share that keeps neither."
     )

@@ -29,6 +29,7 @@ from kvab.pages.theme import (
 from kvab.runs.sweep import Sweep
 
 DARK = "#333333"
+CLOCK = "while the requests of one timestamp arrive at one instant"
 NO_SWEEP = (
     ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
     "study.yaml and run `kvab capacity`.\n:::"
@@ -168,7 +169,8 @@ def headline(swept: Sweep) -> str:
 
     first, second = map(carries, main)
     return (
-        f"{where}, {phrases[0]} keep {percent(swept.headline, 0)} of requests good {first}, "
+        f"{where}, {CLOCK}, {phrases[0]} keep {percent(swept.headline, 0)} of requests good "
+        f"{first}, "
         f"{phrases[1]} {second}: "
         f"{_compared(swept, f'{{ratio}} the {{load}} on {filled} GPUs')}"
         f"{_in_brackets(swept.ratios.loc[swept.headline])}."
@@ -187,7 +189,8 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     )
     row = swept.ratios.loc[swept.headline]
     ends = f"{_level(swept)} {ends_text(row)}; " if exact(row) else ""
-    kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
+    kind = "simulated, " if swept.simulated else f"on {plain(swept.cluster)}, "
+    kind += CLOCK
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     outdated = f" {_outdated(swept)}" if swept.changes else ""
     return (
@@ -260,6 +263,7 @@ def load_caption(swept: Sweep) -> str:
     ends = _in_brackets(swept.ratios.loc[swept.headline], f"{_level(swept)} ")
     return (
         f"At {percent(swept.headline, 0)} good requests {_compared(swept, carried)}{ends}. "
+        f"Measured {CLOCK}. "
         "Above: good share against the speed of arrivals, each point one replay of "
         f"{_replays(swept)}, bands its workload interval. "
         f"Below: where each curve falls through {percent(swept.headline, 0)}, with the workload "
@@ -316,7 +320,7 @@ def ceiling(swept: Sweep) -> str:
     )  # fmt: skip
     top = shares.loc[shares["share"].idxmax()]
     missed = [percent(target, 0) for target in swept.ratios.index if top["share"] < target]
-    out = f" So no configuration keeps {' or '.join(missed)} at any load." if missed else ""
+    out = f" So no configuration keeps {' or '.join(missed)} at any of these loads, {CLOCK}."
     reasons = []
     if cell.late_first_token:
         late = percent(cell.late_first_token / cell.requests)
@@ -332,7 +336,7 @@ def ceiling(swept: Sweep) -> str:
     return (
         f"{even if reasons else ''}The highest share anywhere is "
         f"{percent(top['share'])} ({swept.arms[top['configuration']].label} at {top['load']:g}x)."
-        f"{out}"
+        f"{out if missed else ''}"
     )
 
 

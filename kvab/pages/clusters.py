@@ -15,11 +15,12 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from kvab.cache import remember, source_digest
-from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.console import counted, interval, number, plain
 from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence, load_published
 from kvab.pages.gate import WITHHELD, Gate, gate
+from kvab.pages.outcome import both_shares
 from kvab.pages.tables import Table
 from kvab.pages.theme import COMPARISON, KINDS, PLAIN, WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import LATENCIES, METRICS
@@ -240,13 +241,14 @@ def overview_table(clusters: Clusters) -> Table:
     lines = []
     for name, evidence in clusters.places.items():
         comparison = evidence.comparison
-        good, difference = comparison.good.mean, comparison.good.mean.difference
+        before, after, points = both_shares(comparison.good.mean)
+        difference = comparison.good.mean.difference
         lines.append({
             "cluster": f"{name}\n({evidence.manifest.kind})",
             "verdict": clusters.verdicts[name],
             "requests": f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
-            "good": f"{percent(good.baseline)} → {percent(good.comparison)}",
-            "difference [points]": f"{signed(100 * difference.value, 1)}\n"
+            "good": f"{before} % → {after} %",
+            "difference [points]": f"{points}\n"
             f"({interval(difference.low, difference.high, 100)})",
             "TTFT ratio": number(comparison.ttft.mean.ratio.value, 2),
             "latency ratio": number(comparison.latency.mean.ratio.value, 2),

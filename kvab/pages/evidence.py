@@ -266,19 +266,42 @@ class Evidence:
         ]
         return pd.json_normalize(rows).set_index("configuration").astype(float)
 
+    @cached_property
+    def pooled(self) -> pd.DataFrame:
+        """Statistics of each configuration over the requests of all its repeats; by configuration.
+
+        The columns of ``summaries``. What belongs to a run and not to requests (duration, rates,
+        share from cache) is the mean over the repeats.
+        """
+        rows = [
+            {"configuration": name} | metrics.summarize(pd.concat(repeats), self.study.slo)
+            for name, repeats in self._all().items()
+        ]
+        pooled = pd.json_normalize(rows).set_index("configuration").astype(float)
+        by_run = self.summaries.groupby(level=0, sort=False).agg(
+            lambda runs: runs.mean(skipna=False)
+        )
+        return pooled.assign(**by_run[["duration_s", "good.rps", "reuse"]])
+
+    @cached_property
+    def misses(self) -> pd.DataFrame:
+        """Why requests miss their bounds, see `kvab.stats.attribution.misses`."""
+        from kvab.stats.attribution import misses
+
+        return misses(self._all(), self.study.slo)
+
     @property
     def cells(self) -> pd.DataFrame:
-        """The four cells of the 2x2, averaged over their repeats.
+        """The four cells of the 2x2.
 
         Indexed by ``split`` and ``routing``: ``good`` share of 1, ``ttft_ms`` mean, ``itl_p99_ms``.
         """
         columns = {"good.share": "good", "ttft_ms.mean": "ttft_ms", "itl_ms.p99": "itl_p99_ms"}
-        means = self.summaries[[*columns]].groupby(level=0, sort=False).mean()
-        factors = [self.arms[name].factors for name in means.index]
-        places = pd.MultiIndex.from_tuples(
+        factors = [self.arms[name].factors for name in self.pooled.index]
+        cells = pd.MultiIndex.from_tuples(
             [(levels.split, levels.routing) for levels in factors], names=["split", "routing"]
         )
-        return means.rename(columns=columns).set_index(places)
+        return self.pooled[[*columns]].rename(columns=columns).set_index(cells)
 
     @cached_property
     def key(self) -> str:

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from kvab.console import counted, interval, percent, plain, signed, span
+from kvab.pages.attribution import points_gained
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
-from kvab.pages.outcome import RED, VERDICTS, counterpoint, headline, table_line
+from kvab.pages.outcome import RED, VERDICTS, both_shares, counterpoint, headline, table_line
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     GREY,
@@ -57,10 +58,11 @@ def short_answer(evidence: Evidence, judged: Gate) -> str:
         return RED
     good, slo = evidence.comparison.good, evidence.study.slo
     row, where = good.mean, "in simulation" if evidence.simulated else "measured"
+    before, after, points = both_shares(row)
     return (
-        f"{VERDICTS[good.verdict]}, {where}: {percent(row.comparison)} of "
+        f"{VERDICTS[good.verdict]}, {where}: {after} % of "
         f"requests within TTFT {slo.ttft_ms / 1000:g} s and ITL {slo.itl_ms:g} ms against "
-        f"{percent(row.baseline)} ({signed(100 * row.difference.value, 1)} points, "
+        f"{before} % ({points} points, "
         f"{evidence.study.statistics.percent} interval "
         f"{interval(row.difference.low, row.difference.high, 100)})."
     )
@@ -106,10 +108,10 @@ def good_shares_caption(evidence: Evidence) -> str:
     if evidence.missing:
         finding = " ".join(f"{arms[n].label}: {percent(s)} good." for n, s in shares.items())
     else:
-        points = 100 * (shares - shares[evidence.study.baseline])
+        points = points_gained(evidence)
         alone = max((n for n in arms if arms[n].role == "ablation"), key=lambda n: points[n])
         finding = (
-            f"One factor alone brings at most {signed(points[alone], 1)} points "
+            f"The better single factor brings {signed(points[alone], 1)} points "
             f"({arms[alone].label}), both together "
             f"{signed(points[evidence.study.comparison], 1)}."
         )

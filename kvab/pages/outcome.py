@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from kvab.console import counted, interval, number, percent, plain, signed, span
+from kvab.console import change, counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.tables import Table
@@ -26,7 +26,7 @@ from kvab.pages.theme import (
     legend_below,
     log_ms,
 )
-from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
+from kvab.requests.metrics import COMPARED, LATENCIES, METRICS, Metric
 from kvab.runs.hours import EFFECTS
 from kvab.stats.contrasts import Contrast, Estimate
 from kvab.stats.hours import HourToHour, hour_to_hour
@@ -52,17 +52,23 @@ def headline(evidence: Evidence, judged: Gate) -> str:
     good, names = evidence.comparison.good, evidence.study.configurations
     baseline, comparison = names[evidence.study.baseline], names[evidence.study.comparison]
     slo, difference = evidence.study.slo, good.mean.difference
+    before, after, points = both_shares(good.mean)
     where = "in simulation" if evidence.simulated else f"on {plain(evidence.cluster)}"
     if evidence.synthetic:
         where += " on a SYNTHETIC WORKLOAD"
     return (
         f"{VERDICTS[good.verdict]}, {where}: {comparison.phrase} kept "
-        f"{percent(good.mean.comparison)} of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
-        f"{slo.itl_ms:g} ms, {baseline.phrase} {percent(good.mean.baseline)}: a difference of "
-        f"{signed(100 * difference.value, 1)} points ({evidence.study.statistics.percent} "
-        f"workload interval {interval(difference.low, difference.high, 100)})."
+        f"{after} % of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
+        f"{slo.itl_ms:g} ms, {baseline.phrase} {before} %: a difference of "
+        f"{points} points ({evidence.study.statistics.percent} workload interval "
+        f"{interval(difference.low, difference.high, 100)})."
         f"{undecided(evidence, 'good_share')}"
     )
+
+
+def both_shares(row: Contrast) -> tuple[str, str, str]:
+    """Return the good shares of both arms in per cent, and their difference in points."""
+    return change(100 * row.baseline, 100 * row.comparison, 1)
 
 
 def undecided(evidence: Evidence, metric: str) -> str:
@@ -113,7 +119,7 @@ def losses(evidence: Evidence) -> str:
         if row.difference.low > 0
     ]
     if only := result.good_table.only_baseline:
-        lines.append(f"late, though the baseline serves them in time: {counted(only, 'request')}")
+        lines.append(f"good under the baseline alone: {only:,} of {counted(result.pairs, 'pair')}")
     if not lines:
         return "Where the comparison loses: nowhere measured."
     listed = "\n".join(f"- {line}" for line in lines)
@@ -132,11 +138,11 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
 
 def table_line(label: str, row: Contrast, factor: float = 1, decimals: int | None = None) -> dict:
     """Return one line of a table of both arms."""
+    both = factor * row.baseline, factor * row.comparison
+    columns = zip(("baseline", "comparison", "difference"), change(*both, decimals), strict=True)
     return {
         "": label,
-        "baseline": number(factor * row.baseline, decimals),
-        "comparison": number(factor * row.comparison, decimals),
-        "difference": signed(factor * row.difference.value, decimals),
+        **dict(columns),
         "interval": interval(row.difference.low, row.difference.high, factor),
         "ratio": number(row.ratio.value, 2),
     }
@@ -171,7 +177,7 @@ def verdicts(evidence: Evidence, judged: Gate) -> str:
         margin, metric, share = evidence.study.margins[key], METRICS[key], key == "good_share"
         allowed = f"{number(100 * margin, 1 if share else 0)} "
         allowed += "points" if share else "% of the baseline"
-        difference = signed(metric.factor * result.mean.difference.value)
+        difference = _difference(result.mean, metric)
         if reason := undecided(evidence, key):
             notes.append(f"{metric.label}:{reason}")
         lines.append(
@@ -185,6 +191,12 @@ def verdicts(evidence: Evidence, judged: Gate) -> str:
     )
 
 
+def _difference(row: Contrast, metric: Metric) -> str:
+    """Return a difference of means as a table of both arms has it, without its unit."""
+    decimals = None if metric.factor == 1 else 1
+    return change(metric.factor * row.baseline, metric.factor * row.comparison, decimals)[2]
+
+
 # --- two sources of variation ------------------------------------------------------------------
 
 
@@ -196,13 +208,14 @@ def half_width(ends: Estimate, factor: float, decimals: int | None) -> str:
 def variation_table(evidence: Evidence) -> Table:
     """Return the two sources of variation side by side, and what noise alone looks like."""
     floor, lines = evidence.noise_floor.set_index("metric"), []
+    compared = counted(int(floor["run_pairs"].iloc[0]), "pair")
     for key, metric in METRICS.items():
         share, result = key == "good_share", evidence.comparison.metrics[key]
         decimals, factor = 1 if share else None, metric.factor
         lines.append(
             {
                 "difference of": "good share [points]" if share else f"mean {metric.short} [ms]",
-                "estimate": signed(factor * result.mean.difference.value, decimals),
+                "estimate": _difference(result.mean, metric),
                 "± workload": half_width(result.mean.difference, factor, decimals),
                 "± run to run": half_width(result.run_to_run.mean, factor, decimals),
                 "largest in A/A": number(factor * floor.loc[key, "largest_difference"], decimals),
@@ -213,23 +226,22 @@ def variation_table(evidence: Evidence) -> Table:
         pd.DataFrame(lines),
         f"±: half of each {evidence.study.statistics.percent} interval; run to run over "
         f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, the largest "
-        "difference between two repeats. Detectable: the smallest true difference that an A/A "
-        "comparison would call different from zero four times in five.",
+        f"difference over {compared} of its repeats. Detectable: the smallest true difference that "
+        "an A/A comparison would call different from zero four times in five.",
         ("difference of",),
     )
 
 
 def variation(evidence: Evidence) -> str:
     """Return whether the difference stands clear of the noise of a run."""
-    noise = evidence.noise_floor.set_index("metric").loc["good_share", "largest_difference"]
-    if np.isnan(noise):
+    noise = evidence.noise_floor.set_index("metric").loc["good_share"]
+    if not noise["run_pairs"]:
         return "With one repeat there is no comparison of the baseline with itself."
-    difference = evidence.comparison.good.mean.difference.value
     return (
-        f"The baseline replayed again differs from itself by at most {number(100 * noise, 1)} "
-        f"points of good share; the comparison differs from it by {signed(100 * difference, 1)}. "
-        "The two intervals answer different questions: other minutes at this offered load, and "
-        "another run of the same minutes."
+        f"Of {counted(len(evidence.runs[evidence.study.baseline]), 'replay')} of the baseline, the "
+        f"two that differ most are {number(100 * noise['largest_difference'], 1)} points of good "
+        "share apart; further replays may differ more. The comparison differs from the baseline by "
+        f"{both_shares(evidence.comparison.good.mean)[2]}."
     )
 
 
@@ -280,8 +292,8 @@ def goodput_table(evidence: Evidence) -> Table:
     """Return share and rate of good requests of each configuration, over its repeats."""
     lines, is_unequal = [], len(set(evidence.gpus.values())) > 1
     for name, arm in evidence.arms.items():
-        repeats, gpus = evidence.summaries.loc[[name]], evidence.gpus[name]
-        mean, shares = repeats.mean(skipna=False), repeats["good.share"]
+        mean, gpus = evidence.pooled.loc[name], evidence.gpus[name]
+        shares = evidence.summaries.loc[[name], "good.share"]
         per_gpu = {"GPUs": gpus, "good a second per GPU": number(mean["good.rps"] / gpus, 3)}
         lines.append(
             {
@@ -312,19 +324,43 @@ def reuse_text(share: float) -> str:
 
 
 def requests(evidence: Evidence) -> str:
-    """Return what happens to single requests: who is faster, and the four kinds of pairs."""
-    result = evidence.comparison
-    ttft, pairs = result.ttft.paired, result.good_table
+    """Return what happens to single requests: the four kinds of pairs."""
+    pairs, every = evidence.comparison.good_table, evidence.comparison.pairs
     return (
-        f"Pair by pair, {percent(ttft.faster.value)} of requests have a lower TTFT, "
-        f"{percent(result.itl.paired.faster.value)} a lower ITL and "
-        f"{percent(result.latency.paired.faster.value)} a lower "
-        f"latency under the comparison; the median paired TTFT difference (Hodges-Lehmann) is "
-        f"{signed(ttft.hodges_lehmann.value)} ms. Good under the comparison alone: "
-        f"{counted(pairs.only_comparison, 'request')}, under the baseline alone: "
-        f"{pairs.only_baseline:,}, under both: {pairs.both:,}, under neither: "
-        f"{pairs.neither:,} (repeats pooled)."
+        f"Of {counted(every, 'pair')} {pairs.only_comparison:,} are good under the comparison "
+        f"alone, {pairs.only_baseline:,} under the baseline alone, {pairs.both:,} under both and "
+        f"{pairs.neither:,} under neither."
     )
+
+
+def pairs_table(evidence: Evidence) -> Table:
+    """Return each latency pair by pair: share faster, median and pseudo-median difference."""
+    lines = []
+    for key in LATENCIES:
+        outcome = evidence.comparison.metrics[key]
+        faster, paired = outcome.paired.faster, outcome.paired
+        lines.append({
+            "": f"{METRICS[key].short} [ms]",
+            "faster": f"{percent(faster.value)}\n"
+            f"({number(100 * faster.low, 1)} to {number(100 * faster.high, 1)})",
+            "median difference": _with_ends(signed(paired.median.value), paired.median),
+            "pseudo-median":
+                _with_ends(signed(paired.hodges_lehmann.value), paired.hodges_lehmann),
+            "mean difference":
+                _with_ends(_difference(outcome.mean, METRICS[key]), outcome.mean.difference),
+        })  # fmt: skip
+    return Table(
+        pd.DataFrame(lines),
+        "Comparison minus baseline, pair by pair, with "
+        f"{evidence.study.statistics.percent} workload intervals. The pseudo-median "
+        "(Hodges-Lehmann) is the median of the means of every two differences: a few large "
+        "differences move it, and the median only where differences lie symmetrically about it.",
+        ("",),
+    )
+
+
+def _with_ends(value: str, of: Estimate) -> str:
+    return f"{value}\n({interval(of.low, of.high)})"
 
 
 def _two_arms(evidence: Evidence) -> dict[str, Arm]:

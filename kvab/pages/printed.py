@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvab.console import interval, number, percent, signed
+from kvab.console import change, interval, number, percent
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs.sources import Source
 from kvab.study import Slo
@@ -80,11 +80,11 @@ def comparison_lines(comparison: Comparison) -> Lines:
 
 def _change(row: Contrast, show: Callable[[float], str], factor: float = 1) -> str:
     """Return both values and their difference with its interval; of a share in points."""
-    difference = row.difference
+    difference, share = row.difference, factor != 1
     if math.isnan(difference.value):
-        change = "not measured in both"
-    else:
-        points = f"{signed(factor * difference.value, 1)} points"
-        change = signed(difference.value) if factor == 1 else points
-        change += f" ({interval(difference.low, difference.high, factor)})"
-    return f"{show(row.baseline)} -> {show(row.comparison)}: {change}"
+        return f"{show(row.baseline)} -> {show(row.comparison)}: not measured in both"
+    both = factor * row.baseline, factor * row.comparison
+    baseline, comparison, text = change(*both, 1 if share else None)
+    unit, points = (" %", " points") if share else ("", "")
+    ends = interval(difference.low, difference.high, factor)
+    return f"{baseline}{unit} -> {comparison}{unit}: {text}{points} ({ends})"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
 
-from kvab.console import interval, number, percent, signed
+from kvab.console import change, interval, number, percent, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
 from kvab.pages.outcome import NO_VERDICT, hour_effects
@@ -89,15 +89,19 @@ def choices_table(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Tabl
         metric, share = METRICS[row.metric], row.metric == "good_share"
         name = "good share [points]" if share else f"{metric.short} [ms]"
         decimals = 1 if share else None
-        value = signed(metric.factor * row.difference, decimals)
+        both = metric.factor * row.baseline, metric.factor * row.comparison
+        value = change(*both, decimals)[2]
         half = number(metric.factor * (row.ci_high - row.ci_low) / 2, decimals)
         changed = "CHANGED: " if row.verdict != row.declared else ""
         verdict = f"{changed}{row.verdict}" if judged.green else WITHHELD
         line = lines.setdefault(row.choice, {"choice": row.choice})
         line[name] = f"{verdict}\n{value} ± {half}"
-    frame = pd.DataFrame([*lines.values()])
+    frame = pd.DataFrame([*lines.values()]).fillna("–")
     level = evidence.study.statistics.percent
-    caption = f"Verdict, and the difference that it is about with its {level} workload interval."
+    caption = (
+        f"Verdict, and the difference that it is about with its {level} workload interval; a dash "
+        "where the choice cannot affect the metric."
+    )
     return Table(frame, caption, tuple(frame.columns))
 
 
@@ -106,14 +110,14 @@ def lesson(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> str:
     if not judged.green:
         return NO_VERDICT
     verdicts = _verdicts(evidence, sweep)
-    changed = verdicts[verdicts["verdict"] != verdicts["declared"]]
-    total = verdicts["choice"].nunique() - 1
-    same = total - changed["choice"].nunique()
-    text = (
-        f"All {total} other choices leave every verdict as declared."
-        if same == total
-        else f"Of {total} other choices {same} leave every verdict as declared."
+    others = verdicts[verdicts["choice"] != verdicts["choice"].iloc[0]]
+    same = others["verdict"] == others["declared"]
+    counts = ", ".join(
+        f"{METRICS[key].label.lower()} {of_metric.sum()} of {len(of_metric)}"
+        for key, of_metric in same.groupby(others["metric"], sort=False)
     )
+    text = f"Other choices that can affect it leave the verdict as declared: {counts}."
+    changed = others[~same]
     for choice, rows in changed.groupby("choice", sort=False):
         turned = ", ".join(
             f"{METRICS[row.metric].label} from {row.declared} to {row.verdict}"
