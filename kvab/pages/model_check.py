@@ -432,6 +432,11 @@ def _effect_name(row: pd.Series) -> str:
     return "good share" if metric.key == "good_share" else f"{row['statistic']} {metric.short}"
 
 
+def _within(row: pd.Series) -> bool:
+    """Return whether a live effect lies within the range of the orders, but for rounding."""
+    return bool(row["least"] - 1e-9 <= row["live"] <= row["most"] + 1e-9)
+
+
 def _effect_texts(row: pd.Series) -> tuple[str, str, str, str]:
     """Return an effect live and simulated, the error and the range of the orders, as printed."""
     share = row["metric"] == "good_share"
@@ -449,10 +454,10 @@ def effects_table(check: Check) -> Table:
     for _, row in check.effects.iterrows():
         live, centre, error, ends = _effect_texts(row)
         unit = "points" if row["metric"] == "good_share" else "ms"
-        within = "yes" if row["least"] <= row["live"] <= row["most"] else "no"
         lines.append({
             "difference of": f"{_effect_name(row)} [{unit}]", "live": live, "simulated": centre,
-            "least to most": ends, "error": error, "live within": within,
+            "least to most": ends, "error": error,
+            "live within": "yes" if _within(row) else "no",
         })  # fmt: skip
     caption = (
         "Comparison minus baseline, one live run of each. Simulated: the mean over orders of the "
@@ -470,7 +475,7 @@ def effects(check: Check) -> str:
         live, centre, *_ = _effect_texts(row)
         unit = "points" if row["metric"] == "good_share" else "ms"
         clauses.append(f"{_effect_name(row)} {live} and {centre} {unit}")
-        inside += row["least"] <= row["live"] <= row["most"]
+        inside += _within(row)
     return (
         "What the comparison changes against the baseline on these requests, in one live run of "
         f"each and simulated: {'; '.join(clauses)}; of {len(clauses)} live effects {inside} lie "

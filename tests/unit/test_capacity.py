@@ -251,6 +251,30 @@ def test_what_an_idle_cluster_serves_late_is_said_only_where_there_is_any(publis
     assert capacity.ceiling(replace(published, summary=summary)).startswith("The highest share")
 
 
+def test_what_is_said_of_loads_is_said_of_the_clock_that_they_were_measured_under(published):
+    clock = "while the requests of one timestamp arrive at one instant"
+    assert capacity.ceiling(published).endswith(
+        f"So no configuration keeps 90 % at any of these loads, {clock}."
+    )
+    green = SimpleNamespace(green=True)
+    for said in (
+        capacity.headline(published),
+        capacity.second_headline(published, green),
+        capacity.load_caption(published),
+    ):
+        assert clock in said
+    shares = published.curves.shares.assign(share=0.95)
+    reached = replace(published)
+    reached.__dict__["curves"] = replace(published.curves, shares=shares)
+    assert "no configuration" not in capacity.ceiling(reached)
+
+
+def test_the_interval_of_a_split_stays_within_0_and_100_percent(published):
+    splits = published.curves.splits
+    assert (splits["low"] > 0).all() and (splits["high"] < 1).all()
+    assert (splits["low"] < splits["share"]).all() and (splits["share"] < splits["high"]).all()
+
+
 def test_splits_that_serve_alike_are_not_ranked(published):
     assert "keeps most requests good" in capacity.split_caption(published)
     alike = replace(published)

@@ -1,5 +1,7 @@
 """The model check: errors of a simulation against live runs, from the published ones."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -66,4 +68,42 @@ def test_a_simulation_that_is_right_has_no_error(check):
     columns = ["configuration", "order", "metric", "statistic", "value"]
     same = Check(check.live, live, pd.DataFrame(orders, columns=columns), True)
     assert same.errors["error"].abs().max() < 1e-9
+    assert (same.effects["centre"] - same.effects["live"]).abs().max() < 1e-9
+    assert (model_check.effects_table(same).frame["live within"] == "yes").all()
+    assert "of 5 live effects 5 lie within" in model_check.effects(same)
     assert "100 %" in model_check.scatter_caption(same)
+
+
+def test_an_effect_is_off_where_only_one_configuration_is(check):
+    """Every order makes both arms' good shares 10 points too high and one arm's TTFT too long."""
+    live = check.errors.set_index(["configuration", "metric", "statistic"])["live"]
+    study, rows = check.live.study, []
+    for order, late_ms in ((FILE, 100.0), (SENT, 300.0), ("shuffle 1", 200.0)):
+        for (name, key, statistic), value in live.items():
+            off = 0.1 if key == "good_share" else 0.0
+            if (name, key) == (study.baseline, "ttft_ms"):
+                off = late_ms
+            rows.append((name, order, key, statistic, value + off))
+    columns = ["configuration", "order", "metric", "statistic", "value"]
+    made_up = Check(check.live, check.twins, pd.DataFrame(rows, columns=columns), True)
+    made_up.__dict__["errors"] = check.errors
+    effects = made_up.effects.set_index(["metric", "statistic"])
+    good, ttft = effects.loc[("good_share", "share")], effects.loc[("ttft_ms", "mean")]
+    assert good["centre"] == pytest.approx(good["live"])
+    assert ttft["centre"] - ttft["live"] == pytest.approx(-150)  # file order and shuffle
+    assert ttft["least"] - ttft["live"] == pytest.approx(-300)
+    assert ttft["most"] - ttft["live"] == pytest.approx(-100)
+    frame = model_check.effects_table(made_up).frame.set_index("difference of")
+    assert frame.loc["mean TTFT [ms]", "live within"] == "no"
+    assert model_check.effects(made_up).endswith(
+        "of 5 live effects 3 lie within the range of 3 simulated orders inside bursts."
+    )
+
+
+def test_nothing_is_said_of_effects_unless_both_arms_were_run_live(check):
+    study = check.live.study
+    alone = {name: runs for name, runs in check.live.runs.items() if name != study.baseline}
+    made_up = Check(replace(check.live, runs=alone), check.twins, check.orders, True)
+    made_up.__dict__["errors"] = check.errors
+    assert made_up.effects.empty
+    assert model_check.effects(made_up) == ""

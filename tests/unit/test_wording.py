@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.console import counted, span
-from kvab.pages import attribution, index, outcome, reproduce, runs, theme, workload
+from kvab.console import change, counted, span
+from kvab.pages import attribution, index, outcome, reproduce, robustness, runs, theme, workload
 from kvab.pages.evidence import load_evidence
 from kvab.pages.theme import arm_styles, markdown
 from kvab.requests.metrics import METRICS
@@ -185,13 +185,144 @@ def test_three_configurations_are_not_called_four(published):
 
 
 def test_what_factors_do_together_is_said_only_where_it_is_seen(published):
-    assert "depends on the other, because" in attribution.lesson(published, GREEN)
+    assert "depends on the other. It is the sum of" in attribution.lesson(published, GREEN)
     table = published.attribution.table.copy()
     at = (table["metric"] == "good_share") & (table["effect"] == "interaction")
     table.loc[at, ["value", "ci_low", "ci_high"]] = [0.001, -0.01, 0.012]
     unclear = replace(published)
     unclear.__dict__["attribution"] = SimpleNamespace(table=table)
     assert "do not show that what one factor brings depends" in attribution.lesson(unclear, GREEN)
+
+
+def test_the_interaction_is_told_by_the_bounds_through_which_it_comes(published):
+    bounds = published.attribution.bounds.copy()
+    at = bounds["effect"] == "interaction"
+    bounds.loc[at, "value"] = [0.05, -0.021, 0.001, 0.03]
+    made_up = replace(published)
+    made_up.__dict__["attribution"] = replace(published.attribution, bounds=bounds)
+    assert attribution.lesson(made_up, GREEN).endswith(
+        "It is the sum of +5.0 points on the share that keeps the TTFT bound, −2.1 on the share "
+        "that keeps the ITL bound and +0.1 on the share that keeps neither."
+    )
+    frame = attribution.bounds_table(made_up).frame.set_index("share of requests")
+    assert frame.loc["ITL bound kept", "interaction [points]"].startswith("−2.1\n(")
+
+
+def missing(published, baseline, comparison):
+    """Evidence of other kinds of misses in the two main configurations."""
+    made_up = replace(published)
+    misses = published.misses.copy()
+    for name, shares in zip(ARMS, (baseline, comparison), strict=True):
+        misses.loc[name] = shares
+    made_up.__dict__["misses"] = misses
+    return made_up
+
+
+def test_the_reasons_of_misses_are_those_of_the_requests(published):
+    made_up = missing(published, (0.5, 0.1, 0.3, 0.1, 0, 0), (0.9, 0.06, 0, 0, 0.03, 0.01))
+    assert attribution.misses_caption(made_up).startswith(
+        "The largest kind of miss: Aggregated, round-robin, tokens slow (30.0 % of requests); "
+        "Disaggregated, KV router, first token late (6.0 % of requests)."
+    )
+    frame = attribution.misses_table(made_up).frame.set_index("configuration")
+    assert frame.loc["Disaggregated, KV router", "failed"] == "1.0 %"
+    assert "failed" not in attribution.misses_table(published).frame  # none did
+    none = missing(published, (1, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0))
+    assert attribution.misses_caption(none).startswith("No request misses.")
+
+
+def test_a_quantity_has_one_value_on_all_pages(published):
+    comparison, pooled = published.comparison, published.pooled
+    for key in ("ttft_ms", "itl_ms", "latency_ms"):
+        for name in ("mean", "p50", "p99"):
+            both = comparison.metrics[key].statistics[name]
+            assert pooled.loc[ARMS[0], f"{key}.{name}"] == pytest.approx(both.baseline)
+            assert pooled.loc[ARMS[1], f"{key}.{name}"] == pytest.approx(both.comparison)
+    assert pooled.loc[ARMS[0], "good.share"] == pytest.approx(comparison.good.mean.baseline)
+    assert published.misses.loc[ARMS[0], "good"] == pytest.approx(comparison.good.mean.baseline)
+    points = outcome.both_shares(comparison.good.mean)[2]
+    assert points in index.good_shares_caption(published)
+    for text in (
+        outcome.headline(published, GREEN),
+        index.short_answer(published, GREEN),
+        outcome.verdicts(published, GREEN),
+        outcome.variation(published),
+        attribution.lesson(published, GREEN),
+    ):
+        assert f" {points}" in text or f"({points}" in text
+    table = robustness.choices_table(published, GREEN, None).frame
+    assert table["good share [points]"].iloc[0].startswith(f"better\n{points} ±")
+
+
+@pytest.mark.parametrize(
+    ("pair", "decimals", "expected"),
+    [
+        ((62.26, 86.04), 1, ("62.3", "86.0", "+23.7")),  # not +23.8
+        ((2136.53, 1214.14), None, ("2,137", "1,214", "−923")),
+        ((17.794, 16.826), None, ("17.79", "16.83", "−0.96")),
+        ((344.61, 21.88), None, ("344.6", "21.9", "−322.7")),
+        ((5.0, 5.0), 1, ("5.0", "5.0", "0.0")),
+        ((np.nan, 12.0), None, ("–", "12.0", "–")),
+    ],
+)
+def test_a_difference_is_that_of_the_printed_numbers(pair, decimals, expected):
+    assert change(*pair, decimals) == expected
+
+
+def test_pairs_are_called_pairs_and_medians_medians(published):
+    result = published.comparison
+    assert f"746 of {result.pairs:,} pairs" in outcome.losses(published)
+    text = outcome.requests(published)
+    assert text.startswith(f"Of {result.pairs:,} pairs ") and "request" not in text
+    paired = replace(
+        result.ttft.paired,
+        faster=Estimate(0.4, 0.35, 0.45),
+        median=Estimate(3.0, 1.0, 5.0),
+        hodges_lehmann=Estimate(-20.0, -30.0, -10.0),
+    )
+    made_up = comparing(published, ttft_ms=replace(result.ttft, paired=paired))
+    line = outcome.pairs_table(made_up).frame.iloc[0]
+    assert line["faster"] == "40.0 %\n(35.0 to 45.0)"
+    assert line["median difference"] == "+3.00\n(+1.00 to +5.00)"
+    assert line["pseudo-median"] == "−20.0\n(−30.0 to −10.0)"
+
+
+def test_noise_is_told_of_the_repeats_at_hand_and_is_no_bound(published):
+    text = outcome.variation(published)
+    assert text.startswith("Of 3 replays of the baseline, the two that differ most are 0.6 points")
+    assert "at most" not in text
+    once = published_once(published)
+    once.__dict__["comparison"] = published.comparison
+    assert outcome.variation(once).startswith("With one repeat")
+
+
+def verdicts_on(choices):
+    """Verdicts under some choices: metric -> verdict, as `kvab.stats.robustness` has them."""
+    numbers = {"baseline": 0.6, "comparison": 0.8, "difference": 0.2, "ci_low": 0.1, "ci_high": 0.3}
+    return pd.DataFrame(
+        {"choice": choice, "metric": key, "verdict": verdict, **numbers}
+        for choice, metrics in choices.items()
+        for key, verdict in metrics.items()
+    )
+
+
+def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
+    made_up = replace(published)
+    made_up.__dict__["slo_surface"] = published.slo_surface
+    made_up.__dict__["robustness"] = verdicts_on({
+        "as declared": {"ttft_ms": "better", "good_share": "better"},
+        "other blocks": {"ttft_ms": "better", "good_share": "better"},
+        "other bounds": {"good_share": "better"},
+        "the median": {"ttft_ms": "no difference"},
+    })  # fmt: skip
+    assert robustness.lesson(made_up, GREEN, None).startswith(
+        "Other choices that can affect it leave the verdict as declared: time to first token 1 of "
+        "2, good requests 2 of 2. With the median: Time to first token from better to no "
+        "difference. "
+    )
+    frame = robustness.choices_table(made_up, GREEN, None).frame.set_index("choice")
+    assert frame.loc["other bounds", "TTFT [ms]"] == "–"
+    assert frame.loc["the median", "TTFT [ms]"].startswith("CHANGED: no difference")
 
 
 @pytest.mark.parametrize(
