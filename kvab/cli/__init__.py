@@ -135,3 +135,5 @@ def main(arguments: list[str] | None = None) -> None:
             print("kvab: stopped; complete runs are kept, run the same command again",
                   file=sys.stderr)  # fmt: skip
         raise
+    finally:
+        gc.freeze()  # what is collected at the end of the interpreter would be looked for in vain

@@ -48,13 +48,14 @@ def _block_counts(trace: Trace) -> dict[str, float]:
     counts = [len(row) for row in trace.hash_ids]
     requests = np.repeat(np.arange(len(trace)), counts)
     ids = np.fromiter((i for row in trace.hash_ids for i in row), "int64", sum(counts))
-    unique, block = np.unique(ids, return_inverse=True)
-    block_in_request = np.unique(block * len(trace) + requests)
-    requests_of_block = np.bincount(block_in_request // len(trace))
+    unique, first, block = np.unique(ids, return_index=True, return_inverse=True)
+    first_request = requests[first]
+    last_request = first_request.copy()
+    np.maximum.at(last_request, block, requests)
     repeats = len(ids) - len(unique)
     return {
         "unique_blocks": len(unique),
-        "reused_blocks": int((requests_of_block > 1).sum()),
+        "reused_blocks": int((last_request > first_request).sum()),
         "block_references": len(ids),
         "repeat_references": repeats,
         "cache_efficiency": repeats / len(ids),
