@@ -32,7 +32,7 @@ from kvab.runs import replay_missing
 from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_study, root
 from kvab.study.topology import read_topology
-from kvab.trace import find_trace
+from kvab.trace.finding import find_trace
 
 CLUSTER = "simulated-h200"
 SWEEP_ROWS = 1_000

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import yaml
 
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 
 ROOT = Path(__file__).parents[1]
 STUDY = "recipes/qwen3-32b"

@@ -37,7 +37,7 @@ from kvab.runs.importing import is_imported
 from kvab.runs.replay_missing import replay_study
 from kvab.runs.sweep import load_sweep
 from kvab.study import load_study, root
-from kvab.trace import find_trace
+from kvab.trace.finding import find_trace
 
 MEASURED = ("book/published", "benchmarks/results")  # what pages show beside the runs
 OUTCOME, CLUSTERS, REPLAY = "05_outcome", "10_clusters", "03_replay"

@@ -31,7 +31,7 @@ from kvab.requests.archives import folder_of
 from kvab.runs import folder as runs
 from kvab.runs import hours, sweep
 from kvab.runs.folder import RunManifest
-from kvab.runs.workload import workload_path
+from kvab.runs.summaries import workload_path
 from kvab.study import Study, load_study, root
 from kvab.study.manifests import DEPLOY, PERF
 

@@ -18,7 +18,7 @@ from kvab.study import Study, check_product, load_cluster, load_study, root
 from kvab.study.benchmark import read_scripts
 from kvab.study.manifests import BETA_FILE, Configuration, beta_text, read_configuration
 from kvab.study.topology import check_gpus, declared_topology
-from kvab.trace import read_declared, trace_path
+from kvab.trace.finding import read_declared, trace_path
 
 FREE_BYTES = 2_000_000_000
 

@@ -22,7 +22,7 @@ def fetch(
 ) -> None:
     """Download the study's trace, checked against its sha256."""
     from kvab.study import load_study
-    from kvab.trace import fetch_trace
+    from kvab.trace.finding import fetch_trace
 
     print(fetch_trace(load_study(study).trace, to))
 
@@ -34,9 +34,9 @@ def describe(
     block_tokens: BlockOption = 512,
 ) -> None:
     """Print the figures of a trace, and what it does not say."""
-    from kvab.trace import read_trace
     from kvab.trace.describe import describe as description_of
     from kvab.trace.describe import describe_rows
+    from kvab.trace.reading import read_trace
 
     description = description_of(read_trace(trace, block_tokens=block_tokens))
     if as_json:
@@ -55,7 +55,7 @@ def slice_(
     block_tokens: BlockOption = 512,
 ) -> None:
     """Write a part of a trace as a trace of its own."""
-    from kvab.trace import read_trace, slice_trace, write_rows
+    from kvab.trace.reading import read_trace, slice_trace, write_rows
 
     read = read_trace(trace, block_tokens=block_tokens)
     chosen = slice_trace(read, rows=rows, start_s=start_s, end_s=end_s)

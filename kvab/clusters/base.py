@@ -23,7 +23,7 @@ from kvab.study.benchmark import read_scripts
 from kvab.study.manifests import Configuration, read_configuration
 from kvab.study.topology import Topology, declared_topology
 from kvab.study.variants import AS_DECLARED, Variant
-from kvab.trace import Trace, burst_order
+from kvab.trace.reading import Trace, burst_order
 
 if TYPE_CHECKING:  # what only looks at declarations does without, a third of a second sooner
     import pandas as pd

@@ -37,7 +37,7 @@ from kvab.errors import DependencyError, InputError
 from kvab.requests.simulator import from_simulator
 from kvab.study import Live, Simulated, Study
 from kvab.study.topology import Topology, WorkerGroup, declared_topology
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 PACKAGES = ("ai-dynamo", "aisimulate")
 ALIKE_STEP_MS = 0.001

@@ -25,7 +25,7 @@ from kvab.runs import folder as runs
 from kvab.runs import summaries
 from kvab.runs.folder import Run, RunManifest
 from kvab.runs.sources import NOT_STREAMED
-from kvab.runs.workload import Workload, load_workload
+from kvab.runs.summaries import Workload, load_workload
 from kvab.study import Arm, Study, load_study, root
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import read_topology

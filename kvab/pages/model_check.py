@@ -44,7 +44,7 @@ from kvab.runs import summaries
 from kvab.study import Simulated, Study, load_study, root
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import read_topology
-from kvab.trace import Trace, burst_order
+from kvab.trace.reading import Trace, burst_order
 
 TABLE, ORDERS = Path("model-check") / "twins.parquet", Path("model-check") / "orders.parquet"
 FILE, SENT, SHORT = "file", "sent", "shortest first"

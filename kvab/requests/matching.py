@@ -16,7 +16,7 @@ from kvab.errors import InputError
 from kvab.requests.aiperf import Artifacts
 from kvab.requests.metrics import unlike
 from kvab.requests.table import itl_ms, typed
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 INT32_MAX = 2**31 - 1
 FITTING = 0.95  # share of the prompts that must be the trace's

@@ -10,7 +10,7 @@ import pandas as pd
 
 from kvab.errors import DependencyError
 from kvab.requests.table import itl_ms, typed
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 FIELDS = [
     "arrival_time_ms", "input_length", "requested_output_length", "output_length", "ttft_ms",

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kvab.errors import InputError
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 SCHEMA = pa.schema(
     [

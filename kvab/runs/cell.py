@@ -22,7 +22,7 @@ from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_study
 from kvab.study.manifests import DEPLOY, PERF
 from kvab.study.variants import Variant
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 
 
 class Cell(Declared):

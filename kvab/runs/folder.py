@@ -32,7 +32,7 @@ from kvab.declarations import Declared, Json, inside
 from kvab.errors import DependencyError, InputError, KvabError, writing
 from kvab.requests.table import SCHEMA, check_table
 from kvab.study import Slo, Study
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 log = logging.getLogger("kvab")
 SMALL, QUICK = 19, 3  # a tenth smaller, or fifty times as fast

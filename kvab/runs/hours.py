@@ -32,9 +32,9 @@ from kvab.runs import folder as runs
 from kvab.runs import replay_missing
 from kvab.runs.replay import plan_job
 from kvab.study import Slo, Study, load_cluster, root
-from kvab.trace import Trace
 from kvab.trace.conversations import COMMON_SHARE, Conversations, find_conversations, made_hour
 from kvab.trace.describe import reusable_tokens
+from kvab.trace.reading import Trace
 
 FOLDER, TABLE, SUMMARY = "hours", "hours.parquet", "hours.json"
 STATISTICS = ("mean", "p50", "p90", "p99")

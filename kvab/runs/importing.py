@@ -23,11 +23,11 @@ from kvab.requests.table import without_cached
 from kvab.runs import folder as runs
 from kvab.runs.replay import plan_job
 from kvab.runs.sources import NOT_STREAMED, SUMMARIZE, SUMMARY_ONLY, Hints, Source, opened
-from kvab.runs.workload import save_workload
+from kvab.runs.summaries import save_workload
 from kvab.study import Study, load_cluster, root
 from kvab.study.manifests import Configuration, read_configuration
 from kvab.study.topology import read_topology
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 KIND = "imported"

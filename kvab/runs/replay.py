@@ -25,11 +25,12 @@ from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, reme
 from kvab.requests.table import not_replayed
 from kvab.runs import folder as runs
 from kvab.runs.folder import RunLock, run_fields
-from kvab.runs.workload import save_workload
+from kvab.runs.summaries import save_workload
 from kvab.study import Study, check_product, load_cluster, load_study, root
 from kvab.study.topology import check_gpus, declared_topology
 from kvab.study.variants import AS_DECLARED, Variant
-from kvab.trace import Trace, find_trace
+from kvab.trace.finding import find_trace
+from kvab.trace.reading import Trace
 
 
 def plan_job(

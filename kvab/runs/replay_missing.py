@@ -24,9 +24,9 @@ from kvab.console import counted, progress_bar
 from kvab.errors import DependencyError, KvabError
 from kvab.runs import folder as runs
 from kvab.runs.replay import Replay, plan_job
-from kvab.runs.workload import save_workload
+from kvab.runs.summaries import save_workload
 from kvab.study import Study, load_cluster
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
 _updates: Queue[tuple[int, int]]  # of `side_by_side`: which job has replayed how many requests

@@ -23,7 +23,8 @@ from kvab.requests.archives import folder_of, within
 from kvab.requests.matching import LOST, from_aiperf
 from kvab.runs import folder as runs
 from kvab.study import Slo, Study, default_study, load_study, root
-from kvab.trace import Trace, find_trace, read_declared, trace_path
+from kvab.trace.finding import find_trace, read_declared, trace_path
+from kvab.trace.reading import Trace
 
 PATTERNS = (aiperf.SUMMARY, *(aiperf.RECORDS + end for end in aiperf.PACKED))
 REPEATS = "profile_runs/run_*"  # of --num-profile-runs

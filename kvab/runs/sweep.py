@@ -40,7 +40,7 @@ from kvab.study import Arm, Slo, Study, load_cluster, load_study, root
 from kvab.study.declaration import Capacity
 from kvab.study.manifests import read_configuration
 from kvab.study.variants import AS_DECLARED, Variant
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 TABLE, SUMMARY, SPREAD = "capacity.parquet", "capacity.json", "spread.parquet"
 SPREAD_CHOICE = "bursts spread evenly until the next (replayed)"

@@ -13,7 +13,7 @@ import numpy as np
 from kvab.errors import InputError
 from kvab.study.declaration import Split
 from kvab.study.topology import Topology
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 CLOCK_DECIMALS = 3  # of sped-up arrivals in ms: the simulator's records come back as exact
 

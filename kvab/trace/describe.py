@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvab.declarations import Json
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 
 def describe(trace: Trace) -> Json:

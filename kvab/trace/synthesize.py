@@ -1,6 +1,6 @@
 """A made-up trace with the published marginals, for machines that cannot reach the real one.
 
-Input: a number of rows and a seed. Output: JSON lines that `kvab.trace.read_trace` labels as
+Input: a number of rows and a seed. Output: JSON lines that `kvab.trace.reading.read_trace` labels as
 synthetic, so that everything built on them says SYNTHETIC WORKLOAD.
 
 Lengths and burst sizes are drawn evenly over the quantiles of the real trace. All prompts share the
@@ -25,7 +25,7 @@ import numpy as np
 
 from kvab.declarations import Json
 from kvab.errors import InputError
-from kvab.trace.slicing import write_lines
+from kvab.trace.reading import write_lines
 
 SEED = 1
 

@@ -24,7 +24,7 @@ from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_cluster, load_study
 from kvab.study.variants import Variant
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 
 pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
 

@@ -18,7 +18,7 @@ from kvab.pages.evidence import load_evidence
 from kvab.pages.gate import gate
 from kvab.runs import folder as runs
 from kvab.study import load_study
-from kvab.trace import find_trace
+from kvab.trace.finding import find_trace
 
 ROOT = Path(__file__).parents[2]
 LIMITS = {"prepare_s": 60, "deploy_s": 240, "teardown_s": 60, "poll_s": 2}

@@ -28,7 +28,7 @@ from kvab.study import Slo, load_cluster, root
 from kvab.study.benchmark import BENCHMARK_ENV
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import flatten, read_topology
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 from kvab.trace.synthesize import synthesize
 
 BETWEEN = b"\n=====\n"  # of the two files of an input

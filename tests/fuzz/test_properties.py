@@ -19,7 +19,7 @@ from kvab.runs import folder as runs
 from kvab.study import Slo, root
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import flatten, read_topology
-from kvab.trace import burst_order, read_trace, slice_trace, write_rows
+from kvab.trace.reading import burst_order, read_trace, slice_trace, write_rows
 
 QUICK = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -21,7 +21,8 @@ from kvab.errors import DependencyError
 from kvab.runs import folder as runs
 from kvab.runs.replay import plan_job
 from kvab.study import load_study
-from kvab.trace import find_trace, read_trace
+from kvab.trace.finding import find_trace
+from kvab.trace.reading import read_trace
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 240

@@ -20,7 +20,7 @@ from kvab.requests.metrics import good, summarize
 from kvab.requests.records import read_records
 from kvab.requests.table import SCHEMA
 from kvab.study import Slo
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"
 VERSIONS = ["0.6.0", "0.9.0", "0.13.0"]

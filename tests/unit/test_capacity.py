@@ -25,7 +25,7 @@ from kvab.study import load_study
 from kvab.study.declaration import Split
 from kvab.study.topology import read_topology
 from kvab.study.variants import Variant
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 PUBLISHED = "book/published"

@@ -14,8 +14,8 @@ from kvab.pages.evidence import load_evidence
 from kvab.runs import hours
 from kvab.stats.hours import hour_to_hour
 from kvab.study import load_study
-from kvab.trace import Trace, read_trace
 from kvab.trace.conversations import find_conversations, made_hour
+from kvab.trace.reading import Trace, read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 

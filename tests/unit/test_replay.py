@@ -18,7 +18,7 @@ from kvab.runs import replay_missing
 from kvab.runs.replay import Replay, plan_job, start
 from kvab.study import load_study
 from kvab.study.topology import read_topology
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 DEPLOY = "recipes/qwen3-32b/vllm/{}/deploy.yaml"

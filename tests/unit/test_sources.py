@@ -22,7 +22,7 @@ from kvab.runs.sources import Hints, comparable, paired, study_of, terms
 from kvab.stats.compare import compare, compare_unpaired
 from kvab.study import Slo, load_study
 from kvab.study.new import new_study
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"
 STUDY = Path("recipes/qwen3-32b/study.yaml")

@@ -10,7 +10,7 @@ from kvab.runs.sweep import SPREAD_CHOICE, burst_totals
 from kvab.stats.robustness import judge_totals
 from kvab.study import Slo, load_study
 from kvab.study.variants import Variant, tick_ms
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 STUDY = load_study()
 

@@ -12,7 +12,7 @@ from kvab.cli.doctor import check_declarations, findings
 from kvab.errors import InputError
 from kvab.runs.replay import plan_job
 from kvab.study import check_product, load_cluster, load_study, root
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kvab.errors import InputError
-from kvab.trace import read_trace
 from kvab.trace.describe import describe, reusable_tokens
+from kvab.trace.reading import read_trace
 from kvab.trace.synthesize import made_up, synthesize, write_synthetic
 
 REAL = os.environ.get("KVAB_TRACE")

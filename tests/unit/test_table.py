@@ -9,7 +9,7 @@ from kvab.clusters.simulated import sent_ms
 from kvab.errors import DependencyError, InputError
 from kvab.requests.simulator import from_simulator
 from kvab.requests.table import check_table
-from kvab.trace import burst_order, read_trace
+from kvab.trace.reading import burst_order, read_trace
 
 
 @pytest.fixture

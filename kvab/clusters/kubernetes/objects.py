@@ -33,7 +33,7 @@ from kvab.study import Kubernetes, Study
 from kvab.study.benchmark import read_scripts
 from kvab.study.manifests import FRONTEND, Configuration, at, pod_templates, read_configuration
 from kvab.study.topology import Topology
-from kvab.trace import write_rows
+from kvab.trace.reading import write_rows
 
 STUDY_LABEL, USER, HOST = "kvab-study", "kvab-user", "kvab-host"
 RUN, RUN_ID, DIGEST, BEFORE = "kvab-run", "kvab-run-id", "kvab-digest", "kvab-before"

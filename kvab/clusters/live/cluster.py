@@ -40,7 +40,7 @@ from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
 from kvab.requests.table import without_cached
 from kvab.study import Live, Study
-from kvab.trace import write_rows
+from kvab.trace.reading import write_rows
 
 PACKAGES = ("ai-dynamo", "aiperf", "aisimulate")
 AFTER_TRACE_S = 1800.0  # for the last answers, as on the cluster
