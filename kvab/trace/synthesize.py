@@ -1,7 +1,7 @@
 """A made-up trace with the published marginals, for machines that cannot reach the real one.
 
-Input: a number of rows and a seed. Output: JSON lines that `kvab.trace.reading.read_trace` labels as
-synthetic, so that everything built on them says SYNTHETIC WORKLOAD.
+Input: a number of rows and a seed. Output: JSON lines that `kvab.trace.reading.read_trace` labels
+as synthetic, so that everything built on them says SYNTHETIC WORKLOAD.
 
 Lengths and burst sizes are drawn evenly over the quantiles of the real trace. All prompts share the
 first block. A continuing row begins with the whole blocks of an earlier prompt whose answer fits
