@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,7 +19,7 @@ from kvab.declarations import Declared
 from kvab.errors import InputError, KvabError
 from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_study
-from kvab.study.manifests import DEPLOY, PERF
+from kvab.study.manifests import DEPLOY, PERF, Object
 from kvab.study.variants import Variant
 from kvab.trace.reading import read_trace
 
@@ -33,7 +32,7 @@ class Cell(Declared):
     repeat: int
     variant: Variant
     trace: str
-    depends_on: dict[str, Any]
+    depends_on: Object
 
 
 def cell_text(job: Job) -> str:
@@ -79,12 +78,12 @@ def replay_cell(cell: Cell, trace: Path, runs: Path) -> Path:
     job = plan_job(study, cell.cluster, cell.configuration, cell.repeat, asked["rows"],
                    workload, runs, cell.variant)  # fmt: skip
     here = job.depends_on()
-    for key in {**asked, **here}:
-        if asked.get(key) != here.get(key):
-            raise InputError(
-                f"{job.path}: expected {key} {asked.get(key)}, got {here.get(key)} in this "
-                "image; build campaign_image of the versions that this study is replayed with"
-            )
+    if differing := [key for key in {**asked, **here} if asked.get(key) != here.get(key)]:
+        key = differing[0]
+        raise InputError(
+            f"{job.path}: expected {key} {asked.get(key)}, got {here.get(key)} in this image; "
+            "build campaign_image of the versions that this study is replayed with"
+        )
     return Replay(job).run()
 
 

@@ -32,13 +32,16 @@ from kvab.study.manifests import at
 CHECKOUT, RUNS, VOLUME = "/opt/campaign", "/perf-cache/runs", "perf-cache"
 CELL = "cells_"
 INDEX = "batch.kubernetes.io/job-completion-index"
-# It asks for neither GPUs nor Dynamo's operator, and reads no secret.
-NEEDS = tuple(
-    need
-    for need in preflight.NEEDS
-    if need.group in ("", "batch", "storage.k8s.io", "coordination.k8s.io")
-    and need.resource not in ("services/proxy", "secrets", "nodes")
-)
+
+
+def needs() -> list[preflight.Need]:
+    """Return what a campaign needs: no GPUs, nothing of Dynamo's operator, no secret."""
+    return [
+        need
+        for need in preflight.all_needs()
+        if need.group in ("", "batch", "storage.k8s.io", "coordination.k8s.io")
+        and need.resource not in ("services/proxy", "secrets", "nodes")
+    ]
 
 
 def replay_on(planned: list[Job], on: str) -> None:
@@ -58,7 +61,7 @@ def replay_on(planned: list[Job], on: str) -> None:
     """
     profile = _profile(planned[0], on)
     kube, (config, job) = Kube(profile), manifests(profile, planned[0].study, planned)
-    findings = preflight.basics(kube, profile, NEEDS)
+    findings = preflight.basics(kube, profile, needs())
     if all(finding.ok for finding in findings):
         findings.append(_dry_run(kube, [config, job]))
     if missing := [finding.what for finding in findings if not finding.ok]:

@@ -194,7 +194,7 @@ class ApiServer:
         resource = asked["resource"] + (
             "/" + asked["subresource"] if "subresource" in asked else ""
         )
-        verdict = self.allowed(asked["group"], resource, asked["verb"], asked.get("name"))
+        verdict = self.allowed(asked.get("group", ""), resource, asked["verb"], asked.get("name"))
         return web.json_response({**body, "status": {"allowed": verdict}})
 
     def allowed(self, group, resource, verb, name):

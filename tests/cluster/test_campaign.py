@@ -140,7 +140,7 @@ def test_an_index_that_fails_is_tried_again_and_named_if_it_keeps_failing(cluste
     jobs = jobs_of(small_trace, cluster.runs, loads=(4,))
     cluster.server.rules = [
         rule for rule in rules(cluster)
-        if {each.resource for each in remote.NEEDS} & {*rule["resources"]}
+        if {need.resource for need in remote.needs()} & {*rule["resources"]}
     ]  # fmt: skip
     with pytest.raises(DependencyError) as raised:
         remote.replay_on(jobs, "emulated")
@@ -160,8 +160,7 @@ def test_an_index_that_fails_is_tried_again_and_named_if_it_keeps_failing(cluste
     assert cluster.left() == []
     # It asks for all that it declares, and the role grants it.
     used = cluster.server.used | {("", "pods/exec", "create")}
-    asked = {(need.group, need.resource, verb) for need in remote.NEEDS
-             for verb in need.verbs.split()}  # fmt: skip
+    asked = {(need.group, need.resource, need.verb) for need in remote.needs()}
     assert used == asked
     assert asked <= granted(rules(cluster))
 

@@ -1,7 +1,5 @@
 """What the rules of a cluster reject: whoever makes the pods says so, and every rule its remedy."""
 
-from types import SimpleNamespace
-
 import pytest
 import yaml
 from apiserver import Fault
@@ -217,16 +215,6 @@ def test_every_answer_has_its_own_words_and_remedy(status, said, kind, expected)
         raise error
     assert expected in str(raised.value)
     assert ("rbac.yaml" in str(raised.value)) == (" cannot list " in said)
-
-
-def test_pauses_grow_unless_the_server_asks_for_one():
-    def pause(number, **headers):
-        error = SimpleNamespace(headers=headers)
-        outcome = SimpleNamespace(exception=lambda: error)
-        return api.pause_s(SimpleNamespace(outcome=outcome, attempt_number=number), 0.5)
-
-    assert [pause(number) for number in (1, 2, 3, 9)] == [0.5, 1, 2, 10]
-    assert pause(1, **{"Retry-After": "7"}) == 7
 
 
 def event(kind, name, reason="FailedCreate", at="2026-01-01T00:10:00Z", **more):

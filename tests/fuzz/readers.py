@@ -193,7 +193,7 @@ REPLAYED = set(
 PROFILE = load_cluster("example-h200").model_copy(update={
     "tolerations": [{"operator": "Exists"}], "node_selector": {"a": "b"},
     "rdma_resource": "rdma/all", "image_pull_secret": "pull"})  # fmt: skip
-SENT = objects.Sending(sha256=64 * "0", rows=4, span_s=1.0, staged=True)
+SENT = objects.Sending(sha256=64 * "0", rows=4, span_s=1.0, content=b"{}")
 
 
 def dumped(manifest, kept):

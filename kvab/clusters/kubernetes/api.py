@@ -16,12 +16,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from rich.table import Table
 from tenacity import (
-    RetryCallState,
     Retrying,
     retry_if_exception,
     retry_if_exception_type,
@@ -37,6 +36,7 @@ from kvab.study import Kubernetes, manifests
 
 Object = dict[str, Any]
 """An object of the API, as JSON."""
+Objects = list[Object]
 T = TypeVar("T")
 DEFINITION = "dynamographdeployments.nvidia.com"
 DEPLOYMENT, COMPONENT = "DynamoGraphDeployment", "DynamoComponentDeployment"
@@ -53,20 +53,12 @@ class Existing(DependencyError):
     """There is one already, or it is another one than expected."""
 
 
-class Unreadable(Exception):
-    """An answer that is not the API's, such as the page of a proxy on the way."""
-
-
 class WebhookDown(DependencyError):
     """A webhook that has to be asked cannot be: whatever needs it fails alike."""
 
 
 class OverQuota(DependencyError):
     """A quota has no room for an object."""
-
-
-class TimedOut(DependencyError):
-    """What was waited for did not come in time."""
 
 
 class Rule(NamedTuple):
@@ -106,7 +98,7 @@ REJECTIONS = (
     Rule("because it is being terminated", "the namespace is being deleted",
          "wait until it is gone, then create it anew"),
 )  # fmt: skip
-# In the words of Status objects, by their code; the others are errors of the server.
+# By the status of the answer; others are errors of the server, or of the way to it.
 STATUSES = {
     400: Rule("", "the API server rejects it", "fix the recipe", InputError),
     401: Rule("", "not allowed", "log in again"),
@@ -118,10 +110,6 @@ STATUSES = {
     500: Rule("", "the API server failed with status 500", "is the cluster up?"),
 }  # fmt: skip
 UNAUTHORIZED = Rule('User ".*" cannot ', "not allowed", "have recipes/rbac.yaml applied")
-UNANSWERED = Rule("", "the API server did not answer in time", "is the cluster up?")
-UNTRUSTED = Rule("", "the API server's certificate is not trusted",
-                 "check the server and certificate-authority of your kubeconfig")  # fmt: skip
-FOREIGN = Rule("", "this is not the API server's answer", "is there a proxy on the way?")
 
 
 def rejection(text: str) -> Rule | None:
@@ -133,7 +121,7 @@ def failures() -> tuple[type[Exception], ...]:
     """Return the exceptions of a failed call."""
     from kubernetes.client.rest import ApiException
 
-    return (ApiException, HTTPError, ConnectionError, Unreadable)
+    return (ApiException, HTTPError, ConnectionError)
 
 
 def passes(error: BaseException) -> bool:
@@ -150,13 +138,6 @@ def passes(error: BaseException) -> bool:
 def _untrusted(error: BaseException) -> bool:
     """Whether the other side could not be trusted, which no repetition changes."""
     return isinstance(getattr(error, "reason", None) or error, SSLError)
-
-
-def pause_s(state: RetryCallState, first_s: float) -> float:
-    """Return how long to wait before the next try: what the server asks for, else ever longer."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
-    return float(asked) if asked.isdigit() else min(10.0, first_s * 2 ** (state.attempt_number - 1))
 
 
 def message(error: BaseException) -> str:
@@ -181,7 +162,7 @@ def explaining(what: str) -> Iterator[None]:
 
 def _rule(error: BaseException, status: int | None, text: str) -> Rule:
     """Return why a call failed, and how to fix it."""
-    if status not in (404, 409) and status and (rule := rejection(text)):
+    if status not in (None, 404, 409) and (rule := rejection(text)):
         return rule
     if status == 403 and re.search(UNAUTHORIZED.words, text):
         return UNAUTHORIZED
@@ -190,37 +171,20 @@ def _rule(error: BaseException, status: int | None, text: str) -> Rule:
     if status and not passes(error):
         fix = "is this cluster of a version that the README names?"
         return Rule("", f"the API server rejects it with status {status}", fix)
-    if isinstance(error, Unreadable):
-        return FOREIGN
-    return UNTRUSTED if _untrusted(error) else UNANSWERED
+    if _untrusted(error):
+        fix = "check the server and certificate-authority of your kubeconfig"
+        return Rule("", "the API server's certificate is not trusted", fix)
+    return Rule("", "the API server did not answer in time", "is the cluster up?")
 
 
-class Kind(NamedTuple):
-    """Where the objects of a kind are served."""
-
-    prefix: str
-    plural: str
-    namespaced: bool = True
-
-
-NVIDIA = "/apis/nvidia.com/{version}"
-KINDS = {
-    "DynamoGraphDeployment": Kind(NVIDIA, "dynamographdeployments"),
-    "DynamoComponentDeployment": Kind(NVIDIA, "dynamocomponentdeployments"),
-    "Lease": Kind("/apis/coordination.k8s.io/v1", "leases"),
-    "Job": Kind("/apis/batch/v1", "jobs"),
-    "Pod": Kind("/api/v1", "pods"),
-    "Event": Kind("/api/v1", "events"),
-    "ConfigMap": Kind("/api/v1", "configmaps"),
-    "Secret": Kind("/api/v1", "secrets"),
-    "PersistentVolumeClaim": Kind("/api/v1", "persistentvolumeclaims"),
-    "Namespace": Kind("/api/v1", "namespaces", False),
-    "Node": Kind("/api/v1", "nodes", False),
-    "StorageClass": Kind("/apis/storage.k8s.io/v1", "storageclasses", False),
-    "CustomResourceDefinition": Kind(
-        "/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", False
-    ),
+# Where kinds are served that are neither core's nor Dynamo's.
+GROUPS = {
+    "CustomResourceDefinition": "apiextensions.k8s.io/v1",
+    "Job": "batch/v1",
+    "Lease": "coordination.k8s.io/v1",
+    "StorageClass": "storage.k8s.io/v1",
 }
+CLUSTER_WIDE = ("CustomResourceDefinition", "Namespace", "Node", "StorageClass")
 
 
 @cache
@@ -276,15 +240,7 @@ class Kube:
         other.limits = self.limits.model_copy(update={"retry_s": min(5, self.limits.retry_s)})
         return other
 
-    def call(
-        self,
-        method: str,
-        path: str,
-        query: Object | None = None,
-        body: object = None,
-        *,
-        what: str = "",
-    ) -> Any:
+    def call(self, method: str, path: str, what: str, body: object = None, **query: str) -> Any:
         """Return the answer of one call, parsed.
 
         Raises
@@ -295,26 +251,25 @@ class Kube:
             If it rejects the call, does not answer in time or has no such object.
         """
         self.guard(method != "GET")
-        with explaining(what or f"{method} {path}"):
-            return self.retried(lambda: _parsed(self._send(method, path, query, body)))
+        with explaining(what):
+            text = self.retried(lambda: self._send(method, path, query, body))
+        return _parsed(text, what)
 
     def retried(self, once: Callable[[], T]) -> T:
         """Return what a call returns, repeated while its failure may pass."""
         retrying = Retrying(
             retry=retry_if_exception(passes),
             stop=stop_after_delay(self.limits.retry_s),
-            wait=partial(pause_s, first_s=self.limits.poll_s / 10),
+            wait=wait_exponential(multiplier=self.limits.poll_s / 10, max=10),
             reraise=True,
         )
         return retrying(once)
 
-    def _send(
-        self, method: str, path: str, query: Object | None = None, body: object = None
-    ) -> str:
+    def _send(self, method: str, path: str, query: Object, body: object = None) -> str:
         (answer, _, headers) = self.api.call_api(
             path,
             method,
-            query_params=list((query or {}).items()),
+            query_params=list(query.items()),
             header_params={"Accept": "*/*", "Content-Type": "application/json"},
             body=body,
             auth_settings=["BearerToken"],
@@ -327,20 +282,26 @@ class Kube:
 
     def path(self, kind: str, name: str = "", version: str = "") -> str:
         """Return the path of a kind, or of one object of it, in the version that is stored."""
-        prefix, plural, namespaced = KINDS[kind]
-        prefix = prefix.format(version=version or self.version) if prefix == NVIDIA else prefix
-        inside = f"/namespaces/{self.namespace}" if namespaced else ""
-        return f"{prefix}{inside}/{plural}" + (f"/{name}" if name else "")
+        if kind in (DEPLOYMENT, COMPONENT):
+            version = version or f"nvidia.com/{self.version}"
+        version = version or GROUPS.get(kind, "v1")
+        root = f"/api/{version}" if version == "v1" else f"/apis/{version}"
+        inside = "" if kind in CLUSTER_WIDE else f"/namespaces/{self.namespace}"
+        plural = kind.lower() + ("es" if kind.endswith("s") else "s")
+        return f"{root}{inside}/{plural}" + (f"/{name}" if name else "")
+
+    def versions(self) -> Objects:
+        """Return the versions of Dynamo's kind that are defined, none if there is no operator."""
+        definition = self.get("CustomResourceDefinition", DEFINITION)
+        return manifests.at(definition, "spec.versions") or []
 
     @cached_property
     def version(self) -> str:
         """The version of Dynamo's kinds that the cluster stores; the other is deprecated there."""
         try:
-            definition = self.get("CustomResourceDefinition", DEFINITION)
+            stored = [version["name"] for version in self.versions() if version.get("storage")]
         except DependencyError:
-            definition = None  # not allowed to read it: every operator serves the first version
-        versions = definition["spec"]["versions"] if definition else []
-        stored = (version["name"] for version in versions if version.get("storage"))
+            stored = []  # not allowed to read it: every operator serves the first version
         return "v1beta1" if "v1beta1" in stored else "v1alpha1"
 
     def form(self, manifest: Object) -> Object:
@@ -355,14 +316,14 @@ class Kube:
     def get(self, kind: str, name: str) -> Object | None:
         """Return an object, None if there is none."""
         try:
-            return self.call("GET", self.path(kind, name), what=f"{kind} {name}")
+            return self.call("GET", self.path(kind, name), f"{kind} {name}")
         except Missing:
             return None
 
-    def list(self, kind: str, selector: str = "") -> list[Object]:
+    def list(self, kind: str, selector: str = "") -> Objects:
         """Return the objects of a kind that a label selector chooses."""
-        query = {"labelSelector": selector} if selector else None
-        return self.call("GET", self.path(kind), query, what=f"list of {kind}")["items"]
+        query = {"labelSelector": selector} if selector else {}
+        return self.call("GET", self.path(kind), f"list of {kind}", **query)["items"]
 
     def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
         """Create an object under strict validation and return it.
@@ -375,9 +336,9 @@ class Kube:
         if dry_run:
             query["dryRun"] = "All"
         manifest = self.form(manifest)
-        path = self.path(kind, version=manifest["apiVersion"].rpartition("/")[2])
+        path = self.path(kind, version=manifest["apiVersion"])
         try:
-            return self.call("POST", path, query, manifest, what=f"{kind} {name}")
+            return self.call("POST", path, f"{kind} {name}", manifest, **query)
         except Existing:
             present = self.get(kind, name)
             ours = manifest["metadata"].get("annotations") or {}
@@ -395,8 +356,8 @@ class Kube:
             If there is a newer one.
         """
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        path, query = self.path(kind, name), {"fieldManager": "kvab"}
-        return self.call("PUT", path, query, manifest, what=f"{kind} {name}")
+        path = self.path(kind, name)
+        return self.call("PUT", path, f"{kind} {name}", manifest, fieldManager="kvab")
 
     def delete(self, kind: str, name: str, uid: str) -> None:
         """Ask for the deletion of exactly this object; its children follow in the background.
@@ -405,7 +366,7 @@ class Kube:
         """
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
-            self.call("DELETE", self.path(kind, name), None, body, what=f"{kind} {name}")
+            self.call("DELETE", self.path(kind, name), f"{kind} {name}", body)
         except (Missing, Existing):
             return
 
@@ -421,7 +382,7 @@ class Kube:
         """Return status and text that a Service's port 8000 answers, 0 if it cannot be reached."""
         where = f"/api/v1/namespaces/{self.namespace}/services/{service}:8000/proxy/{path}"
         try:
-            return 200, self._send("GET" if body is None else "POST", where, None, body)
+            return 200, self._send("GET" if body is None else "POST", where, {}, body)
         except failures() as error:
             return getattr(error, "status", 0) or 0, message(error)
 
@@ -448,27 +409,37 @@ class Kube:
 
         Raises
         ------
-        TimedOut
+        DependencyError
             If the time is over.
         """
         deadline, pause_s = time.monotonic() + limit_s, min(1.0, self.limits.poll_s)
         with Display(title) if title else nullcontext() as display:
-            while isinstance(result := probe(), Waiting):
+            while isinstance(result := self._probed(probe), Waiting):
                 if time.monotonic() > deadline:
-                    raise TimedOut(describe(result))
+                    raise DependencyError(describe(result))
                 if display:
                     display.show(result.note, result.table)
                 time.sleep(pause_s)
                 pause_s = min(self.limits.poll_s, 1.2 * pause_s)
         return result
 
+    def _probed(self, probe: Callable[[], T]) -> T:
+        """Return what a probe sees; if it fails because the run was taken over, that is raised."""
+        try:
+            return probe()
+        except KvabError:
+            self.guard(True)
+            raise
 
-def _parsed(text: str) -> Any:
+
+def _parsed(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        start = " ".join(text[:80].split())
-        raise Unreadable(f"expected JSON of the API server, got {start!r}") from None
+        raise DependencyError(
+            f"{what}: expected JSON of the API server, got {' '.join(text[:80].split())!r}; is "
+            "there a proxy on the way?"
+        ) from None
 
 
 FRAME_BYTES = 64 * 2**10

@@ -12,7 +12,7 @@ from itertools import chain
 from kvab.clusters.kubernetes import health, objects
 from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube, Object, Waiting
 from kvab.clusters.kubernetes.lease import Held
-from kvab.clusters.kubernetes.objects import Assembly, Mark
+from kvab.clusters.kubernetes.objects import Assembly
 from kvab.errors import DependencyError
 from kvab.study.manifests import at
 
@@ -23,7 +23,7 @@ CHILDREN = {
 }
 
 
-def refuse_others(kube: Kube, mark: Mark, names: set[str], own: Object | None = None) -> None:
+def refuse_others(kube: Kube, run: Assembly, own: Object | None = None) -> None:
     """Refuse to go on while another deployment of the study holds the GPUs.
 
     With ``own``, one that is there already, only an older one counts.
@@ -33,15 +33,13 @@ def refuse_others(kube: Kube, mark: Mark, names: set[str], own: Object | None = 
     DependencyError
         Naming it, the run that it belongs to, and both ways out.
     """
-    for other in kube.list(DEPLOYMENT):
-        name, run = other["metadata"]["name"], objects.annotation(other, objects.RUN)
-        if not objects.of_study(other, mark.study) and name not in names:
-            continue
-        if run == mark.run or (own and _age(own) <= _age(other)):
+    for other in kube.list(DEPLOYMENT, f"{objects.STUDY_LABEL}={run.job.study.name}"):
+        name, of_run = other["metadata"]["name"], objects.annotation(other, objects.RUN)
+        if of_run == run.name or (own and _age(own) <= _age(other)):
             continue
         made_by = f" (made by {who})" if (who := objects.owner_of(other)) else ""
         raise DependencyError(
-            f"deployment {name} of {run or 'another owner'} holds the GPUs since "
+            f"deployment {name} of {of_run} holds the GPUs since "
             f"{other['metadata'].get('creationTimestamp')}{made_by}; finish that run, or free them "
             f"with `kubectl -n {kube.namespace} delete dgd {name}`"
         )
@@ -52,11 +50,11 @@ def _age(deployment: Object) -> tuple[str, str]:
     return deployment["metadata"]["creationTimestamp"], deployment["metadata"]["uid"]
 
 
-def create(kube: Kube, manifest: Object, mark: Mark, names: set[str]) -> Object:
+def create(kube: Kube, run: Assembly, run_id: str) -> Object:
     """Create the deployment; of two that start at once, the younger gives way."""
-    made = kube.create(manifest)
+    made = kube.create(run.manifests(run_id)[0])
     try:
-        refuse_others(kube, mark, names, made)
+        refuse_others(kube, run, made)
     except DependencyError:
         kube.delete(DEPLOYMENT, made["metadata"]["name"], made["metadata"]["uid"])
         raise

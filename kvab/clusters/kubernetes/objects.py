@@ -16,6 +16,7 @@ import re
 import secrets
 import socket
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -31,8 +32,7 @@ from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError
 from kvab.study import Kubernetes, Study
 from kvab.study.benchmark import read_scripts
-from kvab.study.manifests import FRONTEND, Configuration, at, pod_templates, read_configuration
-from kvab.study.topology import Topology
+from kvab.study.manifests import FRONTEND, Configuration, at, pod_templates
 from kvab.trace.reading import write_rows
 
 STUDY_LABEL, USER, HOST = "kvab-study", "kvab-user", "kvab-host"
@@ -97,22 +97,15 @@ def check_own(thing: Object, study: str) -> None:
         Naming it, and the command that deletes it.
     """
     if not of_study(thing, study):
-        kind, name, namespace = (
-            thing["kind"], thing["metadata"]["name"], thing["metadata"]["namespace"],
-        )  # fmt: skip
+        kind, metadata = thing["kind"], thing["metadata"]
         raise DependencyError(
-            f"{kind} {name}: expected none or one made for this study (label {STUDY_LABEL}="
-            f"{study}), found another's; when it is not needed, `kubectl -n {namespace} delete "
-            f"{kind.lower()} {name}`"
+            f"{kind} {metadata['name']}: expected none or one made for this study (label "
+            f"{STUDY_LABEL}={study}), found another's; when it is not needed, `kubectl -n "
+            f"{metadata['namespace']} delete {kind.lower()} {metadata['name']}`"
         )
 
 
-PLACEHOLDERS = (
-    "my-context",
-    "my-rwx-class",
-    "your-storage-class-name",
-    "replace-with-your-rwx-class",
-)
+PLACEHOLDERS = "my-context my-rwx-class your-storage-class-name replace-with-your-rwx-class".split()
 RESET, RESET_UNTIL = "--router-reset-states", (1, 4)  # the runtime that no longer knows it
 VERSIONED = re.compile(r":v?\d+\.\d+\.\d+[\w.+-]*$")
 SLACK_S = 1800  # installation of AIPerf, and time to write its files
@@ -120,12 +113,17 @@ SLACK_S = 1800  # installation of AIPerf, and time to write its files
 
 @dataclass(frozen=True)
 class Sending:
-    """The workload of a run as the benchmark finds it; ``staged`` says that we bring it there."""
+    """The workload of a run as the benchmark finds it; ``content`` is what we bring there first."""
 
     sha256: str
     rows: int
     span_s: float
-    staged: bool
+    content: bytes = b""
+
+    @property
+    def path(self) -> str:
+        """Where a workload that is not the published file lies on the volume."""
+        return staged_path(self.sha256)
 
 
 def check_profile(profile: Kubernetes) -> None:
@@ -215,10 +213,10 @@ def benchmark(
     environment = {entry["name"]: entry for entry in container["env"]}
     environment["RUN_ID"].pop("valueFrom", None)
     environment["RUN_ID"]["value"] = run_id
-    if sending.staged:
+    if sending.content:
         environment["TRACE_SHA256"]["value"] = sending.sha256
         args = container["args"]
-        args[args.index("--input-file") + 1] = staged_path(sending.sha256)
+        args[args.index("--input-file") + 1] = sending.path
     timeout_s = float(configuration.benchmark.option("--request-timeout-seconds"))
     ready_s = float(environment["READY_S"]["value"])
     deadline_s = round(ready_s + sending.span_s + timeout_s + SLACK_S)
@@ -233,7 +231,7 @@ def benchmark(
     return job
 
 
-def scripts(study: Study, configuration: Configuration, profile: Kubernetes) -> Object:
+def scripts(study: Study, configuration: Configuration) -> Object:
     """Return the ConfigMap of the benchmark's scripts, which all runs of a study share.
 
     Raises
@@ -243,11 +241,8 @@ def scripts(study: Study, configuration: Configuration, profile: Kubernetes) -> 
     """
     made = read_scripts(study.folder)
     configuration.benchmark.check_scripts(made)
-    made["metadata"] |= {
-        "namespace": profile.namespace,
-        "labels": {**made["metadata"]["labels"], STUDY_LABEL: study.name},
-        "annotations": {DIGEST: digest(made["data"])},
-    }
+    labels = {**made["metadata"]["labels"], STUDY_LABEL: study.name}
+    made["metadata"] |= {"labels": labels, "annotations": {DIGEST: digest(made["data"])}}
     return made
 
 
@@ -268,7 +263,6 @@ def storage(study: Study, profile: Kubernetes) -> list[Object]:
     for claim in claims:
         claim["spec"]["storageClassName"] = profile.storage_class
         claim["spec"]["accessModes"] = [profile.access_mode]
-        claim["metadata"]["namespace"] = profile.namespace
     return claims
 
 
@@ -282,7 +276,6 @@ def download(study: Study, profile: Kubernetes) -> Object:
     """
     path = study.folder / "model-cache" / "model-download.yaml"
     (job,) = read_yaml(path)
-    job["metadata"]["namespace"] = profile.namespace
     job["metadata"].setdefault("labels", {})[STUDY_LABEL] = study.name
     if (got := model_of(job)) != (study.model.name, study.model.revision):
         raise InputError(
@@ -315,21 +308,21 @@ def files_pod(job: Object, name: str) -> Object:
         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
         "volumeMounts": [{"name": "perf-cache", "mountPath": "/perf-cache"}],
     }
-    spec = {"restartPolicy": "Never", "activeDeadlineSeconds": 3600, "containers": [container]}
+    spec = {key: pod[key] for key in ("tolerations", "imagePullSecrets") if key in pod}
+    spec |= {"restartPolicy": "Never", "activeDeadlineSeconds": 3600, "containers": [container]}
     spec |= {"volumes": [volume], "terminationGracePeriodSeconds": 0}
-    spec |= {key: pod[key] for key in ("tolerations", "imagePullSecrets") if key in pod}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
-def needs(manifest: Object) -> dict[str, int]:
+def needs(manifest: Object) -> Counter[str]:
     """Return the devices that all workers of a deployment ask for, by resource name."""
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for service in manifest["spec"]["services"].values():
         limits = at(service, "resources.limits") or {}
-        asked = {"nvidia.com/gpu": limits.get("gpu"), **(limits.get("custom") or {})}
-        for name, count in asked.items():
-            total[name] = total.get(name, 0) + int(count or 0) * service.get("replicas", 1)
-    return {name: count for name, count in total.items() if count}
+        asked = {"nvidia.com/gpu": limits.get("gpu") or 0, **(limits.get("custom") or {})}
+        count = service.get("replicas", 1)
+        total.update({name: count * int(n or 0) for name, n in asked.items()})
+    return +total
 
 
 def pods(manifest: Object) -> list[tuple[Object, int]]:
@@ -340,16 +333,14 @@ def pods(manifest: Object) -> list[tuple[Object, int]]:
     """
     name = manifest["metadata"]["name"]
     if manifest["kind"] == "Job":
-        return [(_templated_pod(name, manifest["spec"]["template"]), 1)]
-    if manifest["kind"] != "DynamoGraphDeployment":
+        return [(_pod(name, manifest["spec"]["template"]), 1)]
+    if manifest["kind"] != DEPLOYMENT:
         return []
-    return [
-        (_templated_pod(f"{name}-{key.lower()}", template), count)
-        for key, (template, count) in pod_templates(manifest).items()
-    ]
+    templates = pod_templates(manifest).items()
+    return [(_pod(f"{name}-{key.lower()}", pod), count) for key, (pod, count) in templates]
 
 
-def _templated_pod(name: str, template: Object) -> Object:
+def _pod(name: str, template: Object) -> Object:
     metadata = {**(template.get("metadata") or {}), "name": name}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
@@ -364,7 +355,7 @@ def all_in_one(listed: list[tuple[Object, int]]) -> Object:
         for number, part in enumerate(parts)
     ]
     spec = {"securityContext": first.get("securityContext") or {}, "containers": containers}
-    return _templated_pod(f"{listed[0][0]['metadata']['name']}-and-others", {"spec": spec})
+    return _pod(f"{listed[0][0]['metadata']['name']}-and-others", {"spec": spec})
 
 
 def replicas(manifest: Object) -> dict[str, int]:
@@ -379,41 +370,36 @@ class Assembly:
     def __init__(self, profile: Kubernetes, job: Job) -> None:
         self.profile, self.job = profile, job
 
-    @cached_property
+    @property
     def recipe(self) -> Configuration:
         """The manifests of the job's configuration."""
         return self.job.recipe
 
     @cached_property
-    def workload(self) -> tuple[Sending, bytes]:
-        """What is sent, and its file unless the benchmark fetches the published one."""
+    def workload(self) -> Sending:
+        """What is sent; with its file unless the benchmark fetches the published one."""
         trace, order = self.job.trace, self.job.order()
         published = trace.sha256 == self.job.study.trace.sha256
-        whole = np.array_equal(order, np.arange(len(trace)))
         span_s = float(trace.arrival_ms[order].max()) / 1000
-        if published and whole:
-            return Sending(trace.sha256, len(order), span_s, False), b""
+        if published and np.array_equal(order, np.arange(len(trace))):
+            return Sending(trace.sha256, len(order), span_s)
         with tempfile.TemporaryDirectory(prefix="kvab-") as folder:
-            path = write_rows(trace, order, Path(folder) / "trace.jsonl")
-            content = path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        return Sending(sha256, len(order), span_s, True), content
+            content = write_rows(trace, order, Path(folder) / "trace.jsonl").read_bytes()
+        return Sending(hashlib.sha256(content).hexdigest(), len(order), span_s, content)
 
     @cached_property
     def plain(self) -> list[Object]:
         """Deployment, scripts and Job without the run's labels and annotations."""
-        recipe, (sending, _) = self.recipe, self.workload
         return [
-            deployment(recipe, self.profile),
-            scripts(self.job.study, recipe, self.profile),
-            benchmark(recipe, self.profile, sending, ""),
+            deployment(self.recipe, self.profile),
+            scripts(self.job.study, self.recipe),
+            benchmark(self.recipe, self.profile, self.workload, ""),
         ]
 
     @cached_property
     def digest(self) -> str:
         """What a later start knows the run's objects by: all that is applied and sent."""
-        sending, _ = self.workload
-        return digest([*self.plain, sending.sha256, sending.rows])[:32]
+        return digest([*self.plain, self.workload.sha256, self.workload.rows])[:32]
 
     @cached_property
     def name(self) -> str:
@@ -428,7 +414,7 @@ class Assembly:
     def manifests(self, run_id: str = "") -> list[Object]:
         """Return deployment and Job, labelled as the run's own, with the scripts between them."""
         made, shared, _ = self.plain
-        job = benchmark(self.recipe, self.profile, self.workload[0], run_id)
+        job = benchmark(self.recipe, self.profile, self.workload, run_id)
         mark, namespace = self.mark(run_id), self.profile.namespace
         return [mark.put(made, namespace), shared, mark.put(job, namespace)]
 
@@ -442,12 +428,6 @@ class Assembly:
         """Return the pod through which files go in and out."""
         pod = files_pod(self.plain[2], self.helper)
         return self.mark(run_id).put(pod, self.profile.namespace)
-
-    def deployments(self) -> set[str]:
-        """Return the names of all deployments of the study."""
-        study = self.job.study
-        folders = [study.configuration_folder(name) for name in study.configurations]
-        return {read_configuration(folder).deployment for folder in folders}
 
     def new_id(self) -> str:
         """Return a name for this try of the run, of which no other has the artifacts' folder."""
@@ -468,9 +448,9 @@ class Assembly:
         """Whether an object belongs to this run, made of the same manifests."""
         return (annotation(thing, RUN), annotation(thing, DIGEST)) == (self.name, self.digest)
 
-    def expected(self, topology: Topology, deployment: Object) -> health.Expected:
+    def expected(self, deployment: Object) -> health.Expected:
         """Return what must be there when the deployment serves."""
-        recipe, groups = self.recipe, topology.groups
+        recipe, groups = self.recipe, self.job.topology.groups
         prefill = groups["prefill"].replicas if "prefill" in groups else 0
         parts = recipe.components().items()
         frontend = next(name for name, part in parts if part.program == FRONTEND)
@@ -496,9 +476,11 @@ class Assembly:
 
     def stays(self) -> str:
         """Return what is left in the namespace for later runs, and how to remove it."""
-        study = self.job.study
-        made = [download(study, self.profile), *storage(study, self.profile)]
-        made.append(scripts(study, self.recipe, self.profile))
+        made = [
+            download(self.job.study, self.profile),
+            *storage(self.job.study, self.profile),
+            self.plain[1],
+        ]
         kinds = {"Job": "job", "PersistentVolumeClaim": "pvc", "ConfigMap": "configmap"}
         names = " ".join(f"{kinds[one['kind']]}/{one['metadata']['name']}" for one in made)
         return (

@@ -10,47 +10,22 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property, wraps
-from typing import TypeVar
+from functools import cached_property
 
-from kvab.clusters.base import (
-    Cluster,
-    ClusterRun,
-    Collected,
-    Diagnostics,
-    Finding,
-    Job,
-    Progress,
-)
+from kvab.clusters.base import Cluster, ClusterRun, Collected, Diagnostics, Finding, Job, Progress
 from kvab.clusters.kubernetes import benchmark, deployment, diagnostics, files, objects, preflight
 from kvab.clusters.kubernetes.api import Kube, Object, Pod
 from kvab.clusters.kubernetes.lease import Held, Lease
 from kvab.clusters.kubernetes.objects import Assembly
-from kvab.errors import DependencyError, InputError, KvabError
+from kvab.errors import DependencyError, InputError
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
 from kvab.requests.table import without_cached
 from kvab.study import Kubernetes, Study
 
 PROBES_PER_WORKER = 2
-T = TypeVar("T")
-
-
-def while_held(step: Callable[..., T]) -> Callable[..., T]:
-    """Return a step that says so when it failed because another client took the run over."""
-
-    @wraps(step)
-    def taken(run: KubernetesRun, *given: object) -> T:
-        try:
-            return step(run, *given)
-        except KvabError:
-            if run.lease.is_lost():
-                raise Held(run.lease.lost) from None
-            raise
-
-    return taken
 
 
 class KubernetesCluster(Cluster):
@@ -144,7 +119,6 @@ class KubernetesRun(ClusterRun):
         self.versions = {**versions, "model revision": study.model.revision}
         return self.versions
 
-    @while_held
     def deploy(self) -> None:
         """Create the deployment, or find the one that an earlier start made, and wait for it.
 
@@ -157,14 +131,13 @@ class KubernetesRun(ClusterRun):
             come up.
         """
         self.made = False
-        names, mark = self.run.deployments(), self.run.mark()
         if noted := self.run.noted():
             self.made = self.replayed = True
             self._record(noted["run_id"])
             self.versions |= noted["versions"]
             self.provenance = noted["provenance"]
             return
-        deployment.refuse_others(self.kube, mark, names)
+        deployment.refuse_others(self.kube, self.run)
         present = deployment.resumed(self.kube, self.run)
         self.made = True
         files.place_scripts(self.kube, self.run.plain[1])
@@ -172,11 +145,10 @@ class KubernetesRun(ClusterRun):
             run_id = self.run.new_id()
             # Noted first: whatever happens to this process, a later start looks for it.
             self.run.note(run_id, "deploying")
-            manifest = self.run.manifests(run_id)[0]
-            present = deployment.create(self.kube, manifest, mark, names)
+            present = deployment.create(self.kube, self.run, run_id)
         self._record(present["metadata"]["annotations"][objects.RUN_ID])
         self.run.note(self.run_id, "deployed")
-        self.expected = self.run.expected(self.job.topology, present)
+        self.expected = self.run.expected(present)
         if deployment.find_job(self.kube, self.run) is None:
             workers = self.expected.prefill + self.expected.others
             deployment.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
@@ -192,7 +164,6 @@ class KubernetesRun(ClusterRun):
             name = f"applied/{manifest['kind'].lower()}.json"
             self.applied[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
 
-    @while_held
     def replay(self, on_progress: Progress | None = None) -> None:
         """Run the benchmark's Job, or find it running, and see it to its end.
 
@@ -205,13 +176,13 @@ class KubernetesRun(ClusterRun):
         """
         if self.replayed:
             return
-        sending, content = self.run.workload
+        sending = self.run.workload
         job = self.run.manifests(self.run_id)[2]
         present = deployment.find_job(self.kube, self.run)
         if present is None:
-            if sending.staged:
+            if sending.content:
                 with self._files() as pod:
-                    files.upload(pod, content, objects.staged_path(sending.sha256))
+                    files.upload(pod, sending.content, sending.path)
             state = benchmark.state(self.kube, self.expected)
             job["metadata"]["annotations"][objects.BEFORE] = json.dumps(state._asdict())
             present = self.kube.create(job)
@@ -232,7 +203,6 @@ class KubernetesRun(ClusterRun):
         self.run.note(self.run_id, "replayed", digest=self.run.digest, **kept)
         self.replayed = True
 
-    @while_held
     def collect(self) -> Collected:
         """Return the requests table and AIPerf's artifacts.
 
