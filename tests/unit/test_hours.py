@@ -1,12 +1,15 @@
 """Made hours: which rows are one conversation, what an hour keeps, what is replayed and read."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from kvab.book.publish import publish
+from kvab.cli import main
 from kvab.console import interval, percent
 from kvab.errors import InputError
 from kvab.pages import outcome, robustness
@@ -203,11 +206,43 @@ def test_without_made_hours_there_are_none(tmp_path):
         hours.replay_hours(undeclared, "simulated-h200")
 
 
-def test_only_a_simulated_cluster_replays_made_hours():
-    with pytest.raises(
-        InputError, match="live-cpu: expected a simulated cluster, got live; use --cl"
-    ):
-        hours.replay_hours(load_study(STUDY), "live-cpu")
+def test_publishing_copies_the_table_and_its_summary(made_hours, small_runs, tmp_path):
+    source = tmp_path / "runs"
+    for folder in (small_runs, made_hours[0]):
+        shutil.copytree(folder / "qwen3-32b", source / "qwen3-32b", dirs_exist_ok=True)
+    publish(STUDY, "simulated-h200", source, tmp_path / "published")
+    copied = tmp_path / "published/qwen3-32b/simulated-h200/hours"
+    assert {path.name for path in copied.iterdir()} == {hours.TABLE, hours.SUMMARY}
+    elsewhere = (load_study(STUDY), "simulated-h200", tmp_path / "none", tmp_path / "published")
+    assert hours.load_hours(*elsewhere).summary.hours == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cluster", "live-cpu"], "cluster live-cpu: expected a simulated cluster, got live"),
+        (["--rows", "1"], "expected two conversations or more, one of them of several requests"),
+    ],
+)
+def test_what_cannot_be_resampled_is_one_line(options, said, chat_file, tmp_path, capsys):
+    where = ["--trace", str(chat_file), "--runs", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        main(["resample", *where, *options])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("kvab: ") and said in error and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_command_makes_as_many_hours_as_asked_for(chat_file, tmp_path, capsys):
+    pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
+    where = ["--trace", str(chat_file), "--runs", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        main(["resample", "--hours", "4", "--rows", "45", *where])
+    assert stop.value.code == 0
+    path = tmp_path / "qwen3-32b/simulated-h200/hours"
+    assert capsys.readouterr().out == f"{path}\n"
+    assert len(pd.read_parquet(path / hours.TABLE)) == 8
 
 
 def made_up(evidence, count=60):
