@@ -87,7 +87,7 @@ def _replay(
     name, study, trace = job["metadata"]["name"], planned[0].study, planned[0].trace
     helper = objects.files_pod(job, f"{name}-files")
     helper["metadata"] = {**job["metadata"], **helper["metadata"]}
-    held = _under_way(kube, config, study)
+    held = _under_way(kube, config, planned[0])
     with _cleared(kube, name, planned[0]):
         if held is None:
             claims = objects.storage(study, profile)
@@ -205,7 +205,7 @@ def _profile(job: Job, on: str) -> Kubernetes:
     return profile
 
 
-def _under_way(kube: Kube, config: Object, study: Study) -> dict[str, str] | None:
+def _under_way(kube: Kube, config: Object, asked: Job) -> dict[str, str] | None:
     """Return what the pods of a campaign that replays these cells read; clear an ended one.
 
     Cells that an earlier start brought home are no longer asked for, so more may be held.
@@ -216,21 +216,17 @@ def _under_way(kube: Kube, config: Object, study: Study) -> dict[str, str] | Non
         return dict(held)
     if job and not (health.holds(job, "Complete") or health.holds(job, "Failed")):
         raise DependencyError(
-            f"Job {name}: another campaign of {study.name} is under way since "
+            f"Job {name}: another campaign of {asked.study.name} is under way since "
             f"{job['metadata'].get('creationTimestamp')}; wait for it, or end it with `kubectl -n "
             f"{kube.namespace} delete job {name}`"
         )
-    _remove_parts(kube, name, study)
+    _remove(kube, name, asked)
     return None
 
 
 def _remove(kube: Kube, name: str, job: Job) -> None:
-    _remove_parts(kube, name, job.study)
-
-
-def _remove_parts(kube: Kube, name: str, study: Study) -> None:
     for kind, part in (("Job", name), ("ConfigMap", name), ("Pod", f"{name}-files")):
-        remove(kube, kind, part, lambda thing: objects.of_study(thing, study.name))
+        remove(kube, kind, part, lambda thing: objects.of_study(thing, job.study.name))
 
 
 def _indexes(job: Object, key: str) -> set[int]:

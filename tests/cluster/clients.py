@@ -1,7 +1,7 @@
 """Clients of the emulated cluster in processes of their own, and what ends them.
 
 A `Client` takes the five steps without a notebook; forked from a server that has everything
-imported, it starts in a tenth of a second. `kvab_run` is the command with its kernel.
+imported, it starts in a tenth of a second. `kvab_run` is the command as a person starts it.
 """
 
 import multiprocessing

@@ -74,7 +74,8 @@ def test_doctor_says_how_to_mend_each_thing(emulated):
     for expected in (
         "FIX   secret: hf-token-secret is not there; create it with `kubectl -n dynamo-study",
         "FIX   storage class: none is not there; name one of `kubectl get storageclass`",
-        "FIX   disagg-kv-router: needs 16 rdma/other, allocatable 0; set rdma_resource",
+        "FIX   disagg-kv-router: needs 16 rdma/other, allocatable 0 on the nodes that the "
+        "profile selects (16 NVIDIA-H200); set rdma_resource",
         "ok    disagg-kv-router: --router-reset-states is left out, the image's runtime no longer",
     ):
         assert expected in done.stdout
@@ -90,7 +91,7 @@ def test_doctor_says_how_to_mend_each_thing(emulated):
          "registry/runtime:latest; add runtime_version"),
         ({"image": f"registry/runtime@sha256:{'0' * 64}"}, 2, "add runtime_version"),
         ({"node_selector": {"pool": "none"}}, 3,
-         "needs 16 nvidia.com/gpu on nodes that the profile selects, allocatable: none"),
+         "needs 16 nvidia.com/gpu, allocatable 0 on the nodes that the profile selects (none)"),
         ({"limits": {"replay_s": 100}}, 2, "limits.replay_s: expected at least"),
     ],
 )  # fmt: skip
@@ -105,7 +106,10 @@ def test_more_gpus_than_exist_are_refused(emulated, small_trace):
     emulated.server.do(emulated.store.delete, "nodes", "", "gpu-2")
     error = refused(emulated, small_trace)
     assert error.exit_code == 3
-    assert "needs 16 nvidia.com/gpu on nodes that the profile selects, allocatable: 8" in str(error)
+    assert (
+        "needs 16 nvidia.com/gpu, allocatable 8 on the nodes that the profile selects (8 NVIDIA"
+        in str(error)
+    )
 
 
 def test_an_unknown_field_is_refused_under_strict_validation(emulated, small_trace):

@@ -97,6 +97,7 @@ REJECTIONS = (
          "have one granted to the namespace's service account"),
     Rule("because it is being terminated", "the namespace is being deleted",
          "wait until it is gone, then create it anew"),
+    Rule('User ".*" cannot ', "not allowed", "have recipes/rbac.yaml applied"),
 )  # fmt: skip
 # By the status of the answer; others are errors of the server, or of the way to it.
 STATUSES = {
@@ -109,7 +110,6 @@ STATUSES = {
     422: Rule("", "the API server rejects it", "fix the recipe", InputError),
     500: Rule("", "the API server failed with status 500", "is the cluster up?"),
 }  # fmt: skip
-UNAUTHORIZED = Rule('User ".*" cannot ', "not allowed", "have recipes/rbac.yaml applied")
 
 
 def rejection(text: str) -> Rule | None:
@@ -164,8 +164,6 @@ def _rule(error: BaseException, status: int | None, text: str) -> Rule:
     """Return why a call failed, and how to fix it."""
     if status not in (None, 404, 409) and (rule := rejection(text)):
         return rule
-    if status == 403 and re.search(UNAUTHORIZED.words, text):
-        return UNAUTHORIZED
     if status in STATUSES:
         return STATUSES[status]
     if status and not passes(error):

@@ -111,13 +111,8 @@ class Counter:
         self, kube: Kube, folder: str, sending: Sending, progress: Progress | None
     ) -> None:
         self.kube, self.folder, self.sending = kube.with_short_limits(), folder, sending
-        self.progress = progress
+        self.tell: Progress = progress or (lambda done: None)
         self.next_s, self.first_s, self.text = 0.0, 0.0, "waits for the benchmark's pod"
-
-    def tell(self, done: int) -> None:
-        """Hand the number of requests done on."""
-        if self.progress:
-            self.progress(done)
 
     def look(self, look: Look) -> str:
         """Return requests done, errors and time left, or the log's last line before the first."""

@@ -261,8 +261,6 @@ def claim_storage(kube: Kube, claims: list[Object]) -> None:
             kube.create(claim)
         elif present["metadata"].get("deletionTimestamp"):
             raise DependencyError(f"PVC {name} is being deleted; wait until it is gone, run again")
-        elif health.phase(present) == "Lost":
-            raise DependencyError(f"PVC {name} lost its volume; delete it and run again")
         elif not set(mode) <= set(present["spec"]["accessModes"]):
             raise DependencyError(
                 f"PVC {name}: expected access mode {mode[0]}, got "

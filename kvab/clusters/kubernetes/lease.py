@@ -33,10 +33,8 @@ class Lease:
     def __init__(self, kube: Kube, manifest: Object, *, takes_over: bool = True) -> None:
         # `kube` is for the lease alone: opening an exec stream changes a client for a moment.
         self.kube, self.manifest = kube, manifest
-        self.name, self.run = (
-            manifest["metadata"]["name"],
-            objects.annotation(manifest, objects.RUN),
-        )
+        self.name = manifest["metadata"]["name"]
+        self.run = objects.annotation(manifest, objects.RUN)
         self.takes_over = takes_over  # whether the command has --take-over
         self.held: Object | None = None
         self.lost = ""
@@ -115,12 +113,10 @@ class Lease:
             except (Existing, Missing):
                 present = self.kube.get("Lease", self.name)
                 if present is None or present["spec"].get("holderIdentity") != identity():
-                    by = (
-                        f"taken over by {Holder.of(present)}"
-                        if present
-                        else "ended by another client"
-                    )
-                    self.lost = f"{self.run}: {by}; this client stops and removes nothing"
+                    self.lost = f"{self.run}: ended by another client"
+                    if present:
+                        self.lost = f"{self.run}: taken over by {Holder.of(present)}"
+                    self.lost += "; this client stops and removes nothing"
                     self.check()
                 self.held = present  # renewed, but the answer was lost
 
@@ -139,8 +135,7 @@ class Lease:
         """Let a call pass that another client did not forbid; one that changes something renews."""
         if changes:
             self.renew()
-        else:
-            self.check()
+        self.check()
 
     def leave(self) -> None:
         """Let the next client have the run."""
@@ -152,24 +147,24 @@ class Lease:
 
     def _refusal(self, lease: Object) -> str:
         since = lease["spec"].get("acquireTime", "")[:19].replace("T", " ")
-        line = (
-            f"{self.run}: {Holder.of(lease)} has this run since {since} UTC and is alive; wait for "
-            "it to end"
-        )
+        line = f"{self.run}: {Holder.of(lease)} has this run since {since} UTC and is alive"
+        line += "; wait for it to end"
         if not self.takes_over:
             return line
-        keys = (lease, self.manifest)
-        same = len({objects.annotation(thing, objects.DIGEST) for thing in keys}) == 1
-        then = "goes on with it" if same else "ends it, as its rows or manifests are not the same"
+        digests = [objects.annotation(thing, objects.DIGEST) for thing in (lease, self.manifest)]
+        then = (
+            "goes on with it"
+            if len({*digests}) == 1
+            else "ends it, as its rows or manifests are not the same"
+        )
         return f"{line}, or take it over with --take-over, which {then}"
 
 
 def _renew(reference: weakref.ref[Lease], ended: threading.Event, pause_s: float) -> None:
     """Renew a lease until it is left or lost, or nobody has it any more."""
     while not ended.wait(pause_s):
-        if (lease := reference()) is None:
-            return
-        if lease.is_lost():
+        lease = reference()
+        if lease is None or lease.is_lost():
             return
         del lease  # nobody may have it any more before the next time
 

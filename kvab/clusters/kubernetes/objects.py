@@ -120,11 +120,6 @@ class Sending:
     span_s: float
     content: bytes = b""
 
-    @property
-    def path(self) -> str:
-        """Where a workload that is not the published file lies on the volume."""
-        return staged_path(self.sha256)
-
 
 def check_profile(profile: Kubernetes) -> None:
     """Refuse a profile that still has an example's values.
@@ -216,7 +211,7 @@ def benchmark(
     if sending.content:
         environment["TRACE_SHA256"]["value"] = sending.sha256
         args = container["args"]
-        args[args.index("--input-file") + 1] = sending.path
+        args[args.index("--input-file") + 1] = staged_path(sending.sha256)
     timeout_s = float(configuration.benchmark.option("--request-timeout-seconds"))
     ready_s = float(environment["READY_S"]["value"])
     deadline_s = round(ready_s + sending.span_s + timeout_s + SLACK_S)

@@ -206,19 +206,12 @@ def _devices(kube: Kube, profile: Kubernetes, gpus: Gpus, arms: Arms) -> Iterato
     listed = ", ".join(f"{n} {name}" for name, n in sorted(products.items()) if n) or "none"
     for configuration, manifests in arms:
         for name, wanted in objects.needs(manifests[0]).items():
-            what = f"{configuration.name}: needs {wanted} {name}"
-            if have[name] >= wanted:
-                what += f", allocatable {have[name]}"
-            elif name == "nvidia.com/gpu":
-                what += (
-                    f" on nodes that the profile selects, allocatable: {listed}; check "
-                    "node_selector, or choose a larger cluster"
-                )
-            else:
-                what += (
-                    f", allocatable {have[name]}; set rdma_resource of the profile to the nodes' "
-                    "name for it, or leave it out"
-                )
+            what = f"{configuration.name}: needs {wanted} {name}, allocatable {have[name]}"
+            if have[name] < wanted:
+                fix = "set rdma_resource of the profile to the nodes' name for it, or leave it out"
+                if name == "nvidia.com/gpu":
+                    fix = "check node_selector, or choose a larger cluster"
+                what += f" on the nodes that the profile selects ({listed}); {fix}"
             yield Finding(have[name] >= wanted, what)
     if have["nvidia.com/gpu"] and not any(gpus.product in product for product in products):
         yield Finding(False, f"GPUs: the study is about {gpus.product}, the nodes have {listed}; "

@@ -182,7 +182,7 @@ class KubernetesRun(ClusterRun):
         if present is None:
             if sending.content:
                 with self._files() as pod:
-                    files.upload(pod, sending.content, sending.path)
+                    files.upload(pod, sending.content, objects.staged_path(sending.sha256))
             state = benchmark.state(self.kube, self.expected)
             job["metadata"]["annotations"][objects.BEFORE] = json.dumps(state._asdict())
             present = self.kube.create(job)
