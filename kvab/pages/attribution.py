@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from kvab.console import interval, number, percent, plain, signed
+from kvab.console import number, percent, plain, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import NO_VERDICT, reuse_text
+from kvab.pages.printed import quantity, with_ends
 from kvab.pages.tables import Table
 from kvab.pages.theme import PLAIN, STYLES, WIDTH_IN, Drawing, drawn, legend_below
-from kvab.requests.metrics import METRICS
 from kvab.stats.attribution import (
     BOTH,
     FAILED,
@@ -157,9 +157,9 @@ def misses_caption(evidence: Evidence) -> str:
     for name in (evidence.study.baseline, evidence.study.comparison):
         reasons = evidence.misses.loc[name].drop(GOOD)
         if reasons.any():
-            clauses.append(f"{evidence.arms[name].label}, {reasons.idxmax()} "
+            clauses.append(f"under {evidence.arms[name].label} is {reasons.idxmax()} "
                            f"({percent(reasons.max())} of requests)")  # fmt: skip
-    why = f"The largest kind of miss: {'; '.join(clauses)}" if clauses else "No request misses"
+    why = f"The largest kind of miss {', '.join(clauses)}" if clauses else "No request misses"
     return f"{why}. What becomes of the requests of each configuration, repeats pooled."
 
 
@@ -170,8 +170,8 @@ def bounds_table(evidence: Evidence) -> Table:
     for kept, rows in bounds.groupby("kept", sort=False):
         line = {"share of requests": kept}
         for row in rows.itertuples():
-            ends = interval(row.ci_low, row.ci_high, 100)
-            line[f"{row.effect} [points]"] = f"{signed(100 * row.value, 1)}\n({ends})"
+            ends = row.value, row.ci_low, row.ci_high
+            line[f"{row.effect} [points]"] = with_ends("good_share", *ends)
         lines.append(line)
     slo = evidence.study.slo
     return Table(
@@ -211,12 +211,12 @@ def interaction_figure(evidence: Evidence) -> Drawing:
 
 def interaction_caption(evidence: Evidence) -> str:
     """Return how much more one factor does in the presence of the other, and what is drawn."""
-    table = evidence.attribution.table.set_index(["metric", "statistic", "effect"])
+    table = evidence.attribution.table.set_index(["metric", "statistic", "effect"]).sort_index()
     row = table.loc[("good_share", "share", "interaction")]
     return (
-        f"The interaction is {signed(100 * row['value'], 1)} points of good share "
-        f"({interval(row['ci_low'], row['ci_high'], 100)}). Good share, mean TTFT and p99 ITL of "
-        "the four cells; parallel lines would mean that the factors add up."
+        f"The interaction is {with_ends('good_share', *row, gap=' points of good share ')}. Good "
+        "share, mean TTFT and p99 ITL of the four cells; parallel lines would mean that the "
+        "factors add up."
     )
 
 
@@ -225,11 +225,8 @@ def effects_table(evidence: Evidence) -> Table:
     """Return main effects and interaction for every metric, with intervals."""
     lines: dict[str, dict[str, str]] = {}
     for row in evidence.attribution.table.itertuples():
-        metric, share = METRICS[row.metric], row.metric == "good_share"
-        name = "good share [points]" if share else f"{metric.short} {row.statistic} [ms]"
-        value = signed(metric.factor * row.value, 1 if share else None)
-        ends = interval(row.ci_low, row.ci_high, metric.factor)
-        lines.setdefault(name, {"metric": name})[row.effect] = f"{value}\n({ends})"
+        name, ends = quantity(row.metric, row.statistic), (row.value, row.ci_low, row.ci_high)
+        lines.setdefault(name, {"metric": name})[row.effect] = with_ends(row.metric, *ends)
     caption = f"Value ({evidence.study.statistics.percent} workload interval)."
     return Table(pd.DataFrame([*lines.values()]), caption, ("metric",))
 
@@ -243,17 +240,14 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
             f"What routing brings and what the split brings cannot be told apart on "
             f"{plain(evidence.cluster)}: there is no run of {evidence.missing}."
         )
-    table = evidence.attribution.table.set_index(["metric", "statistic", "effect"])
+    table = evidence.attribution.table.set_index(["metric", "statistic", "effect"]).sort_index()
 
     def effect(metric: str, statistic: str, name: str) -> str:
-        row, factor = table.loc[(metric, statistic, name)], METRICS[metric].factor
-        unit = " points" if metric == "good_share" else " ms"
-        text = signed(factor * row["value"], 1 if factor != 1 else None) + unit
-        return f"{text} ({interval(row['ci_low'], row['ci_high'], factor)})"
+        unit = " points " if metric == "good_share" else " ms "
+        return with_ends(metric, *table.loc[(metric, statistic, name)], gap=unit)
 
     def larger(metric: str, statistic: str) -> str:
-        sizes = {name: abs(table.loc[(metric, statistic, name), "value"]) for name in FACTORS}
-        return max(("routing", "split"), key=lambda name: sizes[name])
+        return str(table.loc[(metric, statistic), "value"][["routing", "split"]].abs().idxmax())
 
     row = table.loc[("good_share", "share", "interaction")]
     depends = (

@@ -22,11 +22,12 @@ import pandas as pd
 from kvab.cache import remember, source_digest, write_beside
 from kvab.clusters.simulated import simulate
 from kvab.clusters.simulated import versions as simulator_versions
-from kvab.console import change, number, percent, plain, signed
+from kvab.console import number, percent, plain, signed
 from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
+from kvab.pages.printed import changed, in_unit, quantity
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     PLAIN,
@@ -427,59 +428,45 @@ def reuse_table(check: Check) -> Table:
     return Table(pd.DataFrame(lines), caption, ("configuration",))
 
 
-def _effect_name(row: pd.Series) -> str:
-    metric = METRICS[row["metric"]]
-    return "good share" if metric.key == "good_share" else f"{row['statistic']} {metric.short}"
-
-
-def _within(row: pd.Series) -> bool:
-    """Return whether a live effect lies within the range of the orders, but for rounding."""
-    return bool(row["least"] - 1e-9 <= row["live"] <= row["most"] + 1e-9)
-
-
-def _effect_texts(row: pd.Series) -> tuple[str, str, str, str]:
-    """Return an effect live and simulated, the error and the range of the orders, as printed."""
-    share = row["metric"] == "good_share"
-    factor, decimals = METRICS[row["metric"]].factor, 1 if share else None
-    live, centre = factor * row["live"], factor * row["centre"]
-    error = change(live, centre, decimals)[2]
-    ends = " to ".join(signed(factor * row[end], decimals) for end in ("least", "most"))
-    return signed(live, decimals), signed(centre, decimals), error, ends
+def _effects(check: Check) -> pd.DataFrame:
+    """Return effects live and simulated as they are printed."""
+    lines = []
+    for row in check.effects.itertuples():
+        key, slack = row.metric, 1e-9  # of sums in another order
+        inside = row.least - slack <= row.live <= row.most + slack
+        lines.append({
+            "difference of": quantity(key, row.statistic), "live": in_unit(key, row.live),
+            "simulated": in_unit(key, row.centre),
+            "least to most": f"{in_unit(key, row.least)} to {in_unit(key, row.most)}",
+            "error": changed(key, row.live, row.centre), "live within": "yes" if inside else "no",
+        })  # fmt: skip
+    return pd.DataFrame(lines)
 
 
 @unless_missing(None)
 def effects_table(check: Check) -> Table:
     """Return what the comparison changes, live and simulated, and the error of that."""
-    lines = []
-    for _, row in check.effects.iterrows():
-        live, centre, error, ends = _effect_texts(row)
-        unit = "points" if row["metric"] == "good_share" else "ms"
-        lines.append({
-            "difference of": f"{_effect_name(row)} [{unit}]", "live": live, "simulated": centre,
-            "least to most": ends, "error": error,
-            "live within": "yes" if _within(row) else "no",
-        })  # fmt: skip
     caption = (
         "Comparison minus baseline, one live run of each. Simulated: the mean over orders of the "
         f"rows inside bursts, and the least and the most of {check.orders['order'].nunique()}."
     )
-    return Table(pd.DataFrame(lines), caption, ("difference of",))
+    return Table(_effects(check), caption, ("difference of",))
 
 
 def effects(check: Check) -> str:
     """Return what the comparison changes, live and simulated; nothing unless both were run."""
     if check.effects.empty:
         return ""
-    clauses, inside = [], 0
-    for _, row in check.effects.iterrows():
-        live, centre, *_ = _effect_texts(row)
-        unit = "points" if row["metric"] == "good_share" else "ms"
-        clauses.append(f"{_effect_name(row)} {live} and {centre} {unit}")
-        inside += _within(row)
+    table = _effects(check).set_index("difference of")
+    clauses = []
+    for what, row in table.iterrows():
+        name, unit = str(what).rstrip("]").split(" [")
+        clauses.append(f"{name} {row['live']} and {row['simulated']} {unit}")
     return (
         "What the comparison changes against the baseline on these requests, in one live run of "
-        f"each and simulated: {'; '.join(clauses)}; of {len(clauses)} live effects {inside} lie "
-        f"within the range of {check.orders['order'].nunique()} simulated orders inside bursts."
+        f"each and simulated: {'; '.join(clauses)}; of {len(table)} live effects "
+        f"{(table['live within'] == 'yes').sum()} lie within the range of "
+        f"{check.orders['order'].nunique()} simulated orders inside bursts."
     )
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from kvab.console import change, counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
+from kvab.pages.printed import changed, quantity, size
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     COMPARISON,
@@ -26,7 +27,7 @@ from kvab.pages.theme import (
     legend_below,
     log_ms,
 )
-from kvab.requests.metrics import COMPARED, LATENCIES, METRICS, Metric
+from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
 from kvab.runs.hours import EFFECTS
 from kvab.stats.contrasts import Contrast, Estimate
 from kvab.stats.hours import HourToHour, hour_to_hour
@@ -177,7 +178,7 @@ def verdicts(evidence: Evidence, judged: Gate) -> str:
         margin, metric, share = evidence.study.margins[key], METRICS[key], key == "good_share"
         allowed = f"{number(100 * margin, 1 if share else 0)} "
         allowed += "points" if share else "% of the baseline"
-        difference = _difference(result.mean, metric)
+        difference = changed(key, result.mean.baseline, result.mean.comparison)
         if reason := undecided(evidence, key):
             notes.append(f"{metric.label}:{reason}")
         lines.append(
@@ -191,37 +192,24 @@ def verdicts(evidence: Evidence, judged: Gate) -> str:
     )
 
 
-def _difference(row: Contrast, metric: Metric) -> str:
-    """Return a difference of means as a table of both arms has it, without its unit."""
-    decimals = None if metric.factor == 1 else 1
-    return change(metric.factor * row.baseline, metric.factor * row.comparison, decimals)[2]
-
-
 # --- two sources of variation ------------------------------------------------------------------
-
-
-def half_width(ends: Estimate, factor: float, decimals: int | None) -> str:
-    """Return half the width of an interval; a dash where there is none."""
-    return number(factor * (ends.high - ends.low) / 2, decimals)
 
 
 def variation_table(evidence: Evidence) -> Table:
     """Return the two sources of variation side by side, and what noise alone looks like."""
     floor, lines = evidence.noise_floor.set_index("metric"), []
     compared = counted(int(floor["run_pairs"].iloc[0]), "pair")
-    for key, metric in METRICS.items():
-        share, result = key == "good_share", evidence.comparison.metrics[key]
-        decimals, factor = 1 if share else None, metric.factor
-        lines.append(
-            {
-                "difference of": "good share [points]" if share else f"mean {metric.short} [ms]",
-                "estimate": _difference(result.mean, metric),
-                "± workload": half_width(result.mean.difference, factor, decimals),
-                "± run to run": half_width(result.run_to_run.mean, factor, decimals),
-                "largest in A/A": number(factor * floor.loc[key, "largest_difference"], decimals),
-                "detectable": number(factor * floor.loc[key, "smallest_detectable"], decimals),
-            }
-        )
+    for key in METRICS:
+        result, noise = evidence.comparison.metrics[key], floor.loc[key]
+        workload, runs = result.mean.difference, result.run_to_run.mean
+        lines.append({
+            "difference of": quantity(key, "mean"),
+            "estimate": changed(key, result.mean.baseline, result.mean.comparison),
+            "± workload": size(key, (workload.high - workload.low) / 2),
+            "± run to run": size(key, (runs.high - runs.low) / 2),
+            "largest in A/A": size(key, noise["largest_difference"]),
+            "detectable": size(key, noise["smallest_detectable"]),
+        })  # fmt: skip
     return Table(
         pd.DataFrame(lines),
         f"±: half of each {evidence.study.statistics.percent} interval; run to run over "
@@ -338,7 +326,7 @@ def pairs_table(evidence: Evidence) -> Table:
     lines = []
     for key in LATENCIES:
         outcome = evidence.comparison.metrics[key]
-        faster, paired = outcome.paired.faster, outcome.paired
+        faster, paired, mean = outcome.paired.faster, outcome.paired, outcome.mean
         lines.append({
             "": f"{METRICS[key].short} [ms]",
             "faster": f"{percent(faster.value)}\n"
@@ -347,14 +335,14 @@ def pairs_table(evidence: Evidence) -> Table:
             "pseudo-median":
                 _with_ends(signed(paired.hodges_lehmann.value), paired.hodges_lehmann),
             "mean difference":
-                _with_ends(_difference(outcome.mean, METRICS[key]), outcome.mean.difference),
+                _with_ends(changed(key, mean.baseline, mean.comparison), mean.difference),
         })  # fmt: skip
     return Table(
         pd.DataFrame(lines),
         "Comparison minus baseline, pair by pair, with "
         f"{evidence.study.statistics.percent} workload intervals. The pseudo-median "
-        "(Hodges-Lehmann) is the median of the means of every two differences: a few large "
-        "differences move it, and the median only where differences lie symmetrically about it.",
+        "(Hodges-Lehmann) is the median of the means of every two differences: the median where "
+        "differences lie symmetrically about it, drawn to the longer tail where they do not.",
         ("",),
     )
 

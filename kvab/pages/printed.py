@@ -1,6 +1,6 @@
-"""What the command line prints for people: a run's summary and a comparison, line by line.
+"""How a metric's numbers are printed, and what the command line prints: a run, a comparison.
 
-Input: a run or a comparison. Output: (label, value) pairs.
+Input: numbers, a run or a comparison. Output: text; (label, value) pairs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvab.console import change, interval, number, percent
+from kvab.console import change, interval, number, percent, signed
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs.sources import Source
 from kvab.study import Slo
@@ -19,6 +19,38 @@ if TYPE_CHECKING:
     from kvab.stats.contrasts import Contrast
 
 Lines = list[tuple[str, str]]
+
+
+def quantity(key: str, statistic: str = "") -> str:
+    """Return what a difference is of, with its unit: mean TTFT [ms], good share [points]."""
+    if key == "good_share":
+        return "good share [points]"
+    return f"{statistic} {METRICS[key].short} [ms]".lstrip()
+
+
+def _decimals(key: str) -> int | None:
+    return 1 if key == "good_share" else None
+
+
+def size(key: str, value: float) -> str:
+    """Return the size of a difference of a metric, of the good share in points."""
+    return number(METRICS[key].factor * value, _decimals(key))
+
+
+def in_unit(key: str, value: float) -> str:
+    """Return a difference of a metric with its sign, of the good share in points."""
+    return signed(METRICS[key].factor * value, _decimals(key))
+
+
+def with_ends(key: str, value: float, low: float, high: float, *, gap: str = "\n") -> str:
+    """Return a difference of a metric and, in brackets, its interval."""
+    return f"{in_unit(key, value)}{gap}({interval(low, high, METRICS[key].factor)})"
+
+
+def changed(key: str, baseline: float, comparison: float) -> str:
+    """Return the difference of two values of a metric, as it is printed beside them."""
+    factor = METRICS[key].factor
+    return change(factor * baseline, factor * comparison, _decimals(key))[2]
 
 
 def rejected(overload: int | None) -> str:

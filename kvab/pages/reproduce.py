@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kvab.console import counted, number, plain, signed
+from kvab.console import counted, plain
 from kvab.pages.clusters import Clusters
 from kvab.pages.evidence import Evidence
+from kvab.pages.printed import size, with_ends
 from kvab.pages.tables import Table
 from kvab.requests.metrics import METRICS
 from kvab.study import root
@@ -84,11 +85,9 @@ def agreement_table(clusters: Clusters) -> Table:
 
 def _difference(row: pd.Series, name: str) -> str:
     """Return one of an agreement's differences with its interval; of the gap the margin too."""
-    factor, decimals = METRICS[str(row.name)].factor, 1 if row.name == "good_share" else None
-    low, high = (factor * row[f"{name}_{end}"] for end in ("low", "high"))
-    ends = "no interval" if pd.isna(low) else f"{signed(low)} to {signed(high)}"
-    margin = f"\nmargin ± {number(factor * row['margin'])}" if name == "gap" else ""
-    return f"{signed(factor * row[name], decimals)}\n({ends}){margin}"
+    key = str(row.name)
+    margin = f"\nmargin ± {size(key, row['margin'])}" if name == "gap" else ""
+    return with_ends(key, row[name], row[f"{name}_low"], row[f"{name}_high"]) + margin
 
 
 def setups_table(clusters: Clusters) -> Table:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
 
-from kvab.console import change, interval, number, percent, signed
+from kvab.console import interval, number, percent, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
 from kvab.pages.outcome import NO_VERDICT, hour_effects
+from kvab.pages.printed import changed, quantity, size
 from kvab.pages.tables import Table
 from kvab.pages.theme import COMPARISON, GREY, WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import METRICS
@@ -61,8 +62,9 @@ def slo_surface_caption(evidence: Evidence) -> str:
     wins, loses = surface["band_low"] > 0, surface["band_high"] < 0
     finding = f"The comparison keeps more requests good under {wins.sum()} of {len(surface)} bounds"
     if loses.any():
-        finding += f" and fewer under {loses.sum()}, all with an ITL of at most "
-        finding += f"{surface.loc[loses, 'itl_ms'].max():g} ms"
+        slowest_ms = surface.loc[loses, "itl_ms"].max()
+        finding += f" and fewer under {loses.sum()}, all with an ITL bound of {slowest_ms:g} ms"
+        finding += " or less"
     others = " and ".join(f"{slo.ttft_ms:g}/{slo.itl_ms:g} ms" for slo in study.other_slos)
     dashed = f", dashed {others}" if others else ""
     return (
@@ -86,16 +88,11 @@ def choices_table(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Tabl
     """Return the verdict on each metric under each choice; what differs is marked."""
     lines: dict[str, dict[str, str]] = {}
     for row in _verdicts(evidence, sweep).itertuples():
-        metric, share = METRICS[row.metric], row.metric == "good_share"
-        name = "good share [points]" if share else f"{metric.short} [ms]"
-        decimals = 1 if share else None
-        both = metric.factor * row.baseline, metric.factor * row.comparison
-        value = change(*both, decimals)[2]
-        half = number(metric.factor * (row.ci_high - row.ci_low) / 2, decimals)
-        changed = "CHANGED: " if row.verdict != row.declared else ""
-        verdict = f"{changed}{row.verdict}" if judged.green else WITHHELD
+        key, mark = row.metric, "CHANGED: " if row.verdict != row.declared else ""
+        verdict = f"{mark}{row.verdict}" if judged.green else WITHHELD
+        half = size(key, (row.ci_high - row.ci_low) / 2)
         line = lines.setdefault(row.choice, {"choice": row.choice})
-        line[name] = f"{verdict}\n{value} ± {half}"
+        line[quantity(key)] = f"{verdict}\n{changed(key, row.baseline, row.comparison)} ± {half}"
     frame = pd.DataFrame([*lines.values()]).fillna("–")
     level = evidence.study.statistics.percent
     caption = (

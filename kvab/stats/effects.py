@@ -27,7 +27,6 @@ def quantile_differences(
     pairs: pd.DataFrame,
     metric: str,
     *,
-    q: np.ndarray = QUANTILES,
     block_bursts: int | None = None,
     **settings: Unpack[Settings],
 ) -> pd.DataFrame:
@@ -39,8 +38,6 @@ def quantile_differences(
         As `kvab.stats.pairing.pair` returns it.
     metric : str
         A latency metric.
-    q : ndarray
-        Quantiles, as shares.
     block_bursts : int, optional
         Block length, such as a comparison's; by default estimated on this metric alone.
     **settings
@@ -57,10 +54,11 @@ def quantile_differences(
     both = [pairs[f"{metric}_{arm}"].to_numpy(float) for arm in (BASELINE, COMPARISON)]
     design = plan(pairs, [both[1] - both[0]], block_bursts, **settings)
     arms = [sample(pairs, arm) for arm in both]
+    q = 100 * QUANTILES
     replicates = replicate(
-        design, lambda weights: np.stack([percentiles(a, weights, 100 * q) for a in arms], axis=1)
+        design, lambda weights: np.stack([percentiles(arm, weights, q) for arm in arms], axis=1)
     )
-    columns = {"q": q, "baseline": replicates.value[0], "comparison": replicates.value[1]}
+    columns = {"q": QUANTILES, "baseline": replicates.value[0], "comparison": replicates.value[1]}
     return pd.DataFrame({**columns, **difference_columns(replicates)})
 
 
@@ -109,12 +107,7 @@ def spans(arrival_ms: pd.Series, number: int = 6) -> pd.Series:
 
 
 def effect_by_group(
-    pairs: pd.DataFrame,
-    groups: pd.Series,
-    slo: Slo,
-    *,
-    block_bursts: int | None = None,
-    **settings: Unpack[Settings],
+    pairs: pd.DataFrame, groups: pd.Series, slo: Slo, **settings: Unpack[Settings]
 ) -> pd.DataFrame:
     """Return the effect of the comparison within groups of requests.
 
@@ -126,8 +119,6 @@ def effect_by_group(
         Trace row (the index) -> group, such as `terciles` returns.
     slo : Slo
         Bounds of a good request.
-    block_bursts : int, optional
-        Block length instead of that estimated on all pairs.
     **settings
         ``level``, ``resamples``, ``seed``.
 
@@ -141,7 +132,7 @@ def effect_by_group(
     """
     both = [values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)]
     paired = differences(*both)
-    design = plan(pairs, paired.values(), block_bursts, **settings)
+    design = plan(pairs, paired.values(), **settings)
     member = pd.Series(groups).reindex(pairs["row"]).reset_index(drop=True)
     rows = []
     for group in member.dropna().sort_values().unique():

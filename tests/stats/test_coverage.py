@@ -168,3 +168,27 @@ def test_the_band_covers_the_whole_curve_as_often_as_is_written(kind):
     low, high = map(float, re.search(r"in ([\d.]+) to ([\d.]+) % of them", text).groups())
     noise = 200 * np.sqrt(0.93 * 0.07 / REPLICATES)
     assert low - noise <= 100 * np.mean(whole) <= high + noise
+
+
+@pytest.mark.parametrize("bound", [-2.4, -1.2, 1.2, 2.4], ids="share below {:g} sd".format)
+def test_intervals_of_shares_near_0_and_1_cover_them(bound):
+    """Bursts of an AR(1) series; good is what lies below a bound, in few or nearly all bursts."""
+
+    def share_of(rng, bursts):
+        shared = autoregressive(rng, bursts, 0.6)[:, 0]
+        size = rng.poisson(3, bursts) + 1
+        burst = np.repeat(np.arange(bursts), size)
+        row = 0.8 * shared[burst] + 0.6 * rng.standard_normal(len(burst))
+        return burst, (row < bound).astype(float)
+
+    truth = share_of(np.random.default_rng(1), 1000 * BURSTS)[1].mean()
+    covered = []
+    for nth in range(REPLICATES):
+        burst, good = share_of(np.random.default_rng([20261123, 23, nth]), BURSTS)
+        pairs = pd.DataFrame({"burst": burst})
+        design = plan(pairs, [good], resamples=RESAMPLES, seed=nth)
+        low, high = np.ravel(two_arms(pairs, [good], design, ("mean",)).share_interval)
+        assert 0 <= low <= high <= 1
+        covered.append(low <= truth <= high)
+    print(f"\nshare {truth:.3f}: covered {np.mean(covered):.3f}")
+    assert 0.91 - 2 * np.sqrt(0.95 * 0.05 / REPLICATES) <= np.mean(covered) <= 0.99

@@ -221,8 +221,8 @@ def missing(published, baseline, comparison):
 def test_the_reasons_of_misses_are_those_of_the_requests(published):
     made_up = missing(published, (0.5, 0.1, 0.3, 0.1, 0, 0), (0.9, 0.06, 0, 0, 0.03, 0.01))
     assert attribution.misses_caption(made_up).startswith(
-        "The largest kind of miss: Aggregated, round-robin, tokens slow (30.0 % of requests); "
-        "Disaggregated, KV router, first token late (6.0 % of requests)."
+        "The largest kind of miss under Aggregated, round-robin is tokens slow (30.0 % of "
+        "requests), under Disaggregated, KV router is first token late (6.0 % of requests)."
     )
     frame = attribution.misses_table(made_up).frame.set_index("configuration")
     assert frame.loc["Disaggregated, KV router", "failed"] == "1.0 %"
