@@ -102,6 +102,8 @@ def against(told: dict[str, dict]) -> list[tuple[str, str, list[float], list[flo
         *((f"replay of {arms} arms", f"{arms} aisimulate commands, one after the other",
            replay[arms], "kvab", "commands") for arms in ("two", "four")),
         ("replay of one arm", "the simulator's calls within it", profile, "all", "simulator_s"),
+        ("kvab run of one arm", "the simulator's call within it", replay["run"], "command_s",
+         "simulator_s"),
         (cells, "the same on one core", replay["scaling"], "all", "one"),
         (reading, "pandas.read_json(lines=True)", records["pairs"], "kvab", "pandas"),
         (reading, "the loader of aiperf plot", records["pairs"], "kvab", "aiperf"),

@@ -29,28 +29,22 @@ class Table:
     text_columns: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
-        named = not isinstance(self.frame.index, pd.RangeIndex)  # rows have names of their own
-        marks = [name in self.text_columns for name in self.frame.columns]
-        header = [LEFT if text else "" for text in marks]
-        data = [TEXT if text else "" for text in marks]
-        head = _cells("th", self.frame.columns, header)
-        rows = [
-            (_cells("th", [label], [""]) if named else "") + _cells("td", values, data)
-            for label, *values in self.frame.itertuples(name=None)
-        ]
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        text = [name in self.text_columns for name in self.frame.columns]
+        head = _row("th", self.frame.columns, [LEFT if each else "" for each in text])
+        marks = [TEXT if each else "" for each in text]
+        body = "".join(_row("td", row, marks) for row in self.frame.itertuples(index=False))
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         name = html.escape(self.caption.split(". ")[0] or "Table")
         return (
             f'<div class="kvab-table" role="region" tabindex="0" aria-label="{name}"><table>'
-            f"{caption}<thead><tr>{'<th></th>' if named else ''}{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table></div>"
+            f"{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>"
         )
 
 
-def _cells(tag: str, values: Iterable[object], attributes: list[str]) -> str:
-    cells = zip(values, attributes, strict=True)
-    return "".join(f"<{tag}{more}>{html.escape(str(value))}</{tag}>" for value, more in cells)
+def _row(tag: str, values: Iterable[object], marks: list[str]) -> str:
+    cells = zip(values, marks, strict=True)
+    row = "".join(f"<{tag}{mark}>{html.escape(str(value))}</{tag}>" for value, mark in cells)
+    return f"<tr>{row}</tr>"
 
 
 def run_table(path: Path, slo: Slo) -> Table:

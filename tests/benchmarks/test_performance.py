@@ -17,6 +17,7 @@ TOLD = {
         "two": [{"kvab": 2, "commands": 4}, {"kvab": 2, "commands": 5}, {"kvab": 2, "commands": 9}],
         "four": [{"kvab": 2, "commands": 8}],
         "profile": [ONE, {**ONE, "simulator_s": 10}],
+        "run": [{"command_s": 10, "simulator_s": 8}, {"command_s": 10, "simulator_s": 9}],
         "scaling": [{"one": 40, "all": 20, "cores": 2}],
     },
     "records": {
@@ -56,6 +57,7 @@ def test_ratios_are_medians_over_pairs(performance):
     assert (two["times as fast"], two["range over pairs"]) == ("2.50", "2.00 to 4.50 (3)")
     assert rows["comparison, 200 resamples"]["times as fast"] == "15.0"
     assert rows["replay of one arm"]["times as fast"] == "0.82"  # of 8/10 and 10/12
+    assert rows["kvab run of one arm"]["times as fast"] == "0.85"  # of 8/10 and 9/10
     assert rows["kvab --help"]["against"] == "python -c 'import pandas'"
 
 
