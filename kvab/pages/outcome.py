@@ -6,6 +6,7 @@ what the whole book begins with.
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ import pandas as pd
 from kvab.console import change, counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
-from kvab.pages.printed import changed, quantity, size
+from kvab.pages.printed import changed, quantity, size, with_ends
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     COMPARISON,
@@ -251,7 +252,7 @@ def hour_effects(evidence: Evidence) -> list[HourEffect]:
         metric, made = METRICS[key], made_hours.effects[f"{key}_{statistic}"]
         recorded = evidence.comparison.metrics[key].statistics[statistic].difference
         hours = hour_to_hour(recorded.value, made.to_numpy(), evidence.study.statistics.level)
-        label = f"{statistic} {metric.short} [ms]" if metric.column else "good share [points]"
+        label = quantity(key, statistic)
         effects.append(HourEffect(label, metric.factor, recorded, made, hours))
     return effects
 
@@ -331,11 +332,10 @@ def pairs_table(evidence: Evidence) -> Table:
             "": f"{METRICS[key].short} [ms]",
             "faster": f"{percent(faster.value)}\n"
             f"({number(100 * faster.low, 1)} to {number(100 * faster.high, 1)})",
-            "median difference": _with_ends(signed(paired.median.value), paired.median),
-            "pseudo-median":
-                _with_ends(signed(paired.hodges_lehmann.value), paired.hodges_lehmann),
-            "mean difference":
-                _with_ends(changed(key, mean.baseline, mean.comparison), mean.difference),
+            "median difference": with_ends(key, *astuple(paired.median)),
+            "pseudo-median": with_ends(key, *astuple(paired.hodges_lehmann)),
+            "mean difference": f"{changed(key, mean.baseline, mean.comparison)}\n"
+            f"({interval(mean.difference.low, mean.difference.high)})",
         })  # fmt: skip
     return Table(
         pd.DataFrame(lines),
@@ -345,10 +345,6 @@ def pairs_table(evidence: Evidence) -> Table:
         "differences lie symmetrically about it, drawn to the longer tail where they do not.",
         ("",),
     )
-
-
-def _with_ends(value: str, of: Estimate) -> str:
-    return f"{value}\n({interval(of.low, of.high)})"
 
 
 def _two_arms(evidence: Evidence) -> dict[str, Arm]:

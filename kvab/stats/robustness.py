@@ -32,6 +32,7 @@ ARMS = (BASELINE, COMPARISON)
 BLOCK_FACTORS = (0.25, 0.5, 2.0)
 OTHER_STATISTICS = ("p50", "p99")
 TRIM_SHARE = 0.05
+ALONE = 3  # repeats that are judged by themselves; more would count one choice many times
 TTFT_GRID_MS = (500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
 ITL_GRID_MS = (10, 12.5, 15, 17.5, 20, 25, 30, 35, 40, 50)
 
@@ -201,7 +202,7 @@ def _parts(pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     if inside.any():
         yield f"first and last {length} dropped", pairs[inside]
     repeats = pairs["repeat"].unique()
-    for repeat in repeats if len(repeats) > 1 else []:
+    for repeat in repeats[:ALONE] if len(repeats) > 1 else []:
         yield f"repeat {repeat} alone", pairs[pairs["repeat"] == repeat]
 
 

@@ -121,3 +121,11 @@ def test_the_surface_holds_the_difference_of_the_good_shares(arms):
     assert (surface["band_low"] <= surface["ci_low"]).all()
     assert (surface["ci_low"] <= surface["difference"]).all()
     assert surface["difference"].max() > 0.8
+
+
+def test_of_many_repeats_the_first_three_are_judged_alone():
+    tables = [arm(seed, 1000, bursts=20) for seed in range(5)]
+    names = judge((tables, tables))["choice"].unique()
+    assert [name for name in names if "alone" in name] == [
+        "repeat 1 alone", "repeat 2 alone", "repeat 3 alone",
+    ]  # fmt: skip
