@@ -186,7 +186,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         (lambda fields: fields["trace"].update(sha256="0" * 64), "compare runs of one workload"),
         (
             lambda fields: fields["slo"].update(ttft_ms=1000.0),
-            "(1000 ms and 2000 ms); name those to judge by with --ttft-ms",
+            "(1000 ms and 2000 ms); name the bounds with --ttft-ms",
         ),
     ],
 )
