@@ -68,7 +68,7 @@ def replay_on(planned: list[Job], on: str) -> None:
         raise DependencyError(f"cluster {on}: {'; '.join(missing)}")
     lease = Lease(Kube(profile), _lease(job), takes_over=False)
     lease.take()
-    kube.guard = lease.guard
+    kube.guard, kube.explain = lease.guard, lease.explain
     try:
         _replay(kube, profile, planned, config, job)
     finally:

@@ -99,15 +99,16 @@ REJECTIONS = (
          "wait until it is gone, then create it anew"),
     Rule('User ".*" cannot ', "not allowed", "have recipes/rbac.yaml applied"),
 )  # fmt: skip
+REJECTED = Rule("", "the API server rejects it", "fix the recipe", InputError)
 # By the status of the answer; others are errors of the server, or of the way to it.
 STATUSES = {
-    400: Rule("", "the API server rejects it", "fix the recipe", InputError),
+    400: REJECTED,
     401: Rule("", "not allowed", "log in again"),
     403: Rule("", "not allowed", "this is no missing permission: ask the cluster's administrators "
               "for the rule"),
     404: Rule("", "not found", "see `kvab doctor`", Missing),
     409: Rule("", "another one is there already", "delete it, or wait for it", Existing),
-    422: Rule("", "the API server rejects it", "fix the recipe", InputError),
+    422: REJECTED,
     500: Rule("", "the API server failed with status 500", "is the cluster up?"),
 }  # fmt: skip
 
@@ -230,6 +231,8 @@ class Kube:
             ) from None
         # Called before each call, with whether it changes something; raises to forbid it.
         self.guard: Callable[[bool], None] = lambda changes: None
+        # Called with what ended a wait; returns what there is to raise.
+        self.explain: Callable[[KvabError], KvabError] = lambda error: error
         weakref.finalize(self, self.api.rest_client.pool_manager.clear)
 
     def with_short_limits(self) -> Kube:
@@ -425,9 +428,8 @@ class Kube:
         """Return what a probe sees; if it fails because the run was taken over, that is raised."""
         try:
             return probe()
-        except KvabError:
-            self.guard(True)
-            raise
+        except KvabError as error:
+            raise self.explain(error) from None
 
 
 def _parsed(text: str, what: str) -> Any:

@@ -145,16 +145,15 @@ def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterato
     """
     since, names = owner["metadata"]["creationTimestamp"], names or owner["metadata"]["name"]
     itself = f"{owner.get('kind')} {owner['metadata']['name']}"
-    about: dict[str, list[Object]] = {}
-    for event in events:
+    latest: dict[str, Object] = {}
+    for event in sorted(events, key=_when):  # of one second, the last of the list
         subject = event.get("involvedObject") or {}
         if subject.get("kind") != "Pod" and re.fullmatch(names, subject.get("name", "")):
-            about.setdefault(f"{subject.get('kind')} {subject['name']}", []).append(event)
-    for name, own in about.items():
-        latest = max(reversed(own), key=_when)  # of one second, the last of the list
-        if latest.get("reason") in NO_PODS and _when(latest)[:19] >= since[:19]:
+            latest[f"{subject.get('kind')} {subject['name']}"] = event
+    for name, event in latest.items():
+        if event.get("reason") in NO_PODS and _when(event)[:19] >= since[:19]:
             subject = "" if name == itself else name
-            yield Cause(subject, latest["reason"], latest.get("message", ""))
+            yield Cause(subject, event["reason"], event.get("message", ""))
 
 
 def of_job(job: Object, pods: list[Object], events: list[Object]) -> list[Cause]:
@@ -196,7 +195,7 @@ class Grace:
 def newest(events: list[Object], names: set[str]) -> Object | None:
     """Return the newest event about one of the objects, None if there is none."""
     about = [event for event in events if at(event, "involvedObject.name") in names]
-    return max(reversed(about), key=_when, default=None)
+    return max(reversed(about), key=_when, default=None)  # of one second, the last
 
 
 def _when(event: Object) -> str:

@@ -137,6 +137,10 @@ class Lease:
             self.renew()
         self.check()
 
+    def explain(self, error: KvabError) -> KvabError:
+        """Return why a wait ended: that another client has taken the run over, if it has."""
+        return Held(self.lost) if self.is_lost() else error
+
     def leave(self) -> None:
         """Let the next client have the run."""
         self._ended.set()

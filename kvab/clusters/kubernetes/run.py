@@ -92,7 +92,7 @@ class KubernetesRun(ClusterRun):
             except Held:
                 self.lease.leave()
                 raise
-        self.kube.guard = self.lease.guard
+        self.kube.guard, self.kube.explain = self.lease.guard, self.lease.explain
 
     def prepare(self) -> dict[str, str]:
         """Check the cluster, make sure of storage and model files; return versions.
