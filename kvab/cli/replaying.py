@@ -127,7 +127,7 @@ def resample(
     rows: options.Rows = None,
     trace: options.Trace = None,
 ) -> None:
-    """Replay hours made of the trace's conversations, to see the effect vary.
+    """Replay hours that are made of the trace's conversations.
 
     Each made hour draws as many conversations as the trace has, some twice and some not at all, and
     begins each at another time. Baseline and comparison are replayed on it, on a simulated cluster.
