@@ -12,13 +12,12 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 
 from kvab.console import counted, interval, percent, plain, signed, span
 from kvab.pages.attribution import points_gained
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
-from kvab.pages.outcome import RED, VERDICTS, both_shares, counterpoint, headline, table_line
+from kvab.pages.outcome import RED, VERDICTS, both_arms, both_shares, counterpoint, headline
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     GREY,
@@ -30,8 +29,11 @@ from kvab.pages.theme import (
     origin,
     unequal,
 )
-from kvab.requests.metrics import METRICS
 
+HEADLINE = {
+    "good_share": ("mean",), "ttft_ms": ("mean", "p50", "p99"), "itl_ms": ("p50", "p99"),
+    "latency_ms": ("mean",),
+}  # fmt: skip
 CARD_IN, CARD_DPI = (12, 6.3), 100
 DARK = "#222222"
 
@@ -124,19 +126,10 @@ def good_shares_caption(evidence: Evidence) -> str:
 
 def headline_table(evidence: Evidence) -> Table:
     """Return both arms in short: good share, and centre and tail of each latency."""
-    result, arms = evidence.comparison, evidence.study.configurations
-    lines = [table_line("good requests [%]", result.good.mean, 100, 1)]
-    for key, statistics in (
-        ("ttft_ms", ("mean", "p50", "p99")),
-        ("itl_ms", ("p50", "p99")),
-        ("latency_ms", ("mean",)),
-    ):
-        for name in statistics:
-            row = result.metrics[key].statistics[name]
-            lines.append(table_line(f"{name} {METRICS[key].short} [ms]", row))
+    arms = evidence.study.configurations
     kind = "simulated" if evidence.simulated else evidence.manifest.kind
     return Table(
-        pd.DataFrame(lines),
+        both_arms(evidence, HEADLINE),
         f"Baseline: {arms[evidence.study.baseline].label}. "
         f"Comparison: {arms[evidence.study.comparison].label}. {kind.capitalize()}; intervals are "
         f"{evidence.study.statistics.percent} workload intervals.",

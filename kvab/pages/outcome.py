@@ -6,6 +6,7 @@ what the whole book begins with.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import NamedTuple
 
@@ -138,30 +139,29 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
 # --- the table ---------------------------------------------------------------------------------
 
 
-def table_line(label: str, row: Contrast, factor: float = 1, decimals: int | None = None) -> dict:
-    """Return one line of a table of both arms."""
-    both = factor * row.baseline, factor * row.comparison
-    columns = zip(("baseline", "comparison", "difference"), change(*both, decimals), strict=True)
-    return {
-        "": label,
-        **dict(columns),
-        "interval": interval(row.difference.low, row.difference.high, factor),
-        "ratio": number(row.ratio.value, 2),
-    }
+def both_arms(evidence: Evidence, statistics: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Return a line for each of these statistics of each metric: both arms, difference, ratio."""
+    lines = []
+    for key, names in statistics.items():
+        factor, decimals = METRICS[key].factor, 1 if key == "good_share" else None
+        for name in names:
+            row = evidence.comparison.metrics[key].statistics[name]
+            texts = change(factor * row.baseline, factor * row.comparison, decimals)
+            lines.append({
+                "": "good requests [%]" if key == "good_share" else quantity(key, name),
+                **dict(zip(("baseline", "comparison", "difference"), texts, strict=True)),
+                "interval": interval(row.difference.low, row.difference.high, factor),
+                "ratio": number(row.ratio.value, 2),
+            })  # fmt: skip
+    return pd.DataFrame(lines)
 
 
 def statistics_table(evidence: Evidence) -> Table:
     """Return both arms: every statistic of every latency and the good share."""
     result = evidence.comparison
-    lines = [
-        table_line(f"{METRICS[key].short} {name} [ms]", result.metrics[key].statistics[name])
-        for key in LATENCIES
-        for name in COMPARED
-    ]
-    lines.append(table_line("good requests [%]", result.good.mean, 100, 1))
     method = result.method
     return Table(
-        pd.DataFrame(lines),
+        both_arms(evidence, {**dict.fromkeys(LATENCIES, COMPARED), "good_share": ("mean",)}),
         f"{counted(result.pairs, 'pair')}. Intervals: "
         f"{evidence.study.statistics.percent}, {method.name}, {method.resamples:,} "
         f"resamples, blocks of {number(method.block_s, 0)} s on average. They say how the "
