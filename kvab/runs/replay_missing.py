@@ -28,6 +28,7 @@ from kvab.runs.summaries import save_workload
 from kvab.study import Study, load_cluster
 from kvab.trace.reading import Trace
 
+Work = Any  # what is replayed, of ``rows`` requests
 OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
 _updates: Queue[tuple[int, int]]  # of `side_by_side`: which job has replayed how many requests
 
@@ -102,7 +103,7 @@ def replay_all(
 
 
 def side_by_side(
-    jobs: Sequence[Any], replay: Callable[[Any, Progress], object], quiet: bool = False
+    jobs: Sequence[Work], replay: Callable[[Work, Progress], object], quiet: bool = False
 ) -> None:
     """Replay jobs, which have ``rows``, one a core, under one progress bar in requests.
 
@@ -132,7 +133,7 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
 
 
-def _follow(jobs: Sequence[Any], pending: list[Future], quiet: bool) -> None:
+def _follow(jobs: Sequence[Work], pending: list[Future], quiet: bool) -> None:
     """Show how many requests are done until every replay has ended."""
     with progress_bar("requests, left", TimeRemainingColumn(), quiet) as bar:
         total = bar.add_task(counted(len(jobs), "replay"), total=sum(job.rows for job in jobs))
@@ -179,7 +180,7 @@ def replay_in_turn(jobs: list[Job], take_over: bool = False) -> None:
         raise type(first)(f"{len(failed)} of {counted(len(jobs), 'replay')} failed; first: {first}")
 
 
-def _carry_out(replay: Callable[[Any, Progress], object], n: int, job: Any) -> None:
+def _carry_out(replay: Callable[[Work, Progress], object], n: int, job: Work) -> None:
     replay(job, lambda done: _updates.put((n, done)))
     _updates.put((n, job.rows))
 
