@@ -8,6 +8,7 @@ from kvab.clusters.kubernetes.objects import Assembly, check_profile
 from kvab.errors import InputError
 from kvab.runs.replay import plan_job
 from kvab.study import Kubernetes, load_cluster, load_study
+from kvab.trace.finding import find_trace
 
 PROFILE = Kubernetes.model_validate(
     {
@@ -25,7 +26,9 @@ PROFILE = Kubernetes.model_validate(
 def published():
     if not os.environ.get("KVAB_TRACE"):
         pytest.skip("the real trace: run `kvab trace fetch --to FILE` and name it in KVAB_TRACE")
-    return lambda **given: plan_job(load_study(), "example-h200", "agg-round-robin", **given)
+    study = load_study()
+    trace = find_trace(study.trace)
+    return lambda **given: plan_job(study, "example-h200", "agg-round-robin", trace=trace, **given)
 
 
 def benchmark(job, profile=PROFILE):

@@ -57,15 +57,11 @@ class KubernetesRun(ClusterRun):
 
     def __init__(self, profile: Kubernetes, job: Job, *, take_over: bool = False) -> None:
         self.profile, self.job, self.take_over = profile, job, take_over
+        self.run = Assembly(profile, job)
         self.versions: dict[str, str] = {}
         self.provenance: Object = {}
         self.applied: dict[str, bytes] = {}
         self.made = self.replayed = False
-
-    @cached_property
-    def run(self) -> Assembly:
-        """What the job applies."""
-        return Assembly(self.profile, self.job)
 
     @cached_property
     def kube(self) -> Kube:
