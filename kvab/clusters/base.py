@@ -53,7 +53,7 @@ class Job:
     rows: int
     trace: Trace
     runs: Path
-    identity: dict[str, str]
+    identity: dict[str, object]
     variant: Variant = AS_DECLARED
 
     @property
@@ -61,7 +61,8 @@ class Job:
         """The run's folder; that of a variant lies beside the normal ones."""
         if self.variant.place:
             folder = capacity_path(self.runs, self.study, self.cluster.name)
-            return folder / self.configuration / self.variant.place
+            repeat = f"-r{self.repeat}" if self.repeat > 1 else ""
+            return folder / self.configuration / f"{self.variant.place}{repeat}"
         return run_path(self.runs, self.study, self.cluster.name, self.configuration, self.repeat)
 
     @cached_property
@@ -138,7 +139,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected(Provenance):
-    """A replay's requests table, schema 1, and its artifacts by file name."""
+    """A replay's requests table (`kvab.requests.table`) and its artifacts by file name."""
 
     requests: pd.DataFrame
     artifacts: dict[str, bytes]
@@ -156,7 +157,7 @@ class Cluster(ABC):
     """A cluster as its profile describes it; looking at it changes nothing."""
 
     @abstractmethod
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, object]:
         """Return what a result depends on beside the manifests and the trace.
 
         Raises

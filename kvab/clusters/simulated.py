@@ -41,6 +41,7 @@ from kvab.trace.reading import Trace
 
 PACKAGES = ("ai-dynamo", "aisimulate")
 ALIKE_STEP_MS = 0.001
+CLOCK_DECIMALS = 4  # of times in ms: the simulator's records come back as exact
 PROGRESS_INTERVAL_MS = 30_000.0
 ROUTER_POLICIES = {"round_robin": "round_robin", "kv": "kv_router"}
 
@@ -51,13 +52,10 @@ class SimulatedCluster(Cluster):
     def __init__(self, profile: Simulated) -> None:
         self.profile = profile
 
-    def identity(self) -> dict[str, str]:
-        """Return hardware and backend, and the versions of the simulator's packages."""
-        return {
-            "hardware": self.profile.hardware,
-            "backend": self.profile.backend,
-            **package_versions(),
-        }
+    def identity(self) -> dict[str, object]:
+        """Return what the profile says of timing, and the versions of the simulator's packages."""
+        timing = self.profile.model_dump(exclude={"kind", "name", "description"})
+        return {**timing, **package_versions()}
 
     def check(self, study: Study) -> list[Finding]:
         """Return whether the simulator is here, and whether it can time each configuration."""
@@ -176,7 +174,7 @@ def _times(topology: Topology, profile: Simulated | Live) -> str:
     model = next(iter(topology.groups.values())).model
     try:
         config = prediction(topology, profile, Path(os.devnull), 1)
-        _engines(_compiled(config)[0].backend_deployment)
+        _engines(_compiled(config)[0].backend_deployment, {})
     except ValueError as error:
         combination = {"System": hardware, "Backend": backend, "Status": "PASS"}
         models = {row["HuggingFaceID"] for row in _measured() if combination.items() <= row.items()}
@@ -203,15 +201,51 @@ def simulate(
     on_progress: Progress | None = None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the requests table of a simulated replay, and what was asked and summarized."""
-    at_ms = sent_ms(trace, order)
+    sent = sent_ms(trace, order)
+    reached = reached_ms(sent, trace.input_tokens[order], profile.frontend_ms_per_1k_tokens)
     # A file without a name: nothing is left of it, however this process ends.
     with tempfile.TemporaryFile(prefix="kvab-") as file:
         path = Path(f"/proc/self/fd/{file.fileno()}")
-        write_trace(path, trace, order, at_ms)
+        write_trace(path, trace, order, reached)
         config = prediction(topology, profile, path, trace.block_tokens)
         report = run_prediction(config, on_progress)
-    requests = from_simulator(report.per_request, trace, order, at_ms)
+    requests = from_simulator(report.per_request, trace, order, sent, reached)
     return requests, {"prediction": config, "summary": report.summary}
+
+
+def reached_ms(sent: np.ndarray, input_tokens: np.ndarray, ms_per_1k_tokens: float) -> np.ndarray:
+    """Return when each request reaches the router through a frontend that reads one at a time.
+
+    Parameters
+    ----------
+    sent : ndarray of float64
+        When each is sent, in ms; those of one instant are read in the order given.
+    input_tokens : ndarray of int
+        Their prompts.
+    ms_per_1k_tokens : float
+        How long the frontend takes for a thousand prompt tokens, in ms; 0 is at once.
+
+    Returns
+    -------
+    ndarray of float64
+        In ms, aligned with ``sent``: a read begins when the request is there and the one before it
+        is read.
+
+    Examples
+    --------
+    >>> reached_ms(np.array([0.0, 0.0, 50.0]), np.array([2000, 6000, 1000]), 1.0).tolist()
+    [2.0, 8.0, 51.0]
+    """
+    if not ms_per_1k_tokens:
+        return sent
+    by_time = np.argsort(sent, kind="stable")
+    takes = input_tokens[by_time] * ms_per_1k_tokens / 1000
+    # Ends of a queue with one server: max over i <= k of arrival i and all that is read since.
+    read = np.cumsum(takes)
+    ends = np.maximum.accumulate(sent[by_time] - (read - takes)) + read
+    reached = np.empty_like(ends)
+    reached[by_time] = ends.round(CLOCK_DECIMALS)
+    return reached
 
 
 def sent_ms(trace: Trace, order: np.ndarray) -> np.ndarray:
@@ -264,6 +298,11 @@ def prediction(
                 f"{sorted(values)}; give every worker of deploy.yaml the same"
             )
     first = next(iter(groups.values()))
+    transfer = {}
+    if profile.kv_transfer_gb_per_s and topology.mode == "disaggregated":
+        # The simulator counts what one GPU of the sending worker holds and sends.
+        per_gpu = profile.kv_transfer_gb_per_s / groups["prefill"].tensor_parallel
+        transfer = {"kv_transfer": {"bandwidth_gb_per_second": per_gpu}}
     return {
         "traffic": {
             "source": {
@@ -281,8 +320,26 @@ def prediction(
             "backend": profile.backend,
             "context_length": first.context_length,
             "workers": {role: _workers(group) for role, group in groups.items()},
+            **transfer,
         },
         "router": {"policy": ROUTER_POLICIES[topology.router]},
+        "speedup": _speedup(topology, profile),
+    }
+
+
+def _speedup(topology: Topology, profile: Simulated | Live) -> dict[str, dict[str, float]]:
+    """Return the engines' own settings that stretch the times of their steps, by role."""
+    if isinstance(profile, Live) or profile.prefill_time_ratio == profile.decode_time_ratio == 1:
+        return {}
+    prefill, decode = profile.prefill_time_ratio, profile.decode_time_ratio
+    steps = {
+        "aggregated": (prefill, prefill / decode),
+        "prefill": (prefill, 1),
+        "decode": (decode, 1),
+    }
+    return {
+        role: {"speedup_ratio": 1 / steps[role][0], "decode_speedup_ratio": steps[role][1]}
+        for role in topology.groups
     }
 
 
@@ -352,7 +409,7 @@ def run_prediction(config: dict, on_progress: Progress | None) -> Any:
             if on_progress
             else None
         ),
-        **_engines(deployment),
+        **_engines(deployment, config["speedup"]),
     )
 
 
@@ -373,22 +430,26 @@ def _compiled(config: dict) -> tuple[Any, dict[str, Any]]:
     return spec, router.runtime_hooks[0].config if router.runtime_hooks else {}
 
 
-def _engines(deployment: Any) -> dict[str, Any]:
+def _engines(deployment: Any, speedup: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Return how many workers of each role there are, and the arguments of their engines."""
+
+    def engine(role: str, arguments: Any) -> Any:
+        return _engine(deployment, role, arguments | speedup.get(role, {}))
+
     if deployment.deployment_mode == "agg":
         return {
-            "extra_engine_args": _engine(deployment, "aggregated", deployment.agg_engine_args),
+            "extra_engine_args": engine("aggregated", deployment.agg_engine_args),
             "num_workers": deployment.num_workers,
         }
     return {
-        "prefill_engine_args": _engine(deployment, "prefill", deployment.prefill_engine_args),
-        "decode_engine_args": _engine(deployment, "decode", deployment.decode_engine_args),
+        "prefill_engine_args": engine("prefill", deployment.prefill_engine_args),
+        "decode_engine_args": engine("decode", deployment.decode_engine_args),
         "num_prefill_workers": deployment.num_prefill_workers,
         "num_decode_workers": deployment.num_decode_workers,
     }
 
 
-def _engine(deployment: Any, role: str, arguments: Any) -> Any:
+def _engine(deployment: Any, role: str, arguments: dict[str, Any]) -> Any:
     from aisimulate.runner import materialize_engine_launch_config
     from dynamo.mocker.config import normalize_mocker_config
 

@@ -131,6 +131,8 @@ def _simulate(job: tuple[runs.Run, Trace, str, np.ndarray]) -> pd.DataFrame:
     profile = Simulated(
         kind="simulated", name=f"twin of {cluster['name']}", description="twin",
         hardware=cluster["hardware"], backend=cluster["backend"],
+        kv_transfer_gb_per_s=cluster.get("kv_transfer_gb_per_s"),
+        frontend_ms_per_1k_tokens=cluster.get("frontend_ms_per_1k_tokens", 0.0),
     )  # fmt: skip
     simulator_versions(profile)  # or the error that says what is missing
     topology = read_topology(read_configuration(run.path / "manifests"))

@@ -1,4 +1,4 @@
-"""Records of any origin -> the requests table, one row a trace row.
+"""Records of any origin -> the requests table (schema 2), one row a trace row.
 
 Input: the simulator's records or AIPerf's. Output: a table of the columns in ``SCHEMA``; times in
 ms, NaN or null where undefined. Everything after the replay reads this table and nothing else.
@@ -28,8 +28,14 @@ SCHEMA = pa.schema(
         pa.field("decode_worker", pa.int16()),
         pa.field("send_lag_ms", pa.float64()),
         pa.field("error", pa.string()),
+        pa.field("queue_ms", pa.float64()),
+        pa.field("prefill_ms", pa.float64()),
+        pa.field("transfer_ms", pa.float64()),
+        pa.field("first_decode_ms", pa.float64()),
     ]
 )
+# Parts of the TTFT, which they add up to. New in schema 2, and known of a simulation alone.
+PARTS = ("queue_ms", "prefill_ms", "transfer_ms", "first_decode_ms")
 PANDAS_TYPES = {
     field.name: "string" if pa.types.is_string(field.type)
     else "float64" if pa.types.is_floating(field.type)
@@ -92,11 +98,13 @@ def check_table(table: pd.DataFrame, source: object) -> pd.DataFrame:
     InputError
         If a column is missing or unknown, a row stands twice or the table is empty.
     """
+    if not set(PARTS) & {*table}:  # schema 1
+        table = table.assign(**dict.fromkeys(PARTS))
     missing = [name for name in PANDAS_TYPES if name not in table]
     unknown = [name for name in table if name not in PANDAS_TYPES]
     if missing or unknown:
         raise InputError(
-            f"{source}: expected the columns of requests schema 1, got none named "
+            f"{source}: expected the columns of requests schema 2, got none named "
             f"{', '.join(missing) or '-'} and unknown {', '.join(unknown) or '-'}; rerun the replay"
         )
     if table.empty:

@@ -46,7 +46,7 @@ def plan_job(
     """Return a checked job; ``rows`` is the number of first trace rows, None for all.
 
     ``trace`` is the workload, or as for `find_trace`; it is found once the rest is checked.
-    A variant replays the trace at another speed, or the topology with another split.
+    A variant changes the trace, the topology or the profile.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def plan_job(
     """
     study.configuration_folder(configuration)
     study.seed(repeat)
-    profile = load_cluster(cluster)
+    profile = variant.profile(load_cluster(cluster))
     check_product(study, profile)
     variant.topology(declared_topology(study, configuration))
     check_gpus(study)
@@ -67,7 +67,7 @@ def plan_job(
     if not isinstance(trace, Trace):
         trace = find_trace(study.trace, trace)
     _check_rows(rows, len(trace), trace.path)
-    rows, replayed = rows or len(trace), variant.trace(trace)
+    rows, replayed = rows or len(trace), variant.trace(trace, study.seed(repeat))
     return Job(study, profile, configuration, repeat, rows, replayed, folder, identity, variant)
 
 

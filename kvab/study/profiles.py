@@ -17,24 +17,40 @@ from kvab.study.declaration import Count, Positive, Study, root
 PRODUCT = "nvidia.com/gpu.product"
 
 
-class Simulated(Declared):
-    """NVIDIA's simulator on this machine: hardware and backend are names of its measured data."""
+class Timed(Declared):
+    """What both kinds say whose engines only wait: hardware and backend name measured kernel data.
 
-    kind: Literal["simulated"]
+    ``kv_transfer_gb_per_s`` is what a worker sends of its KV cache to another, over all of its
+    GPUs, in GB/s; None is free. ``frontend_ms_per_1k_tokens`` is how long the frontend takes for
+    each thousand prompt tokens, one request after the other, before the router has a request; 0 is
+    at once, and all requests of a burst reach the router at one instant. On a live cluster it says
+    how the run is simulated, and changes nothing of the run.
+    """
+
     name: str
     description: str
     hardware: str
     backend: str
+    kv_transfer_gb_per_s: Positive | None = None
+    frontend_ms_per_1k_tokens: Annotated[float, Field(ge=0)] = 0.0
 
 
-class Live(Declared):
+class Simulated(Timed):
+    """NVIDIA's simulator on this machine.
+
+    ``prefill_time_ratio`` and ``decode_time_ratio`` stretch the simulator's times of a step that
+    prefills and of one that only decodes, for hardware whose error is known.
+    """
+
+    kind: Literal["simulated"]
+    prefill_time_ratio: Positive = 1.0
+    decode_time_ratio: Positive = 1.0
+
+
+class Live(Timed):
     """Dynamo's frontend, router and mocker engines on this machine, under real AIPerf."""
 
     kind: Literal["live"]
-    name: str
-    description: str
-    hardware: str
-    backend: str
 
 
 class Limits(Declared):

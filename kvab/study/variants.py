@@ -1,7 +1,8 @@
-"""What a cell of a capacity sweep changes of a configuration.
+"""What a cell of a sweep changes: of the workload, of a configuration or of the simulated cluster.
 
-Input: a speed, a split or the spreading of bursts. Output: a workload or topology so changed.
-Nothing here names a GPU or a worker type: it changes numbers of what ``deploy.yaml`` deploys.
+Input: a speed, the spreading of bursts, a split, a chunk size, or what a profile says of timing.
+Output: a workload, topology or profile so changed. Nothing here names a GPU or a worker type: it
+changes numbers of what ``deploy.yaml`` and the profile declare.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import numpy as np
 
 from kvab.errors import InputError
 from kvab.study.declaration import Split
+from kvab.study.profiles import Cluster, Simulated
 from kvab.study.topology import Topology
 from kvab.trace.reading import Trace
+from kvab.trace.slicing import burst_order
 
 CLOCK_DECIMALS = 3  # of sped-up arrivals in ms: the simulator's records come back as exact
 
@@ -36,32 +39,86 @@ def _share_of_burst(timestamp_ms: np.ndarray) -> np.ndarray:
 class Variant:
     """What a replay changes, by default nothing.
 
-    ``speed`` of arrivals, the workers' ``split``, or ``spread``: each burst evenly over the time
-    to the next tick of the trace's clock, in file order, instead of all at once.
+    Attributes
+    ----------
+    speed : float
+        Of arrivals, in multiples of the trace's.
+    split : Split or None
+        The workers.
+    spread : bool
+        Each burst evenly over the time to the next tick of the trace's clock, in the order of
+        sending, instead of all at once.
+    chunk_tokens : int or None
+        Tokens that a step batches at most (``--max-num-batched-tokens``).
+    kv_transfer_gb_per_s, frontend_ms_per_1k_tokens : float or None
+        As in the profile; a transfer of infinite bandwidth is free.
+    prefill_time_ratio, decode_time_ratio : float
+        As in the profile.
+    again : int
+        Which replay more of the very same: behind the KV router no two are alike.
     """
 
     speed: float = 1.0
     split: Split | None = None
     spread: bool = False
+    chunk_tokens: int | None = None
+    kv_transfer_gb_per_s: float | None = None
+    frontend_ms_per_1k_tokens: float | None = None
+    prefill_time_ratio: float = 1.0
+    decode_time_ratio: float = 1.0
+    again: int = 0
 
     @property
     def place(self) -> str:
         """Folder of a cell among the cells of its configuration, such as x1.25 or 3P5D."""
-        speed = [f"x{self.speed:g}"] if self.speed != 1 else []
-        spread = ["spread"] if self.spread else []
-        return "-".join(([self.split.label] if self.split else []) + speed + spread)
+        parts = {
+            self.split.label if self.split else "": True,
+            f"x{self.speed:g}": self.speed != 1,
+            "spread": self.spread,
+            f"chunk{self.chunk_tokens}": self.chunk_tokens,
+            f"kv{self.kv_transfer_gb_per_s}": self.kv_transfer_gb_per_s,
+            f"frontend{self.frontend_ms_per_1k_tokens}": self.frontend_ms_per_1k_tokens is not None,
+            f"prefill{self.prefill_time_ratio:g}": self.prefill_time_ratio != 1,
+            f"decode{self.decode_time_ratio:g}": self.decode_time_ratio != 1,
+            f"again{self.again}": self.again,
+        }
+        return "-".join(part for part, changed in parts.items() if part and changed)
 
     def depends_on(self) -> dict[str, object]:
-        """Return what a run depends on beside its configuration; nothing where nothing differs."""
-        speed = {"arrival speed": self.speed} if self.speed != 1 else {}
-        spread = {"bursts": "spread"} if self.spread else {}
-        return speed | spread | ({"replicas": self.split.model_dump()} if self.split else {})
+        """Return what a run depends on beside configuration and profile; nothing by default."""
+        changes: dict[str, tuple[object, object]] = {
+            "arrival speed": (self.speed != 1, self.speed),
+            "bursts": (self.spread, "spread"),
+            "chunk tokens": (self.chunk_tokens, self.chunk_tokens),
+            "again": (self.again, self.again),
+            "replicas": (self.split, self.split and self.split.model_dump()),
+        }
+        return {name: value for name, (changed, value) in changes.items() if changed}
 
-    def trace(self, trace: Trace) -> Trace:
-        """Return the trace with arrivals at this speed; name and sha256 stay the source's."""
+    def profile(self, profile: Cluster) -> Cluster:
+        """Return the profile with what is changed of it; of a simulated cluster alone."""
+        if not isinstance(profile, Simulated):
+            return profile
+        changes: dict[str, float | None] = {}
+        if self.kv_transfer_gb_per_s:
+            free = np.isinf(self.kv_transfer_gb_per_s)
+            changes["kv_transfer_gb_per_s"] = None if free else self.kv_transfer_gb_per_s
+        if self.frontend_ms_per_1k_tokens is not None:
+            changes["frontend_ms_per_1k_tokens"] = self.frontend_ms_per_1k_tokens
+        for key in ("prefill_time_ratio", "decode_time_ratio"):
+            changes[key] = getattr(profile, key) * getattr(self, key)
+        return profile.model_copy(update=changes)
+
+    def trace(self, trace: Trace, seed: int) -> Trace:
+        """Return the trace with arrivals at this speed; name and sha256 stay the source's.
+
+        ``seed`` is that of the repeat: with bursts spread it shuffles who is sent when.
+        """
         at_ms = trace.timestamp_ms
         if self.spread:
-            at_ms = at_ms + tick_ms(at_ms) * _share_of_burst(at_ms)
+            share = np.empty(len(at_ms))
+            share[burst_order(at_ms, seed)] = _share_of_burst(at_ms)
+            at_ms = at_ms + tick_ms(at_ms) * share
         if self.speed != 1:
             at_ms = at_ms / self.speed
         return trace if at_ms is trace.timestamp_ms else replace(
@@ -69,13 +126,19 @@ class Variant:
         )  # fmt: skip
 
     def topology(self, topology: Topology) -> Topology:
-        """Return the topology with this split; everything else stays ``deploy.yaml``'s.
+        """Return the topology with this split and chunk; all else stays ``deploy.yaml``'s.
 
         Raises
         ------
         InputError
             If it has no prefill and decode workers, or would use another number of GPUs.
         """
+        if self.chunk_tokens:
+            chunked = {
+                role: replace(group, max_batched_tokens=self.chunk_tokens)
+                for role, group in topology.groups.items()
+            }
+            topology = replace(topology, groups=chunked)
         if self.split is None:
             return topology
         numbers = self.split.model_dump()

@@ -34,7 +34,7 @@ class KubernetesCluster(Cluster):
     def __init__(self, profile: Kubernetes) -> None:
         self.profile = profile
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, object]:
         """Return what a result depends on beside the manifests and the trace."""
         selector = sorted(self.profile.node_selector.items())
         return {

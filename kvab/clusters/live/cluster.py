@@ -55,7 +55,7 @@ class LiveCluster(Cluster):
     def __init__(self, profile: Live) -> None:
         self.profile = profile
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, object]:
         """Return hardware and backend, and the versions of the packages that serve and measure."""
         try:
             versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -64,7 +64,8 @@ class LiveCluster(Cluster):
                 f"the package {error.name} is not installed; run `make env`, or install kvab "
                 "with its extra `live`"
             ) from None
-        return {"hardware": self.profile.hardware, "backend": self.profile.backend, **versions}
+        timing = {"hardware", "backend", "kv_transfer_gb_per_s"}
+        return {**self.profile.model_dump(include=timing), **versions}
 
     def check(self, study: Study) -> list[Finding]:
         """Return what this machine has and lacks for a live run; starts nothing."""
@@ -145,7 +146,7 @@ class LiveRun(ClusterRun):
         """Take this machine and return the versions in use."""
         identity = self.cluster.identity()
         self.machine.take(self.job.configuration)
-        return {name: identity[name] for name in PACKAGES}
+        return {name: str(identity[name]) for name in PACKAGES}
 
     def deploy(self) -> None:
         """Start frontend and workers and wait until each of them serves."""
@@ -208,6 +209,7 @@ class LiveRun(ClusterRun):
         host: dict[str, object] = {
             "workers_served": stack.workers_served(self.artifacts, list(self.job.topology.groups)),
             "router": aiperf.router_counters(self.artifacts),
+            "frontend_ms_per_1k_tokens": stack.frontend_ms_per_1k_tokens(self.artifacts),
         }
         return Collected(requests=self._requests(read), artifacts=self._kept(), host=host)
 

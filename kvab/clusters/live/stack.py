@@ -32,6 +32,8 @@ ROUTERS = {"round_robin": "round-robin", "kv": "kv"}
 ENDPOINT = "generate"
 CORES, MEMORY_GB = 2, 6
 METRICS = "server_metrics_export.json"
+STAGES = "dynamo_frontend_stage_duration_seconds"
+PROMPTS = "dynamo_frontend_input_sequence_tokens"
 LAST_TTFT = "dynamo_frontend_worker_last_time_to_first_token_seconds"
 LAST_ITL = "dynamo_frontend_worker_last_inter_token_latency_seconds"
 FIRST_PROMPT = "Hello"  # shorter than a block: no cache is warm afterwards
@@ -165,6 +167,11 @@ def _mocker(role: str, group: WorkerGroup, profile: Live) -> list[str]:
         "--ais-backend": profile.backend,
         "--ais-tp-size": group.tensor_parallel,
     }
+    if role != "aggregated":  # 0 is free; left out, it would be what the engine takes for usual
+        options |= {
+            "--kv-transfer-bandwidth": profile.kv_transfer_gb_per_s or 0,
+            "--kv-transfer-timing-mode": "destination_missing",  # as in the simulator
+        }
     caching = [] if group.prefix_caching else ["--no-enable-prefix-caching"]
     given = [str(part) for option in options.items() for part in option]
     return ["dynamo.mocker", "--ais-perf-model", *given, *caching, *PLANES]
@@ -266,19 +273,38 @@ def _complete(client: httpx.Client, model: str) -> None:
         raise ValueError("an answer without tokens or without an end")
 
 
+def frontend_ms_per_1k_tokens(artifacts: Path) -> float | None:
+    """Return what the frontend took to prepare a thousand prompt tokens, in ms; None if not known.
+
+    Its own histogram of the stage ``preprocess`` (template and tokenizer), summed over the replay,
+    over the prompt tokens of the same requests.
+    """
+    took = _series(artifacts, STAGES, "stage", "preprocess")
+    prompts = _series(artifacts, PROMPTS)
+    tokens = sum(stats["sum"] for stats in prompts)
+    return round(1e6 * sum(stats["sum"] for stats in took) / tokens, 3) if took and tokens else None
+
+
+def _series(
+    artifacts: Path, metric: str, label: str = "", value: str = ""
+) -> list[dict[str, float]]:
+    """Return the statistics of a metric's series, of those with this label where one is named."""
+    path = artifacts / METRICS
+    metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.is_file() else {}
+    series = metrics.get(metric, {}).get("series", [])
+    return [one["stats"] for one in series if not label or one["labels"][label] == value]
+
+
 def workers_served(artifacts: Path, roles: list[str]) -> dict[str, int]:
     """Return how many workers of each role served the replay, as the frontend measured them.
 
     AIPerf's records name no worker, but it reads the frontend's metrics while it replays: what is
     last measured of a worker changes if that worker serves.
     """
-    path = artifacts / METRICS
-    metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.is_file() else {}
 
     def changed(metric: str, worker_type: str) -> int:
-        series = metrics.get(metric, {}).get("series", [])
-        own = [each["stats"] for each in series if each["labels"]["worker_type"] == worker_type]
-        return sum(stats["max"] > stats["min"] for stats in own)
+        series = _series(artifacts, metric, "worker_type", worker_type)
+        return sum(stats["max"] > stats["min"] for stats in series)
 
     return {
         role: changed(LAST_TTFT, "prefill") if role == "prefill" else changed(LAST_ITL, "decode")
