@@ -138,3 +138,18 @@ def resample(
     from kvab.study import load_study
 
     print(replay_hours(load_study(study), cluster, hours, rows, trace, runs))
+
+
+@app.command()
+def sensitivity(
+    study: options.Study,
+    runs: options.Runs,
+    cluster: options.Cluster = "simulated-h200",
+    rows: options.Rows = None,
+    trace: options.Trace = None,
+    on: options.On = None,
+) -> None:
+    """Replay what the simulation leaves out at other values. Complete cells are kept."""
+    from kvab.runs.sensitivity import replay_sensitivity
+
+    print(replay_sensitivity(study, cluster, rows, trace, runs, on))

@@ -1,6 +1,7 @@
 """Page 07: the surface of bounds, the verdicts under other choices, and what survives them.
 
-Input: the evidence, its gate and the sweep, if any. Output: what the notebook shows.
+Input: the evidence, its gate and the replays at other values, if any. Output: what the notebook
+shows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kvab.pages.printed import changed, quantity, size
 from kvab.pages.tables import Table
 from kvab.pages.theme import COMPARISON, GREY, WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import METRICS
-from kvab.runs.sweep import Sweep
+from kvab.runs.sensitivity import Answers
 
 
 @drawn("robustness-slo-surface", lambda e: e.slo_surface)
@@ -74,20 +75,20 @@ def slo_surface_caption(evidence: Evidence) -> str:
     )
 
 
-def _verdicts(evidence: Evidence, sweep: Sweep | None) -> pd.DataFrame:
+def _verdicts(evidence: Evidence, answers: Answers | None) -> pd.DataFrame:
     """Return the verdict on each metric under each choice beside the ``declared`` choice's."""
     verdicts = evidence.robustness
-    if sweep:
-        verdicts = pd.concat([verdicts, sweep.spread_verdicts])
+    if answers:
+        verdicts = pd.concat([verdicts, answers.verdicts])
     declared = verdicts[verdicts["choice"] == verdicts["choice"].iloc[0]]
     declared = declared.set_index("metric")["verdict"]
     return verdicts.assign(declared=verdicts["metric"].map(declared))
 
 
-def choices_table(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Table:
+def choices_table(evidence: Evidence, judged: Gate, answers: Answers | None) -> Table:
     """Return the verdict on each metric under each choice; what differs is marked."""
     lines: dict[str, dict[str, str]] = {}
-    for row in _verdicts(evidence, sweep).itertuples():
+    for row in _verdicts(evidence, answers).itertuples():
         key, mark = row.metric, "CHANGED: " if row.verdict != row.declared else ""
         verdict = f"{mark}{row.verdict}" if judged.green else WITHHELD
         half = size(key, (row.ci_high - row.ci_low) / 2)
@@ -102,11 +103,11 @@ def choices_table(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> Tabl
     return Table(frame, caption, tuple(frame.columns))
 
 
-def lesson(evidence: Evidence, judged: Gate, sweep: Sweep | None) -> str:
+def lesson(evidence: Evidence, judged: Gate, answers: Answers | None) -> str:
     """Return which verdicts survive the other choices, and which do not."""
     if not judged.green:
         return NO_VERDICT
-    verdicts = _verdicts(evidence, sweep)
+    verdicts = _verdicts(evidence, answers)
     others = verdicts[verdicts["choice"] != verdicts["choice"].iloc[0]]
     same = others["verdict"] == others["declared"]
     counts = ", ".join(

@@ -2,9 +2,10 @@
 
 Input: the study's key ``capacity``. Output: ``runs/<study>/<cluster>/capacity/``: a run folder for
 each cell that is not a normal run already, ``capacity.parquet`` (good requests of each cell and
-burst), ``capacity.json`` (what was replayed, and a summary of each cell) and ``spread.parquet``
-(totals of each burst where every burst came evenly over its seconds, not at once). `load_sweep`
-reads them, of this machine's runs, else the published ones, as one object.
+burst) and ``capacity.json`` (what was replayed, and a summary of each cell). Loads are swept under
+both readings of the trace's clock: a burst's requests at once, and spread evenly until the next
+burst; the two main configurations are repeated at the loads next to a crossing. `load_sweep` reads
+the tables, of this machine's runs, else the published ones, as one object.
 """
 
 from __future__ import annotations
@@ -32,18 +33,17 @@ from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs import replay_missing
 from kvab.runs.replay import plan_job
-from kvab.stats.bootstrap import Sample
-from kvab.stats.crossings import Curves, curves
-from kvab.stats.pairing import metric_values
-from kvab.stats.robustness import judge_totals
+from kvab.stats.crossings import Curves, crossing, curves
 from kvab.study import Arm, Slo, Study, load_cluster, load_study, root
 from kvab.study.declaration import Capacity
 from kvab.study.manifests import read_configuration
 from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace.reading import Trace
 
-TABLE, SUMMARY, SPREAD = "capacity.parquet", "capacity.json", "spread.parquet"
-SPREAD_CHOICE = "bursts spread evenly until the next (replayed)"
+TABLE, SUMMARY = "capacity.parquet", "capacity.json"
+Bursts = Literal["at once", "spread"]
+AT_ONCE: Bursts = "at once"
+SPREAD: Bursts = "spread"
 
 
 class Latency(Declared):
@@ -55,11 +55,16 @@ class Latency(Declared):
 
 
 class Cell(Declared):
-    """One cell of the sweep; ``split`` is null for the cells of the load curves."""
+    """One cell of the sweep; ``split`` is null for the cells of the load curves.
+
+    ``bursts`` is how the requests of a burst come, ``repeat`` which order of them is replayed.
+    """
 
     configuration: str
     load: float
     split: str | None
+    bursts: Bursts = AT_ONCE
+    repeat: int = 1
     workers: dict[str, int]
     gpus: int
     requests: int
@@ -84,10 +89,9 @@ class Cell(Declared):
         return hours / (self.good / 1000) if self.good else np.inf
 
 
-class Summary(Declared):
-    """The content of ``capacity.json``, schema 1."""
+class Replayed(Declared):
+    """What the tables of a sweep were made from."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
     study: str
     study_version: int
     cluster: dict[str, Any]
@@ -97,8 +101,30 @@ class Summary(Declared):
     last: datetime
     slo: Slo
     manifests: dict[str, str]
+
+
+class Summary(Replayed):
+    """The content of ``capacity.json``, schema 2."""
+
+    schema_version: Literal[2] = Field(2, alias="schema")
     table_sha256: str
     cells: list[Cell]
+
+
+def replayed(jobs: list[Job], manifests: list[runs.RunManifest]) -> dict[str, Any]:
+    """Return the fields of `Replayed` for jobs and the manifests of their runs."""
+    first = jobs[0]
+    return {
+        "study": first.study.name,
+        "study_version": first.study.version,
+        "cluster": load_cluster(first.cluster.name).model_dump(mode="json"),
+        "trace": manifests[0].trace,
+        "versions": manifests[-1].versions,
+        "first": min(manifest.start for manifest in manifests),
+        "last": max(manifest.end for manifest in manifests),
+        "slo": first.study.slo,
+        "manifests": {job.configuration: job.recipe.digest for job in jobs},
+    }
 
 
 def declared(study: Study) -> Capacity:
@@ -132,9 +158,10 @@ def plan_cells(
 
     swept = declared(study)
     cells: list[tuple[Job, str | None]] = [
-        (job(name, Variant(speed=load)), None)
+        (job(name, Variant(speed=load, spread=spread)), None)
         for name in study.configurations
         for load in swept.loads
+        for spread in (False, True)
     ]
     groups = job(study.comparison, AS_DECLARED).topology.groups
     deployed = {role: group.replicas for role, group in groups.items()}
@@ -143,6 +170,31 @@ def plan_cells(
         variant = Variant(split=split) if changed else AS_DECLARED
         cells.append((job(study.comparison, variant), split.label))
     return cells
+
+
+def plan_repeats(cells: list[tuple[Job, str | None]], trace: Trace) -> list[tuple[Job, None]]:
+    """Return further repeats of the main configurations at the loads next to their crossing.
+
+    The crossing is that of the headline's good share; its cells must be complete.
+    """
+    study = cells[0][0].study
+    jobs = []
+    for name in (study.baseline, study.comparison):
+        for spread in (False, True):
+            curve = sorted(
+                (job.variant.speed, job)
+                for job, split in cells
+                if (job.configuration, job.variant.spread, split) == (name, spread, None)
+            )
+            kept = [metrics.good(runs.read_run(job.path).requests, study.slo).mean()
+                    >= declared(study).headline for _, job in curve]  # fmt: skip
+            last = max((n for n, enough in enumerate(kept) if enough), default=0)
+            jobs += [
+                plan_job(study, job.cluster.name, name, n, job.rows, trace, job.runs, job.variant)
+                for _, job in curve[last : last + 2]
+                for n in range(2, declared(study).repeats + 1)
+            ]
+    return [(job, None) for job in jobs]
 
 
 def replay_sweep(
@@ -158,55 +210,61 @@ def replay_sweep(
     InputError
         If the cluster is not simulated; see also `plan_cells`.
     """
+    read = load_study(study)
+    workload = simulated_workload(read, cluster, rows, trace, on)
+    cells = plan_cells(read, cluster, rows, workload, root() / folder)
+    replay_cells([job for job, _ in cells], on)
+    repeats = plan_repeats(cells, workload)
+    replay_cells([job for job, _ in repeats], on)
+    return write_tables([*cells, *repeats], workload)
+
+
+def simulated_workload(
+    study: Study, cluster: str, rows: int | None, trace: Path | None, on: str | None
+) -> Trace:
+    """Return the trace of a sweep.
+
+    Raises
+    ------
+    InputError
+        If the cluster is not simulated.
+    """
     if (kind := load_cluster(cluster).kind) != "simulated":
         raise InputError(
             f"cluster {cluster}: a sweep is replayed on a simulated cluster, got kind {kind}; "
             "use --cluster simulated-h200"
         )
-    read = load_study(study)
-    workload = replay_missing.workload(read, cluster, rows, None, trace, on)
-    cells = plan_cells(read, cluster, rows, workload, root() / folder)
-    spread = [
-        plan_job(read, cluster, name, 1, rows, workload, root() / folder, Variant(spread=True))
-        for name in (read.baseline, read.comparison)
-    ]
-    jobs = list({job.path: job for job in [*(job for job, _ in cells), *spread]}.values())
+    return replay_missing.workload(study, cluster, rows, None, trace, on)
+
+
+def replay_cells(cells: list[Job], on: str | None) -> None:
+    """Replay the cells that do not serve as they are, the slowest first."""
+    jobs = list({job.path: job for job in cells}.values())
     planned = replay_missing.plan(jobs)
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
     kept = len(jobs) - len(missing)
     print(
         f"{counted(len(jobs), 'cell')}: {kept} complete, {len(missing)} to replay", file=sys.stderr
     )
-    missing.sort(key=lambda job: job.variant.speed)  # the slowest first
+    missing.sort(key=lambda job: job.variant.speed)
     replay_missing.replay_all(missing, on=on)
-    path = write_tables(cells)
-    burst = np.unique(workload.timestamp_ms, return_inverse=True)[1]
-    totals = [burst_totals(job, runs.read_run(job.path).requests, burst) for job in spread]
-    write_beside(path / SPREAD, runs.parquet_bytes([pd.concat(totals, ignore_index=True)]))
-    return path
 
 
-def write_tables(cells: list[tuple[Job, str | None]]) -> Path:
+def write_tables(cells: list[tuple[Job, str | None]], trace: Trace) -> Path:
     """Write table and summary of complete cells beside them and return their folder."""
-    first = cells[0][0]
-    replayed = [(job, split, runs.read_run(job.path)) for job, split in cells]
-    table = pd.concat([_bursts(job, split, run) for job, split, run in replayed], ignore_index=True)
-    content = runs.parquet_bytes([table])
-    manifests = [run.manifest for _, _, run in replayed]
-    summary = Summary(
-        study=first.study.name,
-        study_version=first.study.version,
-        cluster=first.cluster.model_dump(mode="json"),
-        trace=manifests[0].trace,
-        versions=manifests[-1].versions,
-        first=min(manifest.start for manifest in manifests),
-        last=max(manifest.end for manifest in manifests),
-        slo=first.study.slo,
-        manifests={job.configuration: job.recipe.digest for job, _ in cells},
-        table_sha256=hashlib.sha256(content).hexdigest(),
-        cells=[_cell(job, split, run) for job, split, run in replayed],
-        **{"schema": 1},
+    burst = bursts_of(trace)
+    results = [(job, split, runs.read_run(job.path)) for job, split in cells]
+    table = pd.concat(
+        [_bursts(job, split, run, burst) for job, split, run in results], ignore_index=True
     )
+    content = runs.parquet_bytes([table])
+    summary = Summary(
+        **replayed([job for job, _ in cells], [run.manifest for _, _, run in results]),
+        table_sha256=hashlib.sha256(content).hexdigest(),
+        cells=[_cell(job, split, run) for job, split, run in results],
+        **{"schema": 2},
+    )
+    first = cells[0][0]
     path = capacity_path(first.runs, first.study, first.cluster.name)
     path.mkdir(parents=True, exist_ok=True)
     text = json.dumps(summary.model_dump(mode="json", by_alias=True), indent=1) + "\n"
@@ -215,18 +273,26 @@ def write_tables(cells: list[tuple[Job, str | None]]) -> Path:
     return path
 
 
-def _bursts(job: Job, split: str | None, run: runs.Run) -> pd.DataFrame:
-    """Return a row a burst: configuration, load, split, burst, requests and good ones."""
-    burst = np.unique(run.requests["arrival_ms"], return_inverse=True)[1]
+def bursts_of(trace: Trace) -> np.ndarray:
+    """Return the burst of each row of a trace, from 0, in the order of their times."""
+    return np.unique(trace.timestamp_ms, return_inverse=True)[1]
+
+
+def _bursts(job: Job, split: str | None, run: runs.Run, burst: np.ndarray) -> pd.DataFrame:
+    """Return a row a burst: which cell it is of, burst, requests and good ones."""
+    of_row = burst[run.requests["row"]]
     good = metrics.good(run.requests, job.study.slo)
+    count = of_row.max() + 1
     return pd.DataFrame(
         {
             "configuration": job.configuration,
             "load": job.variant.speed,
-            "split": pd.Series([split] * (burst.max() + 1), dtype="string"),
-            "burst": np.arange(burst.max() + 1, dtype="int32"),
-            "requests": np.bincount(burst).astype("int32"),
-            "good": np.bincount(burst, good).astype("int32"),
+            "split": pd.Series([split] * count, dtype="string"),
+            "bursts": SPREAD if job.variant.spread else AT_ONCE,
+            "repeat": np.int16(job.repeat),
+            "burst": np.arange(count, dtype="int32"),
+            "requests": np.bincount(of_row).astype("int32"),
+            "good": np.bincount(of_row, good).astype("int32"),
         }
     )
 
@@ -242,6 +308,8 @@ def _cell(job: Job, split: str | None, run: runs.Run) -> Cell:
         configuration=job.configuration,
         load=job.variant.speed,
         split=split,
+        bursts=SPREAD if job.variant.spread else AT_ONCE,
+        repeat=job.repeat,
         workers={role: group.replicas for role, group in topology.groups.items()},
         gpus=topology.gpus,
         requests=summary["requests"]["expected"],
@@ -259,22 +327,6 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def burst_totals(job: Job, table: pd.DataFrame, burst: np.ndarray) -> pd.DataFrame:
-    """Return a row a burst of the trace: sum and count of every metric.
-
-    Columns ``configuration``, ``burst`` and, for each metric, ``<metric>_sum`` (ms, or good
-    requests) and ``<metric>_count``. ``burst`` is that of each row of the trace.
-    """
-    at = burst[table["row"]]
-    bursts = int(at.max()) + 1
-    columns = {"configuration": job.configuration, "burst": np.arange(bursts, dtype="int32")}
-    for key, values in metric_values(table, job.study.slo).items():
-        sample = Sample.of(values, at, bursts)
-        columns[f"{key}_sum"] = sample.sums.astype("float32")
-        columns[f"{key}_count"] = sample.counts.astype("int32")
-    return pd.DataFrame(columns)
-
-
 @dataclass(frozen=True)
 class Sweep:
     """A capacity sweep that was read and verified; ``own`` is False for the published one."""
@@ -282,7 +334,6 @@ class Sweep:
     study: Study
     summary: Summary
     table: pd.DataFrame
-    spread: pd.DataFrame | None
     own: bool
 
     @property
@@ -313,8 +364,9 @@ class Sweep:
 
     @property
     def load_cells(self) -> list[Cell]:
-        """Cells of the load curves."""
-        return [cell for cell in self.summary.cells if cell.split is None]
+        """Cells of the load curves with bursts at once, each once."""
+        kept = (None, AT_ONCE, 1)
+        return [c for c in self.summary.cells if (c.split, c.bursts, c.repeat) == kept]
 
     @property
     def split_cells(self) -> dict[str, Cell]:
@@ -329,8 +381,11 @@ class Sweep:
     @cached_property
     def ratios(self) -> pd.DataFrame:
         """Load of the comparison over that of the baseline, per GPU; see `Curves.ratios`."""
-        per_gpu = self.gpus[self.study.baseline] / self.gpus[self.study.comparison]
-        return self.curves.ratios * per_gpu
+        return self.ratios_of(self.curves)
+
+    def ratios_of(self, of: Curves) -> pd.DataFrame:
+        """Return the ratios of loads of one reading of the clock, per GPU."""
+        return of.ratios * (self.gpus[self.study.baseline] / self.gpus[self.study.comparison])
 
     @cached_property
     def deployed(self) -> str | None:
@@ -370,38 +425,54 @@ class Sweep:
     def key(self) -> str:
         """Digest of everything that a page shows of the sweep."""
         summary = self.summary.model_dump(mode="json")
-        spread = None if self.spread is None else self.spread.to_json()
-        return digest([summary, spread, self.study.digest, self.changes, self.own])
-
-    @cached_property
-    def spread_verdicts(self) -> pd.DataFrame:
-        """Verdicts with every burst spread (`kvab.stats.robustness`); empty if not replayed."""
-        if self.spread is None:
-            return pd.DataFrame()
-        arms = [
-            self.spread[self.spread["configuration"] == name]
-            for name in (self.study.baseline, self.study.comparison)
-        ]
-        settings = self.study.statistics.model_dump()
-        return judge_totals(SPREAD_CHOICE, arms, self.study.margins, **settings)
+        return digest([summary, self.study.digest, self.changes, self.own])
 
     @cached_property
     def curves(self) -> Curves:
-        """Shares, crossings, ratios and splits, with workload intervals."""
-        study = self.study
+        """Shares, crossings, ratios and splits with bursts at once, with workload intervals."""
+        return self._curves(AT_ONCE)
+
+    @cached_property
+    def spread_curves(self) -> Curves:
+        """The same with every burst spread until the next; of splits nothing."""
+        return self._curves(SPREAD)
+
+    def _curves(self, bursts: Bursts) -> Curves:
+        study, table = self.study, self.table
 
         def compute() -> Curves:
             return curves(
-                self.table,
+                table[(table["bursts"] == bursts) & (table["repeat"] == 1)],
                 [*self.arms],
-                [*self.split_cells],
+                [*self.split_cells] if bursts == AT_ONCE else [],
                 self.deployed,
                 arms=(study.baseline, study.comparison),
                 targets=declared(study).good_shares,
                 **study.statistics.model_dump(),
             )
 
-        return remember(digest([self.key, source_digest()]), "capacity", compute)
+        return remember(digest([self.key, source_digest()]), f"capacity {bursts}", compute)
+
+    @cached_property
+    def repeated(self) -> pd.DataFrame:
+        """The load that keeps the headline's share, by repeat of the loads next to it.
+
+        Columns ``bursts``, ``configuration``, ``repeat``, ``low``, ``high`` (what is known, as in
+        `Curves`); loads that were not repeated stand with their first replay.
+        """
+        table = self.table[self.table["split"].isna()]
+        counts = table.groupby(["bursts", "configuration", "load", "repeat"], as_index=False)[
+            ["good", "requests"]
+        ].sum()
+        rows = []
+        for (bursts, name), of in counts.groupby(["bursts", "configuration"], sort=False):
+            shares = (of["good"] / of["requests"]).groupby([of["repeat"], of["load"]]).first()
+            for repeat in range(1, of["repeat"].max() + 1):
+                curve = shares[repeat].combine_first(shares[1]).sort_index()
+                loads = curve.index.to_numpy(float)
+                low, high = crossing(loads, curve.to_numpy(), self.headline)
+                rows.append((bursts, name, repeat, low, high))
+        return pd.DataFrame(rows, columns=["bursts", "configuration", "repeat", "low", "high"])
 
 
 def load_sweep(
@@ -427,7 +498,7 @@ def load_sweep(
     path = next((path for path in [own, *public] if path.is_file()), None)
     if path is None:
         return None
-    summary, spread = _summary(path), path.with_name(SPREAD)
+    summary = _summary(path)
     content = path.with_name(TABLE).read_bytes()
     if hashlib.sha256(content).hexdigest() != summary.table_sha256:
         raise InputError(
@@ -438,7 +509,6 @@ def load_sweep(
         study=read,
         summary=summary,
         table=pd.read_parquet(io.BytesIO(content)),
-        spread=pd.read_parquet(spread) if spread.is_file() else None,
         own=summary.table_sha256 not in [_summary(each).table_sha256 for each in public],
     )
 

@@ -240,6 +240,8 @@ def _splits(
     **settings: Unpack[Settings],
 ) -> pd.DataFrame:
     """Return good share and paired difference from the deployed split, with intervals."""
+    if not names:
+        return pd.DataFrame()
     of_split = table[table["split"].notna()]
     good = of_split.pivot_table("good", "split", "burst").loc[names].to_numpy(float)
     reference = names.index(deployed) if deployed else 0

@@ -97,11 +97,15 @@ class Split(Declared):
 
 
 class Capacity(Declared):
-    """The sweep: arrival speeds, the good shares asked for, and splits of the comparison."""
+    """The sweep: arrival speeds, the good shares asked for, and splits of the comparison.
+
+    ``repeats`` of the two main configurations are replayed at the loads next to a crossing.
+    """
 
     loads: list[Positive]
     good_shares: list[Annotated[float, Field(gt=0, lt=1)]]
     headline: float
+    repeats: Count = 1
     splits: list[Split]
 
     @model_validator(mode="after")
@@ -120,6 +124,21 @@ class Hours(Declared):
 
     count: Annotated[int, Field(ge=3)]
     seed: Annotated[int, Field(ge=0)]
+
+
+class Sensitivity(Declared):
+    """What the simulation leaves out or takes for granted, replayed at other values.
+
+    ``kv_transfer_gb_per_s`` and ``frontend_ms_per_1k_tokens`` are a profile's, ``chunk_tokens``
+    the engines' --max-num-batched-tokens, ``time_ratios`` stretch steps of prefill and decode;
+    ``again`` replays of the very same order show what the router's own chance is worth.
+    """
+
+    kv_transfer_gb_per_s: list[Positive | Literal["free"]]
+    frontend_ms_per_1k_tokens: list[Annotated[float, Field(ge=0)]]
+    chunk_tokens: list[Count]
+    time_ratios: list[Positive]
+    again: Count
 
 
 class Study(Declared):
@@ -142,6 +161,7 @@ class Study(Declared):
     statistics: Statistics
     capacity: Capacity | None = None
     hours: Hours | None = None
+    sensitivity: Sensitivity | None = None
     folder: Path = Field(exclude=True)
 
     @model_validator(mode="after")
@@ -150,8 +170,9 @@ class Study(Declared):
         for role in ("baseline", "comparison"):
             if roles.count(role) != 1:
                 raise ValueError(f"exactly one configuration with the role {role}")
-        if len(self.seeds) < self.repeats or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"a different seed for each of the {self.repeats} repeats in seeds")
+        most = max(self.repeats, self.capacity.repeats if self.capacity else 1)
+        if len(self.seeds) < most or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"a different seed for each of the {most} repeats in seeds")
         if len(self.margins) != 4:
             raise ValueError("ttft_ms, itl_ms, latency_ms and good_share in margins")
         return self

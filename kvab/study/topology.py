@@ -68,7 +68,9 @@ FLAGS = {
     "--async-scheduling": Flag(VLLM, switch=True, why="scheduling takes no time in the simulator"),
     "--hf-overrides": Flag(VLLM, why="no rope scaling is simulated, only the context length"),
     "--kv-events-config": Flag(VLLM, why="implied by the router mode"),
-    "--kv-transfer-config": Flag(VLLM, why="the simulator moves KV blocks by its own model"),
+    "--kv-transfer-config": Flag(
+        VLLM, why="no connector is simulated; the profile says how fast KV blocks move"
+    ),
     "--no-enable-log-requests": NO_LOG,
     "--disable-log-requests": NO_LOG,
 }

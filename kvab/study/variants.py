@@ -15,8 +15,8 @@ from kvab.errors import InputError
 from kvab.study.declaration import Split
 from kvab.study.profiles import Cluster, Simulated
 from kvab.study.topology import Topology
-from kvab.trace.reading import Trace
-from kvab.trace.slicing import burst_order
+from kvab.trace.reading import Trace, burst_order
+
 
 CLOCK_DECIMALS = 3  # of sped-up arrivals in ms: the simulator's records come back as exact
 

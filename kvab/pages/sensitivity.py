@@ -1,0 +1,274 @@
+"""Page 11: what the simulation leaves out or takes for granted, and whether the answer hangs on it.
+
+Input: replays at other values. Output: figures, tables and sentences, in the order of the page.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.pages.theme import (
+    COMPARISON,
+    GREY,
+    WIDTH_IN,
+    Drawing,
+    Table,
+    drawn,
+    unless_missing,
+)
+from kvab.runs.sensitivity import (
+    AGAIN,
+    CHUNK,
+    FRONTEND,
+    SETTING,
+    TIMES,
+    TRANSFER,
+    Answers,
+)
+
+NOT_REPLAYED = (
+    ":::{note}\nNothing has been replayed at other values for this study: declare them under "
+    "`sensitivity` in study.yaml and run `kvab sensitivity`.\n:::"
+)
+
+
+def _source(answers: Answers, runs: bool = True) -> str:
+    whose = "" if answers.own else ", published"
+    synthetic = " SYNTHETIC WORKLOAD." if answers.synthetic else ""
+    return (
+        f"Source: {answers.cluster}{whose}, one replay of "
+        f"{counted(answers.summary.trace.rows, 'request')} a cell; simulated, not measured."
+        f"{synthetic}"
+    )
+
+
+@unless_missing(NOT_REPLAYED)
+def provenance(answers: Answers) -> str:
+    """Return the notice on top of the page: what was replayed, and at which values it counts."""
+    cluster, trace = answers.summary.cluster, answers.summary.trace
+    made_up = " **SYNTHETIC WORKLOAD: the requests are made up.**" if answers.synthetic else ""
+    return (
+        ":::{admonition} Simulated, not measured\n:class: important\n"
+        f"{plain(cluster['description'])}: {counted(len(answers.cells), 'replay')} of "
+        f"{counted(trace.rows, 'request')} of {plain(trace.name)}. Everywhere else in this report "
+        f"the KV transfer is {_transfer(cluster['kv_transfer_gb_per_s'] or np.inf)} and the "
+        f"frontend takes {cluster['frontend_ms_per_1k_tokens']:g} ms for each 1,000 prompt tokens."
+        f"{made_up}\n:::"
+    )
+
+
+def _transfer(gb_per_s: float) -> str:
+    return "free" if np.isinf(gb_per_s) else f"{gb_per_s:g} GB/s a worker"
+
+
+def _level(answers: Answers) -> str:
+    return f"{answers.study.statistics.percent} workload interval"
+
+
+def _effect(row: pd.Series) -> str:
+    points = signed(100 * row["difference"], 1)
+    return f"{points}\n({interval(row['ci_low'], row['ci_high'], 100)})"
+
+
+def _table(answers: Answers, sweep: str, first: str, label: str, caption: str) -> Table:
+    """Return a row a setting: share and mean TTFT of each configuration, and the effect."""
+    cells, column = answers.of(sweep), SETTING[sweep][0]
+    effects = answers.effects_of(sweep, "good_share").set_index(column)
+    lines = []
+    for value, of in cells.groupby(column, sort=False):
+        line = {first: label.format(value).replace("inf GB/s", "free")}
+        rows = of.set_index("configuration")
+        for name, arm in answers.arms.items():
+            share, ttft = rows.loc[name, ["good_share", "ttft_ms_mean"]]
+            line[f"{arm.short}: good, mean TTFT"] = f"{percent(share)}\n{number(ttft)} ms"
+        line["effect on the good share [points]"] = _effect(effects.loc[value])
+        lines.append(line)
+    level = _level(answers)
+    names = ", ".join(f"{arm.short} {arm.label}" for arm in answers.arms.values())
+    caption = f"{caption} {names}. Effect: comparison minus baseline, with its {level}."
+    return Table(pd.DataFrame(lines), caption, (first,))
+
+
+@unless_missing(None)
+def transfer_table(answers: Answers) -> Table:
+    """Return what each bandwidth of the KV transfer does."""
+    caption = "What a worker can send of its KV cache; an aggregated worker sends nothing."
+    return _table(answers, TRANSFER, "KV transfer", "{:g} GB/s", caption)
+
+
+@drawn("sensitivity-transfer", lambda a: a.effects_of(TRANSFER, "good_share"), source=_source)
+def transfer_figure(answers: Answers) -> Drawing:
+    """Effect on the good share against the bandwidth, the declared one marked."""
+    effects = answers.effects_of(TRANSFER, "good_share").sort_values(SETTING[TRANSFER][0])
+    at, values = np.arange(len(effects)), 100 * effects["difference"].to_numpy()
+    ends = 100 * effects[["ci_low", "ci_high"]].to_numpy().T
+    figure, axes = plt.subplots(figsize=(WIDTH_IN, 2.6))
+    axes.errorbar(at, values, abs(ends - values), color=COMPARISON, fmt="s", capsize=3)
+    for x, y in zip(at, values, strict=True):
+        axes.annotate(signed(y, 1), (x, y), (8, 0), textcoords="offset points", va="center",
+                      fontsize=8)  # fmt: skip
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    bandwidths = effects[SETTING[TRANSFER][0]]
+    labels = ["free" if np.isinf(value) else f"{value:g}" for value in bandwidths]
+    axes.set_xticks(at, labels)
+    axes.set(xlabel="KV transfer [GB/s a worker]", ylabel="effect on good share [points]",
+             ylim=(min(0, ends.min()) - 1, ends.max() + 2))  # fmt: skip
+    caption = (
+        f"{_transfer_finding(answers)} Effect: good share of the comparison minus the baseline's, "
+        f"with its {_level(answers)}."
+    )
+    ends_text = " to ".join(f"{signed(values[n], 1)} at {labels[n]}" for n in (0, -1))
+    alt = f"Points with intervals, from {ends_text}."
+    return figure, caption, alt
+
+
+def _transfer_finding(answers: Answers) -> str:
+    effects = answers.effects_of(TRANSFER, "good_share").sort_values(SETTING[TRANSFER][0])
+    slowest, free = effects.iloc[0], effects.iloc[-1]
+    cost = 100 * (free["difference"] - slowest["difference"])
+    holds = (effects["ci_low"] > 0).all()
+    return (
+        f"A KV transfer of {_transfer(slowest[SETTING[TRANSFER][0]])} costs the comparison "
+        f"{number(cost, 1)} points against a free one; it "
+        f"{'stays ahead at every bandwidth' if holds else 'does not stay ahead at all of them'}."
+    )
+
+
+@unless_missing("")
+def transfer(answers: Answers) -> str:
+    """Return what leaving the transfer out would be worth."""
+    declared = answers.summary.cluster["kv_transfer_gb_per_s"]
+    effects = answers.effects_of(TRANSFER, "good_share").set_index(SETTING[TRANSFER][0])
+    text = _transfer_finding(answers)
+    if declared in effects.index and np.inf in effects.index:
+        worth = 100 * (effects.loc[np.inf, "difference"] - effects.loc[declared, "difference"])
+        text += (
+            f" Left out, as simulators often have it, the transfer would have flattered the "
+            f"comparison by {number(worth, 1)} points at the {declared:g} GB/s taken here."
+        )
+    return text
+
+
+@unless_missing(None)
+def frontend_table(answers: Answers) -> Table:
+    """Return what a slower frontend does."""
+    caption = (
+        "How long the frontend reads for each 1,000 prompt tokens before the router has a request, "
+        "one request after the other; 0: a burst's requests reach the router at one instant."
+    )
+    return _table(answers, FRONTEND, "frontend", "{:g} ms", caption)
+
+
+@unless_missing(None)
+def chunk_table(answers: Answers) -> Table:
+    """Return the good share of each configuration by chunk size."""
+    caption = "Tokens that a step batches at most (--max-num-batched-tokens), for all workers."
+    return _table(answers, CHUNK, "chunk", "{:,.0f} tokens", caption)
+
+
+@unless_missing("")
+def chunk(answers: Answers) -> str:
+    """Return whether a chunk size rescues the baseline."""
+    study, cells = answers.study, answers.of(CHUNK)
+    base, comp = (
+        cells[cells["configuration"] == name].set_index("chunk_tokens")["good_share"]
+        for name in (study.baseline, study.comparison)
+    )
+    rescued = base.max() >= comp.min()
+    verdict = "does" if rescued else "does not"
+    return (
+        f"Tuning the chunk {verdict} rescue the baseline: at its best chunk, {base.idxmax():,.0f} "
+        f"tokens, it keeps {percent(base.max())} of requests good; the comparison keeps "
+        f"{percent(comp.min())} at its worst, {comp.idxmin():,.0f}, and {percent(comp.max())} at "
+        f"its best, {comp.idxmax():,.0f}."
+    )
+
+
+@drawn("sensitivity-times", lambda a: a.effects_of(TIMES, "good_share"), source=_source)
+def times_figure(answers: Answers) -> Drawing:
+    """Effect on the good share where steps take longer or shorter than simulated."""
+    effects = answers.effects_of(TIMES, "good_share")
+    grid = effects.pivot(index="decode_time_ratio", columns="prefill_time_ratio")
+    values = 100 * grid["difference"]
+    open_ = (grid["ci_low"] <= 0) & (grid["ci_high"] >= 0)
+    figure, axes = plt.subplots(figsize=(WIDTH_IN, 3.2))
+    most = float(abs(values.to_numpy()).max())
+    axes.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto", origin="lower")
+    for y, row in enumerate(values.to_numpy()):
+        for x, value in enumerate(row):
+            mark = "?" if open_.iloc[y, x] else ""
+            dark = abs(value) > 0.6 * most
+            axes.text(x, y, signed(value, 1) + mark, ha="center", va="center", fontsize=8,
+                      color="white" if dark else "#222222")  # fmt: skip
+    axes.set_xticks(range(len(values.columns)), [_change(v) for v in values.columns])
+    axes.set_yticks(range(len(values.index)), [_change(v) for v in values.index])
+    axes.set(xlabel="time of a step that prefills", ylabel="time of a step that decodes")
+    axes.grid(visible=False)
+    caption = (
+        f"{_times_finding(answers)} Comparison minus baseline in points of good share, where the "
+        "simulator's steps take longer or shorter in both; a question mark where the "
+        f"{_level(answers)} includes zero."
+    )
+    least, largest = values.min().min(), values.max().max()
+    alt = f"Grid of {values.size} differences, {signed(least, 1)} to {signed(largest, 1)} points."
+    return figure, caption, alt
+
+
+def _change(ratio: float) -> str:
+    return "as simulated" if ratio == 1 else f"{signed(100 * (ratio - 1), 0)} %"
+
+
+def _times_finding(answers: Answers) -> str:
+    effects = answers.effects_of(TIMES, "good_share")
+    wins, loses = effects["ci_low"] > 0, effects["ci_high"] < 0
+    if wins.all():
+        return f"The comparison stays ahead at all {len(effects)} combinations of errors."
+    text = f"The comparison is ahead at {wins.sum()} of {len(effects)} combinations of errors"
+    return f"{text} and behind at {loses.sum()}."
+
+
+@unless_missing("")
+def times(answers: Answers) -> str:
+    """Return where the answer would flip, and how far the engine's settings reach."""
+    effects = answers.effects_of(TIMES, "good_share")
+    least = effects.loc[effects["difference"].idxmin()]
+    ends = interval(least["ci_low"], least["ci_high"], 100)
+    return (
+        f"{_times_finding(answers)} The least favourable is {signed(100 * least['difference'], 1)} "
+        f"points ({ends}), prefill {_change(least['prefill_time_ratio'])} and decode "
+        f"{_change(least['decode_time_ratio'])}."
+    )
+
+
+@unless_missing(None)
+def again_table(answers: Answers) -> Table:
+    """Return how far replays of the very same order lie apart behind the KV router."""
+    lines = []
+    for name, of in answers.of(AGAIN).groupby("configuration", sort=False):
+        line = {"configuration": answers.arms[name].label, "replays": len(of)}
+        for column, label, factor, decimals in (
+            ("good_share", "good [%]", 100, 2),
+            ("ttft_ms_mean", "mean TTFT [ms]", 1, 0),
+            ("ttft_ms_p99", "p99 TTFT [ms]", 1, 0),
+            ("itl_ms_mean", "mean ITL [ms]", 1, 2),
+        ):
+            values = factor * of[column]
+            line[label] = (
+                f"{number(values.min(), decimals)} to {number(values.max(), decimals)}\n"
+                f"(sd {number(values.std(), decimals)})"
+            )
+        lines.append(line)
+    caption = (
+        "The same requests in the same order, replayed again: what differs is the chance by which "
+        "the router breaks ties. Least to most, and standard deviation."
+    )
+    return Table(pd.DataFrame(lines), caption, ("configuration",))
+
+
+@unless_missing("Nothing yet: replay other values to learn it.")
+def lesson(answers: Answers) -> str:
+    """Return what the page teaches."""
+    return f"- {transfer(answers)}\n- {chunk(answers)}\n- {times(answers)}"

@@ -1,0 +1,336 @@
+"""What the simulation leaves out or takes for granted, replayed at other values.
+
+Input: the study's key ``sensitivity``. Output, beside the capacity sweep's: ``sensitivity.parquet``
+(a row a cell with its statistics), ``effects.parquet`` (comparison against baseline at each
+setting) and ``sensitivity.json`` (what was replayed). `load_sensitivity` reads them, of this
+machine's runs, else the published ones, as one object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from kvab.cache import write_beside
+from kvab.clusters.base import Job, capacity_path
+from kvab.declarations import digest
+from kvab.errors import InputError
+from kvab.requests import metrics
+from kvab.runs import folder as runs
+from kvab.runs.replay import plan_job
+from kvab.runs.sweep import Replayed, bursts_of, replay_cells, replayed, simulated_workload
+from kvab.stats.bootstrap import Sample
+from kvab.stats.pairing import metric_values
+from kvab.stats.robustness import judge_totals
+from kvab.study import Arm, Study, load_cluster, load_study, root
+from kvab.study.declaration import Sensitivity
+from kvab.study.profiles import Simulated
+from kvab.study.variants import Variant
+from kvab.trace import Trace
+
+TABLE, EFFECTS, SUMMARY = "sensitivity.parquet", "effects.parquet", "sensitivity.json"
+TRANSFER, FRONTEND, CHUNK = "KV transfer", "frontend", "chunk"
+TIMES, CLOCK, AGAIN = "step times", "clock", "again"
+SETTING = {  # the columns that say what each sweep varies
+    TRANSFER: ["kv_transfer_gb_per_s"],
+    FRONTEND: ["frontend_ms_per_1k_tokens"],
+    CHUNK: ["chunk_tokens"],
+    TIMES: ["prefill_time_ratio", "decode_time_ratio"],
+    CLOCK: ["spread"],
+    AGAIN: ["again"],
+}
+
+READINGS = {  # those that are another reading of the same hour on the same cluster, in words
+    CLOCK: "bursts spread evenly until the next (replayed)",
+    TRANSFER: "KV transfer at {:g} GB/s (replayed)",
+    FRONTEND: "a frontend of {:g} ms for 1,000 tokens (replayed)",
+}
+
+
+class Summary(Replayed):
+    """The content of ``sensitivity.json``, schema 1; SHA-256 of both tables."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    declared: Sensitivity
+    tables: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One replay, in the sweep that it is of; ``variant`` names its values in full."""
+
+    sweep: str
+    job: Job
+    variant: Variant
+
+
+def declared(study: Study) -> Sensitivity:
+    """Return what the study declares of its sensitivity.
+
+    Raises
+    ------
+    InputError
+        If it declares nothing.
+    """
+    if study.sensitivity is None:
+        path = study.folder / "study.yaml"
+        raise InputError(path=path, expected="a key sensitivity", got="none", fix="declare it")
+    return study.sensitivity
+
+
+def plan_cells(
+    study: Study, cluster: str, rows: int | None, trace: Trace, folder: Path
+) -> list[Cell]:
+    """Return every cell; one with the values that are declared is the first normal run.
+
+    Raises
+    ------
+    InputError
+        If no sensitivity is declared.
+    """
+    profile = load_cluster(cluster)
+    assert isinstance(profile, Simulated)
+
+    def cell(sweep: str, name: str, variant: Variant) -> Cell:
+        normal = plan_job(study, cluster, name, 1, rows, trace, folder)
+        job = plan_job(study, cluster, name, 1, rows, trace, folder, variant)
+        moved = variant.spread or variant.again
+        same = not moved and (job.cluster, job.topology) == (normal.cluster, normal.topology)
+        return Cell(sweep, normal if same else job, variant)
+
+    return [
+        cell(sweep, name, variant)
+        for sweep, variant in _variants(declared(study))
+        for name in _swept(study, sweep, variant)
+    ]
+
+
+def _variants(asked: Sensitivity) -> Iterator[tuple[str, Variant]]:
+    for gb_per_s in asked.kv_transfer_gb_per_s:
+        value = np.inf if gb_per_s == "free" else gb_per_s
+        yield TRANSFER, Variant(kv_transfer_gb_per_s=value)
+    for ms in asked.frontend_ms_per_1k_tokens:
+        yield FRONTEND, Variant(frontend_ms_per_1k_tokens=ms)
+    for tokens in asked.chunk_tokens:
+        yield CHUNK, Variant(chunk_tokens=tokens)
+    for prefill in asked.time_ratios:
+        for decode in asked.time_ratios:
+            yield TIMES, Variant(prefill_time_ratio=prefill, decode_time_ratio=decode)
+    yield CLOCK, Variant(spread=True)
+    for again in range(asked.again):
+        yield AGAIN, Variant(again=again)
+
+
+def _swept(study: Study, sweep: str, variant: Variant) -> list[str]:
+    """Return the configurations that a variant is replayed of."""
+    if sweep == AGAIN:  # nothing but the KV router draws lots
+        return [n for n, arm in study.configurations.items() if arm.factors.routing == "kv"]
+    if sweep in (TIMES, CLOCK):
+        return [study.baseline, study.comparison]
+    return [*study.configurations]
+
+
+def replay_sensitivity(
+    study: Path, cluster: str, rows: int | None = None, trace: Path | None = None,
+    folder: Path = Path("runs"), on: str | None = None,
+) -> Path:  # fmt: skip
+    """Replay the cells that do not serve as they are, write the tables, return their folder.
+
+    Cells that are complete are kept whenever it stops; the same command goes on from there.
+
+    Raises
+    ------
+    InputError
+        If the cluster is not simulated, or no sensitivity is declared.
+    """
+    read = load_study(study)
+    declared(read)
+    workload = simulated_workload(read, cluster, rows, trace, on)
+    cells = plan_cells(read, cluster, rows, workload, root() / folder)
+    replay_cells([cell.job for cell in cells], on)
+    return write_tables(cells, workload)
+
+
+def write_tables(cells: list[Cell], trace: Trace) -> Path:
+    """Write the tables of complete cells beside them and return their folder."""
+    study, first, burst = cells[0].job.study, cells[0].job, bursts_of(trace)
+    rows, totals, read = [], {}, {}
+    for cell in cells:
+        if cell.job.path not in read:
+            read[cell.job.path] = runs.read_run(cell.job.path)
+        table = read[cell.job.path].requests
+        rows.append(_row(cell, table))
+        if cell.job.configuration in (study.baseline, study.comparison):
+            totals[cell.sweep, cell.variant, cell.job.configuration] = burst_totals(
+                cell.job, table, burst
+            )
+    effects = []
+    settings = study.statistics.model_dump()
+    for sweep, variant in dict.fromkeys((cell.sweep, cell.variant) for cell in cells):
+        arms = [totals.get((sweep, variant, n)) for n in (study.baseline, study.comparison)]
+        if arms[0] is not None and arms[1] is not None:
+            judged = judge_totals(sweep, arms, study.margins, **settings)
+            effects.append(judged.rename(columns={"choice": "sweep"}).assign(**_values(variant)))
+    tables = {
+        TABLE: runs.parquet_bytes([pd.DataFrame(rows)]),
+        EFFECTS: runs.parquet_bytes([pd.concat(effects, ignore_index=True)]),
+    }
+    summary = Summary(
+        **replayed([cell.job for cell in cells], [run.manifest for run in read.values()]),
+        declared=declared(study),
+        tables={name: hashlib.sha256(content).hexdigest() for name, content in tables.items()},
+        **{"schema": 1},
+    )
+    path = capacity_path(first.runs, study, first.cluster.name)
+    for name, content in tables.items():
+        write_beside(path / name, content)
+    text = json.dumps(summary.model_dump(mode="json", by_alias=True), indent=1) + "\n"
+    write_beside(path / SUMMARY, text.encode())
+    return path
+
+
+def _values(variant: Variant) -> dict[str, float]:
+    return {
+        name: float(getattr(variant, name) or 0) for names in SETTING.values() for name in names
+    }
+
+
+def _row(cell: Cell, table: pd.DataFrame) -> dict[str, object]:
+    slo = cell.job.study.slo
+    summary = metrics.summarize(table, slo)
+    latencies = {
+        f"{key}_{name}": summary[key][name]
+        for key in metrics.LATENCIES
+        for name in ("mean", "p50", "p90", "p99")
+    }
+    return {
+        "sweep": cell.sweep,
+        "configuration": cell.job.configuration,
+        **_values(cell.variant),
+        "requests": summary["requests"]["expected"],
+        "good_share": summary["good"]["share"],
+        **latencies,
+    }
+
+
+def burst_totals(job: Job, table: pd.DataFrame, burst: np.ndarray) -> pd.DataFrame:
+    """Return a row a burst of the trace: sum and count of every metric.
+
+    Columns ``configuration``, ``burst`` and, for each metric, ``<metric>_sum`` (ms, or good
+    requests) and ``<metric>_count``. ``burst`` is that of each row of the trace.
+    """
+    at = burst[table["row"]]
+    bursts = int(at.max()) + 1
+    columns = {"configuration": job.configuration, "burst": np.arange(bursts, dtype="int32")}
+    for key, values in metric_values(table, job.study.slo).items():
+        sample = Sample.of(values, at, bursts)
+        columns[f"{key}_sum"] = sample.sums.astype("float32")
+        columns[f"{key}_count"] = sample.counts.astype("int32")
+    return pd.DataFrame(columns)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A sensitivity that was read and verified; ``own`` is False for the published one."""
+
+    study: Study
+    summary: Summary
+    cells: pd.DataFrame
+    effects: pd.DataFrame
+    own: bool
+
+    @property
+    def cluster(self) -> str:
+        """Name of the cluster that was swept."""
+        return str(self.summary.cluster["name"])
+
+    @property
+    def simulated(self) -> bool:
+        """It is, always."""
+        return True
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the workload is made up."""
+        return self.summary.trace.synthetic
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """The configurations, in declared order."""
+        swept = {*self.cells["configuration"]}
+        return {name: arm for name, arm in self.study.configurations.items() if name in swept}
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of everything that a page shows of it."""
+        return digest([self.summary.model_dump(mode="json"), self.study.digest, self.own])
+
+    def of(self, sweep: str) -> pd.DataFrame:
+        """Return the cells of one sweep."""
+        return self.cells[self.cells["sweep"] == sweep]
+
+    def effects_of(self, sweep: str, metric: str) -> pd.DataFrame:
+        """Return comparison minus baseline of one metric at each setting of one sweep."""
+        rows = self.effects[self.effects["sweep"] == sweep]
+        return rows[rows["metric"] == metric]
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """Verdicts under each other reading that was replayed, as rows of `robustness.choices`."""
+        profile = self.summary.cluster
+        effects = self.effects.astype({"spread": bool})
+        rows = []
+        for sweep, label in READINGS.items():
+            column = SETTING[sweep][0]
+            of = effects[effects["sweep"] == sweep]
+            of = of[of[column] != (profile.get(column) or (np.inf if sweep == TRANSFER else 0))]
+            named = of[column].map(lambda value, label=label: label.format(value))
+            rows.append(of.assign(choice=named.str.replace("inf GB/s", "no time")))
+        columns = ["choice", "metric", "verdict", "difference", "ci_low", "ci_high"]
+        return pd.concat(rows, ignore_index=True)[columns]
+
+
+def load_sensitivity(
+    study: str | Path | Study,
+    cluster: str,
+    folder: str | Path,
+    published: str | Path = "book/published",
+) -> Answers | None:
+    """Return the sensitivity of a cluster in a folder of runs, else the published one of any.
+
+    Without either, or where the study declares none, there is None.
+
+    Raises
+    ------
+    InputError
+        If its files do not belong together.
+    """
+    read = load_study(study)
+    if read.sensitivity is None:
+        return None
+    own = capacity_path(root() / folder, read, cluster) / SUMMARY
+    public = sorted((root() / published / read.name).glob(f"*/capacity/{SUMMARY}"))
+    path = next((path for path in [own, *public] if path.is_file()), None)
+    if path is None:
+        return None
+    try:
+        summary = Summary.model_validate_json(path.read_bytes())
+        for name, sha256 in summary.tables.items():
+            if hashlib.sha256(path.with_name(name).read_bytes()).hexdigest() != sha256:
+                raise ValueError(f"another {name} than it names")
+    except (OSError, ValueError) as error:  # pydantic's own is a ValueError
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            path=path, expected="a sensitivity", got=reason, fix="run `kvab sensitivity`"
+        ) from None
+    cells, effects = (pd.read_parquet(path.with_name(name)) for name in (TABLE, EFFECTS))
+    return Answers(read, summary, cells, effects, own=path == own)
