@@ -26,7 +26,7 @@ from kvab.pages.theme import (
     unequal,
     unless_missing,
 )
-from kvab.runs.sweep import Sweep
+from kvab.runs.sweep import AT_ONCE, SPREAD, Sweep
 
 DARK = "#333333"
 CLOCK = "while the requests of one timestamp arrive at one instant"
@@ -91,9 +91,9 @@ def _loads(swept: Sweep) -> list[float]:
     return sorted({cell.load for cell in swept.load_cells})
 
 
-def _carried(swept: Sweep, target: float) -> pd.DataFrame:
+def _carried(swept: Sweep, target: float, spread: bool = False) -> pd.DataFrame:
     """Return what is known of the load at which a share is good, indexed by configuration."""
-    loads = swept.curves.loads
+    loads = swept.spread_curves.loads if spread else swept.curves.loads
     return loads[loads["target"] == target].set_index("configuration")
 
 
@@ -173,7 +173,23 @@ def headline(swept: Sweep) -> str:
         f"{first}, "
         f"{phrases[1]} {second}: "
         f"{_compared(swept, f'{{ratio}} the {{load}} on {filled} GPUs')}"
-        f"{_in_brackets(swept.ratios.loc[swept.headline])}."
+        f"{_in_brackets(swept.ratios.loc[swept.headline])}. {_hangs_on(swept)}"
+    )
+
+
+def _hangs_on(swept: Sweep) -> str:
+    """Return what the ratio is under the other reading of the clock, and at the other shares."""
+    spread = swept.ratios_of(swept.spread_curves)
+    row = spread.loc[swept.headline]
+    others = "; ".join(
+        f"at {percent(target, 0)} good {ratio_text(at_once)} and {ratio_text(spread.loc[target])}"
+        for target, at_once in swept.ratios.iterrows()
+        if target != swept.headline
+    )
+    return (
+        "With the requests of each timestamp spread "
+        f"evenly until the next burst it is {ratio_text(row)}{_in_brackets(row)}. The ratio hangs "
+        f"on the share asked for as well{': ' + others if others else ''}."
     )
 
 
@@ -188,9 +204,10 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
         for name in (study.comparison, study.baseline)
     )
     row = swept.ratios.loc[swept.headline]
+    spread = swept.ratios_of(swept.spread_curves).loc[swept.headline]
     ends = f"{_level(swept)} {ends_text(row)}; " if exact(row) else ""
-    kind = "simulated, " if swept.simulated else f"on {plain(swept.cluster)}, "
-    kind += CLOCK
+    ends += f"{ratio_text(spread)}{_in_brackets(spread)} if a burst's requests are spread; "
+    kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     outdated = f" {_outdated(swept)}" if swept.changes else ""
     return (
@@ -239,12 +256,16 @@ def _draw_carried(axes: Axes, swept: Sweep, carried: pd.DataFrame) -> None:
     """Draw the load that each configuration carries at the headline's share, with its interval."""
     styles, names = arm_styles(swept.arms), [*swept.arms][::-1]
     reach = (0, swept.curves.shares["load"].max() * 1.03)
+    spread = _carried(swept, swept.headline, spread=True)
     for at, name in enumerate(names):
         row, style = carried.loc[name], styles[name]
         ends = np.clip([row["ci_low"], row["ci_high"]], *reach)
         axes.plot(ends, [at, at], color=style["color"], linewidth=2.5, alpha=0.45)
         if exact(row):
             axes.plot(row["low"], at, color=style["color"], marker=style["marker"])
+        if exact(spread.loc[name]):
+            axes.plot(spread.loc[name, "low"], at, color=style["color"], marker=style["marker"],
+                      markerfacecolor="white")  # fmt: skip
         axes.annotate(
             load_text(row["low"], row["high"]), (np.nanmax(ends), at), (6, 0),
             textcoords="offset points", va="center", fontsize=8, fontweight="bold",
@@ -267,7 +288,7 @@ def load_caption(swept: Sweep) -> str:
         "Above: good share against the speed of arrivals, each point one replay of "
         f"{_replays(swept)}, bands its workload interval. "
         f"Below: where each curve falls through {percent(swept.headline, 0)}, with the workload "
-        "interval."
+        "interval; hollow, with each burst spread until the next."
     )
 
 
@@ -276,13 +297,19 @@ def loads_table(swept: Sweep) -> Table:
     """Return the load that each configuration carries at each good share, and the ratio."""
     loads, statistics = _loads(swept), swept.study.statistics
     per_gpu = "" if len(set(swept.gpus.values())) == 1 else ", per GPU"
-    columns = {"configuration": [
-        *(arm.label for arm in swept.arms.values()), f"comparison / baseline{per_gpu}",
-    ]}  # fmt: skip
-    for target, ratio in swept.ratios.iterrows():
-        rows = [row for _, row in _carried(swept, target).loc[[*swept.arms]].iterrows()]
-        cells = [(load_text(row["low"], row["high"]), ends_text(row, loads)) for row in rows]
-        cells.append((ratio_text(ratio), ends_text(ratio)))
+    names = [*(arm.label for arm in swept.arms.values()), f"comparison / baseline{per_gpu}"]
+    columns = {
+        "configuration": names * 2,
+        "bursts": [bursts for bursts in (AT_ONCE, SPREAD) for _ in names],
+    }
+    at_once, spread = swept.ratios, swept.ratios_of(swept.spread_curves)
+    for target in at_once.index:
+        cells = []
+        for ratios, of_spread in ((at_once, False), (spread, True)):
+            carried = _carried(swept, target, of_spread).loc[[*swept.arms]]
+            cells += [(load_text(row["low"], row["high"]), ends_text(row, loads))
+                      for _, row in carried.iterrows()]  # fmt: skip
+            cells.append((ratio_text(ratios.loc[target]), ends_text(ratios.loc[target])))
         columns[f"{percent(target, 0)} good"] = [
             text if ends == "–" else f"{text}\n({ends})" for text, ends in cells
         ]
@@ -292,22 +319,34 @@ def loads_table(swept: Sweep) -> Table:
         f"is good ({statistics.percent} workload interval, {statistics.resamples:,} resamples, "
         f"blocks of {counted(swept.curves.block_bursts, 'burst')} on average). Never extrapolated "
         f"beyond {loads[0]:g}x to {loads[-1]:g}x.",
-        ("configuration",),
+        ("configuration", "bursts"),
     )
+
+
+@unless_missing(None)
+def repeats_table(swept: Sweep) -> Table:
+    """Return the load that the main configurations carry, by repeat."""
+    wide = swept.repeated.set_index(["configuration", "bursts", "repeat"])
+    lines = []
+    for name, bursts in dict.fromkeys(zip(swept.repeated["configuration"],
+                                          swept.repeated["bursts"], strict=True)):  # fmt: skip
+        if name in (swept.study.baseline, swept.study.comparison):
+            repeats = {f"repeat {n}": load_text(*ends) for n, ends in
+                       wide.loc[name, bursts].iterrows()}  # fmt: skip
+            lines.append({"configuration": swept.arms[name].label, "bursts": bursts, **repeats})
+    caption = (
+        f"Load that keeps {percent(swept.headline, 0)} good; the loads next to it were replayed "
+        "again in other orders of each burst's requests."
+    )
+    return Table(pd.DataFrame(lines), caption, ("configuration", "bursts"))
 
 
 @unless_missing("")
 def loads(swept: Sweep) -> str:
-    """Return how the ratio depends on the share asked for, and what limits each configuration."""
-    others = "; ".join(
-        f"at {percent(target, 0)} good it is {ratio_text(row)}{_in_brackets(row)}"
-        for target, row in swept.ratios.iterrows()
-        if target != swept.headline
-    )
+    """Return what the ratio hangs on, and what limits each configuration."""
     return (
-        f"The ratio depends on the share asked for{': ' + others if others else ''}. Near the "
-        f"highest share that a configuration can reach its curve is flat, so a small difference in "
-        f"share is a large one in load.\n\n{ceiling(swept)}"
+        f"{_hangs_on(swept)} Near the highest share that a configuration can reach its curve is "
+        f"flat, so a small difference in share is a large one in load.\n\n{ceiling(swept)}"
     )
 
 
@@ -320,7 +359,13 @@ def ceiling(swept: Sweep) -> str:
     )  # fmt: skip
     top = shares.loc[shares["share"].idxmax()]
     missed = [percent(target, 0) for target in swept.ratios.index if top["share"] < target]
-    out = f" So no configuration keeps {' or '.join(missed)} at any of these loads, {CLOCK}."
+    out = ""
+    if missed:
+        best = swept.spread_curves.shares["share"].max()
+        out = (
+            f" So with bursts at once no configuration keeps {' or '.join(missed)} at any load "
+            f"replayed; spread, the highest share is {percent(best)}."
+        )
     reasons = []
     if cell.late_first_token:
         late = percent(cell.late_first_token / cell.requests)

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.pages.tables import Table
 from kvab.pages.theme import (
     COMPARISON,
     GREY,
     WIDTH_IN,
     Drawing,
-    Table,
     drawn,
     unless_missing,
 )

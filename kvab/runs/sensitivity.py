@@ -294,7 +294,9 @@ class Answers:
             of = effects[effects["sweep"] == sweep]
             of = of[of[column] != (profile.get(column) or (np.inf if sweep == TRANSFER else 0))]
             named = of[column].map(lambda value, label=label: label.format(value))
-            rows.append(of.assign(choice=named.str.replace("inf GB/s", "no time")))
+            rows.append(
+                of.assign(choice=named.str.replace("transfer at inf GB/s", "transfer free"))
+            )
         columns = ["choice", "metric", "verdict", "difference", "ci_low", "ci_high"]
         return pd.concat(rows, ignore_index=True)[columns]
 

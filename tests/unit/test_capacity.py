@@ -131,12 +131,12 @@ def test_a_cluster_that_is_not_simulated_is_refused(small_trace, tmp_path):
 
 @pytest.fixture
 def small_sweep(checkout):
-    """The study's two main configurations, two loads and one other split: five cells."""
+    """The study's two main configurations, two loads and one other split."""
     content = yaml.safe_load((checkout / STUDY).read_text())
     for ablation in ("agg-kv-router", "disagg-round-robin"):
         content["configurations"].pop(ablation)
     splits = [{"prefill": 4, "decode": 4}, {"prefill": 6, "decode": 2}]
-    content["capacity"].update(loads=[1, 4], splits=splits)
+    content["capacity"].update(loads=[1, 4], splits=splits, repeats=2)
     (checkout / STUDY).write_text(yaml.safe_dump(content))
     return checkout
 
@@ -152,7 +152,7 @@ def started(folder, trace):
 
 def test_a_sweep_stopped_goes_on_where_it_was(small_sweep, small_trace):
     pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
-    folder, cells = small_sweep / "runs", 7  # four of load, one of split, two with bursts spread
+    folder, cells = small_sweep / "runs", 9  # eight of load under two clocks, one of split
     first = started(folder, small_trace)
     until = time.monotonic() + 120
     while not (done := [*folder.glob("**/run.json")]) and time.monotonic() < until:
@@ -175,6 +175,11 @@ def test_a_sweep_stopped_goes_on_where_it_was(small_sweep, small_trace):
     swept = load_sweep(STUDY, "simulated-h200", folder)
     assert swept.own
     assert (len(swept.load_cells), [*swept.split_cells]) == (4, ["4P4D", "6P2D"])
+    repeats = [cell for cell in swept.summary.cells if cell.repeat == 2]
+    assert {cell.bursts for cell in repeats} == {"at once", "spread"}
+    assert len(repeats) == 8  # both loads lie next to the crossing
+    assert {*swept.repeated["repeat"]} == {1, 2}
+    assert not capacity.repeats_table(swept).frame.isna().any(axis=None)
     assert swept.deployed == "6P2D"
     assert swept.changes == ["it replayed another trace than the study's"]
     normal = runs.read_run(folder / "qwen3-32b/simulated-h200/agg-round-robin/r1")
@@ -192,9 +197,12 @@ def published():
 def test_the_published_sweep_fits_its_cells_and_the_study(published):
     assert published.changes == []
     assert not published.own
-    rows = published.table.fillna({"split": ""}).groupby(["configuration", "load", "split"])
+    keys = ["configuration", "load", "split", "bursts", "repeat"]
+    rows = published.table.fillna({"split": ""}).groupby(keys)
     for cell in published.summary.cells:
-        part = rows.get_group((cell.configuration, cell.load, cell.split or ""))
+        part = rows.get_group(
+            (cell.configuration, cell.load, cell.split or "", cell.bursts, cell.repeat)
+        )
         assert (part["good"].sum(), part["requests"].sum()) == (cell.good, cell.requests)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.runs.sweep import SPREAD_CHOICE, burst_totals
+from kvab.runs.sensitivity import CLOCK, burst_totals
 from kvab.stats.robustness import judge_totals
 from kvab.study import Slo, load_study
 from kvab.study.variants import Variant, tick_ms
@@ -26,10 +26,18 @@ def trace(timestamp_ms):
 
 def test_each_burst_is_spread_until_the_next_tick():
     source = trace([0, 0, 0, 3000, 9000, 9000])
-    spread = Variant(spread=True).trace(source)
+    spread = Variant(spread=True).trace(source, 0)
     assert tick_ms(source.timestamp_ms) == 3000
     assert spread.timestamp_ms.tolist() == [0, 1000, 2000, 3000, 9000, 10500]
     assert spread.sha256 == source.sha256
+
+
+def test_a_seed_decides_who_of_a_burst_is_sent_when():
+    source = trace([0] * 8 + [3000])
+    spread = {seed: Variant(spread=True).trace(source, seed).timestamp_ms for seed in (0, 1, 2)}
+    assert [*spread[0][:8]] == [375.0 * n for n in range(8)]
+    assert {tuple(sorted(at_ms)) for at_ms in spread.values()} == {tuple(spread[0])}
+    assert len({tuple(at_ms) for at_ms in spread.values()}) == 3
 
 
 def test_spread_runs_lie_apart_and_depend_on_it():
@@ -61,7 +69,7 @@ def test_the_verdicts_are_those_of_the_requests():
     jobs = [SimpleNamespace(configuration=name, study=STUDY) for name in names]
     totals = [burst_totals(job, t, burst) for job, t in zip(jobs, tables, strict=True)]
     settings = STUDY.statistics.model_dump()
-    found = judge_totals(SPREAD_CHOICE, totals, STUDY.margins, **settings).set_index("metric")
+    found = judge_totals(CLOCK, totals, STUDY.margins, **settings).set_index("metric")
     served = [t[t["error"].isna()] for t in tables]
     apart = served[1]["ttft_ms"].mean() - served[0]["ttft_ms"].mean()
     assert found.loc["ttft_ms", "difference"] == pytest.approx(apart, rel=1e-6)
@@ -70,4 +78,4 @@ def test_the_verdicts_are_those_of_the_requests():
     bounds = Slo(ttft_ms=STUDY.slo.ttft_ms, itl_ms=STUDY.slo.itl_ms)
     good = [(t["ttft_ms"] <= bounds.ttft_ms).sum() / 400 for t in served]
     assert found.loc["good_share", "difference"] == pytest.approx(good[1] - good[0])
-    assert set(found["choice"]) == {SPREAD_CHOICE}
+    assert set(found["choice"]) == {CLOCK}

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kvab.clusters.simulated import sent_ms
+from kvab.clusters.simulated import reached_ms, sent_ms
 from kvab.errors import DependencyError, InputError
 from kvab.requests.simulator import from_simulator
-from kvab.requests.table import check_table
+from kvab.requests.table import PARTS, check_table
 from kvab.trace.reading import burst_order, read_trace
 
 
@@ -17,7 +17,7 @@ def trace(small_trace):
     return read_trace(small_trace)
 
 
-def records(trace, order, at_ms):
+def records(trace, order, at_ms, prefill_worker=None):
     """Records as the simulator gives them: no row id, in another order."""
     made = [
         {
@@ -27,8 +27,12 @@ def records(trace, order, at_ms):
             "output_length": int(trace.output_tokens[row]),
             "ttft_ms": 100.0 + row,
             "e2e_latency_ms": 100.0 + row + 10.0 * (int(trace.output_tokens[row]) - 1),
+            "first_token_ms": at + 100.0 + row,
+            "first_admit_ms": at + 20.0,
+            "source_held_ms": at + 70.0,
+            "decode_admit_ms": at + 90.0,
             "reused_input_tokens": 64,
-            "prefill_worker_idx": None,
+            "prefill_worker_idx": prefill_worker,
             "decode_worker_idx": int(row) % 8,
             "terminal_status": "completed",
         }
@@ -37,12 +41,13 @@ def records(trace, order, at_ms):
     return made[::-1]
 
 
-def tidied(trace, seed=0, spoil=lambda made: None):
+def tidied(trace, seed=0, spoil=lambda made: None, frontend_ms=0.0, prefill_worker=None):
     order = burst_order(trace.timestamp_ms, seed)
     at_ms = sent_ms(trace, order)
-    made = records(trace, order, at_ms)
+    reached = reached_ms(at_ms, trace.input_tokens[order], frontend_ms)
+    made = records(trace, order, reached - reached.min(), prefill_worker)
     spoil(made)
-    return from_simulator(made, trace, order, at_ms)
+    return from_simulator(made, trace, order, at_ms, reached)
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -64,6 +69,32 @@ def test_itl_is_the_mean_gap_and_undefined_for_one_token(trace):
 def test_an_aggregated_worker_is_both_workers(trace):
     table = tidied(trace)
     assert (table["prefill_worker"] == table["decode_worker"]).all()
+
+
+@pytest.mark.parametrize(
+    ("prefill_worker", "parts"), [(3, [20.0, 50.0, 20.0, 10.0]), (None, [20.0, 80.0, 0.0, 0.0])]
+)
+def test_the_parts_of_a_ttft_add_up_to_it(trace, prefill_worker, parts):
+    table = tidied(trace, prefill_worker=prefill_worker)
+    assert table.loc[0, [*PARTS]].tolist() == pytest.approx(parts)
+    np.testing.assert_allclose(table[[*PARTS]].sum(axis=1), table["ttft_ms"])
+
+
+def test_a_frontend_that_reads_one_prompt_at_a_time_is_waited_for(trace):
+    at_once, read = tidied(trace), tidied(trace, frontend_ms=2.0)
+    waited = read["ttft_ms"] - at_once["ttft_ms"]
+    assert waited.min() == pytest.approx(2.0 * trace.input_tokens.min() / 1000)
+    np.testing.assert_allclose(read["queue_ms"] - at_once["queue_ms"], waited, atol=1e-3)
+    np.testing.assert_allclose(read["latency_ms"] - at_once["latency_ms"], waited)
+    burst = trace.arrival_ms == trace.arrival_ms[0]
+    assert waited[burst].max() == pytest.approx(trace.input_tokens[burst].sum() * 2.0 / 1000)
+
+
+def test_a_table_of_schema_1_has_no_parts(trace):
+    table = check_table(tidied(trace).drop(columns=[*PARTS]), "here")
+    assert table[[*PARTS]].isna().all(axis=None)
+    with pytest.raises(InputError, match="none named prefill_ms"):
+        check_table(tidied(trace).drop(columns="prefill_ms"), "here")
 
 
 def test_a_lost_record_is_a_row_with_an_error(trace):
