@@ -34,12 +34,12 @@ from kvab.stats.robustness import judge_totals
 from kvab.study import Arm, Study, load_cluster, load_study, root
 from kvab.study.declaration import Sensitivity
 from kvab.study.profiles import Simulated
-from kvab.study.variants import Variant
+from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace import Trace
 
 TABLE, EFFECTS, SUMMARY = "sensitivity.parquet", "effects.parquet", "sensitivity.json"
 TRANSFER, FRONTEND, CHUNK = "KV transfer", "frontend", "chunk"
-TIMES, CLOCK, AGAIN = "step times", "clock", "again"
+TIMES, CLOCK, AGAIN, ORDER = "step times", "clock", "again", "order"
 SETTING = {  # the columns that say what each sweep varies
     TRANSFER: ["kv_transfer_gb_per_s"],
     FRONTEND: ["frontend_ms_per_1k_tokens"],
@@ -49,6 +49,7 @@ SETTING = {  # the columns that say what each sweep varies
     AGAIN: ["again"],
 }
 
+STATISTICS = ("mean", "p50", "p90", "p99")
 READINGS = {  # those that are another reading of the same hour on the same cluster, in words
     CLOCK: "bursts spread evenly until the next (replayed)",
     TRANSFER: "KV transfer at {:g} GB/s (replayed)",
@@ -107,10 +108,19 @@ def plan_cells(
         same = not moved and (job.cluster, job.topology) == (normal.cluster, normal.topology)
         return Cell(sweep, normal if same else job, variant)
 
+    def order(name: str, repeat: int) -> Cell:
+        variant = Variant(counted=True) if repeat > study.repeats else AS_DECLARED
+        job = plan_job(study, cluster, name, repeat, rows, trace, folder, variant)
+        return Cell(ORDER, job, variant)
+
     return [
         cell(sweep, name, variant)
         for sweep, variant in _variants(declared(study))
         for name in _swept(study, sweep, variant)
+    ] + [
+        order(name, repeat)
+        for name in study.configurations
+        for repeat in range(1, len(study.seeds) + 1)
     ]
 
 
@@ -169,7 +179,7 @@ def write_tables(cells: list[Cell], trace: Trace) -> Path:
             read[cell.job.path] = runs.read_run(cell.job.path)
         table = read[cell.job.path].requests
         rows.append(_row(cell, table))
-        if cell.job.configuration in (study.baseline, study.comparison):
+        if cell.sweep != ORDER:
             totals[cell.sweep, cell.variant, cell.job.configuration] = burst_totals(
                 cell.job, table, burst
             )
@@ -208,13 +218,12 @@ def _row(cell: Cell, table: pd.DataFrame) -> dict[str, object]:
     slo = cell.job.study.slo
     summary = metrics.summarize(table, slo)
     latencies = {
-        f"{key}_{name}": summary[key][name]
-        for key in metrics.LATENCIES
-        for name in ("mean", "p50", "p90", "p99")
+        f"{key}_{name}": summary[key][name] for key in metrics.LATENCIES for name in STATISTICS
     }
     return {
         "sweep": cell.sweep,
         "configuration": cell.job.configuration,
+        "repeat": cell.job.repeat,
         **_values(cell.variant),
         "requests": summary["requests"]["expected"],
         "good_share": summary["good"]["share"],

@@ -13,7 +13,7 @@ import numpy as np
 
 from kvab.errors import InputError
 from kvab.study.declaration import Split
-from kvab.study.profiles import Cluster, Simulated
+from kvab.study.profiles import Profile, Simulated
 from kvab.study.topology import Topology
 from kvab.trace.reading import Trace, burst_order
 
@@ -56,6 +56,8 @@ class Variant:
         As in the profile.
     again : int
         Which replay more of the very same: behind the KV router no two are alike.
+    counted : bool
+        One of many orders, of which only statistics are kept.
     """
 
     speed: float = 1.0
@@ -67,6 +69,7 @@ class Variant:
     prefill_time_ratio: float = 1.0
     decode_time_ratio: float = 1.0
     again: int = 0
+    counted: bool = False
 
     @property
     def place(self) -> str:
@@ -81,6 +84,7 @@ class Variant:
             f"prefill{self.prefill_time_ratio:g}": self.prefill_time_ratio != 1,
             f"decode{self.decode_time_ratio:g}": self.decode_time_ratio != 1,
             f"again{self.again}": self.again,
+            "order": self.counted,
         }
         return "-".join(part for part, changed in parts.items() if part and changed)
 
@@ -95,7 +99,7 @@ class Variant:
         }
         return {name: value for name, (changed, value) in changes.items() if changed}
 
-    def profile(self, profile: Cluster) -> Cluster:
+    def profile(self, profile: Profile) -> Profile:
         """Return the profile with what is changed of it; of a simulated cluster alone."""
         if not isinstance(profile, Simulated):
             return profile
