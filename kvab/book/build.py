@@ -35,6 +35,7 @@ from kvab.pages.outcome import headline
 from kvab.runs import folder as runs
 from kvab.runs.importing import is_imported
 from kvab.runs.replay_missing import replay_study
+from kvab.runs.sensitivity import load_sensitivity
 from kvab.runs.sweep import load_sweep
 from kvab.study import load_study, root
 from kvab.trace.finding import find_trace
@@ -118,7 +119,8 @@ def _book(path: Path, evidence: Evidence, judged: Gate, trace: Path | None, repl
     for line in clusters.left_out.values():
         print(line, file=sys.stderr)
     check, sweep = load_check(study, cluster, folder), load_sweep(study, cluster, folder)
-    shown = [part and part.key for part in (evidence, sweep, check, *clusters.places.values())]
+    swept = sweep, load_sensitivity(study, cluster, folder)
+    shown = [part and part.key for part in (evidence, *swept, check, *clusters.places.values())]
     made = evidence.made_hours and evidence.made_hours.summary.model_dump(mode="json")
     measured = [file.read_text(encoding="utf-8") for below in MEASURED
                 for file in sorted((root() / below).glob("*.json"))]  # fmt: skip

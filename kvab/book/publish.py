@@ -1,7 +1,7 @@
 """What leaves this machine: runs made small and nameless, with what they replayed.
 
-Input: folders of runs. Output: ``book/published/``, of the same shape, 3 MB at most; or a bundle, a
-``.tar.zst`` with a list of checksums that rebuilds the same book, and from such a file a folder of
+Input: folders of runs. Output: ``book/published/``, of the same shape, 12 MB at most; or a bundle,
+a ``.tar.zst`` with checksums that rebuilds the same book, and from such a file a folder of
 runs. Records, logs and whatever names a machine stay behind.
 """
 
@@ -28,20 +28,27 @@ from kvab.declarations import Declared, Json
 from kvab.errors import InputError, writing
 from kvab.pages import model_check
 from kvab.requests.archives import folder_of
+from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
-from kvab.runs import hours, sweep
+from kvab.runs import hours, sensitivity, sweep
 from kvab.runs.folder import RunManifest
 from kvab.runs.summaries import workload_path
 from kvab.study import Study, load_study, root
 from kvab.study.manifests import DEPLOY, PERF
 
-ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2}
-KEPT = ("kind", "name", "description", "hardware", "backend", "image", "rdma_resource")
-LIMIT_BYTES = 3_000_000
+ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2,
+              **dict.fromkeys(PARTS, 1)}  # fmt: skip
+KEPT = ("kind", "name", "description", "hardware", "backend", "image", "rdma_resource",
+        "kv_transfer_gb_per_s", "frontend_ms_per_1k_tokens", "prefill_time_ratio",
+        "decode_time_ratio")  # fmt: skip
+LIMIT_BYTES = 12_000_000
 SWEEP, HOURS = Path("capacity"), Path(hours.FOLDER)
 MANIFESTS = (f"manifests/{DEPLOY}", f"manifests/{PERF}")
 TABLES = {  # a table that tells whether there are more to publish, and those
-    SWEEP / sweep.SUMMARY: [SWEEP / n for n in (sweep.TABLE, sweep.SUMMARY, sweep.SPREAD)],
+    SWEEP / sweep.SUMMARY: [SWEEP / n for n in (sweep.TABLE, sweep.SUMMARY)],
+    SWEEP / sensitivity.SUMMARY: [
+        SWEEP / n for n in (sensitivity.TABLE, sensitivity.EFFECTS, sensitivity.SUMMARY)
+    ],
     HOURS / hours.SUMMARY: [HOURS / hours.TABLE, HOURS / hours.SUMMARY],
     model_check.TABLE: [model_check.TABLE, model_check.ORDERS],
 }
@@ -57,13 +64,13 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
 
     Times are rounded to 0.1 ms and ITL to 0.01 ms, far below any difference shown; artifacts and
     the names of machines stay behind. A published folder is a run folder, so everything reads it as
-    any other. Of a capacity sweep and of made hours tables and summaries are published, and of a
+    any other. Of sweeps and of made hours tables and summaries are published, and of a
     model check its twins; where the source has none, the published ones stay.
 
     Raises
     ------
     InputError
-        If there is no complete run, or the whole would exceed 3 MB.
+        If there is no complete run, or the whole would exceed 12 MB.
     """
     declared = load_study(study)
     source, target = root() / source / declared.name, root() / target / declared.name
