@@ -35,7 +35,7 @@ from kvab.study import Arm, Study, load_cluster, load_study, root
 from kvab.study.declaration import Sensitivity
 from kvab.study.profiles import Simulated
 from kvab.study.variants import AS_DECLARED, Variant
-from kvab.trace import Trace
+from kvab.trace.reading import Trace
 
 TABLE, EFFECTS, SUMMARY = "sensitivity.parquet", "effects.parquet", "sensitivity.json"
 TRANSFER, FRONTEND, CHUNK = "KV transfer", "frontend", "chunk"

@@ -17,7 +17,6 @@ from kvab.study.profiles import Profile, Simulated
 from kvab.study.topology import Topology
 from kvab.trace.reading import Trace, burst_order
 
-
 CLOCK_DECIMALS = 3  # of sped-up arrivals in ms: the simulator's records come back as exact
 
 

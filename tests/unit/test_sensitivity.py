@@ -24,7 +24,7 @@ from kvab.runs.sensitivity import (
 )  # fmt: skip
 from kvab.study import load_cluster, load_study
 from kvab.study.variants import Variant
-from kvab.trace import read_trace
+from kvab.trace.reading import read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 CLUSTER = "simulated-h200"

@@ -87,7 +87,9 @@ def test_a_frontend_that_reads_one_prompt_at_a_time_is_waited_for(trace):
     np.testing.assert_allclose(read["queue_ms"] - at_once["queue_ms"], waited, atol=1e-3)
     np.testing.assert_allclose(read["latency_ms"] - at_once["latency_ms"], waited)
     burst = trace.arrival_ms == trace.arrival_ms[0]
-    assert waited[burst].max() == pytest.approx(trace.input_tokens[burst].sum() * 2.0 / 1000, abs=1e-3)
+    assert waited[burst].max() == pytest.approx(
+        trace.input_tokens[burst].sum() * 2.0 / 1000, abs=1e-3
+    )
 
 
 def test_a_table_of_schema_1_has_no_parts(trace):
