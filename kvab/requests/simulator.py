@@ -54,21 +54,7 @@ def from_simulator(
     DependencyError
         If a record fits no row.
     """
-    got = pd.DataFrame.from_records(records, columns=FIELDS)
-    start_ms = reached_ms.min()
-    got["reached_ms"] = got["arrival_time_ms"].round(4)
-    sent = pd.DataFrame({"reached_ms": (reached_ms - start_ms).round(4), "row": order})
-    sent["sent_ms"], sent["frontend_ms"] = sent_ms, reached_ms - sent_ms
-    sent["input_length"] = trace.input_tokens[order]
-    sent["requested_output_length"] = trace.output_tokens[order]
-    key = ["reached_ms", "input_length", "requested_output_length"]
-    joined = sent.merge(got, on=key, how="left", validate="one_to_one", indicator=True)
-    if len(got) > (joined["_merge"] == "both").sum():
-        raise DependencyError(
-            f"the simulator returned {len(got)} records, but only "
-            f"{(joined['_merge'] == 'both').sum()} are a row of the trace by time and lengths"
-        )
-    joined = joined.sort_values("row", ignore_index=True)
+    joined = _joined(records, trace, order, sent_ms, reached_ms)
     rows = joined["row"].to_numpy()
     served = joined["terminal_status"] == "completed"
     aggregated = joined["prefill_worker_idx"].isna().all()
@@ -97,6 +83,31 @@ def from_simulator(
             **_parts(joined[served], aggregated),
         }
     )
+
+
+def _joined(
+    records: list[dict],
+    trace: Trace,
+    order: np.ndarray,
+    sent_ms: np.ndarray,
+    reached_ms: np.ndarray,
+) -> pd.DataFrame:
+    """Return the records beside the rows that they are of, sorted by row."""
+    got = pd.DataFrame.from_records(records, columns=FIELDS)
+    start_ms = reached_ms.min()
+    got["reached_ms"] = got["arrival_time_ms"].round(4)
+    sent = pd.DataFrame({"reached_ms": (reached_ms - start_ms).round(4), "row": order})
+    sent["sent_ms"], sent["frontend_ms"] = sent_ms, reached_ms - sent_ms
+    sent["input_length"] = trace.input_tokens[order]
+    sent["requested_output_length"] = trace.output_tokens[order]
+    key = ["reached_ms", "input_length", "requested_output_length"]
+    joined = sent.merge(got, on=key, how="left", validate="one_to_one", indicator=True)
+    if len(got) > (joined["_merge"] == "both").sum():
+        raise DependencyError(
+            f"the simulator returned {len(got)} records, but only "
+            f"{(joined['_merge'] == 'both').sum()} are a row of the trace by time and lengths"
+        )
+    return joined.sort_values("row", ignore_index=True)
 
 
 def _parts(joined: pd.DataFrame, aggregated: bool) -> dict[str, pd.Series]:
