@@ -45,6 +45,12 @@ LOOKS = {
     ONE_TOKEN: ("#8c8c8c", "xx"),
     FAILED: ("#222222", ""),
 }
+PART_NAMES = {
+    "queue_ms": "waiting",
+    "prefill_ms": "prefill",
+    "transfer_ms": "KV transfer",
+    "first_decode_ms": "first decode step",
+}
 FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}
 
 
@@ -106,6 +112,41 @@ def cells_table(evidence: Evidence) -> Table:
         lines.append(line | {"prompt from cache": reuse_text(of_arm["reuse"])})
     caption = "Over the requests of all repeats; the share from cache is the mean over the repeats."
     return Table(pd.DataFrame(lines), caption, ("configuration",))
+
+
+def anatomy_table(evidence: Evidence) -> Table | None:
+    """Return where the mean TTFT of each configuration goes; None if no run recorded it."""
+    parts = evidence.anatomy
+    if parts.isna().all(axis=None):
+        return None
+    lines = []
+    for name, of_arm in parts.iterrows():
+        line = {"configuration": evidence.arms[str(name)].label}
+        line |= {heading: number(of_arm[column], 0) for column, heading in PART_NAMES.items()}
+        lines.append(line | {"together": number(of_arm.sum(), 0)})
+    return Table(
+        pd.DataFrame(lines),
+        "Means over the requests of all repeats, in ms. Waiting: frontend and queue, until a worker "
+        "admits the request. Prefill: from then until its prompt is read, other prompts of the same "
+        "steps included. Transfer: until the decode worker has the KV cache and admits the request; "
+        "an aggregated worker needs none and gives the first token with the prompt's last step.",
+        ("configuration",),
+    )
+
+
+def anatomy(evidence: Evidence) -> str:
+    """Return where the comparison's TTFT differs from the baseline's."""
+    parts = evidence.anatomy
+    if not {evidence.study.baseline, evidence.study.comparison} <= {*parts.dropna().index}:
+        return (
+            "Where a TTFT goes cannot be told: only a simulation records when a worker admits a "
+            "request, and only from requests schema 2 on."
+        )
+    apart = parts.loc[evidence.study.comparison] - parts.loc[evidence.study.baseline]
+    text = ", ".join(
+        f"{PART_NAMES[column]} {signed(apart[column], 0)} ms" for column in apart.index
+    )
+    return f"Against the baseline's, the comparison's mean TTFT differs by: {text}."
 
 
 def misses_table(evidence: Evidence) -> Table:

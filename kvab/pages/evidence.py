@@ -21,6 +21,7 @@ from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
+from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
 from kvab.runs import summaries
 from kvab.runs.folder import Run, RunManifest
@@ -32,6 +33,7 @@ from kvab.study.topology import read_topology
 
 if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
     from kvab.runs.hours import MadeHours
+    from kvab.runs.sensitivity import Answers
     from kvab.stats.attribution import Attribution
     from kvab.stats.compare import Comparison
 
@@ -237,6 +239,15 @@ class Evidence:
         return made if made and all(made.fit(run.manifest) for run in arms) else None
 
     @cached_property
+    def answers(self) -> Answers | None:
+        """Replays at other values and in other orders; None where none fit the runs."""
+        from kvab.runs.sensitivity import load_sensitivity
+
+        answers = load_sensitivity(self.study, self.cluster, self.folder)
+        same = answers and answers.cluster == self.cluster
+        return answers if same and answers and answers.fit(self.manifest) else None
+
+    @cached_property
     def minutes(self) -> pd.DataFrame:
         """Good share and median TTFT by minute, see `kvab.runs.summaries.minutes`."""
         return summaries.minutes(self.requests)
@@ -250,6 +261,12 @@ class Evidence:
     def worker_balance(self) -> pd.DataFrame:
         """Work of each worker, see `kvab.runs.summaries.worker_balance`."""
         return summaries.worker_balance(self.requests)
+
+    @cached_property
+    def anatomy(self) -> pd.DataFrame:
+        """Mean of each part of the TTFT, in ms, indexed by configuration; NaN if not recorded."""
+        parts = self.requests.groupby("configuration", sort=False)[[*PARTS]].mean()
+        return parts.astype(float)
 
     @cached_property
     def summaries(self) -> pd.DataFrame:

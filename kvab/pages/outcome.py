@@ -32,6 +32,7 @@ from kvab.pages.theme import (
 from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
 from kvab.runs.hours import EFFECTS
 from kvab.stats.contrasts import Contrast, Estimate
+from kvab.stats.effects import OverOrders, over_orders
 from kvab.stats.hours import HourToHour, hour_to_hour
 from kvab.study import Arm
 
@@ -221,8 +222,54 @@ def variation_table(evidence: Evidence) -> Table:
     )
 
 
+def orders_table(evidence: Evidence) -> Table | None:
+    """Return what many orders say of each difference, from statistics of runs not kept whole."""
+    if evidence.answers is None:
+        return None
+    lines, count = [], 0
+    for key, metric in METRICS.items():
+        found = _over_orders(evidence, key)
+        count, value = found.orders, found.difference
+        lines.append({
+            "difference of": quantity(key, "mean"),
+            "mean over orders": signed(metric.factor * value.value, _decimals(key)),
+            "± run to run": size(key, (value.high - value.low) / 2),
+            "deviation": size(key, found.deviation),
+            "largest in A/A": size(key, found.largest),
+            "detectable": size(key, found.detectable),
+        })  # fmt: skip
+    return Table(
+        pd.DataFrame(lines),
+        f"{counted(count, 'order')} of each burst's requests, replayed once by both, of which "
+        f"statistics are kept. ±: half of the {evidence.study.statistics.percent} interval of the "
+        "mean. Deviation: of the difference in one order. A/A: the largest difference over all "
+        f"{count * (count - 1) // 2} pairs of the baseline's. Detectable: the smallest true "
+        "difference that one replay of each would show four times in five.",
+        ("difference of",),
+    )
+
+
+def _decimals(key: str) -> int | None:
+    return 1 if key == "good_share" else None
+
+
+def _over_orders(evidence: Evidence, key: str) -> OverOrders:
+    assert evidence.answers
+    column = key if key == "good_share" else f"{key}_mean"
+    before, after = (of[column].to_numpy() for of in evidence.answers.orders.values())
+    return over_orders(before, after, evidence.study.statistics.level)
+
+
 def variation(evidence: Evidence) -> str:
     """Return whether the difference stands clear of the noise of a run."""
+    if evidence.answers:
+        orders = _over_orders(evidence, "good_share")
+        return (
+            f"Of {counted(orders.orders, 'replay')} of the baseline, each in another order, the "
+            f"two that differ most are {number(100 * orders.largest, 1)} points of good share "
+            "apart; further replays may differ more. The comparison differs from the baseline by "
+            f"{both_shares(evidence.comparison.good.mean)[2]}."
+        )
     noise = evidence.noise_floor.set_index("metric").loc["good_share"]
     if not noise["run_pairs"]:
         return "With one repeat there is no comparison of the baseline with itself."

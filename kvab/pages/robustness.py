@@ -19,7 +19,6 @@ from kvab.pages.printed import changed, quantity, size
 from kvab.pages.tables import Table
 from kvab.pages.theme import COMPARISON, GREY, WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import METRICS
-from kvab.runs.sensitivity import Answers
 
 
 @drawn("robustness-slo-surface", lambda e: e.slo_surface)
@@ -75,20 +74,20 @@ def slo_surface_caption(evidence: Evidence) -> str:
     )
 
 
-def _verdicts(evidence: Evidence, answers: Answers | None) -> pd.DataFrame:
+def _verdicts(evidence: Evidence) -> pd.DataFrame:
     """Return the verdict on each metric under each choice beside the ``declared`` choice's."""
     verdicts = evidence.robustness
-    if answers:
-        verdicts = pd.concat([verdicts, answers.verdicts])
+    if evidence.answers:
+        verdicts = pd.concat([verdicts, evidence.answers.verdicts])
     declared = verdicts[verdicts["choice"] == verdicts["choice"].iloc[0]]
     declared = declared.set_index("metric")["verdict"]
     return verdicts.assign(declared=verdicts["metric"].map(declared))
 
 
-def choices_table(evidence: Evidence, judged: Gate, answers: Answers | None) -> Table:
+def choices_table(evidence: Evidence, judged: Gate) -> Table:
     """Return the verdict on each metric under each choice; what differs is marked."""
     lines: dict[str, dict[str, str]] = {}
-    for row in _verdicts(evidence, answers).itertuples():
+    for row in _verdicts(evidence).itertuples():
         key, mark = row.metric, "CHANGED: " if row.verdict != row.declared else ""
         verdict = f"{mark}{row.verdict}" if judged.green else WITHHELD
         half = size(key, (row.ci_high - row.ci_low) / 2)
@@ -103,11 +102,11 @@ def choices_table(evidence: Evidence, judged: Gate, answers: Answers | None) -> 
     return Table(frame, caption, tuple(frame.columns))
 
 
-def lesson(evidence: Evidence, judged: Gate, answers: Answers | None) -> str:
+def lesson(evidence: Evidence, judged: Gate) -> str:
     """Return which verdicts survive the other choices, and which do not."""
     if not judged.green:
         return NO_VERDICT
-    verdicts = _verdicts(evidence, answers)
+    verdicts = _verdicts(evidence)
     others = verdicts[verdicts["choice"] != verdicts["choice"].iloc[0]]
     same = others["verdict"] == others["declared"]
     counts = ", ".join(

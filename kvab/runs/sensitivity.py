@@ -283,6 +283,23 @@ class Answers:
         """Digest of everything that a page shows of it."""
         return digest([self.summary.model_dump(mode="json"), self.study.digest, self.own])
 
+    def fit(self, run: runs.RunManifest) -> bool:
+        """Return whether they replayed what a run did, deployed and judged alike."""
+        made, trace = self.summary, self.summary.trace
+        return (
+            (trace.sha256, trace.rows) == (run.trace.sha256, run.trace.rows)
+            and made.manifests.get(run.configuration) == run.depends_on.get("deploy.yaml")
+            and made.cluster == load_cluster(self.cluster).model_dump(mode="json")
+            and made.slo == self.study.slo
+        )
+
+    @property
+    def orders(self) -> dict[str, pd.DataFrame]:
+        """Statistics of the runs of baseline and comparison, each indexed by repeat."""
+        cells = self.of(ORDER).set_index("configuration")
+        names = {"baseline": self.study.baseline, "comparison": self.study.comparison}
+        return {role: cells.loc[[name]].set_index("repeat") for role, name in names.items()}
+
     def of(self, sweep: str) -> pd.DataFrame:
         """Return the cells of one sweep."""
         return self.cells[self.cells["sweep"] == sweep]

@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from kvab.requests.metrics import LATENCIES, METRICS, Slo, good
 from kvab.stats.bootstrap import Settings, mean, replicate
-from kvab.stats.contrasts import POWER, difference_columns, two_arms
+from kvab.stats.contrasts import POWER, Estimate, difference_columns, two_arms
 from kvab.stats.pairing import BASELINE, COMPARISON, differences, join, pair, plan, sample, values
 from kvab.stats.percentiles import percentiles
 
@@ -196,6 +197,64 @@ def noise_floor(
         error = between.error.max()
         rows.append([key, len(first), np.abs(between.value).max(), error, factor * error])
     return pd.DataFrame(rows, columns=columns)
+
+
+class OverOrders(NamedTuple):
+    """What runs of other orders say of a difference between two configurations.
+
+    Attributes
+    ----------
+    orders : int
+        How many.
+    difference : Estimate
+        Mean of the difference of the two runs of each order, with its interval from run to run.
+    deviation : float
+        Standard deviation of that difference over the orders.
+    largest : float
+        The baseline against itself: the largest difference over all pairs of its runs.
+    detectable : float
+        The smallest true difference that one run of each would show four times in five.
+    """
+
+    orders: int
+    difference: Estimate
+    deviation: float
+    largest: float
+    detectable: float
+
+
+def over_orders(baseline: np.ndarray, comparison: np.ndarray, level: float) -> OverOrders:
+    r"""Return what two configurations differ by over the orders that both were run in.
+
+    Parameters
+    ----------
+    baseline, comparison : ndarray, shape (orders,)
+        A statistic of each run, of the same order at the same place; two or more.
+    level : float
+        Level of the interval.
+
+    Notes
+    -----
+    Orders are independent draws, so the interval is Student's, of the paired differences. One run
+    of each shows a difference :math:`d` if :math:`|d| > t_{level}\, s \sqrt 2`, with ``s`` the
+    deviation of the baseline's runs; detectable is :math:`(t_{level} + t_{power})\, s \sqrt 2`.
+
+    Examples
+    --------
+    >>> over_orders(np.array([1.0, 2.0, 3.0]), np.array([3.0, 4.0, 5.0]), 0.95).difference.value
+    2.0
+    """
+    apart, degrees = comparison - baseline, len(baseline) - 1
+    critical = special.stdtrit(degrees, (1 + level) / 2)
+    half = critical * apart.std(ddof=1) / np.sqrt(len(apart))
+    seen = critical + special.stdtrit(degrees, POWER)
+    return OverOrders(
+        orders=len(apart),
+        difference=Estimate(apart.mean(), apart.mean() - half, apart.mean() + half),
+        deviation=float(apart.std(ddof=1)),
+        largest=float(np.ptp(baseline)),
+        detectable=float(seen * baseline.std(ddof=1) * np.sqrt(2)),
+    )
 
 
 def good_shares(

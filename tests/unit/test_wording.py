@@ -250,7 +250,7 @@ def test_a_quantity_has_one_value_on_all_pages(published):
         attribution.lesson(published, GREEN),
     ):
         assert f" {points}" in text or f"({points}" in text
-    table = robustness.choices_table(published, GREEN, None).frame
+    table = robustness.choices_table(published, GREEN).frame
     assert table["good share [points]"].iloc[0].startswith(f"better\n{points} ±")
 
 
@@ -315,12 +315,12 @@ def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
         "other bounds": {"good_share": "better"},
         "the median": {"ttft_ms": "no difference"},
     })  # fmt: skip
-    assert robustness.lesson(made_up, GREEN, None).startswith(
+    assert robustness.lesson(made_up, GREEN).startswith(
         "Other choices that can affect it leave the verdict as declared: time to first token 1 of "
         "2, good requests 2 of 2. With the median: Time to first token from better to no "
         "difference. "
     )
-    frame = robustness.choices_table(made_up, GREEN, None).frame.set_index("choice")
+    frame = robustness.choices_table(made_up, GREEN).frame.set_index("choice")
     assert frame.loc["other bounds", "TTFT [ms]"] == "–"
     assert frame.loc["the median", "TTFT [ms]"].startswith("CHANGED: no difference")
 
