@@ -126,10 +126,11 @@ def anatomy_table(evidence: Evidence) -> Table | None:
         lines.append(line | {"together": number(of_arm.sum(), 0)})
     return Table(
         pd.DataFrame(lines),
-        "Means over the requests of all repeats, in ms. Waiting: frontend and queue, until a worker "
-        "admits the request. Prefill: from then until its prompt is read, other prompts of the same "
-        "steps included. Transfer: until the decode worker has the KV cache and admits the request; "
-        "an aggregated worker needs none and gives the first token with the prompt's last step.",
+        "Means over the requests of all repeats, in ms. Waiting: frontend and queue, until a "
+        "worker admits the request. Prefill: from then until its prompt is read, with the other "
+        "prompts of the same steps. Transfer: until the decode worker has the KV cache and admits "
+        "the request; an aggregated worker needs none and gives the first token with the prompt's "
+        "last step.",
         ("configuration",),
     )
 
