@@ -167,11 +167,21 @@ def known_limits(evidence: Evidence) -> str:
         ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
         f"(ai-dynamo {versions['ai-dynamo']}), the workload is {recorded}, the engines are "
         f"NVIDIA's simulator (aisimulate {versions['aisimulate']}, kernel data "
-        f"{versions['kernel data']} measured on {hardware}). Network, frontend, KV transfer and "
-        "scheduling jitter of a real cluster are not in these numbers. A repeat shuffles the order "
-        f"inside each burst{ties}. Nothing else "
-        "varies from run to run.\n:::"
+        f"{versions['kernel data']} measured on {hardware}). {_costs(evidence)} The rest of the "
+        "network and scheduling jitter are not in these numbers. A repeat shuffles the order "
+        f"inside each burst{ties}. Nothing else varies from run to run.\n:::"
     )
+
+
+def _costs(evidence: Evidence) -> str:
+    """Return what a transfer and the frontend cost by the profile, and what that is worth."""
+    cluster, answers = evidence.manifest.cluster, evidence.answers
+    gb_per_s, ms = (cluster.get(key) for key in ("kv_transfer_gb_per_s",
+                                                 "frontend_ms_per_1k_tokens"))  # fmt: skip
+    moves = f"moves at {gb_per_s:g} GB/s a worker" if gb_per_s else "takes no time"
+    reads = f"takes {ms:g} ms for each 1,000 prompt tokens" if ms else "takes no time"
+    text = f"The KV cache {moves} and the frontend {reads}"
+    return f"{text}; [other values](11_sensitivity) were replayed too." if answers else f"{text}."
 
 
 def social_card(evidence: Evidence, judged: Gate) -> bytes:

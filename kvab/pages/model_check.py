@@ -18,11 +18,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from kvab.cache import remember, source_digest, write_beside
 from kvab.clusters.simulated import simulate
 from kvab.clusters.simulated import versions as simulator_versions
-from kvab.console import number, percent, plain, signed
+from kvab.console import counted, number, percent, plain, signed
 from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence
@@ -513,6 +514,27 @@ def tokens(check: Check) -> str:
         f"than the trace asks for, prompt tokens equal on every row (the gate checks it); the "
         f"largest p99 send lag of a run is {number(lag, 1)} ms."
     )
+
+
+@unless_missing("")
+def frontend(check: Check) -> str:
+    """Return what the live frontend took for a thousand prompt tokens, with its interval."""
+    every = [run for repeats in check.live.runs.values() for run in repeats]
+    recorded = [run.manifest.host.get("frontend_ms_per_1k_tokens") for run in every]
+    took = np.array([value for value in recorded if value is not None], float)
+    if not took.size:
+        return "These live runs did not record what their frontend took to read a prompt."
+    text = (
+        f"The frontend's own clock says {number(took.mean(), 2)} ms for each 1,000 prompt tokens "
+        f"(template and tokenizer, {counted(len(took), 'run')}"
+    )
+    if len(took) > 1:
+        level = check.live.study.statistics.level
+        half = special.stdtrit(len(took) - 1, (1 + level) / 2) * took.std(ddof=1)
+        half /= np.sqrt(len(took))
+        low, high = took.mean() - half, took.mean() + half
+        text += f"; {number(low, 2)} to {number(high, 2)} from run to run"
+    return f"{text}). What the simulation takes for it is declared by the profile."
 
 
 @unless_missing("How far the simulation can be trusted is not known yet: no live run is there.")

@@ -107,3 +107,18 @@ def test_nothing_is_said_of_effects_unless_both_arms_were_run_live(check):
     made_up.__dict__["errors"] = check.errors
     assert made_up.effects.empty
     assert model_check.effects(made_up) == ""
+
+
+def test_what_the_live_frontend_took_is_said_with_its_interval(check):
+    def recorded(values):
+        runs = {}
+        for (name, repeats), value in zip(check.live.runs.items(), values, strict=True):
+            host = repeats[0].manifest.host | {"frontend_ms_per_1k_tokens": value}
+            manifest = repeats[0].manifest.model_copy(update={"host": host})
+            runs[name] = [replace(repeats[0], manifest=manifest)]
+        return replace(check, live=replace(check.live, runs=runs))
+
+    said = model_check.frontend(recorded([0.9, 1.0, 1.0, 1.1]))
+    assert "1.00 ms for each 1,000 prompt tokens" in said
+    assert "4 runs; 0.87 to 1.13 from run to run" in said
+    assert "did not record" in model_check.frontend(recorded([None] * 4))
