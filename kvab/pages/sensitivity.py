@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.pages.outcome import VERDICTS
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     COMPARISON,
@@ -19,6 +20,7 @@ from kvab.pages.theme import (
     drawn,
     unless_missing,
 )
+from kvab.requests.metrics import METRICS
 from kvab.runs.sensitivity import (
     AGAIN,
     CHUNK,
@@ -241,6 +243,28 @@ def times(answers: Answers) -> str:
         f"points ({ends}), prefill {_change(least['prefill_time_ratio'])} and decode "
         f"{_change(least['decode_time_ratio'])}."
     )
+
+
+@unless_missing(None)
+def verdicts_table(answers: Answers) -> Table:
+    """Return at how many combinations of errors each verdict comes out."""
+    lines = []
+    for key, metric in METRICS.items():
+        effects = answers.effects_of(TIMES, key)
+        counts = effects["verdict"].value_counts()
+        least, most = (metric.factor * end for end in (effects["difference"].min(),
+                                                       effects["difference"].max()))  # fmt: skip
+        decimals = 1 if key == "good_share" else None
+        lines.append(
+            {"metric": metric.label}
+            | {verdict: str(counts.get(verdict, 0)) for verdict in VERDICTS}
+            | {"difference of the mean": f"{signed(least, decimals)} to {signed(most, decimals)}"}
+        )
+    caption = (
+        f"How often each verdict comes out over the {len(answers.effects_of(TIMES, key))} "
+        "combinations, by the study's rule, and the range of the difference (ms; points)."
+    )
+    return Table(pd.DataFrame(lines), caption, ("metric",))
 
 
 @unless_missing(None)

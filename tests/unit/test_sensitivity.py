@@ -162,8 +162,10 @@ def test_what_is_replayed_is_kept_read_and_said(replayed, checkout, small_trace,
         sensitivity.lesson,
     )]  # fmt: skip
     assert not any("nan" in text for text in texts)
-    for table in (sensitivity.transfer_table, sensitivity.frontend_table, sensitivity.chunk_table,
-                  sensitivity.again_table):  # fmt: skip
+    for table in (
+        sensitivity.transfer_table, sensitivity.frontend_table, sensitivity.chunk_table,
+        sensitivity.verdicts_table, sensitivity.again_table,
+    ):  # fmt: skip
         assert not table(replayed).frame.isna().any(axis=None)
     for figure in (sensitivity.transfer_figure, sensitivity.times_figure):
         assert figure(replayed).svg
