@@ -241,8 +241,9 @@ def over_orders(baseline: np.ndarray, comparison: np.ndarray, level: float) -> O
 
     Examples
     --------
-    >>> over_orders(np.array([1.0, 2.0, 3.0]), np.array([3.0, 4.0, 5.0]), 0.95).difference.value
-    2.0
+    >>> orders = over_orders(np.array([1.0, 2.0, 3.0]), np.array([3.0, 4.0, 5.0]), 0.95)
+    >>> float(orders.difference.value), orders.largest
+    (2.0, 2.0)
     """
     apart, degrees = comparison - baseline, len(baseline) - 1
     critical = special.stdtrit(degrees, (1 + level) / 2)
