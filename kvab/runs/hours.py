@@ -8,8 +8,6 @@ stopped start goes on. `load_hours` reads them, of this machine's runs, else the
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -25,11 +23,11 @@ from kvab.cache import write_beside
 from kvab.clusters import open_cluster
 from kvab.clusters.base import Job, Progress
 from kvab.console import counted
-from kvab.declarations import Declared, digest
+from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs import folder as runs
-from kvab.runs import replay_missing
+from kvab.runs import replay_missing, tables
 from kvab.runs.replay import plan_job
 from kvab.study import Slo, Study, load_cluster, root
 from kvab.trace.conversations import COMMON_SHARE, Conversations, find_conversations, made_hour
@@ -44,7 +42,7 @@ EFFECTS = (("good_share", "mean"), ("ttft_ms", "mean"), ("itl_ms", "mean"), ("la
 SAME = ("deploy.yaml", "trace", "rows")  # of what a run depends on, if made hours are to fit it
 
 
-class Summary(Declared):
+class Summary(tables.Summary):
     """The content of ``hours.json``, schema 1; ``recorded`` is as `load_of` returns it."""
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -56,7 +54,6 @@ class Summary(Declared):
     hours: int
     conversations: int
     recorded: dict[str, float]
-    table_sha256: str
 
 
 @dataclass(frozen=True)
@@ -173,23 +170,18 @@ def write_tables(cells: list[Replayed]) -> Path:
     """Write table and summary of complete cells and return their folder."""
     job, conversations = cells[0].job, cells[0].conversations
     table = pd.DataFrame([json.loads(cell.path.read_bytes()) for cell in cells])
-    content = runs.parquet_bytes([table])
-    summary = Summary(
-        study=job.study.name,
-        cluster=job.cluster.name,
-        depends_on={cell.job.configuration: cell.job.depends_on() for cell in cells[:2]},
-        slo=job.study.slo,
-        seed=cells[0].seed,
-        hours=cells[-1].hour,
-        conversations=len(conversations.rows),
-        recorded=load_of(conversations.trace),
-        table_sha256=hashlib.sha256(content).hexdigest(),
-        **{"schema": 1},
-    )
-    path = hours_path(job)
-    write_beside(path / TABLE, content)
-    write_beside(path / SUMMARY, summary.model_dump_json(by_alias=True, indent=1).encode())
-    return path
+    fields = {
+        "study": job.study.name,
+        "cluster": job.cluster.name,
+        "depends_on": {cell.job.configuration: cell.job.depends_on() for cell in cells[:2]},
+        "slo": job.study.slo,
+        "seed": cells[0].seed,
+        "hours": cells[-1].hour,
+        "conversations": len(conversations.rows),
+        "recorded": load_of(conversations.trace),
+        "schema": 1,
+    }
+    return tables.write_tables(hours_path(job) / SUMMARY, Summary, {TABLE: table}, fields)
 
 
 @dataclass(frozen=True)
@@ -225,16 +217,9 @@ def load_hours(
     InputError
         If their files do not belong together.
     """
-    place = Path(study.name, cluster, FOLDER, SUMMARY)
-    found = (root() / each / place for each in (folder, published))
-    if (path := next(filter(Path.is_file, found), None)) is None:
+    place = Path(FOLDER, SUMMARY)
+    found = tables.read_tables(study, cluster, folder, published, place, Summary, "kvab resample")
+    if found is None or found[0].cluster != cluster:
         return None
-    try:
-        summary = Summary.model_validate_json(path.read_bytes())
-        content = path.with_name(TABLE).read_bytes()
-        if hashlib.sha256(content).hexdigest() != summary.table_sha256:
-            raise ValueError(f"another {TABLE} beside it")
-    except (OSError, ValueError) as error:  # pydantic's own is a ValueError
-        got, fix = str(error).splitlines()[0], "restore it, or run `kvab resample`"
-        raise InputError(expected="made hours", got=got, path=path, fix=fix) from None
-    return MadeHours(study, summary, pd.read_parquet(io.BytesIO(content)))
+    summary, (table,), _ = found
+    return MadeHours(study, summary, table)

@@ -8,8 +8,6 @@ machine's runs, else the published ones, as one object.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,14 +18,14 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from kvab.cache import write_beside
 from kvab.clusters.base import Job, capacity_path
 from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs.replay import plan_job
-from kvab.runs.sweep import Replayed, bursts_of, replay_cells, replayed, simulated_workload
+from kvab.runs.sweep import FOLDER, bursts_of, replay_cells, simulated_workload
+from kvab.runs.tables import Replayed, read_tables, replayed, write_tables
 from kvab.stats.bootstrap import Sample
 from kvab.stats.pairing import metric_values
 from kvab.stats.robustness import judge_totals
@@ -58,11 +56,10 @@ READINGS = {  # those that are another reading of the same hour on the same clus
 
 
 class Summary(Replayed):
-    """The content of ``sensitivity.json``, schema 1; SHA-256 of both tables."""
+    """The content of ``sensitivity.json``, schema 1."""
 
     schema_version: Literal[1] = Field(1, alias="schema")
     declared: Sensitivity
-    tables: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -167,10 +164,10 @@ def replay_sensitivity(
     workload = simulated_workload(read, cluster, rows, trace, on)
     cells = plan_cells(read, cluster, rows, workload, root() / folder)
     replay_cells([cell.job for cell in cells], on)
-    return write_tables(cells, workload)
+    return _write(cells, workload)
 
 
-def write_tables(cells: list[Cell], trace: Trace) -> Path:
+def _write(cells: list[Cell], trace: Trace) -> Path:
     """Write the tables of complete cells beside them and return their folder."""
     study, first, burst = cells[0].job.study, cells[0].job, bursts_of(trace)
     rows, totals, read = [], {}, {}
@@ -190,22 +187,11 @@ def write_tables(cells: list[Cell], trace: Trace) -> Path:
         if arms[0] is not None and arms[1] is not None:
             judged = judge_totals(sweep, arms, study.margins, **settings)
             effects.append(judged.rename(columns={"choice": "sweep"}).assign(**_values(variant)))
-    tables = {
-        TABLE: runs.parquet_bytes([pd.DataFrame(rows)]),
-        EFFECTS: runs.parquet_bytes([pd.concat(effects, ignore_index=True)]),
-    }
-    summary = Summary(
-        **replayed([cell.job for cell in cells], [run.manifest for run in read.values()]),
-        declared=declared(study),
-        tables={name: hashlib.sha256(content).hexdigest() for name, content in tables.items()},
-        **{"schema": 1},
-    )
-    path = capacity_path(first.runs, study, first.cluster.name)
-    for name, content in tables.items():
-        write_beside(path / name, content)
-    text = json.dumps(summary.model_dump(mode="json", by_alias=True), indent=1) + "\n"
-    write_beside(path / SUMMARY, text.encode())
-    return path
+    tables = {TABLE: pd.DataFrame(rows), EFFECTS: pd.concat(effects, ignore_index=True)}
+    fields = replayed([cell.job for cell in cells], [run.manifest for run in read.values()])
+    fields |= {"schema": 1, "declared": declared(study)}
+    path = capacity_path(first.runs, study, first.cluster.name) / SUMMARY
+    return write_tables(path, Summary, tables, fields)
 
 
 def _values(variant: Variant) -> dict[str, float]:
@@ -345,20 +331,10 @@ def load_sensitivity(
     read = load_study(study)
     if read.sensitivity is None:
         return None
-    own = capacity_path(root() / folder, read, cluster) / SUMMARY
-    public = sorted((root() / published / read.name).glob(f"*/capacity/{SUMMARY}"))
-    path = next((path for path in [own, *public] if path.is_file()), None)
-    if path is None:
+    found = read_tables(
+        read, cluster, folder, published, Path(FOLDER, SUMMARY), Summary, "kvab sensitivity"
+    )
+    if found is None:
         return None
-    try:
-        summary = Summary.model_validate_json(path.read_bytes())
-        for name, sha256 in summary.tables.items():
-            if hashlib.sha256(path.with_name(name).read_bytes()).hexdigest() != sha256:
-                raise ValueError(f"another {name} than it names")
-    except (OSError, ValueError) as error:  # pydantic's own is a ValueError
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            path=path, expected="a sensitivity", got=reason, fix="run `kvab sensitivity`"
-        ) from None
-    cells, effects = (pd.read_parquet(path.with_name(name)) for name in (TABLE, EFFECTS))
-    return Answers(read, summary, cells, effects, own=path == own)
+    summary, (cells, effects), own = found
+    return Answers(read, summary, cells, effects, own)

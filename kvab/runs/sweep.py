@@ -10,21 +10,17 @@ the tables, of this machine's runs, else the published ones, as one object.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import sys
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from kvab.cache import remember, source_digest, write_beside
+from kvab.cache import remember, source_digest
 from kvab.clusters.base import Job, capacity_path
 from kvab.console import counted
 from kvab.declarations import Declared, digest
@@ -33,14 +29,15 @@ from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs import replay_missing
 from kvab.runs.replay import plan_job
+from kvab.runs.tables import Replayed, read_tables, replayed, write_tables
 from kvab.stats.crossings import Curves, crossing, curves
-from kvab.study import Arm, Slo, Study, load_cluster, load_study, root
+from kvab.study import Arm, Study, load_cluster, load_study, root
 from kvab.study.declaration import Capacity
 from kvab.study.manifests import read_configuration
 from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace.reading import Trace
 
-TABLE, SUMMARY = "capacity.parquet", "capacity.json"
+FOLDER, TABLE, SUMMARY = "capacity", "capacity.parquet", "capacity.json"
 Bursts = Literal["at once", "spread"]
 AT_ONCE: Bursts = "at once"
 SPREAD: Bursts = "spread"
@@ -89,42 +86,11 @@ class Cell(Declared):
         return hours / (self.good / 1000) if self.good else np.inf
 
 
-class Replayed(Declared):
-    """What the tables of a sweep were made from."""
-
-    study: str
-    study_version: int
-    cluster: dict[str, Any]
-    trace: runs.RunTrace
-    versions: dict[str, str]
-    first: datetime
-    last: datetime
-    slo: Slo
-    manifests: dict[str, str]
-
-
 class Summary(Replayed):
     """The content of ``capacity.json``, schema 2."""
 
     schema_version: Literal[2] = Field(2, alias="schema")
-    table_sha256: str
     cells: list[Cell]
-
-
-def replayed(jobs: list[Job], manifests: list[runs.RunManifest]) -> dict[str, Any]:
-    """Return the fields of `Replayed` for jobs and the manifests of their runs."""
-    first = jobs[0]
-    return {
-        "study": first.study.name,
-        "study_version": first.study.version,
-        "cluster": load_cluster(first.cluster.name).model_dump(mode="json"),
-        "trace": manifests[0].trace,
-        "versions": manifests[-1].versions,
-        "first": min(manifest.start for manifest in manifests),
-        "last": max(manifest.end for manifest in manifests),
-        "slo": first.study.slo,
-        "manifests": {job.configuration: job.recipe.digest for job in jobs},
-    }
 
 
 def declared(study: Study) -> Capacity:
@@ -216,7 +182,7 @@ def replay_sweep(
     replay_cells([job for job, _ in cells], on)
     repeats = plan_repeats(cells, workload)
     replay_cells([job for job, _ in repeats], on)
-    return write_tables([*cells, *repeats], workload)
+    return _write([*cells, *repeats], workload)
 
 
 def simulated_workload(
@@ -250,27 +216,18 @@ def replay_cells(cells: list[Job], on: str | None) -> None:
     replay_missing.replay_all(missing, on=on)
 
 
-def write_tables(cells: list[tuple[Job, str | None]], trace: Trace) -> Path:
+def _write(cells: list[tuple[Job, str | None]], trace: Trace) -> Path:
     """Write table and summary of complete cells beside them and return their folder."""
     burst = bursts_of(trace)
     results = [(job, split, runs.read_run(job.path)) for job, split in cells]
     table = pd.concat(
         [_bursts(job, split, run, burst) for job, split, run in results], ignore_index=True
     )
-    content = runs.parquet_bytes([table])
-    summary = Summary(
-        **replayed([job for job, _ in cells], [run.manifest for _, _, run in results]),
-        table_sha256=hashlib.sha256(content).hexdigest(),
-        cells=[_cell(job, split, run) for job, split, run in results],
-        **{"schema": 2},
-    )
     first = cells[0][0]
-    path = capacity_path(first.runs, first.study, first.cluster.name)
-    path.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(summary.model_dump(mode="json", by_alias=True), indent=1) + "\n"
-    write_beside(path / TABLE, content)
-    write_beside(path / SUMMARY, text.encode())
-    return path
+    fields = replayed([job for job, _ in cells], [run.manifest for _, _, run in results])
+    fields |= {"schema": 2, "cells": [_cell(job, split, run) for job, split, run in results]}
+    path = capacity_path(first.runs, first.study, first.cluster.name) / SUMMARY
+    return write_tables(path, Summary, {TABLE: table}, fields)
 
 
 def bursts_of(trace: Trace) -> np.ndarray:
@@ -493,31 +450,10 @@ def load_sweep(
     read = load_study(study)
     if read.capacity is None:
         return None
-    own = capacity_path(root() / folder, read, cluster) / SUMMARY
-    public = sorted((root() / published / read.name).glob(f"*/capacity/{SUMMARY}"))
-    path = next((path for path in [own, *public] if path.is_file()), None)
-    if path is None:
-        return None
-    summary = _summary(path)
-    content = path.with_name(TABLE).read_bytes()
-    if hashlib.sha256(content).hexdigest() != summary.table_sha256:
-        raise InputError(
-            f"{path.with_name(TABLE)}: expected sha256 {summary.table_sha256[:12]} of {SUMMARY}, "
-            "got another; restore it or run `kvab capacity`"
-        )
-    return Sweep(
-        study=read,
-        summary=summary,
-        table=pd.read_parquet(io.BytesIO(content)),
-        own=summary.table_sha256 not in [_summary(each).table_sha256 for each in public],
+    found = read_tables(
+        read, cluster, folder, published, Path(FOLDER, SUMMARY), Summary, "kvab capacity"
     )
-
-
-def _summary(path: Path) -> Summary:
-    try:
-        if not path.with_name(TABLE).is_file():
-            raise ValueError(f"no {TABLE} beside it")
-        return Summary.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:  # pydantic's own is a ValueError
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: expected a sweep, got {reason}; run `kvab capacity`") from None
+    if found is None:
+        return None
+    summary, (table,), own = found
+    return Sweep(read, summary, table, own)

@@ -322,5 +322,5 @@ def test_a_table_that_is_not_the_summarys_is_refused(tmp_path, published):
     for name in ("capacity.json", "capacity.parquet"):
         (place / name).write_bytes((source / name).read_bytes())
     (place / "capacity.parquet").write_bytes(b"other")
-    with pytest.raises(InputError, match=r"capacity\.parquet: expected sha256"):
+    with pytest.raises(InputError, match=r"another capacity\.parquet"):
         load_sweep(STUDY, "simulated-h200", tmp_path)

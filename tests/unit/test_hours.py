@@ -189,11 +189,12 @@ def test_tables_that_do_not_belong_together_are_rejected(made_hours, tmp_path):
         (copy / name).write_bytes((path / name).read_bytes())
     pd.read_parquet(copy / hours.TABLE).assign(good=1).to_parquet(copy / hours.TABLE)
     with pytest.raises(
-        InputError, match=r"hours\.json: expected made hours, got another hours\.parquet"
+        InputError,
+        match=r"hours\.json: expected a summary and its tables, got another hours\.parquet",
     ):
         hours.load_hours(load_study(STUDY), "simulated-h200", tmp_path)
     (copy / hours.SUMMARY).write_text("{}")
-    with pytest.raises(InputError, match=r"hours\.json: expected made hours"):
+    with pytest.raises(InputError, match=r"hours\.json: expected a summary"):
         hours.load_hours(load_study(STUDY), "simulated-h200", tmp_path)
 
 
@@ -264,7 +265,7 @@ def made_up(evidence, count=60):
                   for name in (evidence.study.baseline, evidence.study.comparison)}  # fmt: skip
     summary = hours.Summary(
         study="s", cluster="c", depends_on=depends_on, slo=evidence.study.slo, seed=1, hours=count,
-        conversations=7373, table_sha256="0" * 64, schema=1,
+        conversations=7373, tables={}, schema=1,
         recorded={**load, "prompt_tokens": 144_030_000, "largest_burst_requests": 28},
     )  # fmt: skip
     return hours.MadeHours(evidence.study, summary, pd.DataFrame(rows))
