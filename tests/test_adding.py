@@ -131,6 +131,30 @@ def test_a_cluster_profile(copy):
     assert "ours" in done(copy, "check")
 
 
+def test_a_hardware_scenario(copy):
+    assert named("A hardware scenario") == {
+        "recipes/hardware/<name>/scenario.yaml", "recipes/hardware/<name>/measured.csv",
+        "book/published/hardware", "CHANGELOG.md",
+    }  # fmt: skip
+    nearest, new = (copy / "recipes/hardware" / name for name in ("idle-prefill-qwen3-32b", "ours"))
+    shutil.copytree(nearest, new)
+    edit(new, "scenario.yaml", "name: idle-prefill-qwen3-32b", "name: ours")
+    edit(new, "scenario.yaml", "input_tokens: [8192]", "input_tokens: [2048]")
+    ended = kvab(copy, "check")
+    assert ended.returncode == 2
+    assert "measured.csv:3: cell: expected one of 2048x1, got 8192x1" in ended.stderr
+    figures = [
+        "arm,cell,metric,measured",
+        *(f"{arm},2048x1,ttft_ms_mean,{value}" for arm, value in (("h100", 140), ("h200", 130))),
+    ]
+    (new / "measured.csv").write_text("\n".join(figures))
+    assert "ours" in done(copy, "check")
+    document = json.loads(done(copy, "hardware", "ours", "--json"))
+    rows = document["scenarios"]["ours"]["rows"]
+    assert [(row["arm"], row["measured"]) for row in rows] == [("h100", [140]), ("h200", [130])]
+    assert all(0.5 < row["ratio"] < 2 for row in rows)
+
+
 PROFILE = """class Fixed(Declared):
     \"\"\"Answers each request after one time.\"\"\"
 

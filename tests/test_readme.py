@@ -49,6 +49,7 @@ PARSED = {
     r"kvab report\b": "tests/book builds whole books",
     r"kvab capacity\b": "tests/unit/test_capacity.py sweeps",
     r"kvab sensitivity\b": "tests/unit/test_sensitivity.py sweeps",
+    r"kvab hardware\b": "tests/unit/test_hardware.py simulates scenarios",
     r"kvab resample\b": "tests/unit/test_hours.py replays made hours",
     r"kvab run --cluster (live-cpu|mine)\b": "tests/live and tests/cluster run them",
     r"kvab doctor --cluster mine\b": "tests/cluster looks at an emulated cluster",

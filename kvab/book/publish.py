@@ -32,6 +32,7 @@ from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
 from kvab.runs import hours, sensitivity, sweep
 from kvab.runs.folder import RunManifest
+from kvab.runs.hardware import publish_hardware
 from kvab.runs.summaries import workload_path
 from kvab.study import Study, load_study, root
 from kvab.study.manifests import DEPLOY, PERF
@@ -65,7 +66,8 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
     Times are rounded to 0.1 ms and ITL to 0.01 ms, far below any difference shown; artifacts and
     the names of machines stay behind. A published folder is a run folder, so everything reads it as
     any other. Of sweeps and of made hours tables and summaries are published, and of a
-    model check its twins; where the source has none, the published ones stay.
+    model check its twins; where the source has none, the published ones stay. So do those of
+    hardware scenarios.
 
     Raises
     ------
@@ -73,6 +75,7 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
         If there is no complete run, or the whole would exceed 12 MB.
     """
     declared = load_study(study)
+    publish_hardware(root() / source, root() / target)
     source, target = root() / source / declared.name, root() / target / declared.name
     paths = runs.find_runs(source.parent, declared, cluster)
     if not paths:

@@ -16,6 +16,7 @@ from kvab.clusters.base import Finding, look
 from kvab.errors import InputError, KvabError, lacking
 from kvab.study import Study, check_product, load_cluster, load_study, root
 from kvab.study.benchmark import read_scripts
+from kvab.study.hardware import load_scenarios
 from kvab.study.manifests import BETA_FILE, Configuration, beta_text, read_configuration
 from kvab.study.topology import check_gpus, declared_topology
 from kvab.trace.finding import read_declared, trace_path
@@ -24,7 +25,9 @@ FREE_BYTES = 2_000_000_000
 
 
 def check_declarations(*, fix: bool = False) -> list[str]:
-    """Read every study, configuration and cluster profile; return what was read. Asks nobody.
+    """Read every study, configuration, cluster profile and hardware scenario; return what was read.
+
+    Nobody is asked.
 
     With ``fix`` the v1beta1 forms of the deployments are written anew where they differ.
 
@@ -45,7 +48,9 @@ def check_declarations(*, fix: bool = False) -> list[str]:
             recipe.benchmark.check_scripts(scripts)
             read += _check_beta(recipe, fix)
     profiles = sorted((root() / "recipes" / "clusters").glob("*.yaml"))
-    return read + [f"{path.stem}: {load_cluster(path.stem).description}" for path in profiles]
+    read += [f"{path.stem}: {load_cluster(path.stem).description}" for path in profiles]
+    measured = load_scenarios() if (root() / "recipes" / "hardware").is_dir() else []
+    return read + [f"{scenario.name}: {scenario.title}" for scenario in measured]
 
 
 def _check_beta(recipe: Configuration, fix: bool) -> list[str]:

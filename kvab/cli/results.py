@@ -76,6 +76,30 @@ def compare(
         options.print_table([*lines, *bounds_lines(by.slo, by.basis), *comparison_lines(result)])
 
 
+@app.command()
+def hardware(
+    runs: options.Runs,
+    name: Annotated[
+        str | None, typer.Argument(help="One scenario of recipes/hardware; all by default.")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--from", help="A scenario's folder elsewhere, or a folder of such."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Hold the simulator against published measurements. Simulates what is missing."""
+    from kvab.pages.hardware import hardware_lines
+    from kvab.runs.hardware import hold
+    from kvab.study.hardware import load_scenarios
+
+    held = hold(load_scenarios(name, folder), runs)
+    if as_json:
+        options.print_json(held.to_json())
+    else:
+        options.print_table(hardware_lines(held))
+
+
 @app.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(help="AIPerf artifacts: a folder or an archive.")],

@@ -158,10 +158,10 @@ def _measured() -> list[dict[str, str]]:
 def check_times(study: Study, profile: Simulated | Live) -> Iterator[Finding]:
     """Yield for each configuration whether the simulator can time it; replays nothing."""
     for name in study.configurations:
-        yield look(name, lambda: _times(declared_topology(study, name), profile))  # noqa: B023
+        yield look(name, lambda: timed(declared_topology(study, name), profile))  # noqa: B023
 
 
-def _times(topology: Topology, profile: Simulated | Live) -> str:
+def timed(topology: Topology, profile: Simulated | Live) -> str:
     """Return that the simulator can time a topology; loads its engines.
 
     Raises
@@ -203,14 +203,33 @@ def simulate(
     """Return the requests table of a simulated replay, and what was asked and summarized."""
     sent = sent_ms(trace, order)
     reached = reached_ms(sent, trace.input_tokens[order], profile.frontend_ms_per_1k_tokens)
+    report, config = simulated(profile, topology, trace, order, reached, on_progress=on_progress)
+    requests = from_simulator(report.per_request, trace, order, sent, reached)
+    return requests, {"prediction": config, "summary": report.summary}
+
+
+def simulated(
+    profile: Simulated,
+    topology: Topology,
+    trace: Trace,
+    order: np.ndarray,
+    at_ms: np.ndarray,
+    users: int | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Return the simulator's report on the rows of ``order``, and what it was asked.
+
+    They reach the router at the times of ``at_ms``; with ``users`` instead as soon as fewer than
+    so many are under way.
+    """
     # A file without a name: nothing is left of it, however this process ends.
     with tempfile.TemporaryFile(prefix="kvab-") as file:
         path = Path(f"/proc/self/fd/{file.fileno()}")
-        write_trace(path, trace, order, reached)
+        write_trace(path, trace, order, at_ms)
         config = prediction(topology, profile, path, trace.block_tokens)
-        report = run_prediction(config, on_progress)
-    requests = from_simulator(report.per_request, trace, order, sent, reached)
-    return requests, {"prediction": config, "summary": report.summary}
+        if users:
+            config["traffic"]["load"] = {"type": "concurrency", "concurrency": users}
+        return run_prediction(config, on_progress), config
 
 
 def reached_ms(sent: np.ndarray, input_tokens: np.ndarray, ms_per_1k_tokens: float) -> np.ndarray:
@@ -397,6 +416,7 @@ def run_prediction(config: dict, on_progress: Progress | None) -> Any:
         trace_files=spec.workload["trace_paths"],
         trace_format="mooncake",
         trace_block_size=spec.workload["trace_block_size"],
+        replay_concurrency=spec.workload.get("replay_concurrency"),
         router_mode=hook.get("router_mode", "round_robin"),
         router_config=(
             KvRouterConfig.from_json(json.dumps(hook["router_config"])) if hook else None

@@ -161,6 +161,7 @@ def rounded(value):
         ),
         ("compare_aiperf", ("compare", AIPERF / "0.6.0", AIPERF / "0.13.0")),
         ("trace_describe", ("trace", "describe", "TRACE")),
+        ("hardware", ("hardware", "idle-prefill-qwen3-32b")),
     ],
 )
 def test_documents_of_json_commands(held, printed, recorded_trace, name, words):
