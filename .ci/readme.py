@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-from kvab.pages import index, outcome
+from kvab.pages import hardware, index, outcome
 from kvab.pages.evidence import load_published
 from kvab.pages.gate import gate
+from kvab.runs.hardware import load_hardware
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r"(?<=<!-- answer -->\n).*?(?=\n<!-- end -->)", re.S)
@@ -16,7 +17,8 @@ def answer() -> tuple[str, bytes]:
     evidence = load_published("", "book/published")
     said = outcome.headline(evidence, gate(evidence))
     picture = index.good_shares_figure(evidence).svg
-    return f"**The answer so far, from simulated runs.** {said}", picture
+    held = hardware.band(load_hardware("book/published"))
+    return f"**The answer so far, from simulated runs.** {said} {held}", picture
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from kvab.pages.index import short_answer, social_card
 from kvab.pages.model_check import load_check, make_twins
 from kvab.pages.outcome import headline
 from kvab.runs import folder as runs
+from kvab.runs.hardware import load_hardware
 from kvab.runs.importing import is_imported
 from kvab.runs.replay_missing import replay_study
 from kvab.runs.sensitivity import load_sensitivity
@@ -119,7 +120,7 @@ def _book(path: Path, evidence: Evidence, judged: Gate, trace: Path | None, repl
     for line in clusters.left_out.values():
         print(line, file=sys.stderr)
     check, sweep = load_check(study, cluster, folder), load_sweep(study, cluster, folder)
-    swept = sweep, load_sensitivity(study, cluster, folder)
+    swept = sweep, load_sensitivity(study, cluster, folder), load_hardware(folder)
     shown = [part and part.key for part in (evidence, *swept, check, *clusters.places.values())]
     made = evidence.made_hours and evidence.made_hours.summary.model_dump(mode="json")
     measured = [file.read_text(encoding="utf-8") for below in MEASURED

@@ -1,14 +1,456 @@
 """Page 12: how far the same simulator was from GPUs that others have measured.
 
 Input: measured figures beside simulated ones. Output: figures, tables and sentences, in the order
-of the page, and what `kvab hardware` prints.
+of the page; the sentence for the first page and the README, the mark on page 11's grid of errors,
+and what `kvab hardware` prints. Ratios are simulated over measured.
 """
 
 from __future__ import annotations
 
-from kvab.console import number, percent, signed
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from kvab.console import counted, number, percent, plain, signed
+from kvab.pages.evidence import Evidence
+from kvab.pages.tables import Table
+from kvab.pages.theme import (
+    ABLATIONS,
+    GREY,
+    PLAIN,
+    STYLES,
+    WIDTH_IN,
+    Drawing,
+    drawn,
+    legend_below,
+    unless_missing,
+)
 from kvab.runs.hardware import Held
-from kvab.study.hardware import METRICS
+from kvab.study.hardware import LADDER, METRICS, ClosedLoop, SharedPrefix, load_effects
+
+NOT_SIMULATED = (
+    ":::{note}\nNo published measurement is declared under recipes/hardware and simulated: run "
+    "`kvab hardware`.\n:::"
+)
+OUTPUT, TTFT, ITL = "output_tokens_per_s", "ttft_ms", "itl_ms"
+ROUTING = {"round_robin": STYLES["baseline"], "kv": ABLATIONS[0]}
+QUICK_MS = 1000  # measured mean TTFT below which a cluster is not saturated
+QUEUE_RATIO = 2  # simulated over measured mean TTFT that speaks of a queue the hardware lacked
+
+
+def _source(held: Held, runs: bool = True) -> str:
+    return "Source: figures that others published (below), and simulations of the same load."
+
+
+def _of(held: Held, metric: str, **wanted: str) -> pd.DataFrame:
+    """Return the figures of a metric, or of all whose names begin so, of a scenario or an arm."""
+    rows = held.rows[held.rows["metric"].str.startswith(metric)]
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def _range(ratios: pd.Series) -> str:
+    if len(ratios) == 1:
+        return number(ratios.iloc[0], 2)
+    return f"{number(ratios.median(), 2)} ({number(ratios.min(), 2)} to {number(ratios.max(), 2)})"
+
+
+@unless_missing(NOT_SIMULATED)
+def provenance(held: Held) -> str:
+    """Return the notice on top of the page: whose figures, and what simulated them."""
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(held.versions.items()))
+    return (
+        ":::{admonition} Measured by others, simulated here\n:class: important\n"
+        f"{counted(len(held.own), 'figure')} of {counted(len(held.scenarios), 'scenario')}, "
+        "transcribed with source, commit and licence; none was measured for this study. "
+        f"Simulated by {versions}.\n:::"
+    )
+
+
+# --- the ladder of request rates -----------------------------------------------------------------
+
+
+def _ladder(held: Held) -> tuple[str, dict[str, str]] | None:
+    """Return the first scenario of stages, and its arms by their router."""
+    for name, scenario in held.scenarios.items():
+        routers: dict[str, str] = {arm.router: key for key, arm in scenario.arms.items()}
+        if isinstance(scenario.workload, SharedPrefix) and len(routers) == 2:
+            return name, routers
+    return None
+
+
+@drawn("hardware-ladder", lambda held: held.cells, source=_source)
+def ladder_figure(held: Held) -> Drawing:
+    """Every metric by request rate: what was measured as points, what was simulated as a line."""
+    if (found := _ladder(held)) is None:
+        return "No scenario has stages of rising request rates."
+    name, routers = found
+    scenario, stages = held.scenarios[name], held.cells[held.cells["cell"] != LADDER]
+    figure, panels = plt.subplots(3, 2, figsize=(WIDTH_IN, 6.6))
+    for axes, (metric, label) in zip(panels.flat, METRICS.items(), strict=True):
+        for router, arm in routers.items():
+            look: Any = ROUTING[router]
+            place = {"scenario": name, "arm": arm, "metric": metric}
+            line = stages[(stages[[*place]] == pd.Series(place)).all(axis=1)]
+            axes.plot(line["cell"].astype(float), line["simulated"], color=look["color"],
+                      linestyle=look["linestyle"], label=f"{scenario.arms[arm].label}, simulated"
+                      )  # fmt: skip
+            rows = _of(held, **place)
+            points = [(float(row.cell), value) for row in rows.itertuples()
+                      if row.cell != LADDER for value in row.measured]  # fmt: skip
+            axes.plot(*np.reshape(points, (-1, 2)).T, look["marker"], color=look["color"],
+                      fillstyle="none", label=f"{scenario.arms[arm].label}, measured")  # fmt: skip
+            for value in () if points else rows["measured"].explode():
+                axes.axhline(value, color=look["color"], linestyle=":", linewidth=0.9)
+        axes.set(title=label, yscale="log" if metric.startswith(TTFT) else "linear")
+        axes.yaxis.set_major_formatter(PLAIN)
+    for axes in panels[-1]:
+        axes.set_xlabel("requests/s")
+    legend_below(figure, panels[0, 0])
+    caption = (
+        f"{routing(held)} {scenario.title}: lines are simulated, points measured, two where two "
+        "publications give the figure, dotted where it is known of all stages together; the next "
+        "stage begins when all requests are answered."
+    )
+    return figure, caption, "Six panels by request rate: output, TTFT and ITL of two routers."
+
+
+def _gains(held: Held, cell: str = LADDER) -> tuple[list[float], float]:
+    """Return what KV routing brings over round-robin in output: measured, and simulated."""
+    name, routers = _ladder(held) or ("", {})
+    rows = _of(held, OUTPUT, scenario=name)
+    of = rows[rows["cell"] == cell].set_index("arm")
+    kv, base = (of.loc[routers[router]] for router in ("kv", "round_robin"))
+    measured = [k / b - 1 for k, b in zip(kv["measured"], base["measured"], strict=True)]
+    return measured, kv["simulated"] / base["simulated"] - 1
+
+
+@unless_missing("")
+def routing(held: Held) -> str:
+    """Return what KV routing brings, measured and simulated."""
+    if _ladder(held) is None:
+        return ""
+    measured, simulated = _gains(held)
+    judged = "understates" if simulated < min(measured) else "overstates"
+    if min(measured) <= simulated <= max(measured):
+        judged = "does not misjudge"
+    gains = " and ".join(f"{signed(100 * gain, 0)} %" for gain in measured)
+    return (
+        f"The simulator {judged} KV routing: mean output over the ladder {gains} measured, "
+        f"{signed(100 * simulated, 0)} % simulated."
+    )
+
+
+@unless_missing(None)
+def routing_table(held: Held) -> Table | None:
+    """Return what KV routing brings at each rate."""
+    if (found := _ladder(held)) is None:
+        return None
+    lines = []
+    for cell in held.scenarios[found[0]].workload.cells:
+        measured, simulated = _gains(held, cell)
+        lines.append(
+            {"requests/s": "all, mean" if cell == LADDER else cell}
+            | {
+                f"measured ({n})": f"{signed(100 * gain, 0)} %"
+                for n, gain in enumerate(measured, 1)
+            }
+            | {"simulated": f"{signed(100 * simulated, 0)} %"}
+        )
+    return Table(pd.DataFrame(lines), "Output of KV routing over round-robin's.", ("requests/s",))
+
+
+def _unsaturated(held: Held, arm: str) -> pd.Series:
+    """Return ratios of the mean TTFT of an arm where the measured one is small."""
+    rows = _of(held, "ttft_ms_mean", arm=arm)
+    return rows["ratio"][rows["measured"].str[0] < QUICK_MS]
+
+
+@unless_missing("")
+def failures(held: Held) -> str:
+    """Return where the simulation of the ladder is wrong, beside its gain."""
+    if (found := _ladder(held)) is None:
+        return ""
+    lines, name = [], found[0]
+    for router, arm in found[1].items():
+        label, early = held.scenarios[name].arms[arm].label, _unsaturated(held, arm)
+        rows = _of(held, "ttft_ms_mean", scenario=name, arm=arm)
+        if router == "round_robin" and early.median() < 1:
+            lines.append(f"Below saturation the mean TTFT of {label} is far too optimistic: "
+                         f"{_range(early)} of the measured.")  # fmt: skip
+        queued = rows["cell"][rows["ratio"] > QUEUE_RATIO]
+        if len(queued):
+            lines.append(f"At {', '.join(queued)} requests/s {label} has queues in simulation "
+                         "that the hardware did not have: the mean TTFT is up to "
+                         f"{number(rows['ratio'].max(), 0)} times the measured.")  # fmt: skip
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# --- idle prefill, and the disaggregated grid ----------------------------------------------------
+
+
+def _idle(held: Held) -> pd.DataFrame:
+    """Return the TTFT of single prompts on idle aggregated workers."""
+    names = [name for name, scenario in held.scenarios.items()
+             if isinstance(load := scenario.workload, ClosedLoop) and load.concurrency == [1]
+             and load.output_tokens == 1]  # fmt: skip
+    return held.rows[held.rows["scenario"].isin(names)]
+
+
+@unless_missing(None)
+def idle_table(held: Held) -> Table:
+    """Return how long an idle worker prefills."""
+    lines = [
+        {"GPU": held.scenarios[row.scenario].arms[row.arm].label,
+         "prompt [tokens]": f"{int(row.cell.split('x')[0]):,}",
+         "measured [ms]": number(row.measured[0], 0), "simulated [ms]": number(row.simulated, 0),
+         "simulated / measured": number(row.ratio, 2)}
+        for row in _idle(held).itertuples()
+    ]  # fmt: skip
+    return Table(pd.DataFrame(lines), "Prefill of a new prompt on an idle worker.", ("GPU",))
+
+
+def _grid(held: Held) -> pd.DataFrame:
+    """Return the figures of disaggregated clusters, with input tokens and users of each."""
+    names = [name for name, scenario in held.scenarios.items()
+             if any("prefill" in arm.workers for arm in scenario.arms.values())]  # fmt: skip
+    rows = held.rows[held.rows["scenario"].isin(names)]
+    tokens, users = (rows["cell"].str.split("x").str[n].astype(int) for n in (0, 1))
+    return rows.assign(input_tokens=tokens, users=users)
+
+
+@drawn("hardware-disaggregated", _grid, source=_source)
+def grid_figure(held: Held) -> Drawing:
+    """Draw ratios by input length and users, with the KV transfer that costs time."""
+    grid = _grid(held)
+    if grid.empty:
+        return "No scenario is disaggregated."
+    grid = grid[grid["arm"] == grid["arm"].iloc[0]]
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.9), sharey=True)
+    for axes, (metric, of) in zip(panels, grid.groupby("metric", sort=False), strict=True):
+        for (users, line), look in zip(of.groupby("users"), [*STYLES.values(), *ABLATIONS],
+                                       strict=False):  # fmt: skip
+            kind: Any = look
+            axes.plot(
+                line["input_tokens"], line["ratio"], label=counted(int(users), "user"), **kind
+            )
+        axes.axhline(1, color=GREY, linewidth=0.8)
+        axes.set(title=METRICS[str(metric)], xscale="log", xlabel="input [tokens]")
+        axes.set_xticks([*grid["input_tokens"].unique()])
+        axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1024:g}k")
+        axes.minorticks_off()
+    panels[0].set_ylabel("simulated / measured")
+    legend_below(figure, panels[0])
+    alone, busy = grid[grid["users"] == 1], grid[grid["users"] == grid["users"].max()]
+    found = {m: [_range(of.loc[of["metric"] == m, "ratio"]) for of in (alone, busy)]
+             for m in (OUTPUT, "ttft_ms_p50", "itl_ms_mean")}  # fmt: skip
+    caption = (
+        f"With {busy['users'].iloc[0]} users the simulated output is {found[OUTPUT][1]} of the "
+        f"measured, with one user TTFT {found['ttft_ms_p50'][0]} and ITL "
+        f"{found['itl_ms_mean'][0]}. Median and range over the input lengths; "
+        f"{held.scenarios[grid['scenario'].iloc[0]].title}."
+    )
+    return (
+        figure,
+        caption,
+        "Three panels of ratios by input length, a line for each number of users.",
+    )
+
+
+@unless_missing(None)
+def grid_table(held: Held) -> Table | None:
+    """Return every cell of the disaggregated grid, with each KV transfer."""
+    if (grid := _grid(held)).empty:
+        return None
+    scenario = held.scenarios[grid["scenario"].iloc[0]]
+    lines = []
+    for (tokens, users), cell in grid.groupby(["input_tokens", "users"]):
+        line = {"input, users": f"{tokens:,}, {users}"}
+        for metric, of in cell.groupby("metric", sort=False):
+            numbers = [of["measured"].iloc[0][0], *of["simulated"]]
+            line[METRICS[str(metric)]] = "\n".join(map(number, numbers))
+        lines.append(line)
+    order = ", then ".join(["measured", *(arm.label for arm in scenario.arms.values())])
+    return Table(pd.DataFrame(lines), f"Each cell: {order}.", ("input, users",))
+
+
+# --- what it means -------------------------------------------------------------------------------
+
+
+@unless_missing(None)
+def ratios_table(held: Held) -> Table:
+    """Return median and range of the ratios of every cluster and metric."""
+    lines = []
+    for (name, arm, metric), of in held.rows.groupby(["scenario", "arm", "metric"], sort=False):
+        scenario = held.scenarios[str(name)]
+        floor = held.summary(str(name))[str(metric)]["noise_floor"]
+        lines.append({"scenario": scenario.title, "cluster": scenario.arms[str(arm)].label,
+                      "metric": METRICS[str(metric)], "figures": len(of),
+                      "median (range)": _range(of["ratio"]), "noise floor": percent(floor)}
+                     )  # fmt: skip
+    caption = (
+        "Simulated over measured. Noise floor: by how much the larger of two published figures "
+        "exceeds the smaller, at the median; a dash where there is one publication."
+    )
+    return Table(pd.DataFrame(lines), caption, ("scenario", "cluster", "metric"))
+
+
+def _errors(held: Held) -> list[tuple[str, pd.Series, bool]]:
+    """Return each error that touches a headline, its ratios, and if a low one favours the baseline.
+
+    The baseline is aggregated behind round-robin; the comparison disaggregated behind KV routing.
+    """
+    grid, lines = _grid(held), [("prefill steps, which delay decoding in the baseline alone",
+                                 _idle(held)["ratio"], True)]  # fmt: skip
+    if len(grid):
+        first = grid[grid["arm"] == grid["arm"].iloc[0]]
+        lines += [
+            ("ITL of disaggregated workers", first["ratio"][first["metric"].str.startswith(ITL)],
+             False),
+            ("TTFT of disaggregated workers with one user", first["ratio"][
+                first["metric"].str.startswith(TTFT) & (first["users"] == 1)], False),
+        ]  # fmt: skip
+    if found := _ladder(held):
+        name, routers = found
+        measured, simulated = _gains(held)
+        kv, base = (_of(held, "", scenario=name, arm=routers[r]) for r in ("kv", "round_robin"))
+        loaded = base[(base["metric"] == OUTPUT) & (base["cell"] == LADDER)]
+        lines += [
+            ("ITL of aggregated workers behind round-robin",
+             base["ratio"][base["metric"].str.startswith(ITL)], True),
+            ("TTFT below saturation behind round-robin", _unsaturated(held, routers["round_robin"]),
+             True),
+            ("output over the ladder behind round-robin", 1 / loaded["ratio"], True),
+            ("mean TTFT behind KV routing", kv["ratio"][kv["metric"] == "ttft_ms_mean"], False),
+            ("output that KV routing gains",
+             pd.Series([(1 + np.mean(measured)) / (1 + simulated)]), False),
+        ]  # fmt: skip
+    return [line for line in lines if len(line[1])]
+
+
+def _favours(ratios: pd.Series, low_favours_baseline: bool) -> str:
+    return "the baseline" if (ratios.median() < 1) == low_favours_baseline else "the comparison"
+
+
+@unless_missing(None)
+def meaning_table(held: Held) -> Table:
+    """Return for each error whom it favours."""
+    lines = [
+        {"error of": what, "time, simulated / measured": _range(ratios),
+         "favours": _favours(ratios, low)}
+        for what, ratios, low in _errors(held)
+    ]  # fmt: skip
+    caption = (
+        "Which way each error pushes the headline, comparison against baseline: a time that is too "
+        "short favours who takes it. Output stands as the time for a token. Median and range."
+    )
+    return Table(pd.DataFrame(lines), caption, ("error of", "favours"))
+
+
+@unless_missing(None)
+def effects_table(held: Held) -> Table:
+    """Return what others measured of both effects; what contradicts this study's answer first."""
+    lines = [effect.model_dump() for effect in load_effects()]
+    caption = "What others measured of KV routing and of disaggregation; before, to after."
+    return Table(pd.DataFrame(lines), caption, tuple(lines[0]) if lines else ())
+
+
+@unless_missing("")
+def sources(held: Held) -> str:
+    """Return where the figures of each scenario are from, and what was assumed."""
+    lines = []
+    for scenario in held.scenarios.values():
+        lines.append(f"\n**{plain(scenario.title)}**\n")
+        lines += [
+            f"- {plain(source.what)}: {plain(source.address)}, commit {plain(source.commit)}; "
+            f"licence: {plain(source.licence)}"
+            for source in scenario.sources
+        ]
+        lines += [f"- Assumed: {plain(text)}" for text in scenario.assumed]
+    return "\n".join(lines)
+
+
+@unless_missing("Nothing yet: hold the simulator against measurements to learn it.")
+def lesson(held: Held) -> str:
+    """Return what the page teaches."""
+    errors = _errors(held)
+    for_baseline = [what for what, *rest in errors if _favours(*rest) == "the baseline"]
+    pushes = (
+        f"{len(for_baseline)} of {counted(len(errors), 'error')} favour the baseline, the others "
+        "the comparison; they do not cancel, and none was corrected for."
+    )
+    return "\n".join(f"- {text}" for text in (band(held), routing(held), pushes) if text)
+
+
+# --- elsewhere -----------------------------------------------------------------------------------
+
+
+@unless_missing("")
+def band(held: Held) -> str:
+    """Return in one sentence how far the simulator was from hardware."""
+    parts = []
+    for start, label in ((OUTPUT, "output"), (TTFT, "TTFT"), (ITL, "ITL")):
+        ratios = held.own["ratio"][held.own["metric"].str.startswith(start)]
+        if len(ratios):
+            low, middle, high = (number(ratios.quantile(q), 2) for q in (0.1, 0.5, 0.9))
+            parts.append(f"{label} {middle} ({low} to {high})")
+    return (
+        f"Against {len(held.own)} figures that others measured on GPUs, this simulator's numbers "
+        f"are the following multiples of the measured, at the median (middle 80 %): "
+        f"{', '.join(parts)}."
+    )
+
+
+def beside_answer(evidence: Evidence, held: Held | None) -> str:
+    """Return for the first page of a simulated study how far the simulator was from hardware."""
+    said = band(held) if evidence.simulated else ""
+    return f"{said} [Where, and what that means](12_hardware)." if said else ""
+
+
+def time_errors(held: Held) -> dict[str, np.ndarray]:
+    """Return by which ratios steps took longer on hardware than simulated: prefill and decode."""
+    decode = held.own[held.own["metric"].str.startswith(ITL)]
+    of = {"prefill": _idle(held), "decode": decode}
+    return {step: 1 / rows["ratio"].to_numpy() for step, rows in of.items()}
+
+
+@unless_missing("")
+def mark_measured(held: Held, axes: Axes, grid: pd.DataFrame) -> str:
+    """Mark on a grid of step times where measured ones lie; return what the grid has there.
+
+    Parameters
+    ----------
+    held : Held
+        What was measured.
+    axes : Axes
+        An image of the grid, a unit for each cell.
+    grid : DataFrame
+        The effect in points, by ratio of decode times (index) and of prefill times (columns).
+    """
+    cells, ends = [], []
+    for step, values in (("prefill", grid.columns), ("decode", grid.index)):
+        ratios = time_errors(held)[step]
+        if not len(ratios):
+            return ""
+        known = values.to_numpy(dtype=float)
+        places = np.interp(np.log(ratios), np.log(known), range(len(known)))
+        cells.append((places.min(), places.max()))
+        ends.append(f"{signed(100 * (ratios.min() - 1), 0)} to "
+                    f"{signed(100 * (ratios.max() - 1), 0)} % for {step}")  # fmt: skip
+    (left, right), (bottom, top) = cells
+    corner, size = (left - 0.08, bottom - 0.08), (right - left + 0.16, top - bottom + 0.16)
+    axes.add_patch(Rectangle(corner, *size, fill=False, linestyle="--", linewidth=1.5))
+    inside = grid.iloc[int(bottom) : int(np.ceil(top)) + 1, int(left) : int(np.ceil(right)) + 1]
+    least, most = inside.min().min(), inside.max().max()
+    return (
+        f" Dashed: times measured on GPUs against simulated ones ({', '.join(ends)}); the grid has "
+        f"{signed(least, 1)} to {signed(most, 1)} points there."
+    )
 
 
 def hardware_lines(held: Held) -> list[tuple[str, str]]:

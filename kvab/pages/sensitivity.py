@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.pages.hardware import mark_measured
 from kvab.pages.outcome import VERDICTS
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
@@ -21,6 +22,7 @@ from kvab.pages.theme import (
     unless_missing,
 )
 from kvab.requests.metrics import METRICS
+from kvab.runs.hardware import load_hardware
 from kvab.runs.sensitivity import (
     AGAIN,
     CHUNK,
@@ -212,7 +214,7 @@ def times_figure(answers: Answers) -> Drawing:
     caption = (
         f"{_times_finding(answers)} Comparison minus baseline in points of good share, where the "
         "simulator's steps take longer or shorter in both; a question mark where the "
-        f"{_level(answers)} includes zero."
+        f"{_level(answers)} includes zero.{mark_measured(load_hardware(), axes, values)}"
     )
     least, largest = values.min().min(), values.max().max()
     alt = f"Grid of {values.size} differences, {signed(least, 1)} to {signed(largest, 1)} points."

@@ -201,6 +201,12 @@ class Held:
         """Digest of everything that a page shows of it."""
         return digest([self.rows.to_csv(), self.cells.to_csv(), self.versions])
 
+    @cached_property
+    def own(self) -> pd.DataFrame:
+        """The rows of figures that are not held against a second simulated cluster."""
+        arms = zip(self.rows["scenario"], self.rows["arm"], strict=True)
+        return self.rows[[not self.scenarios[name].arms[arm].figures for name, arm in arms]]
+
     def summary(self, scenario: str) -> dict[str, dict[str, float | None]]:
         """Return the ratios of each metric of a scenario, and how far publications differ.
 

@@ -193,6 +193,23 @@ def _made(
     )
 
 
+class Effect(Declared):
+    """What somebody measured of KV routing or of disaggregation."""
+
+    what: PageText
+    verdict: Literal["against", "conditional", "agrees"]
+    found: PageText
+    conditions: PageText
+    source: PageText
+
+
+class Effects(Declared):
+    """The content of ``recipes/hardware/effects.yaml``."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    effects: list[Effect]
+
+
 class Figure(NamedTuple):
     """What others measured: one figure, or one for each publication."""
 
@@ -378,3 +395,11 @@ def load_scenarios(name: str | None = None, folder: Path | None = None) -> list[
         )
     chosen = [scenarios[name]] if name else [*scenarios.values()]
     return [read_scenario(path) for path in chosen]
+
+
+def load_effects() -> list[Effect]:
+    """Return what others measured, the effects that contradict this study's answer first."""
+    path = root() / "recipes" / "hardware" / "effects.yaml"
+    effects: list[Effect] = read_declaration(path, Effects).effects if path.is_file() else []
+    order = ("against", "conditional", "agrees")
+    return sorted(effects, key=lambda effect: order.index(effect.verdict))

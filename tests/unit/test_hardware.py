@@ -2,15 +2,25 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from kvab.cli import main
 from kvab.errors import InputError
+from kvab.pages import hardware as page
 from kvab.runs import hardware
 from kvab.runs.hardware import hold, load_hardware
 from kvab.study import root
-from kvab.study.hardware import LADDER, ClosedLoop, SharedPrefix, load_scenarios, read_scenario
+from kvab.study.hardware import (
+    LADDER,
+    ClosedLoop,
+    SharedPrefix,
+    load_effects,
+    load_scenarios,
+    read_scenario,
+)
 
 SCENARIO = """schema: 1
 name: mine
@@ -235,3 +245,62 @@ def test_every_scenario_is_published_and_near_the_reference_simulation(tmp_path)
     measured = [alone[f"{tokens}x1", "ttft_ms_p50"] - 1 for tokens in lengths]
     assert measured == pytest.approx([-0.47, -0.30, -0.26, -0.22, -0.18], abs=0.03)
     assert {path.name for path in (root() / "book/published/hardware").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return load_hardware(tmp_path_factory.mktemp("none"))
+
+
+def test_the_page_says_where_the_simulator_fails_and_whom_that_favours(published):
+    assert "understates KV routing" in page.routing(published)
+    assert "+120 % and +103 % measured" in page.routing(published)
+    said = page.failures(published)
+    assert "far too optimistic" in said and "queues in simulation" in said
+    favours = page.meaning_table(published).frame.set_index("error of")["favours"]
+    assert favours["TTFT of disaggregated workers with one user"] == "the comparison"
+    assert favours["ITL of disaggregated workers"] == "the baseline"
+    assert favours["output that KV routing gains"] == "the baseline"
+    for scenario in published.scenarios.values():
+        assert all(source.commit in page.sources(published) for source in scenario.sources)
+    assert page.band(published) in page.lesson(published)
+
+
+def test_a_figure_that_two_simulations_share_counts_once(published):
+    assert len(published.own) == len(published.rows) - 45
+    assert f"Against {len(published.own)} figures" in page.band(published)
+
+
+def test_the_figures_are_drawn_and_the_tables_whole(published):
+    for panel in (page.ladder_figure(published), page.grid_figure(published)):
+        assert panel.svg and panel.alt and panel.csv
+    tables = (page.routing_table, page.idle_table, page.grid_table, page.ratios_table)
+    for table in (made(published).frame for made in tables):
+        assert len(table) and not table.isin(["nan", "NaN"]).any(axis=None)
+    assert page.effects_table(published).frame["verdict"].iloc[0] == "against"
+    assert {effect.what for effect in load_effects()} == {"KV routing", "disaggregation"}
+
+
+def test_measured_times_are_marked_on_the_grid_of_errors(published):
+    ratios = [0.7, 0.9, 1, 1.1, 1.3]
+    grid = pd.DataFrame(np.arange(25.0).reshape(5, 5), index=ratios, columns=ratios)
+    _, axes = plt.subplots()
+    said = page.mark_measured(published, axes, grid)
+    (box,) = axes.patches
+    plt.close("all")
+    assert 2 < box.get_x() < 3 and 0 <= box.get_x() + box.get_width() < 3.1
+    assert "+8 to +10 % for prefill" in said and "for decode" in said
+    assert "+2.0 to +23.0 points" in said  # prefill between 1 and 1.1, decode anything
+    assert page.mark_measured(None, axes, grid) == ""
+
+
+def test_without_a_scenario_pages_say_so(folder, tmp_path):
+    for shown in (page.provenance, page.lesson):
+        assert "et: hold" in shown(None) or "kvab hardware" in shown(None)
+    assert page.band(None) == "" and page.ladder_figure(None) is None
+    alone = hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
+    assert page.routing(alone) == page.failures(alone) == ""
+    assert page.routing_table(alone) is None and not page.ladder_figure(alone).svg
+    assert not page.grid_figure(alone).svg and page.grid_table(alone) is None
+    assert page.meaning_table(alone).frame.empty and page.idle_table(alone).frame.empty
+    assert "output" not in page.band(alone) and "TTFT" in page.band(alone)
