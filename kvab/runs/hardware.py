@@ -23,7 +23,7 @@ from kvab.cache import write_beside
 from kvab.clusters import simulated
 from kvab.clusters.base import Progress
 from kvab.declarations import Declared, digest
-from kvab.errors import InputError
+from kvab.errors import DependencyError, InputError
 from kvab.runs.replay_missing import side_by_side
 from kvab.study import root
 from kvab.study.hardware import FILE, LADDER, Scenario, SharedPrefix, line_of, load_scenarios
@@ -109,12 +109,18 @@ def simulate_missing(tasks: Sequence[Task], quiet: bool = False) -> None:
     InputError
         If the simulator has no data of a model or its hardware.
     """
-    installed = simulated.package_versions()
-    missing = []
-    for task in tasks:
-        kept = task.read()
-        if kept is None or not installed.items() <= kept.versions.items():
-            missing.append(task)
+    kept = [task.read() for task in tasks]
+    try:
+        installed = simulated.package_versions()
+    except DependencyError:
+        if None in kept:
+            raise
+        installed = {}  # what is published is read without a simulator
+    missing = [
+        task
+        for task, simulation in zip(tasks, kept, strict=True)
+        if simulation is None or not installed.items() <= simulation.versions.items()
+    ]
     for task in missing:
         task.check()
     if missing:
@@ -278,7 +284,7 @@ def _held(tasks: Sequence[Task]) -> Held | None:
             if figure.arm == task.arm:
                 value = kept.cells[figure.cell].get(figure.metric, np.nan)
                 ratio = value / float(np.mean(figure.measured))
-                rows.append({"scenario": task.scenario.name, **figure._asdict(),
+                rows.append({"scenario": task.scenario.name, **figure.model_dump(),
                              "simulated": value, "ratio": ratio})  # fmt: skip
     scenarios = {task.scenario.name: task.scenario for task in tasks}
     return Held(scenarios, pd.DataFrame(rows), pd.DataFrame(cells), versions) if rows else None

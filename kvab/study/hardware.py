@@ -11,13 +11,13 @@ import itertools
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
 from pydantic import Field, model_validator
 
-from kvab.declarations import Declared, read_declaration
+from kvab.declarations import Declared, checked, read_declaration
 from kvab.errors import InputError
 from kvab.study.declaration import Count, PageText, Positive, root
 from kvab.study.profiles import Simulated
@@ -25,6 +25,7 @@ from kvab.study.topology import Router, Topology, WorkerGroup
 from kvab.trace.reading import Trace
 
 FILE, FIGURES = "scenario.yaml", "measured.csv"
+COLUMNS = ("arm", "cell", "metric")  # and one for each publication
 LADDER = "ladder"  # the cell that stands for all stages together
 METRICS = {
     "output_tokens_per_s": "output [tokens/s]",
@@ -210,13 +211,15 @@ class Effects(Declared):
     effects: list[Effect]
 
 
-class Figure(NamedTuple):
+class Figure(Declared):
     """What others measured: one figure, or one for each publication."""
 
     arm: str
     cell: str
     metric: str
-    measured: tuple[float, ...]
+    measured: Annotated[
+        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)
+    ]
 
 
 class Scenario(Declared):
@@ -276,70 +279,48 @@ class Scenario(Declared):
             Of the first line that is wrong, or of an arm without figures.
         """
         path, figures = self.folder / FIGURES, []
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise InputError(expected="a table of figures", got=str(error), path=path,
-                             fix="write it: arm,cell,metric,measured") from None  # fmt: skip
-        names: list[str] = []
-        for line, values in enumerate(csv.reader(lines), 1):
-            if not values or values[0].startswith("#"):
-                continue
-            if not names:
-                names = _checked_header(path, line, values)
-            elif len(values) != len(names):
-                raise InputError(
-                    expected=f"{len(names)} values", got=f"{len(values)}", path=path, line=line,
-                    fix="correct the line",
-                )  # fmt: skip
-            else:
-                figures.append(self._figure(path, line, dict(zip(names, values, strict=True))))
+        for line, values in _rows(path):
+            try:
+                figures.append(self._figure(path, values))
+            except InputError as error:
+                error.line = line
+                raise
         own = {arm: declared.figures or arm for arm, declared in self.arms.items()}
         for arm, named in own.items():
             if named not in {figure.arm for figure in figures}:
-                raise InputError(expected=f"figures of the arm {named}", got="none", path=path,
-                                 line=len(lines), fix=f"add them, or remove {arm} from {FILE}"
-                                 )  # fmt: skip
+                expected, fix = f"figures of the arm {named}", f"add them, or remove {arm}"
+                raise InputError(expected=expected, got="none", path=path, line=1, fix=fix)
         return [
-            figure._replace(arm=arm)
+            figure.model_copy(update={"arm": arm})
             for arm, named in own.items()
-            for figure in figures if figure.arm == named
-        ]  # fmt: skip
+            for figure in figures
+            if figure.arm == named
+        ]
 
-    def _figure(self, path: Path, line: int, row: dict[str, str]) -> Figure:
-        known = {"arm": [*self.arms], "cell": self.workload.cells, "metric": [*METRICS]}
-        for key, values in known.items():
-            if row[key] not in values:
-                raise InputError(expected=f"one of {', '.join(values)}", got=row[key],
-                                 path=path, line=line, key=key,
-                                 fix=f"correct it or {FILE}")  # fmt: skip
-        measured = []
-        for key, text in row.items():
-            if key not in known and text.strip():
-                value = _number(text)
-                if not (math.isfinite(value) and value > 0):
-                    raise InputError(expected="a number above 0", got=text, path=path, line=line,
-                                     key=key, fix="correct it")  # fmt: skip
-                measured.append(value)
-        if not measured:
-            raise InputError(expected="a figure", got="none", path=path, line=line,
-                             fix="add it or remove the line")  # fmt: skip
-        return Figure(row["arm"], row["cell"], row["metric"], tuple(measured))
+    def _figure(self, path: Path, values: list[str]) -> Figure:
+        row: dict[str, object] = dict(zip(COLUMNS, values, strict=False))
+        row["measured"] = [text for text in values[len(COLUMNS) :] if text.strip()]
+        figure: Figure = checked(row, Figure, path, "correct it")
+        known = ([*self.arms], self.workload.cells, [*METRICS])
+        for key, names in zip(COLUMNS, known, strict=True):
+            if (got := getattr(figure, key)) not in names:
+                expected, fix = f"one of {', '.join(names)}", f"correct it or {FILE}"
+                raise InputError(expected=expected, got=got, path=path, key=key, fix=fix)
+        return figure
 
 
-def _number(text: str) -> float:
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the lines below the header, numbered; those that begin with # are notes."""
     try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _checked_header(path: Path, line: int, names: list[str]) -> list[str]:
-    if names[:3] != ["arm", "cell", "metric"] or len(names) < 4:
-        raise InputError(expected="the columns arm,cell,metric and one for each publication",
-                         got=",".join(names), path=path, line=line, fix="correct them"
-                         )  # fmt: skip
-    return names
+        lines = enumerate(csv.reader(path.read_text(encoding="utf-8").splitlines()), 1)
+    except (OSError, ValueError) as error:
+        raise InputError(expected="a table", got=str(error), path=path, fix="write it") from None
+    rows = [(n, values) for n, values in lines if values and not values[0].startswith("#")]
+    if not rows or tuple(rows[0][1][:3]) != COLUMNS:
+        line, got = (rows[0][0], ",".join(rows[0][1])) if rows else (1, "none")
+        expected = f"the columns {','.join(COLUMNS)} and one for each publication"
+        raise InputError(expected=expected, got=got, path=path, line=line, fix="correct them")
+    return rows[1:]
 
 
 def line_of(path: Path, key: str) -> int:
@@ -368,12 +349,15 @@ def read_scenario(folder: Path) -> Scenario:
     path = folder / FILE
     try:
         scenario: Scenario = read_declaration(path, Scenario, folder=folder)
+        if scenario.name != folder.resolve().name:
+            expected = f"{folder.resolve().name} as the folder is called"
+            raise InputError(expected=expected, got=scenario.name, path=path, key="name")
     except InputError as error:
         if error.key:
             error.line = line_of(path, error.key)
             error.fix = error.fix or "correct it"
         raise
-    assert scenario.figures
+    _ = scenario.figures  # reads them
     return scenario
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from kvab.cli import main
-from kvab.errors import InputError
+from kvab.errors import DependencyError, InputError
 from kvab.pages import hardware as page
 from kvab.runs import hardware
 from kvab.runs.hardware import hold, load_hardware
@@ -94,12 +94,13 @@ def test_every_scenario_names_its_sources_and_assumptions():
     ("file", "old", "new", "line", "words"),
     [
         ("measured.csv", "mine,", "yours,", 3, "arm: expected one of mine, got yours"),
-        ("measured.csv", "mine,1024x1,ttft_ms_p50,50,100\n", "", 2, "figures of the arm mine"),
-        ("measured.csv", ",50,", ",-50,", 3, "one: expected a number above 0, got -50"),
-        ("measured.csv", ",50,", ",fast,", 3, "one: expected a number above 0, got fast"),
-        ("measured.csv", ",50,", ",nan,", 3, "one: expected a number above 0, got nan"),
-        ("measured.csv", "50,100", ",", 3, "expected a figure, got none"),
-        ("measured.csv", "50,100", "50", 3, "expected 5 values, got 4"),
+        ("measured.csv", "mine,1024x1,ttft_ms_p50,50,100\n", "", 1, "figures of the arm mine"),
+        ("measured.csv", ",50,", ",-50,", 3, "measured.0: expected greater than 0, got '-50'"),
+        ("measured.csv", ",50,", ",fast,", 3, "measured.0: expected a valid number"),
+        ("measured.csv", ",50,", ",nan,", 3, "measured.0: expected "),
+        ("measured.csv", "50,100", ",", 3, "measured: "),
+        ("measured.csv", "mine,1024x1,ttft_ms_p50,50,100", "mine", 3, "cell: expected a value"),
+        ("scenario.yaml", "name: mine", "name: yours", 2, "name: expected mine as the folder is"),
         ("measured.csv", "1024x1", "2048x1", 3, "cell: expected one of 1024x1, 1024x2, got 2048x1"),
         ("measured.csv", "ttft_ms_p50", "ttft", 3, "metric: expected one of output_tokens_per_s"),
         ("measured.csv", "arm,cell", "cell,arm", 2, "expected the columns arm,cell,metric"),
@@ -304,3 +305,22 @@ def test_without_a_scenario_pages_say_so(folder, tmp_path):
     assert not page.grid_figure(alone).svg and page.grid_table(alone) is None
     assert page.meaning_table(alone).frame.empty and page.idle_table(alone).frame.empty
     assert "output" not in page.band(alone) and "TTFT" in page.band(alone)
+
+
+def test_what_is_published_is_read_without_the_simulator(tmp_path, monkeypatch, folder):
+    def lacking():
+        raise DependencyError("the simulator is not installed")
+
+    monkeypatch.setattr(hardware.simulated, "package_versions", lacking)
+    assert len(hold(load_scenarios("idle-prefill-qwen3-32b"), tmp_path / "runs").rows) == 2
+    with pytest.raises(DependencyError):
+        hold([read_scenario(folder)], tmp_path / "runs")
+
+
+def test_what_another_simulator_simulated_is_simulated_again(folder, tmp_path):
+    hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
+    (path,) = (tmp_path / "runs/hardware").iterdir()
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"versions": kept["versions"] | {"aisimulate": "0.1"}}))
+    hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
+    assert json.loads(path.read_text()) == kept
