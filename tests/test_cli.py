@@ -152,7 +152,7 @@ def test_a_trace_with_another_sha256_is_refused(small_trace):
     [
         (("--configuration", "fast"), "no configuration 'fast'"),
         (("--configuration", "agg-round-robin", "--cluster", "mine"), "no cluster 'mine'"),
-        (("--configuration", "agg-round-robin", "--repeat", "9"), "repeat from 1 to 3"),
+        (("--configuration", "agg-round-robin", "--repeat", "99"), "repeat from 1 to 20"),
         (("--configuration", "agg-round-robin", "--rows", "41"), "rows from 1 to 40"),
         (("--configuration", "agg-round-robin", "--study", "none.yaml"), "none.yaml"),
     ],
@@ -314,8 +314,8 @@ def away(checkout, tmp_path):
     [
         (["run", "--configuration", "fast"], "no configuration 'fast'"),
         (["run", "--configuration", "agg-round-robin", "--rows", "99999"], "rows from 1 to 12031"),
-        (["run", "--configuration", "agg-round-robin", "--repeat", "9"], "repeat from 1 to 3"),
-        (["report", "--repeats", "9"], "repeat from 1 to 3"),
+        (["run", "--configuration", "agg-round-robin", "--repeat", "99"], "repeat from 1 to 20"),
+        (["report", "--repeats", "99"], "repeat from 1 to 20"),
         (["report", "--cluster", "mine"], "no cluster 'mine'"),
         (["report", "--on", "mine"], "no cluster 'mine'"),
         (["capacity", "--rows", "0"], "rows from 1 to 12031"),

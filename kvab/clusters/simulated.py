@@ -352,14 +352,11 @@ def _speedup(topology: Topology, profile: Simulated | Live) -> dict[str, dict[st
         return {}
     prefill, decode = profile.prefill_time_ratio, profile.decode_time_ratio
     steps = {
-        "aggregated": (prefill, prefill / decode),
-        "prefill": (prefill, 1),
-        "decode": (decode, 1),
+        "aggregated": {"speedup_ratio": 1 / prefill, "decode_speedup_ratio": prefill / decode},
+        "prefill": {"speedup_ratio": 1 / prefill},
+        "decode": {"speedup_ratio": 1 / decode},
     }
-    return {
-        role: {"speedup_ratio": 1 / steps[role][0], "decode_speedup_ratio": steps[role][1]}
-        for role in topology.groups
-    }
+    return {role: steps[role] for role in topology.groups}
 
 
 def _workers(group: WorkerGroup) -> dict[str, Any]:

@@ -305,10 +305,8 @@ class Answers:
             column = SETTING[sweep][0]
             of = effects[effects["sweep"] == sweep]
             of = of[of[column] != (profile.get(column) or (np.inf if sweep == TRANSFER else 0))]
-            named = of[column].map(lambda value, label=label: label.format(value))
-            rows.append(
-                of.assign(choice=named.str.replace("transfer at inf GB/s", "transfer free"))
-            )
+            named = [label.format(value).replace("at inf GB/s", "free") for value in of[column]]
+            rows.append(of.assign(choice=named))
         columns = ["choice", "metric", "verdict", "difference", "ci_low", "ci_high"]
         return pd.concat(rows, ignore_index=True)[columns]
 
