@@ -181,15 +181,11 @@ def _hangs_on(swept: Sweep) -> str:
     """Return what the ratio is under the other reading of the clock, and at the other shares."""
     spread = swept.ratios_of(swept.spread_curves)
     row = spread.loc[swept.headline]
-    others = "; ".join(
-        f"at {percent(target, 0)} good {ratio_text(at_once)} and {ratio_text(spread.loc[target])}"
-        for target, at_once in swept.ratios.iterrows()
-        if target != swept.headline
-    )
+    others = _others(swept)
     return (
-        "With the requests of each timestamp spread "
-        f"evenly until the next burst it is {ratio_text(row)}{_in_brackets(row)}. The ratio hangs "
-        f"on the share asked for as well{': ' + others if others else ''}."
+        "With the requests of each timestamp spread evenly until the next it is "
+        f"{ratio_text(row)}{_in_brackets(row)}. The ratio hangs on the share asked for as "
+        f"well{': ' + others if others else ''}."
     )
 
 
@@ -198,23 +194,38 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     """Return the headline in short, as the book's first page shows it beside a verdict."""
     if not judged.green:
         return ""
-    study, carried = swept.study, _carried(swept, swept.headline)
-    first, second = (
-        load_text(*carried.loc[name, ["low", "high"]])
-        for name in (study.comparison, study.baseline)
-    )
-    row = swept.ratios.loc[swept.headline]
+    at_once = swept.ratios.loc[swept.headline]
     spread = swept.ratios_of(swept.spread_curves).loc[swept.headline]
-    ends = f"{_level(swept)} {ends_text(row)}; " if exact(row) else ""
-    ends += f"{ratio_text(spread)}{_in_brackets(spread)} if a burst's requests are spread; "
+    ends = f" ({_level(swept)} {ends_text(at_once)})" if exact(at_once) else ""
     kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     outdated = f" {_outdated(swept)}" if swept.changes else ""
     return (
         f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good, "
-        f"the comparison carries arrivals at {first} the trace's speed, the baseline at {second}: "
-        f"**{_compared(swept, '{ratio} the {load}')}** ({ends}*{kind}*).{outdated}"
+        f"of the baseline's load the comparison carries **{_range(swept, swept.headline)}**: "
+        f"{_compared(swept, '{ratio} the {load}')}{ends} if the requests of one timestamp come at "
+        f"once, {ratio_text(spread)}{_in_brackets(spread)} if they are spread until the next. "
+        f"{_others(swept).capitalize()} (*{kind}*).{outdated}"
     )
+
+
+def _range(swept: Sweep, target: float) -> str:
+    """Return the ratio of loads under both readings of the clock, as a range where it is one."""
+    both = [swept.ratios.loc[target], swept.ratios_of(swept.spread_curves).loc[target]]
+    if not all(map(exact, both)):
+        return " or ".join(dict.fromkeys(map(ratio_text, both)))
+    low, high = (number(row["low"], 1) for row in sorted(both, key=lambda row: row["low"]))
+    return f"{low} times" if low == high else f"{low} to {high} times"
+
+
+def _others(swept: Sweep) -> str:
+    """Return the ratio at the other shares that are asked for, of those at which it is known."""
+    known = {target: _range(swept, target) for target in swept.ratios.index
+             if target != swept.headline}  # fmt: skip
+    return "; ".join(
+        f"at {percent(target, 0)} good it is {text}" for target, text in known.items()
+        if "not known" not in text
+    )  # fmt: skip
 
 
 # --- load ---------------------------------------------------------------------------------------
@@ -326,7 +337,7 @@ def loads_table(swept: Sweep) -> Table:
 @unless_missing(None)
 def repeats_table(swept: Sweep) -> Table:
     """Return the load that the main configurations carry, by repeat."""
-    wide = swept.repeated.set_index(["configuration", "bursts", "repeat"])
+    wide = swept.repeated.set_index(["configuration", "bursts", "repeat"]).sort_index()
     lines = []
     for name, bursts in dict.fromkeys(zip(swept.repeated["configuration"],
                                           swept.repeated["bursts"], strict=True)):  # fmt: skip
