@@ -95,13 +95,13 @@ def counterpoint(evidence: Evidence) -> str:
     ttft, itl = evidence.comparison.ttft, evidence.comparison.itl
     faster = ttft.paired.faster.value
     gains = {"better": True, "worse": False}.get(evidence.comparison.good.verdict)
-    most = "most requests" if faster > 0.5 else "not most requests"
-    most = f"Yet {most}" if gains == (faster <= 0.5) else most.capitalize()
+    sooner = f"{percent(faster, 0)} get their first token sooner"
+    if gains == (faster <= 0.5):
+        sooner = f"The {'gain' if gains else 'loss'} is in the tail: {'only ' * gains}{sooner}"
     return (
         f"The mean TTFT goes from {number(ttft.mean.baseline)} to {number(ttft.mean.comparison)} "
         f"ms, its p99 from {number(ttft.p99.baseline)} to {number(ttft.p99.comparison)} ms and the "
-        f"p99 ITL from {number(itl.p99.baseline)} to {number(itl.p99.comparison)} ms. {most}: "
-        f"{percent(faster, 0)} get their first token sooner."
+        f"p99 ITL from {number(itl.p99.baseline)} to {number(itl.p99.comparison)} ms. {sooner}."
     )
 
 

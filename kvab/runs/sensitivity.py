@@ -307,7 +307,8 @@ class Answers:
             of = of[of[column] != (profile.get(column) or (np.inf if sweep == TRANSFER else 0))]
             named = [label.format(value).replace("at inf GB/s", "free") for value in of[column]]
             rows.append(of.assign(choice=named))
-        columns = ["choice", "metric", "verdict", "difference", "ci_low", "ci_high"]
+        columns = ["choice", "metric", "verdict", "baseline", "comparison", "difference",
+                   "ci_low", "ci_high"]  # fmt: skip
         return pd.concat(rows, ignore_index=True)[columns]
 
 

@@ -155,6 +155,7 @@ def test_what_is_replayed_is_kept_read_and_said(replayed, checkout, small_trace,
     choices = {*replayed.verdicts["choice"]}
     assert "KV transfer at no time (replayed)" not in choices
     assert any("free" in choice for choice in choices)
+    assert not replayed.verdicts.isna().any(axis=None)
     run = runs.read_run(checkout / "runs/qwen3-32b" / CLUSTER / "disagg-kv-router/r1")
     assert run.requests[[*PARTS]].notna().all(axis=None)
     replay_sensitivity(STUDY, CLUSTER, None, small_trace)

@@ -328,12 +328,12 @@ def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
 @pytest.mark.parametrize(
     ("verdict", "faster", "said"),
     [
-        ("better", 0.8, " Most requests: 80 %"),
-        ("better", 0.3, " Yet not most requests: 30 %"),
-        ("worse", 0.3, " Not most requests: 30 %"),
-        ("worse", 0.8, " Yet most requests: 80 %"),
-        ("inconclusive", 0.3, " Not most requests: 30 %"),
-        ("no difference", 0.8, " Most requests: 80 %"),
+        ("better", 0.8, " ms. 80 % get"),
+        ("better", 0.3, " The gain is in the tail: only 30 % get"),
+        ("worse", 0.3, " ms. 30 % get"),
+        ("worse", 0.8, " The loss is in the tail: 80 % get"),
+        ("inconclusive", 0.3, " ms. 30 % get"),
+        ("no difference", 0.8, " ms. 80 % get"),
     ],
 )
 def test_yet_stands_only_where_the_typical_request_contradicts_the_verdict(
