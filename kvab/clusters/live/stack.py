@@ -167,9 +167,11 @@ def _mocker(role: str, group: WorkerGroup, profile: Live) -> list[str]:
         "--ais-backend": profile.backend,
         "--ais-tp-size": group.tensor_parallel,
     }
-    if role != "aggregated":  # 0 is free; left out, it would be what the engine takes for usual
+    if role != "aggregated":
+        # Of one GPU, as in the simulator; 0 is free, and left out would be the engine's own default.
+        per_gpu = (profile.kv_transfer_gb_per_s or 0) / group.tensor_parallel
         options |= {
-            "--kv-transfer-bandwidth": profile.kv_transfer_gb_per_s or 0,
+            "--kv-transfer-bandwidth": per_gpu,
             "--kv-transfer-timing-mode": "destination_missing",  # as in the simulator
         }
     caching = [] if group.prefix_caching else ["--no-enable-prefix-caching"]
