@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from kvab.clusters.live.stack import commands
 from kvab.clusters.simulated import prediction
 from kvab.errors import InputError
 from kvab.pages import sensitivity
@@ -50,6 +51,21 @@ def test_a_worker_of_two_gpus_sends_over_both(small_trace):
     assert free.depends_on()["kv_transfer_gb_per_s"] is None
     aggregated = job(small_trace, "agg-kv-router", Variant())
     assert "kv_transfer" not in engine(aggregated)["engine"]
+
+
+@pytest.mark.parametrize(("gb_per_s", "per_gpu"), [(50.0, "25.0"), (None, "0.0")])
+def test_the_mock_engines_are_told_what_a_gpu_sends(small_trace, gb_per_s, per_gpu):
+    profile = load_cluster("live-cpu").model_copy(update={"kv_transfer_gb_per_s": gb_per_s})
+    for configuration, roles in (("disagg-kv-router", {"prefill", "decode"}),
+                                 ("agg-kv-router", set())):  # fmt: skip
+        given = {
+            name: command[command.index("--kv-transfer-bandwidth") + 1]
+            for name, command in commands(
+                job(small_trace, configuration, Variant()).topology, profile, 1
+            ).items()
+            if "--kv-transfer-bandwidth" in command
+        }
+        assert given == dict.fromkeys(roles, per_gpu)
 
 
 def test_step_times_are_stretched_by_the_settings_of_each_role(small_trace):

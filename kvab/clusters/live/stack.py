@@ -168,7 +168,7 @@ def _mocker(role: str, group: WorkerGroup, profile: Live) -> list[str]:
         "--ais-tp-size": group.tensor_parallel,
     }
     if role != "aggregated":
-        # Of one GPU, as in the simulator; 0 is free, and left out would be the engine's own default.
+        # Of one GPU, as in the simulator; 0 is free.
         per_gpu = (profile.kv_transfer_gb_per_s or 0) / group.tensor_parallel
         options |= {
             "--kv-transfer-bandwidth": per_gpu,
