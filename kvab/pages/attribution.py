@@ -129,8 +129,8 @@ def anatomy_table(evidence: Evidence) -> Table | None:
         "Means over the requests of all repeats, in ms. Waiting: frontend and queue, until a "
         "worker admits the request. Prefill: from then until its prompt is read, with the other "
         "prompts of the same steps. Transfer: until the decode worker has the KV cache and admits "
-        "the request; an aggregated worker needs none and gives the first token with the prompt's "
-        "last step.",
+        "the request; an aggregated worker does without and gives the first token with the "
+        "prompt's last step.",
         ("configuration",),
     )
 

@@ -199,13 +199,13 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     ends = f" ({_level(swept)} {ends_text(at_once)})" if exact(at_once) else ""
     kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
-    outdated = f" {_outdated(swept)}" if swept.changes else ""
+    outdated, others = f" {_outdated(swept)}" if swept.changes else "", _others(swept)
     return (
-        f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good, "
-        f"of the baseline's load the comparison carries **{_range(swept, swept.headline)}**: "
-        f"{_compared(swept, '{ratio} the {load}')}{ends} if the requests of one timestamp come at "
-        f"once, {ratio_text(spread)}{_in_brackets(spread)} if they are spread until the next. "
-        f"{_others(swept).capitalize()} (*{kind}*).{outdated}"
+        f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good the "
+        f"comparison carries **{_range(swept, swept.headline)}** the baseline's: "
+        f"{_compared(swept, '{ratio} the {load}')}{ends} if a timestamp's requests come at once, "
+        f"{ratio_text(spread)}{_in_brackets(spread)} if they are spread until the next"
+        f"{'; ' * bool(others)}{others} (*{kind}*).{outdated}"
     )
 
 

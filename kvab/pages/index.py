@@ -73,7 +73,7 @@ def short_answer(evidence: Evidence, judged: Gate) -> str:
 @drawn("index-good-shares", lambda e: e.good_shares)
 def good_shares_figure(evidence: Evidence) -> Drawing:
     """Draw the good share of each configuration: every repeat a point, with its interval."""
-    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 1.75))
+    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 1.5))
     styles, names = arm_styles(evidence.arms), list(evidence.arms)
     shares = evidence.good_shares
     for at, name in enumerate(reversed(names)):
@@ -119,8 +119,7 @@ def good_shares_caption(evidence: Evidence) -> str:
         )
     return (
         f"{finding} Share of good requests by configuration: each repeat a point, the bar the "
-        f"{evidence.study.statistics.percent} workload interval (block bootstrap over arrival "
-        "time)."
+        f"{evidence.study.statistics.percent} workload interval."
     )
 
 

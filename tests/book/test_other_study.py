@@ -148,6 +148,7 @@ def test_a_new_study_is_whole_and_refuses_a_taken_or_impossible_name(checkout):
     assert sorted(path.name for path in (checkout / "recipes").iterdir()) == [
         "campaign.yaml",
         "clusters",
+        "hardware",
         "mine",
         "ours",
         "qwen3-32b",

@@ -243,8 +243,8 @@ def test_an_unknown_configuration_is_refused_with_the_known_ones():
 
 
 def test_a_repeat_without_a_seed_is_refused():
-    with pytest.raises(InputError, match="expected a repeat from 1 to 3"):
-        load_study().seed(4)
+    with pytest.raises(InputError, match="expected a repeat from 1 to 20"):
+        load_study().seed(21)
 
 
 def test_every_profile_is_read(checkout):

@@ -271,7 +271,8 @@ def test_a_difference_is_that_of_the_printed_numbers(pair, decimals, expected):
 
 def test_pairs_are_called_pairs_and_medians_medians(published):
     result = published.comparison
-    assert f"746 of {result.pairs:,} pairs" in outcome.losses(published)
+    lost = result.good_table.only_baseline
+    assert f"{lost:,} of {result.pairs:,} pairs" in outcome.losses(published)
     text = outcome.requests(published)
     assert text.startswith(f"Of {result.pairs:,} pairs ") and "request" not in text
     paired = replace(
@@ -288,9 +289,16 @@ def test_pairs_are_called_pairs_and_medians_medians(published):
 
 
 def test_noise_is_told_of_the_repeats_at_hand_and_is_no_bound(published):
-    text = outcome.variation(published)
-    assert text.startswith("Of 3 replays of the baseline, the two that differ most are 0.6 points")
-    assert "at most" not in text
+    for answers, said in (
+        (published.answers, "Of 20 replays of the baseline, each in another order, the two that"),
+        (None, "Of 3 replays of the baseline, the two that differ most are 0.6 points"),
+    ):
+        evidence = replace(published)
+        evidence.__dict__ |= {"answers": answers, "noise_floor": published.noise_floor,
+                              "comparison": published.comparison}  # fmt: skip
+        text = outcome.variation(evidence)
+        assert text.startswith(said)
+        assert "at most" not in text
     once = published_once(published)
     once.__dict__["comparison"] = published.comparison
     assert outcome.variation(once).startswith("With one repeat")
@@ -308,7 +316,7 @@ def verdicts_on(choices):
 
 def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
     made_up = replace(published)
-    made_up.__dict__["slo_surface"] = published.slo_surface
+    made_up.__dict__ |= {"slo_surface": published.slo_surface, "answers": None}
     made_up.__dict__["robustness"] = verdicts_on({
         "as declared": {"ttft_ms": "better", "good_share": "better"},
         "other blocks": {"ttft_ms": "better", "good_share": "better"},
