@@ -7,7 +7,7 @@ and what `kvab hardware` prints. Ratios are simulated over measured.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,6 +36,7 @@ NOT_SIMULATED = (
     ":::{note}\nNo published measurement is declared under recipes/hardware and simulated: run "
     "`kvab hardware`.\n:::"
 )
+BASELINE, COMPARISON = "the baseline", "the comparison"
 OUTPUT, TTFT, ITL = "output_tokens_per_s", "ttft_ms", "itl_ms"
 ROUTING = {"round_robin": STYLES["baseline"], "kv": ABLATIONS[0]}
 QUICK_MS = 1000  # measured mean TTFT below which a cluster is not saturated
@@ -300,56 +301,70 @@ def ratios_table(held: Held) -> Table:
     return Table(pd.DataFrame(lines), caption, ("scenario", "cluster", "metric"))
 
 
-def _errors(held: Held) -> list[tuple[str, pd.Series, bool]]:
-    """Return each error that touches a headline, its ratios, and if a low one favours the baseline.
+class Error(NamedTuple):
+    """An error of the simulator, the headlines that it touches, and whom a low ratio favours."""
+
+    what: str
+    touches: str
+    ratios: pd.Series
+    low_favours: str
+
+    @property
+    def favours(self) -> str:
+        """The side that it favours."""
+        sides = [BASELINE, COMPARISON]
+        return self.low_favours if self.ratios.median() < 1 else sides[self.low_favours == BASELINE]
+
+
+def _errors(held: Held) -> list[Error]:
+    """Return the errors that touch one side of the study's comparison more than the other.
 
     The baseline is aggregated behind round-robin; the comparison disaggregated behind KV routing.
     """
-    grid, lines = _grid(held), [("prefill steps, which delay decoding in the baseline alone",
-                                 _idle(held)["ratio"], True)]  # fmt: skip
-    if len(grid):
-        first = grid[grid["arm"] == grid["arm"].iloc[0]]
-        lines += [
-            ("ITL of disaggregated workers", first["ratio"][first["metric"].str.startswith(ITL)],
-             False),
-            ("TTFT of disaggregated workers with one user", first["ratio"][
-                first["metric"].str.startswith(TTFT) & (first["users"] == 1)], False),
-        ]  # fmt: skip
+    lines = [Error("prefill steps, which delay decoding in the baseline alone", "ITL, good share",
+                   _idle(held)["ratio"], BASELINE)]  # fmt: skip
+    grid = _grid(held)
+    for metric, of in grid[grid["arm"] == grid["arm"].head(1).squeeze()].groupby("metric"):
+        if str(metric).startswith(ITL):
+            lines.append(Error("ITL of disaggregated workers", "ITL, good share", of["ratio"],
+                               COMPARISON))  # fmt: skip
+        if str(metric).startswith(TTFT):
+            lines.append(Error("TTFT of disaggregated workers with one user", "TTFT, good share",
+                               of["ratio"][of["users"] == 1], COMPARISON))  # fmt: skip
     if found := _ladder(held):
         name, routers = found
         measured, simulated = _gains(held)
-        kv, base = (_of(held, "", scenario=name, arm=routers[r]) for r in ("kv", "round_robin"))
-        loaded = base[(base["metric"] == OUTPUT) & (base["cell"] == LADDER)]
+        arms = {r: _of(held, "", scenario=name, arm=arm) for r, arm in routers.items()}
+        of = {router: rows.groupby("metric")["ratio"] for router, rows in arms.items()}
+        base, kv = of["round_robin"], of["kv"]
+        gained = pd.Series([(1 + np.mean(measured)) / (1 + simulated)])
+        early = _unsaturated(held, routers["round_robin"])
         lines += [
-            ("ITL of aggregated workers behind round-robin",
-             base["ratio"][base["metric"].str.startswith(ITL)], True),
-            ("TTFT below saturation behind round-robin", _unsaturated(held, routers["round_robin"]),
-             True),
-            ("output over the ladder behind round-robin", 1 / loaded["ratio"], True),
-            ("mean TTFT behind KV routing", kv["ratio"][kv["metric"] == "ttft_ms_mean"], False),
-            ("output that KV routing gains",
-             pd.Series([(1 + np.mean(measured)) / (1 + simulated)]), False),
+            Error("ITL of aggregated workers", "ITL, good share", base.get_group("itl_ms_mean"),
+                  BASELINE),
+            Error("TTFT below saturation behind round-robin", "TTFT, good share", early, BASELINE),
+            Error("output behind round-robin", "load that is carried", 1 / base.get_group(OUTPUT),
+                  BASELINE),
+            Error("mean TTFT behind KV routing", "TTFT, good share", kv.get_group("ttft_ms_mean"),
+                  COMPARISON),
+            Error("output that KV routing gains", "load that is carried", gained, COMPARISON),
         ]  # fmt: skip
-    return [line for line in lines if len(line[1])]
-
-
-def _favours(ratios: pd.Series, low_favours_baseline: bool) -> str:
-    return "the baseline" if (ratios.median() < 1) == low_favours_baseline else "the comparison"
+    return [line for line in lines if len(line.ratios)]
 
 
 @unless_missing(None)
 def meaning_table(held: Held) -> Table:
-    """Return for each error whom it favours."""
+    """Return for each error which headlines it touches, and whom it favours."""
     lines = [
-        {"error of": what, "time, simulated / measured": _range(ratios),
-         "favours": _favours(ratios, low)}
-        for what, ratios, low in _errors(held)
+        {"error of": error.what, "touches": error.touches,
+         "time, simulated / measured": _range(error.ratios), "favours": error.favours}
+        for error in _errors(held)
     ]  # fmt: skip
     caption = (
-        "Which way each error pushes the headline, comparison against baseline: a time that is too "
-        "short favours who takes it. Output stands as the time for a token. Median and range."
+        "Which way each error pushes the comparison against the baseline: a time that is too short "
+        "favours who takes it. Output stands as the time for a token. Median and range."
     )
-    return Table(pd.DataFrame(lines), caption, ("error of", "favours"))
+    return Table(pd.DataFrame(lines), caption, ("error of", "touches", "favours"))
 
 
 @unless_missing(None)
@@ -379,10 +394,10 @@ def sources(held: Held) -> str:
 def lesson(held: Held) -> str:
     """Return what the page teaches."""
     errors = _errors(held)
-    for_baseline = [what for what, *rest in errors if _favours(*rest) == "the baseline"]
+    count = sum(error.favours == BASELINE for error in errors)
     pushes = (
-        f"{len(for_baseline)} of {counted(len(errors), 'error')} favour the baseline, the others "
-        "the comparison; they do not cancel, and none was corrected for."
+        f"{count} of {counted(len(errors), 'error')} favour the baseline, the others the "
+        "comparison; no number of this report was corrected for them."
     )
     return "\n".join(f"- {text}" for text in (band(held), routing(held), pushes) if text)
 
@@ -412,13 +427,6 @@ def beside_answer(evidence: Evidence, held: Held | None) -> str:
     return f"{said} [Where, and what that means](12_hardware)." if said else ""
 
 
-def time_errors(held: Held) -> dict[str, np.ndarray]:
-    """Return by which ratios steps took longer on hardware than simulated: prefill and decode."""
-    decode = held.own[held.own["metric"].str.startswith(ITL)]
-    of = {"prefill": _idle(held), "decode": decode}
-    return {step: 1 / rows["ratio"].to_numpy() for step, rows in of.items()}
-
-
 @unless_missing("")
 def mark_measured(held: Held, axes: Axes, grid: pd.DataFrame) -> str:
     """Mark on a grid of step times where measured ones lie; return what the grid has there.
@@ -433,10 +441,12 @@ def mark_measured(held: Held, axes: Axes, grid: pd.DataFrame) -> str:
         The effect in points, by ratio of decode times (index) and of prefill times (columns).
     """
     cells, ends = [], []
-    for step, values in (("prefill", grid.columns), ("decode", grid.index)):
-        ratios = time_errors(held)[step]
-        if not len(ratios):
+    decode = held.own[held.own["metric"].str.startswith(ITL)]
+    for step, rows, values in (("prefill", _idle(held), grid.columns),
+                               ("decode", decode, grid.index)):  # fmt: skip
+        if rows.empty:
             return ""
+        ratios = 1 / rows["ratio"].to_numpy()
         known = values.to_numpy(dtype=float)
         places = np.interp(np.log(ratios), np.log(known), range(len(known)))
         cells.append((places.min(), places.max()))

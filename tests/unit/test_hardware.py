@@ -324,3 +324,15 @@ def test_what_another_simulator_simulated_is_simulated_again(folder, tmp_path):
     path.write_text(json.dumps(kept | {"versions": kept["versions"] | {"aisimulate": "0.1"}}))
     hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
     assert json.loads(path.read_text()) == kept
+
+
+def test_publishing_copies_what_is_declared_and_removes_the_rest(checkout):
+    published = checkout / "book/published"
+    (published / "hardware").mkdir(parents=True)
+    (published / "hardware/old.json").write_text("{}")
+    hardware.publish_hardware(checkout / "runs", published)
+    assert [path.name for path in published.glob("hardware/*")] == ["old.json"]  # nothing simulated
+    hold(load_scenarios("idle-prefill-qwen3-32b"), checkout / "runs", quiet=True)
+    hardware.publish_hardware(checkout / "runs", published)
+    names = {path.name for path in published.glob("hardware/*")}
+    assert names == {path.name for path in (checkout / "runs/hardware").iterdir()}
