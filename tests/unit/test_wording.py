@@ -294,13 +294,14 @@ def test_noise_is_told_of_the_repeats_at_hand_and_is_no_bound(published):
         (None, "Of 3 replays of the baseline, the two that differ most are 0.6 points"),
     ):
         evidence = replace(published)
-        evidence.__dict__ |= {"answers": answers, "noise_floor": published.noise_floor,
-                              "comparison": published.comparison}  # fmt: skip
+        evidence.__dict__.update(
+            answers=answers, noise_floor=published.noise_floor, comparison=published.comparison
+        )
         text = outcome.variation(evidence)
         assert text.startswith(said)
         assert "at most" not in text
     once = published_once(published)
-    once.__dict__["comparison"] = published.comparison
+    once.__dict__.update(comparison=published.comparison, answers=None)
     assert outcome.variation(once).startswith("With one repeat")
 
 
@@ -316,7 +317,7 @@ def verdicts_on(choices):
 
 def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
     made_up = replace(published)
-    made_up.__dict__ |= {"slo_surface": published.slo_surface, "answers": None}
+    made_up.__dict__.update(slo_surface=published.slo_surface, answers=None)
     made_up.__dict__["robustness"] = verdicts_on({
         "as declared": {"ttft_ms": "better", "good_share": "better"},
         "other blocks": {"ttft_ms": "better", "good_share": "better"},
