@@ -44,7 +44,7 @@ QUEUE_RATIO = 2  # simulated over measured mean TTFT that speaks of a queue the 
 
 
 def _source(held: Held, runs: bool = True) -> str:
-    return "Source: figures that others published (below), and simulations of the same load."
+    return "Source: figures that others published (below); the rest is simulated, not measured."
 
 
 def _of(held: Held, metric: str, **wanted: str) -> pd.DataFrame:
@@ -68,7 +68,7 @@ def provenance(held: Held) -> str:
     return (
         ":::{admonition} Measured by others, simulated here\n:class: important\n"
         f"{counted(len(held.own), 'figure')} of {counted(len(held.scenarios), 'scenario')}, "
-        "transcribed with source, commit and licence; none was measured for this study. "
+        "transcribed with source, commit and licence; this study measured nothing of its own. "
         f"Simulated by {versions}.\n:::"
     )
 
@@ -415,9 +415,8 @@ def band(held: Held) -> str:
             low, middle, high = (number(ratios.quantile(q), 2) for q in (0.1, 0.5, 0.9))
             parts.append(f"{label} {middle} ({low} to {high})")
     return (
-        f"Against {len(held.own)} figures that others measured on GPUs, this simulator's numbers "
-        f"are the following multiples of the measured, at the median (middle 80 %): "
-        f"{', '.join(parts)}."
+        f"Against {len(held.own)} figures that others measured on GPUs, simulated over measured is, "
+        f"at the median (middle 80 %): {', '.join(parts)}."
     )
 
 
