@@ -415,8 +415,8 @@ def band(held: Held) -> str:
             low, middle, high = (number(ratios.quantile(q), 2) for q in (0.1, 0.5, 0.9))
             parts.append(f"{label} {middle} ({low} to {high})")
     return (
-        f"Against {len(held.own)} figures that others measured on GPUs, simulated over measured is, "
-        f"at the median (middle 80 %): {', '.join(parts)}."
+        f"Against {len(held.own)} figures that others measured on GPUs, simulated over measured "
+        f"is, at the median (middle 80 %): {', '.join(parts)}."
     )
 
 
