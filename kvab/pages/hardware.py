@@ -382,7 +382,7 @@ def sources(held: Held) -> str:
     for scenario in held.scenarios.values():
         lines.append(f"\n**{plain(scenario.title)}**\n")
         lines += [
-            f"- {plain(source.what)}: {plain(source.address)}, commit {plain(source.commit)}; "
+            f"- [{plain(source.what)}]({source.address}), commit {plain(source.commit)}; "
             f"licence: {plain(source.licence)}"
             for source in scenario.sources
         ]
