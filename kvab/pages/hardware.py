@@ -7,6 +7,7 @@ and what `kvab hardware` prints. Ratios are simulated over measured.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -382,12 +383,20 @@ def sources(held: Held) -> str:
     for scenario in held.scenarios.values():
         lines.append(f"\n**{plain(scenario.title)}**\n")
         lines += [
-            f"- [{plain(source.what)}]({source.address}), commit {plain(source.commit)}; "
+            f"- {plain(source.what)}: {_link(source.address)}, commit {plain(source.commit)}; "
             f"licence: {plain(source.licence)}"
             for source in scenario.sources
         ]
         lines += [f"- Assumed: {plain(text)}" for text in scenario.assumed]
     return "\n".join(lines)
+
+
+def _link(address: str) -> str:
+    """Return an address, of which the part up to a space leads there if it is one of the web."""
+    target, _, inside = address.partition(" ")
+    if not re.fullmatch(r"https://[\w./@-]+", target):
+        return plain(address)
+    return f"<{target}> {plain(inside)}".rstrip()
 
 
 @unless_missing("Nothing yet: hold the simulator against measurements to learn it.")
