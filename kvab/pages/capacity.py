@@ -200,13 +200,17 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
     outdated, others = f" {_outdated(swept)}" if swept.changes else "", _others(swept)
+    carries = f"the comparison carries {_range(swept, swept.headline)} the {{load}}"
     return (
-        f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good the "
-        f"comparison carries **{_range(swept, swept.headline)}** the baseline's: "
-        f"{_compared(swept, '{ratio} the {load}')}{ends} if a timestamp's requests come at once, "
-        f"{ratio_text(spread)}{_in_brackets(spread)} if they are spread until the next"
-        f"{'; ' * bool(others)}{others} (*{kind}*).{outdated}"
+        f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good "
+        f"**{_compared(swept, carries)}** of the baseline: {_times(at_once)}{ends} if a "
+        f"timestamp's requests come at once, {_times(spread)}{_in_brackets(spread)} if spread "
+        f"until the next{'; ' * bool(others)}{others} (*{kind}*).{outdated}"
     )
+
+
+def _times(ratio: pd.Series) -> str:
+    return ratio_text(ratio).removesuffix(" times")
 
 
 def _range(swept: Sweep, target: float) -> str:
@@ -223,7 +227,7 @@ def _others(swept: Sweep) -> str:
     known = {target: _range(swept, target) for target in swept.ratios.index
              if target != swept.headline}  # fmt: skip
     return "; ".join(
-        f"at {percent(target, 0)} good it is {text}" for target, text in known.items()
+        f"at {percent(target, 0)} good {text}" for target, text in known.items()
         if "not known" not in text
     )  # fmt: skip
 

@@ -73,7 +73,7 @@ def short_answer(evidence: Evidence, judged: Gate) -> str:
 @drawn("index-good-shares", lambda e: e.good_shares)
 def good_shares_figure(evidence: Evidence) -> Drawing:
     """Draw the good share of each configuration: every repeat a point, with its interval."""
-    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 1.5))
+    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 1.25))
     styles, names = arm_styles(evidence.arms), list(evidence.arms)
     shares = evidence.good_shares
     for at, name in enumerate(reversed(names)):
@@ -113,7 +113,7 @@ def good_shares_caption(evidence: Evidence) -> str:
         points = points_gained(evidence)
         alone = max((n for n in arms if arms[n].role == "ablation"), key=lambda n: points[n])
         finding = (
-            f"The better single factor brings {signed(points[alone], 1)} points "
+            f"By itself the stronger factor brings {signed(points[alone], 1)} points "
             f"({arms[alone].label}), both together "
             f"{signed(points[evidence.study.comparison], 1)}."
         )
