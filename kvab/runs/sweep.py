@@ -206,6 +206,8 @@ def simulated_workload(
 def replay_cells(cells: list[Job], on: str | None) -> None:
     """Replay the cells that do not serve as they are, the slowest first."""
     jobs = list({job.path: job for job in cells}.values())
+    if not jobs:
+        return
     planned = replay_missing.plan(jobs)
     missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
     kept = len(jobs) - len(missing)

@@ -40,7 +40,7 @@ def cluster(emulated):
     content = yaml.safe_load((emulated.checkout / STUDY).read_text())
     for name in set(content["configurations"]) - set(ARMS):
         content["configurations"].pop(name)
-    content["capacity"].update(loads=[1, 4], splits=[{"prefill": 6, "decode": 2}])
+    content["capacity"].update(loads=[1, 4], repeats=1, splits=[{"prefill": 6, "decode": 2}])
     (emulated.checkout / STUDY).write_text(yaml.safe_dump(content))
     emulated.profile(limits={"prepare_s": 30}, **PODS)
     return emulated
@@ -101,13 +101,13 @@ def test_a_sweep_on_a_cluster_is_the_sweep_of_this_machine(cluster, small_trace,
     process = capacity(cluster, small_trace)
     out, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "6 cells: 0 complete, 6 to replay" in said  # four of load, two with bursts spread
-    assert "of 6 cells done, 0 failed" in said
+    assert "8 cells: 0 complete, 8 to replay" in said  # four of load under each of two clocks
+    assert "of 8 cells done, 0 failed" in said
     swept = json.loads(
         (cluster.runs / "qwen3-32b/simulated-h200/capacity/capacity.json").read_text()
     )
     assert out.strip().endswith("capacity")
-    assert len(swept["cells"]) == 5
+    assert len(swept["cells"]) == 9  # one of the split, which is that of a cell of load
     assert cluster.left() == []
     claims = cluster.store.find("persistentvolumeclaims")
     assert [claim["metadata"]["name"] for claim in claims] == ["perf-cache"]
