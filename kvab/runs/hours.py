@@ -39,7 +39,8 @@ STATISTICS = ("mean", "p50", "p90", "p99")
 # Metric and statistic of each effect that pages show; columns of the table are named alike.
 EFFECTS = (("good_share", "mean"), ("ttft_ms", "mean"), ("itl_ms", "mean"), ("latency_ms", "mean"),
            ("ttft_ms", "p99"))  # fmt: skip
-SAME = ("deploy.yaml", "trace", "rows")  # of what a run depends on, if made hours are to fit it
+# Of what a run depends on, if made hours are to fit it.
+SAME = ("deploy.yaml", "trace", "rows", "kv_transfer_gb_per_s", "frontend_ms_per_1k_tokens")
 
 
 class Summary(tables.Summary):

@@ -98,8 +98,13 @@ def plan_cells(
     profile = load_cluster(cluster)
     assert isinstance(profile, Simulated)
 
+    normal_runs = {
+        name: plan_job(study, cluster, name, 1, rows, trace, folder)
+        for name in study.configurations
+    }
+
     def cell(sweep: str, name: str, variant: Variant) -> Cell:
-        normal = plan_job(study, cluster, name, 1, rows, trace, folder)
+        normal = normal_runs[name]
         job = plan_job(study, cluster, name, 1, rows, trace, folder, variant)
         moved = variant.spread or variant.again
         same = not moved and (job.cluster, job.topology) == (normal.cluster, normal.topology)
