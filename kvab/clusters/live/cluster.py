@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import importlib.metadata
+import math
 import os
 import sys
 import time
@@ -44,7 +45,7 @@ from kvab.trace.reading import write_rows
 
 PACKAGES = ("ai-dynamo", "aiperf", "aisimulate")
 AFTER_TRACE_S = 1800.0  # for the last answers, as on the cluster
-POLL_S = 0.5
+POLL_S, MEMORY_S = 0.5, 60.0  # between looks at what was answered, and at the memory in use
 KEPT = ("profile_export_aiperf.json", "profile_export_aiperf.csv", stack.METRICS,
         "logs/aiperf.log", aiperf.READY)  # fmt: skip
 
@@ -136,6 +137,7 @@ class LiveRun(ClusterRun):
     def __init__(self, cluster: LiveCluster, job: Job) -> None:
         self.cluster, self.job, self.replayed = cluster, job, False
         self.machine, self.stack = Machine(), Stack(cluster.profile)
+        self.memory_gb: list[float] = []
 
     @property
     def artifacts(self) -> Path:
@@ -189,7 +191,11 @@ class LiveRun(ClusterRun):
 
     def _progress(self, program: Program, deadline: float) -> Iterator[int]:
         records, done, at = self.artifacts / aiperf.RECORDS, 0, 0
+        measured_at = -math.inf
         while program.process.poll() is None:
+            if time.monotonic() > measured_at + MEMORY_S:
+                measured_at = time.monotonic()
+                self.memory_gb.append(self.stack.programs.memory_gb())
             if time.monotonic() > deadline:
                 raise DependencyError(f"the replay did not end in time: {program.tail()}")
             self.stack.programs.check(but=program)
@@ -210,6 +216,7 @@ class LiveRun(ClusterRun):
             "workers_served": stack.workers_served(self.artifacts, list(self.job.topology.groups)),
             "router": aiperf.router_counters(self.artifacts),
             "frontend_ms_per_1k_tokens": stack.frontend_ms_per_1k_tokens(self.artifacts),
+            "memory_gb": self.memory_gb,
         }
         return Collected(requests=self._requests(read), artifacts=self._kept(), host=host)
 

@@ -16,6 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from kvab.clusters.live import guard
 from kvab.console import mask
 from kvab.errors import DependencyError
@@ -101,6 +103,14 @@ class Programs:
             code = program.process.poll()
             if code is not None and program is not but:
                 raise DependencyError(f"{program.name} ended with {code}: {program.tail()}")
+
+    def memory_gb(self) -> float:
+        """Return what their processes hold (RSS; a page that two share counts twice), in GB."""
+        held = 0
+        for process in (p for program in self.started for p in guard.members(program.session)):
+            with contextlib.suppress(psutil.Error):
+                held += process.memory_info().rss
+        return round(held / 1e9, 2)
 
     def logs(self) -> dict[str, bytes]:
         """Return what every program has printed, by file name."""
