@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("KVAB_ROOT", str(ROOT))
+# Where traces are, tests say themselves; those of real traces ask for them here.
+TRACES = os.environ.pop("KVAB_TRACES", None)
 # Started in the background, tests ignore Ctrl-C, and so would every command that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -331,10 +331,10 @@ def test_a_trace_that_cannot_be_had_is_asked_for_once(away):
     """The notebook of the command looks for it."""
     process, asked = away("run", "--configuration", "agg-round-robin", "--rows", 20)
     assert process.returncode == 0, process.stderr
-    assert process.stderr.count("SYNTHETIC WORKLOAD") == 1
+    assert process.stderr.count("GENERATED WORKLOAD") == 1
     assert asked == 3  # the tries of one download
     manifest = json.loads((Path(process.stdout.splitlines()[0]) / "run.json").read_text())
-    assert manifest["trace"]["name"] == "SYNTHETIC WORKLOAD (seed 1)"
+    assert manifest["trace"]["name"] == "GENERATED WORKLOAD (seed 1)"
 
 
 @pytest.mark.parametrize("group", [[], ["trace"]])

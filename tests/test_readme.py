@@ -87,7 +87,7 @@ def clone(checkout, recorded_trace):
     """A copy of the checkout whose study replays a small trace, and what a user has there."""
     content, study = recorded_trace.read_bytes(), checkout / "recipes/qwen3-32b/study.yaml"
     text = study.read_text()
-    block = re.search(r"^trace:\n(?:  .*\n|\n)+", text, re.M)[0]
+    block = re.search(r"^  conversation:\n(?:    .*\n)+", text, re.M)[0]
     small = re.sub(r"sha256: \S+", f"sha256: {hashlib.sha256(content).hexdigest()}", block)
     study.write_text(text.replace(block, re.sub(r"rows: \d+", "rows: 60", small)))
     (checkout / "conversation_trace.jsonl").write_bytes(content)

@@ -35,6 +35,7 @@ from kvab.runs.folder import RunManifest
 from kvab.runs.hardware import publish_hardware
 from kvab.runs.summaries import workload_path
 from kvab.study import Study, load_study, root
+from kvab.study.declaration import FRAGMENT, WITH
 from kvab.study.manifests import DEPLOY, PERF
 
 ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2,
@@ -206,10 +207,10 @@ def bundle(
     profiles = [recipes / "clusters" / f"{name}.yaml" for name in clusters]
     _add(files, "recipes", recipes, [path for path in profiles if path.is_file() and hosts])
     own = sorted(path for path in declared.folder.rglob("*") if path.is_file())
-    _add(files, f"recipes/{declared.name}", declared.folder, own)
+    _add(files, f"recipes/{declared.base}", declared.folder, own)
     _add(files, "environment", root(), [root() / "requirements.lock"])
     contents = Contents(
-        study=f"recipes/{declared.name}/{study.name}",
+        study=f"recipes/{declared.base}/{study.name}",
         clusters=clusters,
         kvab=kvab.__version__,
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
@@ -225,12 +226,15 @@ def _others(study: Study, folders: set[Path], paths: list[Path]) -> list[str]:
         for folder in folders.intersection(path.resolve() for path in paths)
         for run in folder.glob(f"*/*/*/r*/{RUN}")
     }
-    return [
-        f"{path}: left out, a bundle holds one study ({study.name}); pack it with --study "
-        f"recipes/{path.name}/study.yaml"
-        for path in sorted(studies)
-        if path.name != study.name
-    ]
+    lines = []
+    for path in sorted(studies):
+        name, _, workload = path.name.partition(WITH)
+        words = f"--study recipes/{name}/study.yaml" + f" --workload {workload}" * bool(workload)
+        if path.name != study.name:
+            lines.append(
+                f"{path}: left out, a bundle holds one study ({study.name}); pack it with {words}"
+            )
+    return lines
 
 
 def _chosen(study: Study, paths: list[Path]) -> list[tuple[Path, Path]]:
@@ -313,7 +317,8 @@ def unpacked(path: Path) -> Iterator[tuple[Path, Contents]]:
         held = {Path(name).parts[2] for name in contents.files
                 if fnmatch(name, f"runs/*/*/*/r*/{RUN}")}  # fmt: skip
         safe = bool(held) and all(NAME.fullmatch(name) for name in held)
-        if contents.study not in contents.files or not safe or held != {*contents.clusters}:
+        study = contents.study.partition(FRAGMENT)[0]
+        if study not in contents.files or not safe or held != {*contents.clusters}:
             named = f"({contents.study!r:.60}, {contents.clusters!r:.60})"
             raise InputError(expected=f"the study and clusters that {CONTENTS} names {named}",
                              got="others", path=path, fix=AGAIN)  # fmt: skip

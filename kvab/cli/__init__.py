@@ -92,11 +92,15 @@ def check(
 
 
 @app.command()
-def doctor(study: options.Study, cluster: options.Cluster = "simulated-h200") -> None:
+def doctor(
+    study: options.Study,
+    cluster: options.Cluster = "simulated-h200",
+    workload: options.Workload = "",
+) -> None:
     """Say what is missing for a cluster and how to fix it. Changes nothing."""
     from kvab.cli.doctor import findings
 
-    seen = list(findings(study, cluster))
+    seen = list(findings(options.on(study, workload), cluster))
     for finding in seen:
         print(f"{'ok  ' if finding.ok else 'FIX '}  {finding.what}")
     if not all(finding.ok for finding in seen):

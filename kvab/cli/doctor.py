@@ -109,7 +109,7 @@ def _of_trace(declared: Study) -> Iterable[Finding]:
     try:
         if not path.is_file():
             fix = "run `kvab trace fetch`, or name a copy in KVAB_TRACE"
-            raise InputError("not there: a made-up workload would stand in", path=path, fix=fix)
+            raise InputError("not there: a generated workload would stand in", path=path, fix=fix)
         trace = read_declared(declared.trace)
     except KvabError as error:
         yield Finding(False, f"trace: {error}")

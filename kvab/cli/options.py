@@ -36,6 +36,7 @@ def _place(flag: str, name: str, text: str) -> object:
 
 ONLY = "the checkout's only one, or the only published one"
 Study = Annotated[Path, _path("The study file.", ONLY, _default_study)]
+Workload = Annotated[str, typer.Option(show_default="its first", help="A workload of the study.")]
 OwnStudy = Annotated[
     Path | None,
     typer.Option(
@@ -91,6 +92,13 @@ TakeOver = Annotated[
 ]
 TraceFile = Annotated[Path, typer.Argument(help="A Mooncake trace, JSON lines.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]
+
+
+def on(study: Path, workload: str) -> Path:
+    """Return how the study of a workload is named: its file, and the workload if not the first."""
+    from kvab.study.declaration import FRAGMENT
+
+    return Path(f"{study}{FRAGMENT}{workload}") if workload else study
 
 
 def print_json(document: object) -> None:

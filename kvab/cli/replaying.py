@@ -18,6 +18,7 @@ def run(
     study: options.Study,
     runs: options.Runs,
     cluster: options.Cluster = "simulated-h200",
+    workload: options.Workload = "",
     repeat: options.Repeat = 1,
     rows: options.Rows = None,
     trace: options.Trace = None,
@@ -29,6 +30,7 @@ def run(
     from kvab.clusters.base import run_path
     from kvab.study import load_cluster, load_study
 
+    study = options.on(study, workload)
     declared = load_study(study)  # the rest is checked where the run is planned: in the notebook
     declared.configuration_folder(configuration)
     declared.seed(repeat)
@@ -64,6 +66,7 @@ def report(
     out: options.Out,
     runs: options.Runs,
     cluster: options.Reported = None,
+    workload: options.Workload = "",
     rows: options.Rows = None,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Only the first N repeats; all by default.")
@@ -87,7 +90,7 @@ def report(
         headline, index = build.report_bundle(from_, cluster, out)
     else:
         headline, index = build.report(
-            study,
+            options.on(study, workload),
             cluster or "simulated-h200",
             rows,
             repeats,
@@ -106,6 +109,7 @@ def capacity(
     study: options.Study,
     runs: options.Runs,
     cluster: options.Cluster = "simulated-h200",
+    workload: options.Workload = "",
     rows: options.Rows = None,
     trace: options.Trace = None,
     on: options.On = None,
@@ -113,7 +117,7 @@ def capacity(
     """Sweep arrival speed and split on a simulated cluster. Complete cells are kept."""
     from kvab.runs.sweep import replay_sweep
 
-    print(replay_sweep(study, cluster, rows, trace, runs, on))
+    print(replay_sweep(options.on(study, workload), cluster, rows, trace, runs, on))
 
 
 @app.command()
@@ -121,6 +125,7 @@ def resample(
     study: options.Study,
     runs: options.Runs,
     cluster: options.Cluster = "simulated-h200",
+    workload: options.Workload = "",
     hours: Annotated[
         int | None, typer.Option(min=3, help="Make N hours; by default as many as declared.")
     ] = None,
@@ -137,7 +142,7 @@ def resample(
     from kvab.runs.hours import replay_hours
     from kvab.study import load_study
 
-    print(replay_hours(load_study(study), cluster, hours, rows, trace, runs))
+    print(replay_hours(load_study(study).on(workload), cluster, hours, rows, trace, runs))
 
 
 @app.command()
@@ -145,6 +150,7 @@ def sensitivity(
     study: options.Study,
     runs: options.Runs,
     cluster: options.Cluster = "simulated-h200",
+    workload: options.Workload = "",
     rows: options.Rows = None,
     trace: options.Trace = None,
     on: options.On = None,
@@ -152,4 +158,4 @@ def sensitivity(
     """Replay what the simulation leaves out at other values. Complete cells are kept."""
     from kvab.runs.sensitivity import replay_sensitivity
 
-    print(replay_sensitivity(study, cluster, rows, trace, runs, on))
+    print(replay_sensitivity(options.on(study, workload), cluster, rows, trace, runs, on))

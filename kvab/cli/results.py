@@ -107,6 +107,7 @@ def import_(
     configuration: options.Configuration,
     study: options.Study,
     runs: options.Runs,
+    workload: options.Workload = "",
     repeat: options.Repeat = 1,
     rows: options.Sent = None,
     trace: options.Replayed = None,
@@ -117,7 +118,7 @@ def import_(
     from kvab.runs.sources import Hints
     from kvab.study import load_study
 
-    hints = Hints(load_study(study), trace, rows, token_counts)
+    hints = Hints(load_study(study).on(workload), trace, rows, token_counts)
     for written, remarks in import_runs(path, hints, cluster, configuration, repeat, runs):
         options.note(remarks)
         print(written)
@@ -129,11 +130,12 @@ def publish(
     runs: options.Runs,
     to: options.Published,
     cluster: options.Cluster = "simulated-h200",
+    workload: options.Workload = "",
 ) -> None:
     """Copy a cluster's complete runs to book/published, made small."""
     from kvab.book.publish import publish as publish_runs
 
-    for path in publish_runs(study, cluster, runs, to):
+    for path in publish_runs(options.on(study, workload), cluster, runs, to):
         print(path)
 
 
@@ -142,6 +144,7 @@ def bundle(
     paths: Annotated[list[Path], typer.Argument(help="Folders of runs, or single runs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: X.tar.zst.")],
     study: options.Study,
+    workload: options.Workload = "",
     hosts: Annotated[
         bool, typer.Option(help="Keep names of nodes, pods and contexts; left out otherwise.")
     ] = False,
@@ -152,7 +155,7 @@ def bundle(
     """
     from kvab.book.publish import bundle as pack
 
-    made, left = pack(study, paths, out, hosts=hosts)
+    made, left = pack(options.on(study, workload), paths, out, hosts=hosts)
     options.note(left)
     size_mb = out.stat().st_size / 1e6
     print(f"{out}: {', '.join(made.clusters)}; {len(made.files)} files, {size_mb:.1f} MB")

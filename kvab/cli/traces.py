@@ -12,19 +12,20 @@ from kvab.cli import options
 BlockOption = Annotated[
     int, typer.Option("--block-tokens", help="Prompt tokens that a hash id stands for.", min=1)
 ]
-trace_app = typer.Typer(help="Fetch, describe, cut or make up the workload.", no_args_is_help=True)
+trace_app = typer.Typer(help="Fetch, describe, cut or generate a workload.", no_args_is_help=True)
 
 
 @trace_app.command()
 def fetch(
     study: options.Study,
+    workload: options.Workload = "",
     to: Annotated[Path | None, typer.Option(help="Where to put it; default: the cache.")] = None,
 ) -> None:
-    """Download the study's trace, checked against its sha256."""
+    """Download the trace of a study's workload, checked against its sha256."""
     from kvab.study import load_study
     from kvab.trace.finding import fetch_trace
 
-    print(fetch_trace(load_study(study).trace, to))
+    print(fetch_trace(load_study(study).on(workload).trace, to))
 
 
 @trace_app.command()
@@ -65,11 +66,11 @@ def slice_(
 
 @trace_app.command()
 def synthesize(
-    out: Annotated[Path, typer.Argument(help="Where to write the made-up trace.")],
+    out: Annotated[Path, typer.Argument(help="Where to write the generated trace.")],
     rows: Annotated[int, typer.Option(help="How many requests.")] = 12031,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal traces.")] = 1,
 ) -> None:
-    """Make up a SYNTHETIC WORKLOAD with the published marginals."""
-    from kvab.trace.synthesize import write_synthetic
+    """Generate a trace with the published marginals: a GENERATED WORKLOAD."""
+    from kvab.trace.synthesize import write_generated
 
-    print(write_synthetic(out, rows=rows, seed=seed))
+    print(write_generated(out, rows=rows, seed=seed))

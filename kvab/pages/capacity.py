@@ -127,7 +127,7 @@ def provenance(swept: Sweep) -> str:
     summary = swept.summary
     whose = "Made with these runs" if swept.own else "The published sweep"
     versions = ", ".join(f"{plain(name)} {plain(text)}" for name, text in summary.versions.items())
-    made_up = " **SYNTHETIC WORKLOAD: the requests are made up.**" if swept.synthetic else ""
+    made_up = " **GENERATED WORKLOAD: the requests are generated.**" if swept.synthetic else ""
     text = (
         f"{plain(summary.cluster['description'])}. {whose}: {len(swept.load_cells)} cells of load "
         f"and {len(swept.split_cells)} of the split, each one replay of {_replays(swept)} of "
@@ -144,7 +144,7 @@ def source(swept: Sweep, runs: bool = True) -> str:
     """Return where a figure's data come from, for the end of its caption."""
     kind = "simulated, not measured" if swept.simulated else swept.summary.cluster["kind"]
     whose = "" if swept.own else ", published sweep"
-    synthetic = " SYNTHETIC WORKLOAD." if swept.synthetic else ""
+    synthetic = " GENERATED WORKLOAD." if swept.synthetic else ""
     return (
         f"Source: {swept.cluster}{whose}, one replay of {swept.summary.trace.rows:,} requests a "
         f"cell; {kind}.{synthetic}"
@@ -159,7 +159,7 @@ def headline(swept: Sweep) -> str:
     gpus = [swept.gpus[name] for name in main]
     filled = f"the same {gpus[0]}" if gpus[0] == gpus[1] else f"{gpus[0]} against {gpus[1]}"
     where = "In simulation" if swept.simulated else f"On {plain(swept.cluster)}"
-    where += ", on a SYNTHETIC WORKLOAD" if swept.synthetic else ""
+    where += ", on a GENERATED WORKLOAD" if swept.synthetic else ""
 
     def carries(name: str) -> str:
         row = carried.loc[name]
@@ -198,7 +198,7 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     spread = swept.ratios_of(swept.spread_curves).loc[swept.headline]
     ends = f" ({_level(swept)} {ends_text(at_once)})" if exact(at_once) else ""
     kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
-    kind += ", SYNTHETIC WORKLOAD" if swept.synthetic else ""
+    kind += ", GENERATED WORKLOAD" if swept.synthetic else ""
     outdated, others = f" {_outdated(swept)}" if swept.changes else "", _others(swept)
     carries = f"the comparison carries {_range(swept, swept.headline)} the {{load}}"
     return (

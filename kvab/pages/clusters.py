@@ -58,7 +58,7 @@ class Clusters:
 
     @property
     def synthetic(self) -> bool:
-        """Whether a workload is made up."""
+        """Whether a workload is generated."""
         return any(evidence.synthetic for evidence in self.places.values())
 
     @property
@@ -187,7 +187,7 @@ def source(clusters: Clusters, runs: bool = True) -> str:
         f"repeats: {evidence.repeats})"
         for name, evidence in clusters.places.items()
     ]
-    synthetic = " SYNTHETIC WORKLOAD." if clusters.synthetic and runs else ""
+    synthetic = " GENERATED WORKLOAD." if clusters.synthetic and runs else ""
     return f"Source: {'; '.join(clauses)}.{synthetic}"
 
 

@@ -79,7 +79,7 @@ class Evidence:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the workload is made up."""
+        """Whether the workload is generated."""
         return self.manifest.trace.synthetic
 
     @property

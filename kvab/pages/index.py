@@ -161,7 +161,7 @@ def known_limits(evidence: Evidence) -> str:
     hardware = plain(evidence.manifest.cluster["hardware"])
     kv = any(arm.factors.routing == "kv" for arm in evidence.arms.values())
     ties = "; behind the KV router, ties broken at random add to that" if kv else ""
-    recorded = "made up" if evidence.synthetic else "a recorded trace"
+    recorded = "generated" if evidence.synthetic else "a recorded trace"
     return (
         ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
         f"(ai-dynamo {versions['ai-dynamo']}), the workload is {recorded}, the engines are "

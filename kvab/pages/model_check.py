@@ -159,7 +159,7 @@ class Check:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the workload is made up."""
+        """Whether the workload is generated."""
         return self.live.synthetic
 
     @cached_property

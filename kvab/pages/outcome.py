@@ -59,7 +59,7 @@ def headline(evidence: Evidence, judged: Gate) -> str:
     before, after, points = both_shares(good.mean)
     where = "in simulation" if evidence.simulated else f"on {plain(evidence.cluster)}"
     if evidence.synthetic:
-        where += " on a SYNTHETIC WORKLOAD"
+        where += " on a GENERATED WORKLOAD"
     return (
         f"{VERDICTS[good.verdict]}, {where}: {comparison.phrase} kept "
         f"{after} % of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "

@@ -41,7 +41,7 @@ NOT_REPLAYED = (
 
 def _source(answers: Answers, runs: bool = True) -> str:
     whose = "" if answers.own else ", published"
-    synthetic = " SYNTHETIC WORKLOAD." if answers.synthetic else ""
+    synthetic = " GENERATED WORKLOAD." if answers.synthetic else ""
     return (
         f"Source: {answers.cluster}{whose}, one replay of "
         f"{counted(answers.summary.trace.rows, 'request')} a cell; simulated, not measured."
@@ -53,7 +53,7 @@ def _source(answers: Answers, runs: bool = True) -> str:
 def provenance(answers: Answers) -> str:
     """Return the notice on top of the page: what was replayed, and at which values it counts."""
     cluster, trace = answers.summary.cluster, answers.summary.trace
-    made_up = " **SYNTHETIC WORKLOAD: the requests are made up.**" if answers.synthetic else ""
+    made_up = " **GENERATED WORKLOAD: the requests are generated.**" if answers.synthetic else ""
     return (
         ":::{admonition} Simulated, not measured\n:class: important\n"
         f"{plain(cluster['description'])}: {counted(len(answers.cells), 'replay')} of "

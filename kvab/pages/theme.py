@@ -116,7 +116,7 @@ def banner(evidence: Evidence) -> str:
     if trace.sha256 != evidence.study.trace.sha256:
         what += " **This is not the study's own trace.**"
     if evidence.synthetic:
-        what += " **SYNTHETIC WORKLOAD: the requests are made up.**"
+        what += " **GENERATED WORKLOAD: the requests are generated.**"
     what += unequal(evidence.arms, evidence.gpus)
     if evidence.simulated:
         return f":::{{admonition}} Simulated, not measured\n:class: important\n{what}\n:::"
@@ -136,9 +136,9 @@ def unequal(arms: dict[str, Arm], gpus: dict[str, int]) -> str:
 
 
 def origin(evidence: Any, runs: bool = True) -> str:
-    """Return the mark that a figure carries: simulated, made-up workload, or nothing."""
+    """Return the mark that a figure carries: simulated, generated workload, or nothing."""
     marks = ["SIMULATED"] * (evidence.simulated and runs)
-    return " · ".join(marks + ["SYNTHETIC WORKLOAD"] * evidence.synthetic)
+    return " · ".join(marks + ["GENERATED WORKLOAD"] * evidence.synthetic)
 
 
 def source(evidence: Evidence, runs: bool = True) -> str:
@@ -146,9 +146,9 @@ def source(evidence: Evidence, runs: bool = True) -> str:
     trace = evidence.manifest.trace
     kind = KINDS[evidence.manifest.kind]
     if not runs:
-        kind = "made up: SYNTHETIC WORKLOAD" if evidence.synthetic else "a recorded trace"
+        kind = "GENERATED WORKLOAD" if evidence.synthetic else "a recorded trace"
         return f"Source: {trace.name}, {counted(trace.total_rows, 'request')}; {kind}."
-    synthetic = " SYNTHETIC WORKLOAD." if evidence.synthetic else ""
+    synthetic = " GENERATED WORKLOAD." if evidence.synthetic else ""
     return (
         f"Source: {evidence.cluster}, {counted(evidence.repeats, 'replay')} of "
         f"{counted(trace.rows, 'request')} for "

@@ -31,6 +31,7 @@ class Cell(Declared):
     configuration: str
     repeat: int
     variant: Variant
+    workload: str
     trace: str
     depends_on: Object
 
@@ -42,6 +43,7 @@ def cell_text(job: Job) -> str:
         configuration=job.configuration,
         repeat=job.repeat,
         variant=job.variant,
+        workload=job.study.workload,
         trace=job.trace.name,
         depends_on=job.depends_on(),
     ).model_dump_json()
@@ -49,7 +51,8 @@ def cell_text(job: Job) -> str:
 
 def checkout_of(job: Job) -> dict[str, str]:
     """Return what a pod reads of a checkout, by path: the study, its manifests, the profile."""
-    study, folder = job.study, f"recipes/{job.study.name}"
+    study = job.study.on()
+    folder = f"recipes/{study.name}"
     declared = {
         f"{folder}/study.yaml": study.model_dump(mode="json", by_alias=True),
         f"recipes/clusters/{job.cluster.name}.yaml": job.cluster.model_dump(mode="json"),
@@ -71,7 +74,7 @@ def replay_cell(cell: Cell, trace: Path, runs: Path) -> Path:
         If the run would depend on something else than was asked for, such as another version of
         the simulator.
     """
-    study, asked = load_study(), cell.depends_on
+    study, asked = load_study().on(cell.workload), cell.depends_on
     workload = read_trace(
         trace, name=cell.trace, block_tokens=study.trace.block_tokens, sha256=asked["trace"]
     )

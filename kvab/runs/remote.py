@@ -127,7 +127,7 @@ def manifests(profile: Kubernetes, study: Study, planned: list[Job]) -> list[Obj
     texts |= {f"cells/{index}": cell_text(cell) for index, cell in enumerate(planned)}
     trace_sha256 = planned[0].trace.sha256 if planned else study.trace.sha256
     (job,) = read_yaml(root() / "recipes" / "campaign.yaml")
-    name, spec = f"{study.name.replace('.', '-')}-campaign", job["spec"]
+    name, spec = f"{study.base.replace('.', '-')}-campaign", job["spec"]
     pod, limit_s = spec["template"]["spec"], profile.limits.replay_s
     pod["containers"][0] |= {
         "image": profile.campaign_image,
@@ -146,12 +146,12 @@ def manifests(profile: Kubernetes, study: Study, planned: list[Job]) -> list[Obj
         "completions": len(planned),
         "parallelism": min(len(planned), profile.campaign_parallelism),
     }
-    spec["template"]["metadata"] = {"labels": {objects.STUDY_LABEL: study.name}}
+    spec["template"]["metadata"] = {"labels": {objects.STUDY_LABEL: study.base}}
     data = {_key(path): text for path, text in texts.items()}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": data}
     for manifest in (config, job):
         manifest["metadata"] = {"name": name}
-    mark = objects.Mark(study.name, f"{study.name}/campaign", "", digest([config, job])[:32])
+    mark = objects.Mark(study.base, f"{study.name}/campaign", "", digest([config, job])[:32])
     return [mark.put(manifest, profile.namespace) for manifest in (config, job)]
 
 
@@ -226,7 +226,7 @@ def _under_way(kube: Kube, config: Object, asked: Job) -> dict[str, str] | None:
 
 def _remove(kube: Kube, name: str, job: Job) -> None:
     for kind, part in (("Job", name), ("ConfigMap", name), ("Pod", f"{name}-files")):
-        remove(kube, kind, part, lambda thing: objects.of_study(thing, job.study.name))
+        remove(kube, kind, part, lambda thing: objects.of_study(thing, job.study.base))
 
 
 def _indexes(job: Object, key: str) -> set[int]:

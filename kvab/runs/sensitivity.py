@@ -260,7 +260,7 @@ class Answers:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the workload is made up."""
+        """Whether the workload is generated."""
         return self.summary.trace.synthetic
 
     @property

@@ -23,6 +23,7 @@ from kvab.requests.archives import folder_of, within
 from kvab.requests.matching import LOST, from_aiperf
 from kvab.runs import folder as runs
 from kvab.study import Slo, Study, default_study, load_study, root
+from kvab.study.declaration import WITH
 from kvab.trace.finding import find_trace, read_declared, trace_path
 from kvab.trace.reading import Trace
 
@@ -369,11 +370,12 @@ def study_of(paths: Iterable[Path], named: Path | None) -> Study:
     for path in paths:
         if (path / "run.json").is_file():
             try:
-                own = root() / "recipes" / runs.read_manifest(path).study / "study.yaml"
+                name, _, workload = runs.read_manifest(path).study.partition(WITH)
+                own = root() / "recipes" / name / "study.yaml"
             except InputError:  # no checkout; its reader says why a manifest cannot be read
                 break
             if own.is_file():
-                return load_study(own)
+                return load_study(own).on(workload)
     try:
         return load_study(default_study())
     except InputError:

@@ -307,7 +307,7 @@ class Sweep:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the workload is made up."""
+        """Whether the workload is generated."""
         return self.summary.trace.synthetic
 
     @property

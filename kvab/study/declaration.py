@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kvab.declarations import Declared, digest, read_declaration
+from kvab.declarations import Declared, Json, digest, read_declaration
 from kvab.errors import InputError
 from kvab.trace.finding import TraceSource
 
@@ -27,6 +27,7 @@ def _plain(text: str) -> str:
 PageText = Annotated[str, AfterValidator(_plain)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+WorkloadName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
 MetricKey = Annotated[str, Field(pattern="^(ttft_ms|itl_ms|latency_ms|good_share)$")]
 
 
@@ -142,7 +143,10 @@ class Sensitivity(Declared):
 
 
 class Study(Declared):
-    """The whole declaration of a study, with the folder it was read from."""
+    """The whole declaration of a study, with the folder it was read from.
+
+    Of its workloads one is replayed: the first, or another one in the study that `on` returns.
+    """
 
     schema_version: Literal[1] = Field(alias="schema")
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.-]*$")]
@@ -151,7 +155,7 @@ class Study(Declared):
     about: PageText = ""
     model: Model
     gpus: Gpus
-    trace: TraceSource
+    workloads: Annotated[dict[WorkloadName, TraceSource], Field(min_length=1)]
     slo: Slo
     other_slos: list[Slo] = Field(default_factory=list)
     configurations: dict[str, Arm]
@@ -163,6 +167,20 @@ class Study(Declared):
     hours: Hours | None = None
     sensitivity: Sensitivity | None = None
     folder: Path = Field(exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, declared: Json) -> Json:
+        if "trace" in declared:
+            raise InputError(
+                expected="workloads, by name",
+                got="a single trace",
+                path=declared["folder"] / "study.yaml",
+                key="trace",
+                fix="write `workloads:`, below it a name such as `conversation:`, and below that, "
+                "indented, what stands here",
+            )
+        return declared
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -181,6 +199,42 @@ class Study(Declared):
     def digest(self) -> str:
         """SHA-256 of the declaration's content; comments and order do not count."""
         return digest(self.model_dump(mode="json"))
+
+    @property
+    def base(self) -> str:
+        """Name of the study, whatever its workload."""
+        return self.name.partition(WITH)[0]
+
+    @property
+    def workload(self) -> str:
+        """Name of the workload that is replayed."""
+        return self.name.partition(WITH)[2] or next(iter(self.workloads))
+
+    @property
+    def trace(self) -> TraceSource:
+        """The workload that is replayed."""
+        source = self.workloads[self.workload]
+        return source.model_copy(update={"first": self.name == self.base})
+
+    def on(self, workload: str = "") -> Study:
+        """Return the study of another of its workloads, by default of the first.
+
+        With any but the first it has a name of its own, such as ``qwen3-32b+toolagent``, and so its
+        own folders of runs, tables and published files: nothing of two workloads is ever pooled.
+
+        Raises
+        ------
+        InputError
+            If it declares no workload of that name.
+        """
+        first = next(iter(self.workloads))
+        workload = workload or first
+        if workload not in self.workloads:
+            known = ", ".join(self.workloads)
+            raise InputError(f"no workload '{workload}'", path=self.folder / "study.yaml",
+                             fix=f"choose one of {known}")  # fmt: skip
+        name = self.base if workload == first else f"{self.base}{WITH}{workload}"
+        return self.model_copy(update={"name": name})
 
     @property
     def baseline(self) -> str:
@@ -219,6 +273,8 @@ class Study(Declared):
 
 
 PUBLISHED = Path("book/published")
+WITH = "+"  # between the name of a study and that of its workload, if that is not the first
+FRAGMENT = "#"  # between a study file and a workload
 
 
 def root() -> Path:
@@ -262,10 +318,13 @@ def default_study() -> Path:
 def load_study(path: str | Path | Study = "") -> Study:
     """Return the study declared in a file; without a name, that of `default_study`.
 
-    A relative path counts from the checkout. A study that is loaded already is returned as it is.
+    A relative path counts from the checkout. ``study.yaml#toolagent`` is the study of that
+    workload. A study that is loaded already is returned as it is.
     """
     if isinstance(path, Study):
         return path
-    path = Path(path or default_study())
+    file, _, workload = str(path).partition(f".yaml{FRAGMENT}")
+    path = Path(f"{file}.yaml" if workload else path or default_study())
     path = path if path.is_absolute() else root() / path
-    return read_declaration(path, Study, folder=path.parent)
+    study: Study = read_declaration(path, Study, folder=path.parent)
+    return study.on(workload) if workload else study

@@ -18,7 +18,7 @@ from kvab.study.profiles import load_cluster
 NAME = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"  # it becomes part of Kubernetes labels
 NEXT = """\
 {study}
-  title, model, gpus, trace, slo, configurations, seeds, margins: say what you ask, and of what;
+  title, model, gpus, workloads, slo, configurations, seeds, margins: say what you ask, and of what;
   gpus.differ: true where configurations are meant to fill different numbers of GPUs
 {folder}/*/*/deploy.yaml
   the topology of each configuration: model, replicas, GPUs, router

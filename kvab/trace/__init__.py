@@ -1,1 +1,1 @@
-"""The workload: read, found, cut, made up, described."""
+"""The workload: read, found, cut, generated, described."""

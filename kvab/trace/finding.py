@@ -1,6 +1,6 @@
 """Where a study's trace is: named, in the environment, in the cache, or to be downloaded.
 
-Input: what the study declares of its trace. Output: the trace, or a made-up one that says so.
+Input: what the study declares of its trace. Output: the trace, or a generated one that says so.
 """
 
 from __future__ import annotations
@@ -33,19 +33,36 @@ PASSING = (urllib.error.URLError, http.client.HTTPException, TimeoutError, Conne
 
 
 class TraceSource(Declared):
-    """Where the workload comes from and how it is recognised."""
+    """Where a workload comes from and how it is recognised.
+
+    ``first`` is set by the study: whether it is the first that it declares, for which
+    ``KVAB_TRACE`` may name a file and a generated one stands in.
+    """
 
     name: str
     url: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     rows: Annotated[int, Field(ge=1)]
     block_tokens: Annotated[int, Field(ge=1)]
+    first: bool = Field(True, exclude=True)
 
 
 def trace_path(source: TraceSource) -> Path:
-    """Return where the study's trace has to be on this machine: ``KVAB_TRACE``, else the cache."""
-    named = os.environ.get("KVAB_TRACE")
-    return Path(named) if named else _cached(source)
+    """Return where a study's trace has to be on this machine, in the environment or the cache."""
+    return _named(source) or _cached(source)
+
+
+def _named(source: TraceSource) -> Path | None:
+    """Return the file that the environment names, None if it names none.
+
+    ``KVAB_TRACE`` is a file of the first workload, ``KVAB_TRACES`` a folder that may hold those of
+    all, called as their addresses end.
+    """
+    if source.first and (file := os.environ.get("KVAB_TRACE")):
+        return Path(file)
+    folder = os.environ.get("KVAB_TRACES")
+    path = Path(folder or "", source.url.rpartition("/")[2])
+    return path if folder and path.is_file() else None
 
 
 def _cached(source: TraceSource) -> Path:
@@ -61,26 +78,30 @@ def read_declared(source: TraceSource, path: Path | None = None) -> Trace:
 
 
 def find_trace(source: TraceSource, path: Path | None = None) -> Trace:
-    """Return the workload of a study, or a made-up one where it cannot be had.
+    """Return the workload of a study; for the first a generated one where it cannot be had.
 
-    Looked for in this order: ``path`` (another trace on purpose), ``KVAB_TRACE``, the cache, a
-    download; each but the first must have the declared sha256.
+    Looked for in this order: ``path`` (another trace on purpose), ``KVAB_TRACE``, ``KVAB_TRACES``,
+    the cache, a download; each but the first must have the declared sha256.
 
     Raises
     ------
     InputError
         If a named file is wrong.
+    DependencyError
+        If another workload than the first cannot be had.
     """
     if path is not None:
         trace = read_trace(path, block_tokens=source.block_tokens)
         return replace(trace, name=source.name) if trace.sha256 == source.sha256 else trace
     try:
-        path = trace_path(source) if os.environ.get("KVAB_TRACE") else fetch_trace(source)
+        path = _named(source) or fetch_trace(source)
     except (DependencyError, OSError) as error:
-        from kvab.trace.synthesize import made_up
+        if not source.first:
+            raise
+        from kvab.trace.synthesize import generated
 
-        log.warning("%s; replaying a made-up workload instead: SYNTHETIC WORKLOAD", error)
-        path = made_up(source.rows, source.block_tokens, cache_folder())
+        log.warning("%s; replaying a generated workload instead: GENERATED WORKLOAD", error)
+        path = generated(source.rows, source.block_tokens, cache_folder())
         return read_trace(path, block_tokens=source.block_tokens)
     return read_declared(source, path)
 
@@ -127,12 +148,13 @@ def _download(url: str, sha256: str, destination: Path) -> Path:
         got = tries(_fetch, url, beside)
         if got != sha256:
             problem = f"{url}: expected sha256 {sha256[:16]}…, got {got[:16]}…"
-            raise DependencyError(f"{problem}; name a right copy in KVAB_TRACE")
+            raise DependencyError(f"{problem}; name the folder of a right copy in KVAB_TRACES")
         beside.rename(destination)
     except (http.client.HTTPException, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise DependencyError(
-            f"{url}: cannot be fetched ({reason}); name a copy in KVAB_TRACE or with --trace"
+            f"{url}: cannot be fetched ({reason}); name a copy with --trace, or its folder in "
+            "KVAB_TRACES"
         ) from None
     finally:
         with suppress(OSError):

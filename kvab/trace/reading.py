@@ -35,7 +35,7 @@ class Trace:
     block_tokens : int
         Prompt tokens that one hash id stands for.
     synthetic : bool
-        Whether it was made up.
+        Whether it was generated.
     timestamp_ms : ndarray of float64, shape (rows,)
         Scheduled arrival on the trace's own clock; never falls.
     input_tokens, output_tokens : ndarray of int32, shape (rows,)

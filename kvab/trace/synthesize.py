@@ -1,13 +1,13 @@
-"""A made-up trace with the published marginals, for machines that cannot reach the real one.
+"""A generated trace with the published marginals, for machines that cannot reach the real one.
 
 Input: a number of rows and a seed. Output: JSON lines that `kvab.trace.reading.read_trace` labels
-as synthetic, so that everything built on them says SYNTHETIC WORKLOAD.
+as generated, so that everything built on them says GENERATED WORKLOAD.
 
 Lengths and burst sizes are drawn evenly over the quantiles of the real trace. All prompts share the
 first block. A continuing row begins with the whole blocks of an earlier prompt whose answer fits
 into it too and that no other row has gone on; where the earlier turn would lie before the trace
 begins, the row starts anew. So the first minutes reuse less, as in the real trace (8 % of the block
-references of its first 300 rows): a short made-up trace is like the beginning of the real one.
+references of its first 300 rows): a short generated trace is like the beginning of the real one.
 
 Not modelled: the rise from 170 to 220 requests a minute over the hour, the clock's jitter of 3 ms,
 the few conversations of 10 to 43 turns (so more blocks than in the real trace appear in a second
@@ -62,7 +62,7 @@ LONG_QUESTION_SHARE = 0.435
 
 
 def synthesize(rows: int = 12031, seed: int = SEED, *, block_tokens: int = 512) -> list[Json]:
-    """Return the rows of a made-up trace, each with ``"synthetic": True``.
+    """Return the rows of a generated trace, each with ``"synthetic": True``.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def synthesize(rows: int = 12031, seed: int = SEED, *, block_tokens: int = 512) 
     ]
 
 
-def write_synthetic(
+def write_generated(
     path: Path,
     rows: int = 12031,
     seed: int = SEED,
@@ -116,7 +116,7 @@ def write_synthetic(
     block_tokens: int = 512,
     overwrite: bool = False,
 ) -> Path:
-    """Write a made-up trace, whole or not at all, and return its path.
+    """Write a generated trace, whole or not at all, and return its path.
 
     Raises
     ------
@@ -128,19 +128,19 @@ def write_synthetic(
     return write_lines(Path(path), [json.dumps(row) for row in made], overwrite=overwrite)
 
 
-def made_up(rows: int, block_tokens: int, folder: Path) -> Path:
-    """Write the made-up trace that stands in for a study's own; its file is called what it is.
+def generated(rows: int, block_tokens: int, folder: Path) -> Path:
+    """Write the generated trace that stands in for a study's own; its file is called what it is.
 
     It is written anew each time, so that a file left by an older version is not replayed. Where
     ``folder`` cannot be written, a temporary one takes its place.
     """
-    name = f"SYNTHETIC WORKLOAD (seed {SEED}).jsonl"
+    name = f"GENERATED WORKLOAD (seed {SEED}).jsonl"
     path = folder / f"synthetic-{rows}-{block_tokens}" / name
     try:
-        write_synthetic(path, rows, block_tokens=block_tokens, overwrite=True)
+        write_generated(path, rows, block_tokens=block_tokens, overwrite=True)
     except InputError:
         path = Path(tempfile.mkdtemp(prefix="kvab-")) / path.name
-        write_synthetic(path, rows, block_tokens=block_tokens)
+        write_generated(path, rows, block_tokens=block_tokens)
     return path
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvab.trace.synthesize import write_synthetic
+from kvab.trace.synthesize import write_generated
 
 ROOT = Path(__file__).parents[2]
 ROWS, KEPT = 300, ("agg-round-robin", "disagg-kv-router")
@@ -26,7 +26,7 @@ def elsewhere(tmp_path):
         ignored = shutil.ignore_patterns("_build", "published")
         shutil.copytree(ROOT / name, place / name, ignore=ignored)
     shutil.copyfile(ROOT / "requirements.lock", place / "requirements.lock")
-    write_synthetic(tmp_path / "trace.jsonl", rows=ROWS, seed=5)
+    write_generated(tmp_path / "trace.jsonl", rows=ROWS, seed=5)
     return place
 
 
@@ -68,11 +68,12 @@ def declare(place, trace):
             "repeats": 2,
             "seeds": [0, 7],
         }
-        told["trace"] |= {
+        told["workloads"] = {"hour": {
+            **told["workloads"]["conversation"],
             "name": "a made-up hour",
             "rows": ROWS,
             "sha256": hashlib.sha256(trace.read_bytes()).hexdigest(),
-        }
+        }}  # fmt: skip
         told["configurations"] = {name: told["configurations"][name] for name in KEPT}
         del told["capacity"]
 
@@ -113,7 +114,7 @@ def test_another_study_needs_no_change_of_the_code(elsewhere):
     said = {page.name: words(page.read_text()) for page in pages if "<main" in page.read_text()}
     assert "Is the small one faster when split?" in said["index.html"]
     assert "No sweep of load" in said["08_capacity.html"]
-    assert "SYNTHETIC WORKLOAD" in said["index.html"] + said["05_outcome.html"]
+    assert "GENERATED WORKLOAD" in said["index.html"] + said["05_outcome.html"]
     published = [page for page, text in said.items() if "32B" in text or "qwen3-32b" in text]
     assert not published
     run = elsewhere / "runs" / "small" / "simulated-h200" / KEPT[1] / "r2" / "run.json"

@@ -26,6 +26,7 @@ from kvab.study.topology import flatten, read_topology
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "qwen3-32b"
 STUDY = yaml.safe_load((RECIPES / "study.yaml").read_text())
+WORKLOAD = STUDY["workloads"]["conversation"]
 ARMS = tuple(STUDY["configurations"])
 NAMES = {
     "agg-round-robin": "agg-8xtp2",
@@ -311,8 +312,8 @@ def test_benchmark_outlasts_its_steps_and_is_tried_once():
 
 def test_benchmark_checks_the_declared_trace():
     values = environment(job("agg-round-robin"))
-    assert values["TRACE_URL"] == STUDY["trace"]["url"]
-    assert values["TRACE_SHA256"] == STUDY["trace"]["sha256"]
+    assert values["TRACE_URL"] == WORKLOAD["url"]
+    assert values["TRACE_SHA256"] == WORKLOAD["sha256"]
 
 
 def test_benchmark_installs_what_the_lock_pins():

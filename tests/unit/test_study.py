@@ -1,6 +1,7 @@
 """Declarations: what is accepted, and what is refused by name."""
 
 import hashlib
+import json
 import re
 from contextlib import nullcontext
 
@@ -10,7 +11,9 @@ import yaml
 from kvab.cli import main
 from kvab.cli.doctor import check_declarations, findings
 from kvab.errors import InputError
+from kvab.runs.cell import Cell, cell_text, checkout_of
 from kvab.runs.replay import plan_job
+from kvab.runs.sources import study_of
 from kvab.study import check_product, load_cluster, load_study, root
 from kvab.trace.reading import read_trace
 
@@ -22,6 +25,48 @@ def change(checkout, edit, name=STUDY):
     content = yaml.safe_load(path.read_text())
     edit(content)
     path.write_text(yaml.safe_dump(content))
+
+
+def workload(content):
+    return content["workloads"]["conversation"]
+
+
+def test_a_study_on_another_workload_has_a_name_of_its_own():
+    study = load_study()
+    other = study.on("toolagent")
+    assert (study.workload, study.trace.rows) == ("conversation", 12031)
+    assert (other.name, other.workload) == ("qwen3-32b+toolagent", "toolagent")
+    assert (other.base, other.trace.rows, other.trace.first) == ("qwen3-32b", 23608, False)
+    assert other.on("toolagent") == other == load_study(f"{STUDY}#toolagent")
+    assert other.on("conversation") == study == load_study(f"{STUDY}#conversation")
+    assert other.digest != study.digest
+
+
+def test_an_unknown_workload_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="no workload 'code'; choose one of conversation, moonc"):
+        load_study().on("code")
+
+
+def test_runs_of_another_workload_have_folders_of_their_own(checkout, small_trace):
+    study = load_study(STUDY).on("toolagent")
+    job = plan_job(study, "simulated-h200", "agg-round-robin", trace=read_trace(small_trace))
+    assert job.path.parts[:2] == ("runs", "qwen3-32b+toolagent")
+
+
+def test_a_pod_replays_the_workload_that_was_asked_for(checkout, small_trace, tmp_path):
+    study = load_study(STUDY).on("toolagent")
+    job = plan_job(study, "simulated-h200", "agg-round-robin", trace=read_trace(small_trace))
+    (tmp_path / "study.yaml").write_text(checkout_of(job)["recipes/qwen3-32b/study.yaml"])
+    cell = Cell.model_validate_json(cell_text(job))
+    there = load_study(tmp_path / "study.yaml").on(cell.workload)
+    assert (there.name, there.digest) == (study.name, study.digest)
+
+
+def test_a_run_is_read_by_the_study_of_its_workload(small_runs, tmp_path):
+    path = small_runs / "qwen3-32b/simulated-h200/agg-round-robin/r1/run.json"
+    run = json.loads(path.read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"study": "qwen3-32b+toolagent"}))
+    assert study_of([tmp_path], None).name == "qwen3-32b+toolagent"
 
 
 def test_the_study_names_one_baseline_and_one_comparison():
@@ -46,7 +91,9 @@ def test_the_digest_changes_with_the_content(checkout):
     [
         (lambda c: c.update(colour="red"), "colour"),
         (lambda c: c["slo"].update(tpot_ms=1), "slo.tpot_ms"),
-        (lambda c: c["trace"].pop("sha256"), "trace.sha256"),
+        (lambda c: workload(c).pop("sha256"), "workloads.conversation.sha256"),
+        (lambda c: c.update(trace=c.pop("workloads")["conversation"]), "trace"),
+        (lambda c: c["workloads"].clear(), "workloads"),
         (lambda c: c["slo"].update(ttft_ms=-1), "slo.ttft_ms"),
         (lambda c: c.update(schema=2), "schema"),
     ],
@@ -207,7 +254,7 @@ def test_doctor_counts_the_rows_that_are_longer_than_the_context(
 ):
     monkeypatch.setenv("KVAB_TRACE", str(small_trace))
     digest = hashlib.sha256(small_trace.read_bytes()).hexdigest()
-    change(checkout, lambda content: content["trace"].update(sha256=digest, rows=40))
+    change(checkout, lambda content: workload(content).update(sha256=digest, rows=40))
     assert not [what for what in wrong() if "longer than" in what]
     deploy = checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.yaml"
     deploy.write_text(re.sub(r'(--max-model-len\n +- )"131072"', r'\1"2048"', deploy.read_text()))

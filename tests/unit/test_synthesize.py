@@ -9,7 +9,7 @@ import pytest
 from kvab.errors import InputError
 from kvab.trace.describe import describe, reusable_tokens
 from kvab.trace.reading import read_trace
-from kvab.trace.synthesize import made_up, synthesize, write_synthetic
+from kvab.trace.synthesize import generated, synthesize, write_generated
 
 REAL = os.environ.get("KVAB_TRACE")
 
@@ -31,7 +31,7 @@ def row_lengths(rows):
 @pytest.fixture(scope="module", params=SEEDS)
 def trace(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("made") / "made.jsonl"
-    return read_trace(write_synthetic(path, seed=request.param))
+    return read_trace(write_generated(path, seed=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_reuse_grows_from_a_cold_start_as_in_the_real_trace():
 
 @pytest.mark.parametrize("rows", [1, 2, 9, 300])
 def test_a_short_trace_passes_the_reader(tmp_path, rows):
-    assert len(read_trace(write_synthetic(tmp_path / "t.jsonl", rows=rows))) == rows
+    assert len(read_trace(write_generated(tmp_path / "t.jsonl", rows=rows))) == rows
 
 
 def test_a_short_trace_keeps_rate_and_median_lengths():
@@ -143,13 +143,13 @@ def test_a_short_trace_keeps_rate_and_median_lengths():
 
 
 def test_other_block_sizes_cover_the_prompts(tmp_path):
-    path = write_synthetic(tmp_path / "t.jsonl", rows=300, block_tokens=64)
+    path = write_generated(tmp_path / "t.jsonl", rows=300, block_tokens=64)
     assert len(read_trace(path, block_tokens=64)) == 300
 
 
 def test_equal_seeds_give_equal_files(tmp_path):
-    one = write_synthetic(tmp_path / "one.jsonl", rows=500, seed=5)
-    two = write_synthetic(tmp_path / "two.jsonl", rows=500, seed=5)
+    one = write_generated(tmp_path / "one.jsonl", rows=500, seed=5)
+    two = write_generated(tmp_path / "two.jsonl", rows=500, seed=5)
     assert one.read_bytes() == two.read_bytes()
 
 
@@ -176,17 +176,17 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 
 
 def test_an_existing_file_is_not_overwritten_unasked(tmp_path):
-    path = write_synthetic(tmp_path / "t.jsonl", rows=5)
+    path = write_generated(tmp_path / "t.jsonl", rows=5)
     before = path.read_bytes()
     with pytest.raises(InputError, match="exists already"):
-        write_synthetic(path, rows=6)
+        write_generated(path, rows=6)
     assert path.read_bytes() == before
-    assert len(read_trace(write_synthetic(path, rows=6, overwrite=True))) == 6
+    assert len(read_trace(write_generated(path, rows=6, overwrite=True))) == 6
 
 
 def test_the_stand_in_names_its_seed(tmp_path):
-    trace = read_trace(made_up(30, 512, tmp_path))
-    assert (trace.name, len(trace)) == ("SYNTHETIC WORKLOAD (seed 1)", 30)
+    trace = read_trace(generated(30, 512, tmp_path))
+    assert (trace.name, len(trace)) == ("GENERATED WORKLOAD (seed 1)", 30)
 
 
 @pytest.mark.skipif(

@@ -37,6 +37,10 @@ class Declared:
     name: str = "declared trace"
     rows: int = 40
     block_tokens: int = 512
+    first: bool = True
+
+
+REMEDIES = "with --trace, or its folder in KVAB_TRACES"
 
 
 def text_of(rows):
@@ -57,7 +61,8 @@ def trace(path):
 
 @pytest.fixture(autouse=True)
 def away_from_home(monkeypatch, tmp_path):
-    monkeypatch.delenv("KVAB_TRACE", raising=False)
+    for name in ("KVAB_TRACE", "KVAB_TRACES"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KVAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
@@ -493,7 +498,7 @@ def test_a_download_recovers_from_a_truncated_body(server):
 @pytest.mark.parametrize("answer", [(404, b"gone", 4), (503, b"", 0), (200, BODY[:50], len(BODY))])
 def test_a_download_that_keeps_failing_says_both_remedies(server, answer):
     server.answers.append(answer)
-    with pytest.raises(DependencyError, match="KVAB_TRACE or with --trace") as error:
+    with pytest.raises(DependencyError, match=REMEDIES) as error:
         fetch_trace(Declared(server.url, SHA256))
     assert "\n" not in str(error.value)
     assert len(server.asked) <= 3
@@ -503,7 +508,7 @@ def test_a_download_that_keeps_failing_says_both_remedies(server, answer):
 def test_a_server_that_is_not_there_says_both_remedies(server):
     server.shutdown()
     server.server_close()
-    with pytest.raises(DependencyError, match="KVAB_TRACE or with --trace"):
+    with pytest.raises(DependencyError, match=REMEDIES):
         fetch_trace(Declared(server.url, SHA256))
 
 
@@ -549,6 +554,27 @@ def test_the_environment_must_name_the_declared_trace(path, monkeypatch):
         find_trace(Declared(NOWHERE, "0" * 64))
 
 
+def test_the_environment_may_name_the_folder_of_the_traces(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("KVAB_TRACES", str(tmp_path))
+    (tmp_path / "trace.jsonl").write_bytes(path.read_bytes())
+    trace = find_trace(Declared(NOWHERE, SHA256))
+    assert (trace.path, trace.name) == (tmp_path / "trace.jsonl", "declared trace")
+    with pytest.raises(InputError, match=f"expected sha256 {'0' * 64}"):
+        find_trace(Declared(NOWHERE, "0" * 64))
+
+
+def test_a_folder_without_the_trace_does_not_keep_it_from_being_found(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("KVAB_TRACES", str(tmp_path))
+    monkeypatch.setenv("KVAB_TRACE", str(path))
+    assert find_trace(Declared(NOWHERE, SHA256)).path == path
+
+
+def test_another_workload_than_the_first_is_no_file_of_the_environment(path, monkeypatch):
+    monkeypatch.setenv("KVAB_TRACE", str(path))
+    with pytest.raises(DependencyError, match="cannot be fetched"):
+        find_trace(Declared(NOWHERE, SHA256, first=False))
+
+
 def test_the_environment_must_name_a_file(monkeypatch):
     monkeypatch.setenv("KVAB_TRACE", "/absent.jsonl")
     with pytest.raises(InputError, match=r"/absent\.jsonl: expected a file"):
@@ -570,11 +596,11 @@ def test_a_trace_found_nowhere_is_downloaded(server):
 def test_a_trace_found_nowhere_is_made_up_and_says_so(caplog):
     with caplog.at_level(logging.WARNING, "kvab"):
         trace = find_trace(Declared(NOWHERE, SHA256))
-    assert (trace.synthetic, trace.name) == (True, "SYNTHETIC WORKLOAD (seed 1)")
+    assert (trace.synthetic, trace.name) == (True, "GENERATED WORKLOAD (seed 1)")
     assert len(trace) == 40
     assert cached().parent in trace.path.parents
     [record] = caplog.records
-    assert "SYNTHETIC WORKLOAD" in record.getMessage() and "\n" not in record.getMessage()
+    assert "GENERATED WORKLOAD" in record.getMessage() and "\n" not in record.getMessage()
 
 
 def test_a_made_up_trace_is_known_again_from_its_path():

@@ -137,7 +137,7 @@ def test_the_table_of_the_trace_says_that_it_is_of_the_whole(published):
 
 def test_a_made_up_workload_is_not_called_recorded(published):
     made_up = replaying(published, requests(range(40)), synthetic=True)
-    assert "the workload is made up" in index.known_limits(made_up)
+    assert "the workload is generated" in index.known_limits(made_up)
     assert "the workload is a recorded trace" in index.known_limits(published)
 
 

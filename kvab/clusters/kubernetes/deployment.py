@@ -33,7 +33,7 @@ def refuse_others(kube: Kube, run: Assembly, own: Object | None = None) -> None:
     DependencyError
         Naming it, the run that it belongs to, and both ways out.
     """
-    for other in kube.list(DEPLOYMENT, f"{objects.STUDY_LABEL}={run.job.study.name}"):
+    for other in kube.list(DEPLOYMENT, f"{objects.STUDY_LABEL}={run.job.study.base}"):
         name, of_run = other["metadata"]["name"], objects.annotation(other, objects.RUN)
         if of_run == run.name or (own and _age(own) <= _age(other)):
             continue
@@ -169,7 +169,7 @@ def find_job(kube: Kube, run: Assembly) -> Object | None:
     """
     job = kube.get("Job", run.job_name)
     if job:
-        objects.check_own(job, run.job.study.name)
+        objects.check_own(job, run.job.study.base)
     return job
 
 
@@ -180,7 +180,7 @@ def resumed(kube: Kube, run: Assembly) -> Object | None:
         tries = {objects.annotation(part, objects.RUN_ID) for part in (deployment, job) if part}
         if len(tries) == 1 and not health.holds(job, "Failed"):
             return deployment
-    _remove_parts(kube, run, lambda part: objects.of_study(part, run.job.study.name))
+    _remove_parts(kube, run, lambda part: objects.of_study(part, run.job.study.base))
     return None
 
 

@@ -236,7 +236,7 @@ def scripts(study: Study, configuration: Configuration) -> Object:
     """
     made = read_scripts(study.folder)
     configuration.benchmark.check_scripts(made)
-    labels = {**made["metadata"]["labels"], STUDY_LABEL: study.name}
+    labels = {**made["metadata"]["labels"], STUDY_LABEL: study.base}
     made["metadata"] |= {"labels": labels, "annotations": {DIGEST: digest(made["data"])}}
     return made
 
@@ -271,7 +271,7 @@ def download(study: Study, profile: Kubernetes) -> Object:
     """
     path = study.folder / "model-cache" / "model-download.yaml"
     (job,) = read_yaml(path)
-    job["metadata"].setdefault("labels", {})[STUDY_LABEL] = study.name
+    job["metadata"].setdefault("labels", {})[STUDY_LABEL] = study.base
     if (got := model_of(job)) != (study.model.name, study.model.revision):
         raise InputError(
             f"{path}: expected {study.model.name} at {study.model.revision} as in study.yaml, "
@@ -374,7 +374,7 @@ class Assembly:
     def workload(self) -> Sending:
         """What is sent; with its file unless the benchmark fetches the published one."""
         trace, order = self.job.trace, self.job.order()
-        published = trace.sha256 == self.job.study.trace.sha256
+        published = trace.sha256 == self.job.study.on().trace.sha256
         span_s = float(trace.arrival_ms[order].max()) / 1000
         if published and np.array_equal(order, np.arange(len(trace))):
             return Sending(trace.sha256, len(order), span_s)
@@ -404,7 +404,7 @@ class Assembly:
 
     def mark(self, run_id: str = "") -> Mark:
         """Return the labels and annotations of the run, or of one try of it."""
-        return Mark(self.job.study.name, self.name, run_id, self.digest)
+        return Mark(self.job.study.base, self.name, run_id, self.digest)
 
     def manifests(self, run_id: str = "") -> list[Object]:
         """Return deployment and Job, labelled as the run's own, with the scripts between them."""

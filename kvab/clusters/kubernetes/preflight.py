@@ -93,7 +93,7 @@ def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
     for name in study.configurations:
         recipe = read_configuration(study.configuration_folder(name), name)
         sending = objects.Sending(study.trace.sha256, study.trace.rows, 0.0)
-        mark = objects.Mark(study.name, f"{study.name}/{name}/doctor", "doctor", "")
+        mark = objects.Mark(study.base, f"{study.name}/{name}/doctor", "doctor", "")
         job = objects.benchmark(recipe, profile, sending, "doctor")
         plain = [mark.put(m, profile.namespace) for m in (objects.deployment(recipe, profile), job)]
         arms.append((recipe, [*plain, objects.scripts(study, recipe)]))
