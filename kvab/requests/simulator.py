@@ -65,6 +65,7 @@ def from_simulator(
     )
     output_tokens = joined["output_length"].fillna(0).to_numpy()
     status = joined["terminal_status"].fillna("lost: the simulator returned no record")
+    status = status.replace("rejected", "rejected: longer than a worker takes")
     return typed(
         {
             "row": rows,

@@ -36,13 +36,14 @@ from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace.reading import Trace
 
 TABLE, EFFECTS, SUMMARY = "sensitivity.parquet", "effects.parquet", "sensitivity.json"
-TRANSFER, FRONTEND, CHUNK = "KV transfer", "frontend", "chunk"
+TRANSFER, FRONTEND, CHUNK, REUSE = "KV transfer", "frontend", "chunk", "reuse"
 TIMES, CLOCK, AGAIN, ORDER = "step times", "clock", "again", "order"
 SETTING = {  # the columns that say what each sweep varies
     TRANSFER: ["kv_transfer_gb_per_s"],
     FRONTEND: ["frontend_ms_per_1k_tokens"],
     CHUNK: ["chunk_tokens"],
     TIMES: ["prefill_time_ratio", "decode_time_ratio"],
+    REUSE: ["reuse"],
     CLOCK: ["spread"],
     AGAIN: ["again"],
 }
@@ -106,7 +107,7 @@ def plan_cells(
     def cell(sweep: str, name: str, variant: Variant) -> Cell:
         normal = normal_runs[name]
         job = plan_job(study, cluster, name, 1, rows, trace, folder, variant)
-        moved = variant.spread or variant.again
+        moved = variant.spread or variant.again or variant.reuse != 1
         same = not moved and (job.cluster, job.topology) == (normal.cluster, normal.topology)
         return Cell(sweep, normal if same else job, variant)
 
@@ -137,6 +138,8 @@ def _variants(asked: Sensitivity) -> Iterator[tuple[str, Variant]]:
     for prefill in asked.time_ratios:
         for decode in asked.time_ratios:
             yield TIMES, Variant(prefill_time_ratio=prefill, decode_time_ratio=decode)
+    for share in asked.reuse:
+        yield REUSE, Variant(reuse=share)
     yield CLOCK, Variant(spread=True)
     for again in range(asked.again):
         yield AGAIN, Variant(again=again)

@@ -131,7 +131,8 @@ class Sensitivity(Declared):
     """What the simulation leaves out or takes for granted, replayed at other values.
 
     ``kv_transfer_gb_per_s`` and ``frontend_ms_per_1k_tokens`` are a profile's, ``chunk_tokens``
-    the engines' --max-num-batched-tokens, ``time_ratios`` stretch steps of prefill and decode;
+    the engines' --max-num-batched-tokens, ``time_ratios`` stretch steps of prefill and decode,
+    ``reuse`` is the share of conversations that keep what they reuse of others and of themselves;
     ``again`` replays of the very same order show what the router's own chance is worth.
     """
 
@@ -139,6 +140,7 @@ class Sensitivity(Declared):
     frontend_ms_per_1k_tokens: list[Annotated[float, Field(ge=0)]]
     chunk_tokens: list[Count]
     time_ratios: list[Positive]
+    reuse: list[Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=list)
     again: Count
 
 

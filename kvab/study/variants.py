@@ -15,6 +15,7 @@ from kvab.errors import InputError
 from kvab.study.declaration import Split
 from kvab.study.profiles import Profile, Simulated
 from kvab.study.topology import Topology
+from kvab.trace.conversations import with_reuse
 from kvab.trace.reading import Trace, burst_order
 
 CLOCK_DECIMALS = 3  # of sped-up arrivals in ms: the simulator's records come back as exact
@@ -53,6 +54,8 @@ class Variant:
         As in the profile; a transfer of infinite bandwidth is free.
     prefill_time_ratio, decode_time_ratio : float
         As in the profile.
+    reuse : float
+        Share of the conversations that keep their blocks, see `with_reuse`.
     again : int
         Which replay more of the very same: behind the KV router no two are alike.
     counted : bool
@@ -67,6 +70,7 @@ class Variant:
     frontend_ms_per_1k_tokens: float | None = None
     prefill_time_ratio: float = 1.0
     decode_time_ratio: float = 1.0
+    reuse: float = 1.0
     again: int = 0
     counted: bool = False
 
@@ -82,6 +86,7 @@ class Variant:
             f"frontend{self.frontend_ms_per_1k_tokens}": self.frontend_ms_per_1k_tokens is not None,
             f"prefill{self.prefill_time_ratio:g}": self.prefill_time_ratio != 1,
             f"decode{self.decode_time_ratio:g}": self.decode_time_ratio != 1,
+            f"reuse{self.reuse:g}": self.reuse != 1,
             f"again{self.again}": self.again,
             "order": self.counted,
         }
@@ -93,6 +98,7 @@ class Variant:
             "arrival speed": (self.speed != 1, self.speed),
             "bursts": (self.spread, "spread"),
             "chunk tokens": (self.chunk_tokens, self.chunk_tokens),
+            "reuse": (self.reuse != 1, self.reuse),
             "again": (self.again, self.again),
             "replicas": (self.split, self.split and self.split.model_dump()),
         }
@@ -113,10 +119,12 @@ class Variant:
         return profile.model_copy(update=changes)
 
     def trace(self, trace: Trace, seed: int) -> Trace:
-        """Return the trace with arrivals at this speed; name and sha256 stay the source's.
+        """Return the trace with these arrivals and blocks; name and sha256 stay the source's.
 
         ``seed`` is that of the repeat: with bursts spread it shuffles who is sent when.
         """
+        if self.reuse != 1:
+            trace = with_reuse(trace, self.reuse)
         at_ms = trace.timestamp_ms
         if self.spread:
             share = np.empty(len(at_ms))

@@ -1,7 +1,7 @@
-"""Conversations of a trace, and hours made of them: the same kind of load at another time.
+"""Conversations of a trace, hours made of them, and the same hour with less to reuse.
 
-Input: a trace. Output: the conversation of each row, and traces in which as many conversations,
-drawn with replacement, begin at other times.
+Input: a trace. Output: the conversation of each row; traces in which as many conversations, drawn
+with replacement, begin at other times; the trace in which only some conversations reuse anything.
 
 **Which rows are one conversation.** A prompt goes on the conversation that first had the last of
 its blocks that is known already; without one it begins a conversation. Blocks that more than
@@ -23,6 +23,7 @@ References
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from kvab.errors import InputError
 from kvab.trace.reading import Trace
 
 COMMON_SHARE = 0.1
+REUSE_SEED = 20261128  # of which conversations keep what they reuse
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,19 @@ def find_conversations(trace: Trace) -> Conversations:
     InputError
         If there is one alone, or none of more than one request.
     """
+    rows, shared = _grouped(trace)
+    if len(rows) < 2 or len(rows) == len(trace):
+        raise InputError(
+            expected="two conversations or more, one of them of several requests",
+            got=f"{len(rows)} in {len(trace)} requests",
+            path=trace.path,
+            fix="replay more rows, or a trace whose prompts share their beginnings",
+        )
+    return Conversations(trace, [np.array(each) for each in rows], frozenset(shared))
+
+
+def _grouped(trace: Trace) -> tuple[list[list[int]], set[int]]:
+    """Return the rows of each conversation, and the blocks that several have."""
     prompts = Counter(block for ids in trace.hash_ids for block in set(ids))
     shared = {block for block, count in prompts.items() if count > COMMON_SHARE * len(trace)}
     first: dict[int, int] = {}  # conversation that had a block first
@@ -76,14 +91,26 @@ def find_conversations(trace: Trace) -> Conversations:
         for block in own:
             if first.setdefault(block, conversation) != conversation:
                 shared.add(block)
-    if len(rows) < 2 or len(rows) == len(trace):
-        raise InputError(
-            expected="two conversations or more, one of them of several requests",
-            got=f"{len(rows)} in {len(trace)} requests",
-            path=trace.path,
-            fix="replay more rows, or a trace whose prompts share their beginnings",
-        )
-    return Conversations(trace, [np.array(each) for each in rows], frozenset(shared))
+    return rows, shared
+
+
+def with_reuse(trace: Trace, share: float) -> Trace:
+    """Return the trace in which a share of the conversations keep their blocks, 0 to 1.
+
+    No block of the other conversations is in any other prompt, not even the preamble, so that a
+    cache serves nothing of them. Which they are is drawn once: who keeps them at a share keeps
+    them at a larger one. Lengths, arrivals, name and sha256 stay.
+    """
+    rows, _ = _grouped(trace)
+    order = np.random.default_rng(REUSE_SEED).permutation(len(rows))
+    others = {row for number in order[round(share * len(rows)) :] for row in rows[number]}
+    free = 1 + max((block for ids in trace.hash_ids for block in ids), default=-1)
+    own = itertools.count(free)
+    hash_ids = tuple(
+        tuple(itertools.islice(own, len(ids))) if row in others else ids
+        for row, ids in enumerate(trace.hash_ids)
+    )
+    return replace(trace, hash_ids=hash_ids)
 
 
 def made_hour(conversations: Conversations, seed: int | Sequence[int]) -> Trace:

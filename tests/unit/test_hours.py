@@ -17,7 +17,9 @@ from kvab.pages.evidence import load_evidence
 from kvab.runs import hours
 from kvab.stats.hours import hour_to_hour
 from kvab.study import load_study
-from kvab.trace.conversations import find_conversations, made_hour
+from kvab.study.variants import Variant
+from kvab.trace.conversations import find_conversations, made_hour, with_reuse
+from kvab.trace.describe import reusable_tokens
 from kvab.trace.reading import Trace, read_trace
 
 STUDY = "recipes/qwen3-32b/study.yaml"
@@ -94,6 +96,41 @@ def test_the_same_seed_makes_the_same_hour():
     assert first.sha256 == again.sha256 != other.sha256
     assert first.hash_ids == again.hash_ids
     assert len({first.sha256, found.trace.sha256}) == 2
+
+
+def kept(source, share):
+    """The conversations that keep their blocks, and the trace."""
+    less = with_reuse(source, share)
+    rows = find_conversations(source).rows
+    same = [all(less.hash_ids[row] == source.hash_ids[row] for row in of) for of in rows]
+    return {n for n, all_of in enumerate(same) if all_of}, less
+
+
+def test_conversations_that_lose_their_blocks_reuse_nothing():
+    source = chat()
+    half, less = kept(source, 0.5)
+    assert len(half) == 15
+    assert [*map(len, less.hash_ids)] == [*map(len, source.hash_ids)]
+    others = [row for n, rows in enumerate(find_conversations(source).rows)
+              if n not in half for row in rows]  # fmt: skip
+    of_others = [block for row in others for block in less.hash_ids[row]]
+    rest = {block for row in set(range(90)) - {*others} for block in less.hash_ids[row]}
+    assert len({*of_others}) == len(of_others) and not rest & {*of_others}
+    assert reusable_tokens(less)[others].sum() == 0
+
+
+def test_who_keeps_blocks_at_a_share_keeps_them_at_a_larger_one():
+    source = chat()
+    assert kept(source, 0.2)[0] < kept(source, 0.5)[0] < kept(source, 1)[0]
+    assert kept(source, 1)[1].hash_ids == source.hash_ids
+    assert reusable_tokens(with_reuse(source, 0)).sum() == 0
+
+
+def test_runs_of_less_reuse_lie_apart_and_depend_on_it():
+    variant, source = Variant(reuse=0.5), chat()
+    assert (variant.place, variant.depends_on()) == ("reuse0.5", {"reuse": 0.5})
+    assert variant.trace(source, 3).hash_ids == with_reuse(source, 0.5).hash_ids
+    assert variant.trace(source, 3).sha256 == source.sha256
 
 
 def test_the_intervals_are_those_of_the_formula():

@@ -18,6 +18,7 @@ from kvab.runs.replay import plan_job
 from kvab.runs.sensitivity import (
     AGAIN,
     CLOCK,
+    REUSE,
     TIMES,
     TRANSFER,
     load_sensitivity,
@@ -149,7 +150,8 @@ def replayed(checkout, small_trace):
     content["seeds"] = content["seeds"][:4]
     content["sensitivity"] = {
         "kv_transfer_gb_per_s": ["free", 50, 5], "frontend_ms_per_1k_tokens": [1],
-        "chunk_tokens": [1024, 8192], "time_ratios": [1, 1.3], "again": 2,
+        "chunk_tokens": [1024, 8192], "time_ratios": [1, 1.3], "reuse": [1, 0],
+        "again": 2,
     }  # fmt: skip
     (checkout / STUDY).write_text(yaml.safe_dump(content))
     replay_sensitivity(STUDY, CLUSTER, None, small_trace)
@@ -167,6 +169,9 @@ def test_what_is_replayed_is_kept_read_and_said(replayed, checkout, small_trace,
     slower = times.loc["disagg-kv-router", "itl_ms_mean"]
     assert slower[1, 1.3] == pytest.approx(1.3 * slower[1, 1], rel=0.05)
     assert len(replayed.of(AGAIN)) == 4
+    assert {*replayed.of(REUSE)["reuse"]} == {0, 1} and len(replayed.of(REUSE)) == 8
+    of_none = checkout / "runs/qwen3-32b" / CLUSTER / "capacity/agg-kv-router/reuse0"
+    assert runs.read_run(of_none).requests["cached_tokens"].sum() == 0
     assert {*replayed.effects["sweep"]} >= {TRANSFER, TIMES, CLOCK}
     choices = {*replayed.verdicts["choice"]}
     assert "KV transfer at no time (replayed)" not in choices
