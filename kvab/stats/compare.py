@@ -9,18 +9,19 @@ to run (``run_to_run``: Student's t over repeats).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from operator import itemgetter
 from typing import Unpack
 
+import msgspec
 import numpy as np
 import pandas as pd
 from scipy import special
 
 from kvab.console import counted
+from kvab.declarations import Json
 from kvab.requests.metrics import LATENCIES, METRICS, SCHEMA, Slo
 from kvab.stats.bootstrap import (
     Design,
@@ -177,7 +178,7 @@ class Comparison:
         """Good requests."""
         return self.metrics["good_share"]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return the document of ``kvab compare --json`` (schema 1); null where undefined."""
         every = self.metrics.items()
         paired = {key: self.metrics[key].paired for key in LATENCIES}
@@ -188,6 +189,7 @@ class Comparison:
         method = asdict(self.method)
         if self.method.requests is None:
             del method["requests"]
+        pseudo = {key: _ends("value", of.hodges_lehmann) for key, of in paired.items()}
         document = {
             "schema": SCHEMA,
             "pairs": self.pairs,
@@ -196,12 +198,10 @@ class Comparison:
             "faster_share": {key: of.faster.value for key, of in paired.items()},
             "faster_share_ci": {key: [of.faster.low, of.faster.high] for key, of in paired.items()},
             "paired_median_difference": {  # its value is the pseudo-median, as it always was
-                key: _ends("value", of.hodges_lehmann) | _ends("median", of.median, "median_")
+                key: pseudo[key] | _ends("median", of.median, "median_")
                 for key, of in paired.items()
             },
-            "pseudo_median_difference": {
-                key: _ends("value", of.hodges_lehmann) for key, of in paired.items()
-            },
+            "pseudo_median_difference": pseudo,
             "verdict": {key: of.verdict for key, of in every},
             "verdict_basis": {
                 key: {"statistic": "mean"}
@@ -215,7 +215,9 @@ class Comparison:
             "smallest_detectable": {key: of.smallest_detectable for key, of in every},
             "notes": self.notes,
         }
-        return {key: _null(part) for key, part in document.items()}
+        text = msgspec.json.encode(document, enc_hook=float)  # NaN becomes null
+        plain: Json = msgspec.json.decode(text)
+        return plain
 
 
 def _ends(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float]:
@@ -224,11 +226,9 @@ def _ends(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float]:
 
 
 def _row(contrast: Contrast) -> dict[str, float]:
-    arms = {"baseline": contrast.baseline, "comparison": contrast.comparison}
-    estimates = {"difference": contrast.difference.value, "ratio": contrast.ratio.value}
     return (
-        arms
-        | estimates
+        {"baseline": contrast.baseline, "comparison": contrast.comparison}
+        | {"difference": contrast.difference.value, "ratio": contrast.ratio.value}
         | _ends("difference", contrast.difference)
         | _ends("ratio", contrast.ratio, "ratio_")
     )
@@ -236,15 +236,6 @@ def _row(contrast: Contrast) -> dict[str, float]:
 
 def _repeats(of: RunToRun) -> dict[str, object]:
     return {"differences": of.differences, **_ends("mean", of.mean), "reason": of.reason}
-
-
-def _null(value: object) -> object:
-    """Return a part of a document with None in place of numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: _null(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_null(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare(

@@ -8,20 +8,34 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
 from kvab.cache import write_beside
-from kvab.declarations import Json
 from kvab.errors import InputError, writing
 
 FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
-log = logging.getLogger("kvab")
+Tokens = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+Block = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _Row(msgspec.Struct, gc=False):
+    """A request as Mooncake writes it; its times are in ms."""
+
+    timestamp: Annotated[float, msgspec.Meta(ge=0, lt=2**53)]
+    input_length: Tokens
+    output_length: Tokens
+    hash_ids: tuple[Block, ...]
+    synthetic: object = None
+
+
+_decode = msgspec.json.Decoder(_Row, strict=False).decode  # 600.0 is a whole number too
 
 
 @dataclass(frozen=True)
@@ -91,15 +105,15 @@ def read_trace(
         path=path,
         sha256=digest,
         block_tokens=block_tokens,
-        synthetic=any(row.get("synthetic") is True for row in rows),
-        timestamp_ms=np.array([row["timestamp"] for row in rows], dtype="float64"),
-        input_tokens=np.array([row["input_length"] for row in rows], dtype="int32"),
-        output_tokens=np.array([row["output_length"] for row in rows], dtype="int32"),
-        hash_ids=tuple(tuple(row["hash_ids"]) for row in rows),
+        synthetic=any(row.synthetic is True for row in rows),
+        timestamp_ms=np.array([row.timestamp for row in rows], dtype="float64"),
+        input_tokens=np.array([row.input_length for row in rows], dtype="int32"),
+        output_tokens=np.array([row.output_length for row in rows], dtype="int32"),
+        hash_ids=tuple(row.hash_ids for row in rows),
     )
 
 
-def _checked_rows(path: Path, block_tokens: int, sha256: str | None) -> tuple[list[Json], str]:
+def _checked_rows(path: Path, block_tokens: int, sha256: str | None) -> tuple[list[_Row], str]:
     """Return every row, and the sha256 of the file they came from."""
     try:
         content = path.read_bytes()
@@ -111,7 +125,7 @@ def _checked_rows(path: Path, block_tokens: int, sha256: str | None) -> tuple[li
     if sha256 not in (None, digest):
         fix = "fetch it again, or name it with --trace to replay another trace on purpose"
         raise InputError(expected=f"sha256 {sha256}", got=digest, path=path, fix=fix)
-    rows: list[Json] = []
+    rows: list[_Row] = []
     last_ms = 0.0
     for number, line in enumerate(io.BytesIO(content), start=1):
         try:
@@ -119,51 +133,32 @@ def _checked_rows(path: Path, block_tokens: int, sha256: str | None) -> tuple[li
         except InputError as error:
             error.path, error.line = path, number
             raise
-        last_ms = rows[-1]["timestamp"]
+        last_ms = rows[-1].timestamp
     if not rows:
         raise InputError(expected="a request a line", got="an empty file", path=path,
                          fix="fetch it again")  # fmt: skip
     return rows, digest
 
 
-def _checked_row(line: bytes, last_ms: float, block_tokens: int) -> Json:
-    """Return the JSON object of a line; its error does not know the line's place yet."""
-    start = line.strip()[:40]
+def _checked_row(line: bytes, last_ms: float, block_tokens: int) -> _Row:
+    """Return the request of a line; its error does not know the line's place yet."""
     try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise _wrong("UTF-8 text", start, "convert the file to UTF-8") from None
-    except (ValueError, RecursionError):
-        whole = line.endswith(b"\n")
-        fix = "fix the line" if whole else "the file is truncated: fetch it again"
-        raise _wrong("one JSON object", start, fix) from None
-    if not isinstance(row, dict):
-        raise _wrong("one JSON object", start, "fix the line")
-    for field in FIELDS:
-        if field not in row:
-            raise _wrong(f"the field {field}", sorted(row), "add it")
-    at_ms, ids = row["timestamp"], row["hash_ids"]
-    if type(at_ms) not in (int, float) or not 0 <= at_ms < 2**53:
-        raise _wrong("a timestamp of 0 ms or more", at_ms, "fix it")
-    if at_ms < last_ms:
-        expected = f"a timestamp that does not fall below the {last_ms} before it"
-        raise _wrong(expected, at_ms, "sort the rows by timestamp")
-    for field in ("input_length", "output_length"):
-        tokens = row[field]
-        whole = type(tokens) is int or (type(tokens) is float and tokens.is_integer())
-        if not whole or not 1 <= tokens < 2**31:
-            raise _wrong(f"{field} of 1 token or more, a whole number", tokens, "fix it")
-    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**63 for i in ids):
-        raise _wrong("hash_ids as a list of whole numbers of 0 or more", ids, "fix them")
-    tokens, needed = row["input_length"], math.ceil(row["input_length"] / block_tokens)
-    if len(ids) != needed:
+        row = _decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        problem, _, key = str(error).partition(" - at `$.")
+        start = line.strip()[:60].decode(errors="replace")
+        fix = "fix it" if line.endswith(b"\n") else "the file is cut off here: fetch it again"
+        raise InputError(f"{problem.lower()} in {start!r}", key=key.rstrip("`"), fix=fix) from None
+    if row.timestamp < last_ms:
+        expected = f"{last_ms:g} or more, as in the row before"
+        raise InputError(expected=expected, got=f"{row.timestamp:g}", key="timestamp",
+                         fix="sort the rows by timestamp")  # fmt: skip
+    tokens, needed = row.input_length, math.ceil(row.input_length / block_tokens)
+    if len(row.hash_ids) != needed:
         expected = f"{needed} hash_ids ({tokens} tokens in blocks of {block_tokens})"
-        raise _wrong(expected, len(ids), "fix the row or the block size")
+        raise InputError(expected=expected, got=f"{len(row.hash_ids)}",
+                         fix="fix the row or the block size")  # fmt: skip
     return row
-
-
-def _wrong(expected: str, got: object, fix: str) -> InputError:
-    return InputError(expected=expected, got=f"{got!r:.80}", fix=fix)
 
 
 def burst_order(timestamp_ms: np.ndarray, seed: int) -> np.ndarray:

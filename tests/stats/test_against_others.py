@@ -9,7 +9,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from kvab.requests.metrics import percentile, statistics
-from kvab.stats import percentiles as module
 from kvab.stats.bootstrap import Design, Replicates, Sample, mean, replicate
 from kvab.stats.contrasts import verdicts
 from kvab.stats.percentiles import hodges_lehmann, mcnemar_p, percentiles
@@ -32,29 +31,6 @@ def test_weighted_percentiles_equal_numpy_on_the_repeated_sample(seed):
     found = percentiles(Sample.of(values, burst, 60), weights, Q)
     for drawn, row in zip(weights, found, strict=True):
         assert (row == np.percentile(np.repeat(values, drawn[burst]), Q)).all()
-
-
-@pytest.mark.parametrize("draws", ["some of all", "blocks", "one alone"])
-def test_percentiles_of_large_samples_are_found_near_where_they_were(draws, monkeypatch):
-    rng = np.random.default_rng(4)
-    values, burst = rng.lognormal(6, 1, 40_000).round(2), np.repeat(np.arange(4_000), 10)
-    weights = np.ones((30, 4_000), np.int32)
-    if draws == "some of all":
-        weights[:] = rng.poisson(1.0, weights.shape)
-    elif draws == "blocks":
-        weights[:] = np.repeat(rng.poisson(1.0, (30, 40)), 100, axis=1)
-    else:  # far from where the others are, and a resample of nothing
-        weights[0], weights[1] = np.bincount([7], minlength=4_000), 0
-    sample = Sample.of(values, burst, 4_000)
-    whole = percentiles(sample, weights, [50, 99])
-    monkeypatch.setattr(module, "LARGE", 1)
-    windows = module._windows(sample, weights[weights.sum(axis=1) > 0], np.array([0.5, 0.99]))
-    assert windows
-    near = percentiles(sample, weights, [50, 99])
-    assert np.array_equal(near, whole, equal_nan=True)
-    narrow = [(first + 9, first + 99) for first, _ in windows]
-    monkeypatch.setattr(module, "_windows", lambda *_: narrow)  # what lies outside is found too
-    assert np.array_equal(percentiles(sample, weights, [50, 99]), whole, equal_nan=True)
 
 
 def test_weighted_means_equal_numpy_on_the_repeated_sample():
