@@ -31,6 +31,13 @@ WorkloadName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
 MetricKey = Annotated[str, Field(pattern="^(ttft_ms|itl_ms|latency_ms|good_share)$")]
 
 
+class Source(Declared):
+    """The page that a study takes its question and its bounds from."""
+
+    name: PageText
+    url: Annotated[str, Field(pattern=r"^https://[^\s<>()\[\]]+$")]
+
+
 class Model(Declared):
     """The served model and the revision of its files."""
 
@@ -155,6 +162,7 @@ class Study(Declared):
     version: Count
     title: PageText
     about: PageText = ""
+    source: Source | None = None
     model: Model
     gpus: Gpus
     workloads: Annotated[dict[WorkloadName, TraceSource], Field(min_length=1)]

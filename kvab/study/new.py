@@ -60,6 +60,7 @@ def new_study(name: str, like: Path, cluster: str = "simulated-h200") -> str:
             text = own.sub(name, path.read_text(encoding="utf-8"))
             if path.name == "study.yaml":
                 text = re.sub(r"(?m)^version: \d+$", "version: 1", text)
+                text = re.sub(r"(?m)(^#.*\n)?^source:\n(  .*\n)+", "", text)  # the question is new
             path.write_text(text, encoding="utf-8")
         load_study(copy / "study.yaml")
         text = profile.with_stem(cluster).read_text(encoding="utf-8")
