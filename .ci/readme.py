@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from kvab.pages import hardware, index, outcome
+from kvab.pages import attribution, hardware, outcome
 from kvab.pages.evidence import load_published
 from kvab.pages.gate import gate
 from kvab.runs.hardware import load_hardware
@@ -16,7 +16,7 @@ def answer() -> tuple[str, bytes]:
     """Return the sentence and the picture."""
     evidence = load_published("", "book/published")
     said = outcome.headline(evidence, gate(evidence))
-    picture = index.good_shares_figure(evidence).svg
+    picture = attribution.misses_figure(evidence).svg
     held = hardware.band(load_hardware("book/published"))
     return f"**The answer so far, from simulated runs.** {said} {held}", picture
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from kvab.cache import Result, remember, source_digest
@@ -29,7 +30,7 @@ from kvab.runs.sources import NOT_STREAMED
 from kvab.runs.summaries import Workload, load_workload
 from kvab.study import Arm, Study, load_study, root
 from kvab.study.manifests import read_configuration
-from kvab.study.topology import read_topology
+from kvab.study.topology import Topology, read_topology
 
 if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
     from kvab.runs.hours import MadeHours
@@ -103,12 +104,17 @@ class Evidence:
         return self.workload.table.iloc[: self.manifest.trace.rows]
 
     @cached_property
-    def gpus(self) -> dict[str, int]:
-        """GPUs that each configuration filled, by the manifests of its first run."""
+    def topologies(self) -> dict[str, Topology]:
+        """What each configuration deployed, by the manifests of its first run."""
         return {
-            name: read_topology(read_configuration(repeats[0].path / "manifests")).gpus
+            name: read_topology(read_configuration(repeats[0].path / "manifests"))
             for name, repeats in self.runs.items()
         }
+
+    @property
+    def gpus(self) -> dict[str, int]:
+        """GPUs that each configuration filled."""
+        return {name: topology.gpus for name, topology in self.topologies.items()}
 
     @property
     def missing(self) -> str:
@@ -177,13 +183,6 @@ class Evidence:
             for name, arm in self.study.configurations.items()
         }
         return attribute(cells, self.study.slo, **self._settings())
-
-    @kept
-    def good_shares(self) -> pd.DataFrame:
-        """Good share of each configuration, see `kvab.stats.effects.good_shares`."""
-        from kvab.stats.effects import good_shares
-
-        return good_shares(self._all(), self.study.slo, **self._settings())
 
     @kept
     def quantile_differences(self) -> dict[str, pd.DataFrame]:
@@ -258,47 +257,27 @@ class Evidence:
         return summaries.percentiles(self._all())
 
     @cached_property
-    def worker_balance(self) -> pd.DataFrame:
-        """Work of each worker, see `kvab.runs.summaries.worker_balance`."""
-        return summaries.worker_balance(self.requests)
-
-    @cached_property
     def anatomy(self) -> pd.DataFrame:
         """Mean of each part of the TTFT, in ms, indexed by configuration; NaN if not recorded."""
         parts = self.requests.groupby("configuration", sort=False)[[*PARTS]].mean()
         return parts.astype(float)
 
     @cached_property
-    def summaries(self) -> pd.DataFrame:
-        """Summary of each run, indexed by configuration.
-
-        Columns are those of `kvab.requests.metrics.summarize`, such as ``ttft_ms.p99``, and
-        ``reuse``, the share of prompt tokens from cache; NaN where a number is not known.
-        """
-        rows = [
-            {"configuration": name, "reuse": summaries.reuse(run)}
-            | metrics.summarize(run.requests, self.study.slo)
-            for name, repeats in self.runs.items()
-            for run in repeats
-        ]
-        return pd.json_normalize(rows).set_index("configuration").astype(float)
-
-    @cached_property
     def pooled(self) -> pd.DataFrame:
         """Statistics of each configuration over the requests of all its repeats; by configuration.
 
-        The columns of ``summaries``. What belongs to a run and not to requests (duration, rates,
-        share from cache) is the mean over the repeats.
+        Columns are those of `kvab.requests.metrics.summarize`, such as ``ttft_ms.p99``, and
+        ``reuse``, the share of prompt tokens from cache; NaN where a number is not known. What
+        belongs to a run and not to requests (``good.rps``, ``reuse``) is the mean over the repeats.
         """
-        rows = [
-            {"configuration": name} | metrics.summarize(pd.concat(repeats), self.study.slo)
-            for name, repeats in self._all().items()
-        ]
-        pooled = pd.json_normalize(rows).set_index("configuration").astype(float)
-        by_run = self.summaries.groupby(level=0, sort=False).agg(
-            lambda runs: runs.mean(skipna=False)
-        )
-        return pooled.assign(**by_run[["duration_s", "good.rps", "reuse"]])
+        rows, slo = [], self.study.slo
+        for name, tables in self._all().items():
+            rates = [metrics.summarize(table, slo)["good"]["rps"] for table in tables]
+            reuse = [summaries.reuse(run) for run in self.runs[name]]
+            row = metrics.summarize(pd.concat(tables), slo) | {"configuration": name}
+            row["good"]["rps"] = np.array(rates, float).mean()
+            rows.append(row | {"reuse": np.array(reuse, float).mean()})
+        return pd.json_normalize(rows).set_index("configuration").astype(float)
 
     @cached_property
     def misses(self) -> pd.DataFrame:
@@ -306,19 +285,6 @@ class Evidence:
         from kvab.stats.attribution import misses
 
         return misses(self._all(), self.study.slo)
-
-    @property
-    def cells(self) -> pd.DataFrame:
-        """The four cells of the 2x2.
-
-        Indexed by ``split`` and ``routing``: ``good`` share of 1, ``ttft_ms`` mean, ``itl_p99_ms``.
-        """
-        columns = {"good.share": "good", "ttft_ms.mean": "ttft_ms", "itl_ms.p99": "itl_p99_ms"}
-        factors = [self.arms[name].factors for name in self.pooled.index]
-        cells = pd.MultiIndex.from_tuples(
-            [(levels.split, levels.routing) for levels in factors], names=["split", "routing"]
-        )
-        return self.pooled[[*columns]].rename(columns=columns).set_index(cells)
 
     @cached_property
     def key(self) -> str:

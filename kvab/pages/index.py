@@ -1,41 +1,35 @@
-"""The first page: the answer, how it is known, and the image that stands for the book elsewhere.
+"""The first page: the answer, what would turn it around, and the image that stands for the book.
 
-Input: the evidence and its gate. Output: what the notebook shows, and a PNG of 1200 by 630 pixels.
+Input: the evidence, its gate and the sweep of load. Output: what the notebook shows, and a PNG of
+1200 by 630 pixels.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
+import pandas as pd
 
 from kvab.console import counted, interval, percent, plain, signed, span
-from kvab.pages.attribution import points_gained
+from kvab.pages.attribution import steps
+from kvab.pages.capacity import second_headline
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
-from kvab.pages.outcome import RED, VERDICTS, both_arms, both_shares, counterpoint, headline
-from kvab.pages.tables import Table
-from kvab.pages.theme import (
-    GREY,
-    THEME,
-    WIDTH_IN,
-    Drawing,
-    arm_styles,
-    drawn,
-    origin,
-    unequal,
-)
+from kvab.pages.outcome import RED, VERDICTS, both_shares, counterpoint, headline
+from kvab.pages.theme import GREY, THEME, arm_styles, origin, unequal
+from kvab.runs.sweep import Sweep
 
-HEADLINE = {
-    "good_share": ("mean",), "ttft_ms": ("mean", "p50", "p99"), "itl_ms": ("p50", "p99"),
-    "latency_ms": ("mean",),
-}  # fmt: skip
 CARD_IN, CARD_DPI = (12, 6.3), 100
 DARK = "#222222"
+
+
+# --- the answer --------------------------------------------------------------------------------
 
 
 def answer(evidence: Evidence, judged: Gate) -> str:
@@ -49,9 +43,8 @@ def answer(evidence: Evidence, judged: Gate) -> str:
     kind = ""
     if evidence.simulated:
         cluster = plain(evidence.manifest.cluster["description"])
-        kind = f"*These numbers are **simulated**: {cluster}; no GPU was measured.*"
-    more = unequal(evidence.arms, evidence.gpus)
-    return f"**{headline(evidence, judged)}**\n\n{counterpoint(evidence)} {kind}{more}"
+        kind = f" *These numbers are **simulated**: {cluster}; no GPU was measured.*"
+    return f"**{headline(evidence, judged)}**{kind}{unequal(evidence.arms, evidence.gpus)}"
 
 
 def short_answer(evidence: Evidence, judged: Gate) -> str:
@@ -70,75 +63,148 @@ def short_answer(evidence: Evidence, judged: Gate) -> str:
     )
 
 
-@drawn("index-good-shares", lambda e: e.good_shares)
-def good_shares_figure(evidence: Evidence) -> Drawing:
-    """Draw the good share of each configuration: every repeat a point, with its interval."""
-    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 1.25))
-    styles, names = arm_styles(evidence.arms), list(evidence.arms)
-    shares = evidence.good_shares
-    for at, name in enumerate(reversed(names)):
-        row, color = shares.loc[name], styles[name]["color"]
-        low, share, high = 100 * np.array([row["low"], row["share"], row["high"]])
-        axes.plot([low, high], [at, at], color=color, linewidth=2.5, alpha=0.45)
-        axes.plot(
-            [100 * share for share in row["repeats"]],
-            [at] * len(row["repeats"]),
-            linestyle="",
-            marker=styles[name]["marker"],
-            color=color,
-        )
-        axes.annotate(
-            f"{share:.1f} %", (high, at), (6, 0), textcoords="offset points",
-            va="center", fontsize=9, fontweight="bold", color=color,
-        )  # fmt: skip
-    axes.set_yticks(range(len(names)), [evidence.arms[name].label for name in reversed(names)])
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlim(0, 100)
-    axes.grid(axis="x")
-    axes.grid(visible=False, axis="y")
-    slo = evidence.study.slo
-    axes.set_xlabel(f"requests within TTFT {slo.ttft_ms:g} ms and ITL {slo.itl_ms:g} ms [%]")
-    alt = "Dot plot of the share of good requests: " + ", ".join(
-        f"{evidence.arms[name].label} {shares.loc[name, 'share']:.0%}" for name in names
-    )
-    return figure, good_shares_caption(evidence), alt
-
-
-def good_shares_caption(evidence: Evidence) -> str:
-    """Return what one factor alone brings and what both do, and what is drawn."""
-    shares, arms = evidence.good_shares["share"], evidence.arms
-    if evidence.missing:
-        finding = " ".join(f"{arms[n].label}: {percent(s)} good." for n, s in shares.items())
-    else:
-        points = points_gained(evidence)
-        alone = max((n for n in arms if arms[n].role == "ablation"), key=lambda n: points[n])
-        finding = (
-            f"By itself the stronger factor brings {signed(points[alone], 1)} points "
-            f"({arms[alone].label}), both together "
-            f"{signed(points[evidence.study.comparison], 1)}."
-        )
+def question(evidence: Evidence) -> str:
+    """Return what a good request is, and who chose the question and the bounds."""
+    study, slo = evidence.study, evidence.study.slo
+    source = f" ([{study.source.name}]({study.source.url}))" if study.source else ""
+    about = f" {study.about.rstrip('.')}{source}." if study.about else ""
     return (
-        f"{finding} Share of good requests by configuration: each repeat a point, the bar the "
-        f"{evidence.study.statistics.percent} workload interval."
+        f"A request is **good** if its first token comes within {slo.ttft_ms / 1000:g} s (TTFT, "
+        f"time to first token) and the others {slo.itl_ms:g} ms apart or less on average (ITL, "
+        f"inter-token latency).{about}"
     )
 
 
-def headline_table(evidence: Evidence) -> Table:
-    """Return both arms in short: good share, and centre and tail of each latency."""
-    arms = evidence.study.configurations
-    kind = "simulated" if evidence.simulated else evidence.manifest.kind
-    return Table(
-        both_arms(evidence, HEADLINE),
-        f"Baseline: {arms[evidence.study.baseline].label}. "
-        f"Comparison: {arms[evidence.study.comparison].label}. {kind.capitalize()}; intervals are "
-        f"{evidence.study.statistics.percent} workload intervals.",
-        ("",),
+def setups(evidence: Evidence) -> str:
+    """Return what baseline and comparison deploy."""
+    study = evidence.study
+    arms = {"Baseline": study.baseline, "Comparison": study.comparison}
+    return "\n".join(
+        f"- **{role}** {plain(evidence.topologies[name].describe())}" for role, name in arms.items()
     )
+
+
+# --- what turns it around ------------------------------------------------------------------------
+
+
+def where(values: Iterable[float], holds: Iterable[bool]) -> str:
+    """Return at which values something holds: a single one, or from where to where.
+
+    Examples
+    --------
+    >>> where([10, 15, 20, 25], [True, False, True, True])
+    '10, 20 to 25'
+    """
+    runs = itertools.groupby(zip(values, holds, strict=True), key=lambda pair: pair[1])
+    held = [[f"{value:g}" for value, _ in run] for holding, run in runs if holding]
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in held)
+
+
+def _by_itl(evidence: Evidence) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Return, at the study's TTFT bound and by ITL bound: points, whether each arm leads."""
+    surface = evidence.slo_surface
+    rows = surface[surface["ttft_ms"] == evidence.study.slo.ttft_ms].set_index("itl_ms")
+    return 100 * rows["difference"], rows["band_low"] > 0, rows["band_high"] < 0
+
+
+def by_bounds(evidence: Evidence, judged: Gate) -> str:
+    """Return at which ITL bounds either arm leads, and by how much at most."""
+    if not judged.green:
+        return ""
+    points, wins, loses = _by_itl(evidence)
+    leads = []
+    for name, mask, most in (("comparison", wins, points.idxmax()),
+                             ("baseline", loses, points.idxmin())):  # fmt: skip
+        if mask.any():
+            leads.append(
+                f"the {name} is ahead at {where(points.index, mask)} ms (most at {most:g} ms, "
+                f"{signed(points[most], 1)} points)"
+            )
+    decides = "**the ITL bound decides who leads**" if len(leads) == 2 else (
+        "no ITL bound turns the answer around"
+    )  # fmt: skip
+    return (
+        f"**[Which bounds?](07_robustness)** With TTFT within {evidence.study.slo.ttft_ms / 1000:g}"
+        f" s {decides}: {', '.join(leads) or 'neither is ahead at any on the grid'}."
+    )
+
+
+def _by_load(swept: Sweep) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Return, at the study's bounds and by load: points, whether each arm leads."""
+    wide = swept.curves.shares.pivot(index="load", columns="configuration")
+    own, other = (wide.xs(name, axis=1, level="configuration")
+                  for name in (swept.study.comparison, swept.study.baseline))  # fmt: skip
+    points = 100 * (own["share"] - other["share"])
+    return points, own["low"] > other["high"], own["high"] < other["low"]
+
+
+def by_load(swept: Sweep | None, judged: Gate) -> str:
+    """Return how much load is carried, and how the difference depends on the load."""
+    if swept is None or not judged.green:
+        return ""
+    points = _by_load(swept)[0]
+    least, most = points.idxmin(), points.idxmax()
+    return (
+        f"{second_headline(swept, judged)} At the same load, the difference is least at {least:g} "
+        f"times the trace's speed ({signed(points[least], 1)} points) and most at {most:g} times "
+        f"({signed(points[most], 1)} points)."
+    )
+
+
+def by_factor(evidence: Evidence, judged: Gate) -> str:
+    """Return what each factor brings by itself, and to which requests."""
+    if not judged.green:
+        return ""
+    return f"**[Routing or split?](06_attribution)** {steps(evidence)}. {counterpoint(evidence)}"
+
+
+def advice(evidence: Evidence, judged: Gate, swept: Sweep | None) -> str:
+    """Return three cards: for whom the comparison pays, for whom not, and who should measure."""
+    if not judged.green:
+        return ""
+    deploy: list[str] = []
+    keep: list[str] = []
+    within = f"with TTFT within {evidence.study.slo.ttft_ms / 1000:g} s, your ITL bound is {{}} ms"
+    tried = [(within, _by_itl(evidence))]
+    tried += [("your load is {} times the trace's", _by_load(swept))] if swept else []
+    for text, (points, wins, loses) in tried:
+        for clauses, mask in ((deploy, wins), (keep, loses)):
+            if mask.any():
+                ends = dict.fromkeys(signed(end(points[mask]), 1) for end in (min, max))
+                at = text.format(where(points.index, mask))
+                clauses.append(f"{at} ({' to '.join(ends)} points).")
+    faster = evidence.comparison.ttft.paired.faster.value
+    (keep if faster < 0.5 else deploy).append(
+        "the typical request matters more to you than the slowest: "
+        f"{percent(faster, 0)} get their first token sooner."
+    )
+    rows = evidence.replayed
+    repeated = percent(rows["reusable_tokens"].sum() / rows["input_tokens"].sum(), 0)
+    measure = [
+        f"your prompts repeat less: here {repeated} of prompt tokens begin like an earlier prompt.",
+        "you serve another model, or on other GPUs or networks: [run it there](reproduce).",
+    ]
+    if evidence.simulated:
+        measure.insert(0, "you need exact times: [no GPU was measured here](12_hardware).")
+    return _cards({"Yes, if": deploy, "Rather not, if": keep, "Measure first, if": measure})
+
+
+def _cards(clauses: dict[str, list[str]]) -> str:
+    cards = "\n".join(
+        f":::{{grid-item-card}} {title}\n"
+        + ("\n".join(f"- {clause}" for clause in of) or "Nowhere in what was tried.")
+        + "\n:::"
+        for title, of in clauses.items()
+    )
+    return f"::::{{grid}} 1 1 3 3\n:gutter: 2\n\n{cards}\n::::"
+
+
+# --- how it is known ---------------------------------------------------------------------------
 
 
 def how_known(evidence: Evidence) -> str:
-    """Return how the answer was obtained, in a paragraph."""
-    study, trace = evidence.study, evidence.manifest.trace
+    """Return what was replayed, and on what."""
+    trace = evidence.manifest.trace
     last_s = evidence.replayed["arrival_ms"].max() / 1000
     count, gpus = len(evidence.arms), sorted(set(evidence.gpus.values()))
     same = f"the same {counted(gpus[0], 'GPU')}"
@@ -146,41 +212,32 @@ def how_known(evidence: Evidence) -> str:
     return (
         f"Each of the {count} configurations fills {filled} and replays the same "
         f"{counted(trace.rows, 'request')}, {span(last_s)} of {plain(trace.name)}, each "
-        "when the trace says. Requests are paired on the trace row, the interval beside each "
-        "difference respects that bursts of requests depend on each other, and a gate checks that "
-        f"every run tested what it claims. {study.about} The numbers here are computed when this "
-        "book is built, from the runs listed in [](04_runs)."
+        "when the trace says."
     )
 
 
 def known_limits(evidence: Evidence) -> str:
-    """Return what a sceptical reader must know about this cluster's numbers."""
+    """Return what is real and what is simulated; nothing of runs that are not."""
     if not evidence.simulated:
         return ""
     versions = {name: plain(text) for name, text in evidence.manifest.versions.items()}
-    hardware = plain(evidence.manifest.cluster["hardware"])
-    kv = any(arm.factors.routing == "kv" for arm in evidence.arms.values())
-    ties = "; behind the KV router, ties broken at random add to that" if kv else ""
-    recorded = "generated" if evidence.synthetic else "a recorded trace"
-    return (
-        ":::{note}\n**What is real and what is simulated.** The router is Dynamo's own "
-        f"(ai-dynamo {versions['ai-dynamo']}), the workload is {recorded}, the engines are "
-        f"NVIDIA's simulator (aisimulate {versions['aisimulate']}, kernel data "
-        f"{versions['kernel data']} measured on {hardware}). {_costs(evidence)} The rest of the "
-        "network and scheduling jitter are not in these numbers. A repeat shuffles the order "
-        f"inside each burst{ties}. Nothing else varies from run to run.\n:::"
-    )
-
-
-def _costs(evidence: Evidence) -> str:
-    """Return what a transfer and the frontend cost by the profile, and what that is worth."""
-    cluster, answers = evidence.manifest.cluster, evidence.answers
+    cluster = evidence.manifest.cluster
     gb_per_s, ms = (cluster.get(key) for key in ("kv_transfer_gb_per_s",
                                                  "frontend_ms_per_1k_tokens"))  # fmt: skip
     moves = f"moves at {gb_per_s:g} GB/s a worker" if gb_per_s else "takes no time"
     reads = f"takes {ms:g} ms for each 1,000 prompt tokens" if ms else "takes no time"
-    text = f"The KV cache {moves} and the frontend {reads}"
-    return f"{text}; [other values](11_sensitivity) were replayed too." if answers else f"{text}."
+    others = " ([other values](11_sensitivity))" if evidence.answers else ""
+    kv = any(arm.factors.routing == "kv" for arm in evidence.arms.values())
+    ties = "; behind the KV router, ties broken at random add to that" if kv else ""
+    return (
+        "**What is real and what is simulated.** The router is Dynamo's own (ai-dynamo "
+        f"{versions['ai-dynamo']}) and the workload is "
+        f"{'generated' if evidence.synthetic else 'a recorded trace'}. The engines are NVIDIA's "
+        f"simulator (aisimulate {versions['aisimulate']}, kernel data {versions['kernel data']} "
+        f"measured on {plain(cluster['hardware'])}). The KV cache {moves} and the frontend "
+        f"{reads}{others}; the rest of the network and scheduling jitter are left out. A repeat "
+        f"shuffles the order inside each burst{ties}. Nothing else varies from run to run."
+    )
 
 
 def social_card(evidence: Evidence, judged: Gate) -> bytes:
@@ -195,7 +252,7 @@ def social_card(evidence: Evidence, judged: Gate) -> bytes:
         figure.text(0.06, 0.63, text, fontsize=20, color=DARK, va="top", linespacing=1.4)
         if judged.green:
             axes = figure.add_axes((0.36, 0.12, 0.52, 0.26))
-            shares = [100 * evidence.good_shares.loc[name, "share"] for name in names]
+            shares = [100 * evidence.pooled.loc[name, "good.share"] for name in names]
             colors = [styles[name]["color"] for name in names]
             axes.barh(range(len(names)), shares, color=colors, height=0.6)
             for at, share in enumerate(shares):

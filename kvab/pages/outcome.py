@@ -6,8 +6,6 @@ what the whole book begins with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -17,7 +15,7 @@ import pandas as pd
 from kvab.console import change, counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
-from kvab.pages.printed import changed, quantity, size, with_ends
+from kvab.pages.printed import changed, quantity, size
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     COMPARISON,
@@ -32,7 +30,7 @@ from kvab.pages.theme import (
 from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
 from kvab.runs.hours import EFFECTS
 from kvab.stats.contrasts import Contrast, Estimate
-from kvab.stats.effects import OverOrders, over_orders
+from kvab.stats.effects import over_orders
 from kvab.stats.hours import HourToHour, hour_to_hour
 from kvab.study import Arm
 
@@ -41,6 +39,14 @@ VERDICTS = {
     "worse": "No",
     "no difference": "It makes no practical difference",
     "inconclusive": "These runs cannot tell",
+}
+COLUMNS = {
+    "TTFT mean [ms]": "ttft_ms.mean",
+    "TTFT p50": "ttft_ms.p50",
+    "TTFT p99": "ttft_ms.p99",
+    "ITL p50 [ms]": "itl_ms.p50",
+    "ITL p99": "itl_ms.p99",
+    "latency mean [ms]": "latency_ms.mean",
 }
 RED = "No verdict: the validity gate is red."
 NO_VERDICT = f"**{RED}** Why is written with [the runs](04_runs)."
@@ -63,7 +69,7 @@ def headline(evidence: Evidence, judged: Gate) -> str:
     return (
         f"{VERDICTS[good.verdict]}, {where}: {comparison.phrase} kept "
         f"{after} % of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
-        f"{slo.itl_ms:g} ms, {baseline.phrase} {before} %: a difference of "
+        f"{slo.itl_ms:g} ms; {baseline.phrase} kept {before} %, a difference of "
         f"{points} points ({evidence.study.statistics.percent} workload interval "
         f"{interval(difference.low, difference.high, 100)})."
         f"{undecided(evidence, 'good_share')}"
@@ -101,52 +107,51 @@ def counterpoint(evidence: Evidence) -> str:
     return (
         f"The mean TTFT goes from {number(ttft.mean.baseline)} to {number(ttft.mean.comparison)} "
         f"ms, its p99 from {number(ttft.p99.baseline)} to {number(ttft.p99.comparison)} ms and the "
-        f"p99 ITL from {number(itl.p99.baseline)} to {number(itl.p99.comparison)} ms. {sooner}."
+        f"p99 ITL from {number(itl.p99.baseline)} to {number(itl.p99.comparison)} ms. {sooner}; "
+        f"the median paired difference is {signed(ttft.paired.median.value)} ms."
     )
 
 
 def losses(evidence: Evidence) -> str:
     """Return where the comparison is worse, as plainly as where it is better."""
-    result, lines = evidence.comparison, []
-    slower = evidence.groups[evidence.groups["ttft_ms_faster_share"] < 0.5]
-    for by, rows in slower.groupby("by", sort=False):
-        shares = ", ".join(
-            f"{percent(row.ttft_ms_faster_share, 0)} at {row.group} "
-            f"({signed(row.ttft_ms_median_difference)} ms)"
-            for row in rows.itertuples()
+    result, groups, clauses = evidence.comparison, evidence.groups, []
+    slower = groups[groups["ttft_ms_faster_share"] < 0.5]
+    if len(slower):
+        worst = slower.loc[slower["ttft_ms_faster_share"].idxmin()]
+        clauses.append(
+            f"in {len(slower)} of {counted(len(groups), 'group')} of requests most get their first "
+            f"token later (worst at {worst['by']} of {worst['group']}: "
+            f"{percent(worst['ttft_ms_faster_share'], 0)} get it sooner)"
         )
-        lines.append(f"TTFT by {by}: lower for only {shares}")
-    lines += [
+    clauses += [
         f"the {statistic} {METRICS[key].short} is {signed(row.difference.value)} ms"
         for key in LATENCIES
         for statistic, row in result.metrics[key].statistics.items()
         if row.difference.low > 0
     ]
     if only := result.good_table.only_baseline:
-        lines.append(f"good under the baseline alone: {only:,} of {counted(result.pairs, 'pair')}")
-    if not lines:
-        return "Where the comparison loses: nowhere measured."
-    listed = "\n".join(f"- {line}" for line in lines)
-    return f"Where the comparison loses (in brackets median paired differences):\n\n{listed}"
+        every = counted(result.pairs, "pair")
+        clauses.append(f"{only:,} of {every} are good under the baseline alone")
+    return f"Where the comparison loses: {'; '.join(clauses) or 'nowhere measured'}."
 
 
 def lesson(evidence: Evidence, judged: Gate) -> str:
     """Return what the page teaches."""
     if not judged.green:
         return NO_VERDICT
-    return f"{headline(evidence, judged)} {counterpoint(evidence)}\n\n{losses(evidence)}"
+    return f"{counterpoint(evidence)} {losses(evidence)}"
 
 
 # --- the table ---------------------------------------------------------------------------------
 
 
-def both_arms(evidence: Evidence, statistics: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Return a line for each of these statistics of each metric: both arms, difference, ratio."""
-    lines = []
-    for key, names in statistics.items():
+def statistics_table(evidence: Evidence) -> Table:
+    """Return both arms: the good share and every statistic of every latency."""
+    result, lines = evidence.comparison, []
+    for key, names in {"good_share": ("mean",), **dict.fromkeys(LATENCIES, COMPARED)}.items():
         factor, decimals = METRICS[key].factor, 1 if key == "good_share" else None
         for name in names:
-            row = evidence.comparison.metrics[key].statistics[name]
+            row = result.metrics[key].statistics[name]
             texts = change(factor * row.baseline, factor * row.comparison, decimals)
             lines.append({
                 "": "good requests [%]" if key == "good_share" else quantity(key, name),
@@ -154,19 +159,13 @@ def both_arms(evidence: Evidence, statistics: Mapping[str, Sequence[str]]) -> pd
                 "interval": interval(row.difference.low, row.difference.high, factor),
                 "ratio": number(row.ratio.value, 2),
             })  # fmt: skip
-    return pd.DataFrame(lines)
-
-
-def statistics_table(evidence: Evidence) -> Table:
-    """Return both arms: every statistic of every latency and the good share."""
-    result = evidence.comparison
     method = result.method
     return Table(
-        both_arms(evidence, {**dict.fromkeys(LATENCIES, COMPARED), "good_share": ("mean",)}),
-        f"{counted(result.pairs, 'pair')}. Intervals: "
-        f"{evidence.study.statistics.percent}, {method.name}, {method.resamples:,} "
-        f"resamples, blocks of {number(method.block_s, 0)} s on average. They say how the "
-        "numbers would move with other minutes at this offered load, not from run to run.",
+        pd.DataFrame(lines),
+        f"{counted(result.pairs, 'pair')}. Intervals: {evidence.study.statistics.percent}, "
+        f"{method.name}, {method.resamples:,} resamples, blocks of {number(method.block_s, 0)} s "
+        "on average. They say how the numbers would move with other minutes at this offered load, "
+        "not from run to run.",
         ("",),
     )
 
@@ -197,86 +196,60 @@ def verdicts(evidence: Evidence, judged: Gate) -> str:
 # --- two sources of variation ------------------------------------------------------------------
 
 
+class Noise(NamedTuple):
+    """What differs between replays of the baseline alone, of one metric."""
+
+    replays: int
+    largest: float
+    detectable: float
+
+
+def _noise(evidence: Evidence, key: str) -> Noise:
+    """Return the noise over all orders of bursts that were replayed, else over the repeats."""
+    if evidence.answers:
+        column = key if key == "good_share" else f"{key}_mean"
+        before, after = (of[column].to_numpy() for of in evidence.answers.orders.values())
+        orders = over_orders(before, after, evidence.study.statistics.level)
+        return Noise(orders.orders, orders.largest, orders.detectable)
+    floor = evidence.noise_floor.set_index("metric").loc[key]
+    replays = len(evidence.runs[evidence.study.baseline])
+    return Noise(replays, floor["largest_difference"], floor["smallest_detectable"])
+
+
 def variation_table(evidence: Evidence) -> Table:
     """Return the two sources of variation side by side, and what noise alone looks like."""
-    floor, lines = evidence.noise_floor.set_index("metric"), []
-    compared = counted(int(floor["run_pairs"].iloc[0]), "pair")
+    lines = []
     for key in METRICS:
-        result, noise = evidence.comparison.metrics[key], floor.loc[key]
+        result, noise = evidence.comparison.metrics[key], _noise(evidence, key)
         workload, runs = result.mean.difference, result.run_to_run.mean
         lines.append({
             "difference of": quantity(key, "mean"),
             "estimate": changed(key, result.mean.baseline, result.mean.comparison),
             "± workload": size(key, (workload.high - workload.low) / 2),
             "± run to run": size(key, (runs.high - runs.low) / 2),
-            "largest in A/A": size(key, noise["largest_difference"]),
-            "detectable": size(key, noise["smallest_detectable"]),
+            "largest in A/A": size(key, noise.largest),
+            "detectable": size(key, noise.detectable),
         })  # fmt: skip
     return Table(
         pd.DataFrame(lines),
         f"±: half of each {evidence.study.statistics.percent} interval; run to run over "
         f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, the largest "
-        f"difference over {compared} of its repeats. Detectable: the smallest true difference that "
-        "an A/A comparison would call different from zero four times in five.",
+        f"difference between any two of {counted(noise.replays, 'replay')}. Detectable: the "
+        "smallest true difference that one replay of each would show four times in five.",
         ("difference of",),
     )
-
-
-def orders_table(evidence: Evidence) -> Table | None:
-    """Return what many orders say of each difference, from statistics of runs not kept whole."""
-    if evidence.answers is None:
-        return None
-    lines, count = [], 0
-    for key, metric in METRICS.items():
-        found = _over_orders(evidence, key)
-        count, value = found.orders, found.difference
-        lines.append({
-            "difference of": quantity(key, "mean"),
-            "mean over orders": signed(metric.factor * value.value, _decimals(key)),
-            "± run to run": size(key, (value.high - value.low) / 2),
-            "deviation": size(key, found.deviation),
-            "largest in A/A": size(key, found.largest),
-            "detectable": size(key, found.detectable),
-        })  # fmt: skip
-    return Table(
-        pd.DataFrame(lines),
-        f"{counted(count, 'order')} of each burst's requests, replayed once by both, of which "
-        f"statistics are kept. ±: half of the {evidence.study.statistics.percent} interval of the "
-        "mean. Deviation: of the difference in one order. A/A: the largest difference over all "
-        f"{count * (count - 1) // 2} pairs of the baseline's. Detectable: the smallest true "
-        "difference that one replay of each would show four times in five.",
-        ("difference of",),
-    )
-
-
-def _decimals(key: str) -> int | None:
-    return 1 if key == "good_share" else None
-
-
-def _over_orders(evidence: Evidence, key: str) -> OverOrders:
-    assert evidence.answers
-    column = key if key == "good_share" else f"{key}_mean"
-    before, after = (of[column].to_numpy() for of in evidence.answers.orders.values())
-    return over_orders(before, after, evidence.study.statistics.level)
 
 
 def variation(evidence: Evidence) -> str:
     """Return whether the difference stands clear of the noise of a run."""
-    if evidence.answers:
-        orders = _over_orders(evidence, "good_share")
-        return (
-            f"Of {counted(orders.orders, 'replay')} of the baseline, each in another order, the "
-            f"two that differ most are {number(100 * orders.largest, 1)} points of good share "
-            "apart; further replays may differ more. The comparison differs from the baseline by "
-            f"{both_shares(evidence.comparison.good.mean)[2]}."
-        )
-    noise = evidence.noise_floor.set_index("metric").loc["good_share"]
-    if not noise["run_pairs"]:
+    noise = _noise(evidence, "good_share")
+    if noise.replays < 2:
         return "With one repeat there is no comparison of the baseline with itself."
     return (
-        f"Of {counted(len(evidence.runs[evidence.study.baseline]), 'replay')} of the baseline, the "
-        f"two that differ most are {number(100 * noise['largest_difference'], 1)} points of good "
-        "share apart; further replays may differ more. The comparison differs from the baseline by "
+        f"Of {counted(noise.replays, 'replay')} of the baseline"
+        f"{', each in another order' if evidence.answers else ''}, the two that differ most are "
+        f"{number(100 * noise.largest, 1)} points of good share apart; further replays may differ "
+        "more. The comparison differs from the baseline by "
         f"{both_shares(evidence.comparison.good.mean)[2]}."
     )
 
@@ -321,76 +294,30 @@ def from_hour_to_hour(evidence: Evidence) -> str:
     )
 
 
-# --- goodput -----------------------------------------------------------------------------------
+# --- every configuration, every request ---------------------------------------------------------
 
 
-def goodput_table(evidence: Evidence) -> Table:
-    """Return share and rate of good requests of each configuration, over its repeats."""
+def configurations_table(evidence: Evidence) -> Table:
+    """Return share and rate of good requests, latencies and reuse of each configuration."""
     lines, is_unequal = [], len(set(evidence.gpus.values())) > 1
     for name, arm in evidence.arms.items():
-        mean, gpus = evidence.pooled.loc[name], evidence.gpus[name]
-        shares = evidence.summaries.loc[[name], "good.share"]
-        per_gpu = {"GPUs": gpus, "good a second per GPU": number(mean["good.rps"] / gpus, 3)}
-        lines.append(
-            {
-                "configuration": arm.label,
-                "good": percent(mean["good.share"]),
-                "least to most of the repeats": f"{percent(shares.min())} to "
-                f"{percent(shares.max())}",
-                "good a second": number(mean["good.rps"], 2),
-                **(per_gpu if is_unequal else {}),
-                "duration [s]": number(mean["duration_s"], 0),
-                "prompt from cache": reuse_text(mean["reuse"]),
+        of_arm, gpus = evidence.pooled.loc[name], evidence.gpus[name]
+        line = {"configuration": arm.label, "good": percent(of_arm["good.share"])}
+        line["good a second"] = number(of_arm["good.rps"], 2)
+        if is_unequal:
+            line |= {
+                "GPUs": str(gpus),
+                "good a second per GPU": number(of_arm["good.rps"] / gpus, 3),
             }
-        )
+        line |= {heading: number(of_arm[column]) for heading, column in COLUMNS.items()}
+        reuse = of_arm["reuse"]
+        lines.append(line | {"prompt from cache": "–" if np.isnan(reuse) else percent(reuse)})
     slo = evidence.study.slo
     return Table(
         pd.DataFrame(lines),
-        f"Good: TTFT at most {slo.ttft_ms:g} ms and ITL at most {slo.itl_ms:g} ms.",
+        f"Good: TTFT at most {slo.ttft_ms:g} ms and ITL at most {slo.itl_ms:g} ms. Over the "
+        "requests of all repeats; rates and the share from cache are means over the repeats.",
         ("configuration",),
-    )
-
-
-def reuse_text(share: float) -> str:
-    """Return the share of prompt tokens from cache; of a run that does not say, not known."""
-    return "not known" if np.isnan(share) else percent(share)
-
-
-# --- every request -----------------------------------------------------------------------------
-
-
-def requests(evidence: Evidence) -> str:
-    """Return what happens to single requests: the four kinds of pairs."""
-    pairs, every = evidence.comparison.good_table, evidence.comparison.pairs
-    return (
-        f"Of {counted(every, 'pair')} {pairs.only_comparison:,} are good under the comparison "
-        f"alone, {pairs.only_baseline:,} under the baseline alone, {pairs.both:,} under both and "
-        f"{pairs.neither:,} under neither."
-    )
-
-
-def pairs_table(evidence: Evidence) -> Table:
-    """Return each latency pair by pair: share faster, median and pseudo-median difference."""
-    lines = []
-    for key in LATENCIES:
-        outcome = evidence.comparison.metrics[key]
-        faster, paired, mean = outcome.paired.faster, outcome.paired, outcome.mean
-        lines.append({
-            "": f"{METRICS[key].short} [ms]",
-            "faster": f"{percent(faster.value)}\n"
-            f"({number(100 * faster.low, 1)} to {number(100 * faster.high, 1)})",
-            "median difference": with_ends(key, *astuple(paired.median)),
-            "pseudo-median": with_ends(key, *astuple(paired.hodges_lehmann)),
-            "mean difference": f"{changed(key, mean.baseline, mean.comparison)}\n"
-            f"({interval(mean.difference.low, mean.difference.high)})",
-        })  # fmt: skip
-    return Table(
-        pd.DataFrame(lines),
-        "Comparison minus baseline, pair by pair, with "
-        f"{evidence.study.statistics.percent} workload intervals. The pseudo-median "
-        "(Hodges-Lehmann) is the median of the means of every two differences: the median where "
-        "differences lie symmetrically about it, drawn to the longer tail where they do not.",
-        ("",),
     )
 
 
@@ -423,21 +350,18 @@ def distributions_figure(evidence: Evidence) -> Drawing:
     panels[0].set(ylabel="requests [%]", ylim=(0, 100))
     legend_below(figure, panels[0])
     result = evidence.comparison
-    rows = {METRICS[key].short: result.metrics[key] for key in LATENCIES}
-    alt = "Cumulative distributions of TTFT, ITL and latency for both arms on log axes. " + (
-        "; ".join(
-            f"{short} median {number(row.p50.baseline)} against {number(row.p50.comparison)} ms, "
-            f"p99 {number(row.p99.baseline)} against {number(row.p99.comparison)} ms"
-            for short, row in rows.items()
-        )
-    )
     caption = (
         f"{percent(result.ttft.paired.faster.value, 0)} of requests get their first token sooner "
         f"and {percent(result.itl.paired.faster.value, 0)} get tokens at a higher pace under the "
         "comparison. Cumulative distributions over served requests, repeats pooled; vertical lines "
         "are the bounds of a good request."
     )
-    return figure, caption, f"{alt}."
+    medians = "; ".join(
+        f"{METRICS[key].short} {number(row.p50.baseline)} against {number(row.p50.comparison)} ms"
+        for key, row in result.metrics.items() if key in LATENCIES
+    )  # fmt: skip
+    alt = f"Cumulative distributions of TTFT, ITL and latency of both arms. Medians: {medians}."
+    return figure, caption, alt
 
 
 @drawn("outcome-quantiles", lambda e: pd.concat(e.quantile_differences, names=["metric"]))
@@ -485,7 +409,7 @@ def _signs(curve: pd.DataFrame) -> str:
     return " and ".join(parts) or "not distinguishable at any quantile"
 
 
-# --- along the trace, by group and by worker ---------------------------------------------------
+# --- along the trace and by group ---------------------------------------------------
 
 
 @drawn("outcome-over-time", lambda e: e.minutes)
@@ -510,11 +434,11 @@ def over_time_figure(evidence: Evidence) -> Drawing:
     legend_below(figure, good)
     shares = evidence.minutes["good"].unstack("configuration")
     baseline = shares[evidence.study.baseline]
-    better = (shares[evidence.study.comparison] > baseline).mean()
+    better = (shares[evidence.study.comparison] > baseline).sum()
     caption = (
-        f"In {percent(better, 0)} of minutes the comparison has more good requests; in the "
-        f"baseline's worst minute {percent(baseline.min(), 0)} are good. Good share and median "
-        "TTFT of the requests that arrive in each minute, repeats pooled."
+        f"In {better} of {counted(len(shares), 'minute')} the comparison has more good requests; "
+        f"in the baseline's worst minute {percent(baseline.min(), 0)} are good. Good share and "
+        "median TTFT of the requests that arrive in each minute, repeats pooled."
     )
     return figure, caption, f"Lines by minute: {caption}"
 
@@ -553,44 +477,10 @@ def effects_by_group_caption(evidence: Evidence) -> str:
     most = groups.loc[groups["ttft_ms_faster_share"].idxmax()]
     least = groups.loc[groups["ttft_ms_faster_share"].idxmin()]
     return (
-        f"{percent(most['ttft_ms_faster_share'], 0)} of requests with {most['by']} of "
-        f"{most['group']} get their first token sooner, with {least['by']} of {least['group']} "
-        f"only {percent(least['ttft_ms_faster_share'], 0)}. Mean paired difference of TTFT and of "
+        f"{percent(least['ttft_ms_faster_share'], 0)} ({least['by']} of {least['group']}) "
+        f"to {percent(most['ttft_ms_faster_share'], 0)} of requests ({most['by']} of "
+        f"{most['group']}) get their first token sooner. Mean paired difference of TTFT and of "
         f"the good share with {evidence.study.statistics.percent} workload intervals, and share of "
         "pairs with a lower TTFT, by terciles of prompt length and of the prompt tokens that an "
         "earlier request had brought, and along the trace."
     )
-
-
-@drawn("outcome-workers", lambda e: e.worker_balance)
-def worker_balance_figure(evidence: Evidence) -> Drawing:
-    """Draw prompt tokens computed and answer tokens made by each worker against an even share."""
-    import seaborn as sns  # imports for seconds, which other pages need not wait for
-
-    if evidence.worker_balance.empty:
-        return "Which worker served a request is not recorded on this kind of cluster."
-    figure, panels = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), sharey=True)
-    balance, names = evidence.worker_balance, list(evidence.arms)
-    styles = arm_styles(evidence.arms)
-    reach = 130 * (balance["relative"] - 1).abs().max()
-    for axes, (work, rows) in zip(panels, balance.groupby("work", sort=False), strict=True):
-        for at, name in enumerate(names):
-            of_arm = rows[rows["configuration"] == name]
-            spread = np.linspace(-0.25, 0.25, len(of_arm))
-            look = {"marker": styles[name]["marker"], "color": styles[name]["color"]}
-            sns.scatterplot(x=at + spread, y=100 * of_arm["relative"], ax=axes, s=18, **look)
-        axes.axhline(100, color="#333333", linewidth=0.9, zorder=0)
-        axes.set(title=str(work), xlabel="")
-        labels = [evidence.arms[name].label.replace(", ", ",\n") for name in names]
-        axes.set_xticks(range(len(names)), labels, fontsize=7)
-        axes.set_xlim(-0.5, len(names) - 0.5)
-    panels[0].set(ylabel="load of a worker\n[% of an even share]", ylim=(100 - reach, 100 + reach))
-    most = balance.loc[balance["relative"].idxmax()]
-    label = evidence.arms[most["configuration"]].label
-    caption = (
-        f"The busiest worker carries {percent(most['relative'], 0)} of an even share ({label}, "
-        f"{most['work']}). Each point is one worker in one repeat: prompt tokens that it had to "
-        "compute and answer tokens that it made, relative to the mean of the workers that do "
-        "this work."
-    )
-    return figure, caption, f"One point a worker and repeat: {caption}"

@@ -1,7 +1,6 @@
 """Page 07: the surface of bounds, the verdicts under other choices, and what survives them.
 
-Input: the evidence, its gate and the replays at other values, if any. Output: what the notebook
-shows.
+Input: the evidence and its gate. Output: what the notebook shows.
 """
 
 from __future__ import annotations
@@ -77,8 +76,6 @@ def slo_surface_caption(evidence: Evidence) -> str:
 def _verdicts(evidence: Evidence) -> pd.DataFrame:
     """Return the verdict on each metric under each choice beside the ``declared`` choice's."""
     verdicts = evidence.robustness
-    if evidence.answers:
-        verdicts = pd.concat([verdicts, evidence.answers.verdicts])
     declared = verdicts[verdicts["choice"] == verdicts["choice"].iloc[0]]
     declared = declared.set_index("metric")["verdict"]
     return verdicts.assign(declared=verdicts["metric"].map(declared))
@@ -113,15 +110,13 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
         f"{METRICS[key].label.lower()} {of_metric.sum()} of {len(of_metric)}"
         for key, of_metric in same.groupby(others["metric"], sort=False)
     )
-    text = f"Other choices that can affect it leave the verdict as declared: {counts}."
-    changed = others[~same]
-    for choice, rows in changed.groupby("choice", sort=False):
-        turned = ", ".join(
-            f"{METRICS[row.metric].label} from {row.declared} to {row.verdict}"
-            for row in rows.itertuples()
-        )
-        text += f" With {choice}: {turned}."
-    return f"{text} {_surface(evidence)}"
+    turned = "; ".join(
+        f"with {row.choice}, {METRICS[row.metric].label.lower()} from {row.declared} to "
+        f"{row.verdict}"
+        for row in others[~same].itertuples()
+    )
+    changes = f" What changes: {turned}." if turned else ""
+    return f"Choices that leave the verdict as declared: {counts}.{changes} {_surface(evidence)}"
 
 
 def _surface(evidence: Evidence) -> str:
@@ -129,18 +124,17 @@ def _surface(evidence: Evidence) -> str:
     wins, loses = surface[surface["band_low"] > 0], surface[surface["band_high"] < 0]
     if loses.empty or wins.empty:
         return "No pair of bounds on the grid turns the difference of the good share around."
+    slowest_ms, fastest_ms = loses["itl_ms"].max(), wins["itl_ms"].min()
     text = (
         f"The bounds matter more: under {len(loses)} of {len(surface)} pairs of bounds the "
-        f"comparison keeps **fewer** requests good, under {len(wins)} more."
+        "comparison keeps **fewer** requests good"
     )
-    slowest_ms, fastest_ms = loses["itl_ms"].max(), wins["itl_ms"].min()
     if slowest_ms < fastest_ms:
         text += (
-            f" It loses only where the ITL bound is {slowest_ms:g} ms or less and wins only where "
-            f"it is {fastest_ms:g} ms or more: the ITL bound decides who wins, the TTFT bound by "
-            "how much."
+            f", all with an ITL bound of {slowest_ms:g} ms or less. The ITL bound decides who "
+            "leads, the TTFT bound by how much"
         )
-    return text
+    return f"{text}."
 
 
 # --- from hour to hour -------------------------------------------------------------------------
@@ -159,38 +153,25 @@ def hours_figure(evidence: Evidence) -> Drawing:
         for at, ends in enumerate(intervals, start=1):
             axes.hlines(at, effect.factor * ends.low, effect.factor * ends.high, color=COMPARISON)
             axes.plot(effect.factor * ends.value, at, "s", color=COMPARISON)
+            axes.annotate(
+                interval(ends.low, ends.high, effect.factor), (1, at), (4, 0), fontsize=7,
+                xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+            )  # fmt: skip
         axes.axvline(0, color="#333333", linewidth=0.9)
         names = ["made hours", "workload", "mean hour", "another hour"]
         axes.set_yticks(range(4), names, fontsize=7)
         axes.set(ylim=(3.6, -0.6), xlabel=f"difference of {effect.label}")
+    covered = [effect.hours.another_coverage for effect in effects]
     same = sum(bool((effect.made * effect.recorded.value > 0).all()) for effect in effects)
     caption = (
         f"{same} of {len(effects)} differences have the recorded sign in every made hour. Points: "
         "made hours. Squares: the recorded difference, with its workload interval and the two "
         "hour-to-hour intervals, of the mean over such hours and of another one "
-        f"({evidence.study.statistics.percent} each)."
+        f"({evidence.study.statistics.percent} each). With each made hour in the place of the "
+        f"recorded one, the last covers each of the others in {percent(min(covered))} to "
+        f"{percent(max(covered))} of cases."
     )
     return figure, caption, f"A strip for each metric. {caption}"
-
-
-def hours_table(evidence: Evidence) -> Table | None:
-    """Return the recorded effects with all their intervals, and how often those cover."""
-    lines = []
-    for label, factor, recorded, made, hours in hour_effects(evidence):
-        line = {"difference of": label, "recorded": signed(factor * recorded.value)}
-        for name, ends in (("workload interval", recorded), ("mean over such hours", hours.mean),
-                           ("another hour", hours.another)):  # fmt: skip
-            line[name] = interval(ends.low, ends.high, factor)
-        line["made hours"] = interval(made.min(), made.max(), factor)
-        line["mean covered"] = percent(hours.mean_coverage)
-        line["another covered"] = percent(hours.another_coverage)
-        lines.append(line)
-    caption = (
-        f"Differences with their {evidence.study.statistics.percent} intervals; made hours: lowest "
-        "to highest. Covered: with each made hour in the place of the recorded one, how often its "
-        "intervals hold the mean of the others, and each of the others."
-    )
-    return Table(pd.DataFrame(lines), caption, ("difference of",)) if lines else None
 
 
 def loads_table(evidence: Evidence) -> Table | None:

@@ -287,7 +287,7 @@ def test_unequal_hardware_turns_the_gate_red_unless_it_is_declared(live):
     assert said in theme.banner(declared)
     assert said in index.answer(declared, gate(declared))
     assert "fills 16 to 20 GPUs" in index.how_known(declared)
-    shown = outcome.goodput_table(declared).frame.set_index("configuration")
+    shown = outcome.configurations_table(declared).frame.set_index("configuration")
     told = shown.loc["Disaggregated, KV router"]
     per_gpu = float(told["good a second"]) / 20
     assert float(told["good a second per GPU"]) == pytest.approx(per_gpu, abs=6e-4)
@@ -296,7 +296,7 @@ def test_unequal_hardware_turns_the_gate_red_unless_it_is_declared(live):
 def test_equal_hardware_is_said_by_its_number(live):
     assert "fills the same 16 GPUs" in index.how_known(live.evidence())
     assert "GPU" not in theme.banner(live.evidence()).replace("no GPU", "")
-    assert "GPUs" not in outcome.goodput_table(live.evidence()).frame
+    assert "GPUs" not in outcome.configurations_table(live.evidence()).frame
 
 
 # --- refused before any check ------------------------------------------------------------------

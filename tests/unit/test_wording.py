@@ -180,12 +180,15 @@ def test_further_configurations_have_a_style_too(published):
 def test_three_configurations_are_not_called_four(published):
     three = without(published, "agg-kv-router")
     assert "Each of the 3 configurations" in index.how_known(three)
-    assert "One factor alone" not in index.good_shares_caption(three)
+    three.__dict__["comparison"] = published.comparison
+    assert "points of good requests: Disaggregated, round-robin +" in index.by_factor(three, GREEN)
+    assert attribution.effects_table(three) is None
     assert "no run of aggregated + kv" in attribution.lesson(three, GREEN)
 
 
 def test_what_factors_do_together_is_said_only_where_it_is_seen(published):
-    assert "depends on the other. It is the sum of" in attribution.lesson(published, GREEN)
+    assert "points (" in attribution.lesson(published, GREEN)
+    assert "): what one factor brings depends on" in attribution.lesson(published, GREEN)
     table = published.attribution.table.copy()
     at = (table["metric"] == "good_share") & (table["effect"] == "interaction")
     table.loc[at, ["value", "ci_low", "ci_high"]] = [0.001, -0.01, 0.012]
@@ -194,18 +197,15 @@ def test_what_factors_do_together_is_said_only_where_it_is_seen(published):
     assert "do not show that what one factor brings depends" in attribution.lesson(unclear, GREEN)
 
 
-def test_the_interaction_is_told_by_the_bounds_through_which_it_comes(published):
+def test_effects_are_shown_by_the_bounds_through_which_they_come(published):
     bounds = published.attribution.bounds.copy()
     at = bounds["effect"] == "interaction"
     bounds.loc[at, "value"] = [0.05, -0.021, 0.001, 0.03]
     made_up = replace(published)
     made_up.__dict__["attribution"] = replace(published.attribution, bounds=bounds)
-    assert attribution.lesson(made_up, GREEN).endswith(
-        "It is the sum of +5.0 points on the share that keeps the TTFT bound, −2.1 on the share "
-        "that keeps the ITL bound and +0.1 on the share that keeps neither."
-    )
-    frame = attribution.bounds_table(made_up).frame.set_index("share of requests")
-    assert frame.loc["ITL bound kept", "interaction [points]"].startswith("−2.1\n(")
+    frame = attribution.effects_table(made_up).frame.set_index("effect on")
+    assert frame.loc["ITL bound kept [points]", "interaction"].startswith("−2.1\n(")
+    assert frame.loc["good share [points]", "interaction"].startswith("+18.2\n(")
 
 
 def missing(published, baseline, comparison):
@@ -221,14 +221,13 @@ def missing(published, baseline, comparison):
 def test_the_reasons_of_misses_are_those_of_the_requests(published):
     made_up = missing(published, (0.5, 0.1, 0.3, 0.1, 0, 0), (0.9, 0.06, 0, 0, 0.03, 0.01))
     assert attribution.misses_caption(made_up).startswith(
-        "The largest kind of miss under Aggregated, round-robin is tokens slow (30.0 % of "
-        "requests), under Disaggregated, KV router is first token late (6.0 % of requests)."
+        "Misses of the comparison against the baseline, in points: tokens slow −30.0, late and "
+        "slow −10.0, first token late −4.0, one-token answer +3.0, failed +1.0. "
     )
-    frame = attribution.misses_table(made_up).frame.set_index("configuration")
-    assert frame.loc["Disaggregated, KV router", "failed"] == "1.0 %"
-    assert "failed" not in attribution.misses_table(published).frame  # none did
+    assert "failed 1.0 %" in attribution.misses_figure(made_up).alt
+    assert "failed" not in attribution.misses_figure(published).alt  # none did
     none = missing(published, (1, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0))
-    assert attribution.misses_caption(none).startswith("No request misses.")
+    assert "in points: no change." in attribution.misses_caption(none)
 
 
 def test_a_quantity_has_one_value_on_all_pages(published):
@@ -241,13 +240,13 @@ def test_a_quantity_has_one_value_on_all_pages(published):
     assert pooled.loc[ARMS[0], "good.share"] == pytest.approx(comparison.good.mean.baseline)
     assert published.misses.loc[ARMS[0], "good"] == pytest.approx(comparison.good.mean.baseline)
     points = outcome.both_shares(comparison.good.mean)[2]
-    assert points in index.good_shares_caption(published)
     for text in (
         outcome.headline(published, GREEN),
         index.short_answer(published, GREEN),
         outcome.verdicts(published, GREEN),
         outcome.variation(published),
         attribution.lesson(published, GREEN),
+        index.by_factor(published, GREEN),
     ):
         assert f" {points}" in text or f"({points}" in text
     table = robustness.choices_table(published, GREEN).frame
@@ -269,23 +268,86 @@ def test_a_difference_is_that_of_the_printed_numbers(pair, decimals, expected):
     assert change(*pair, decimals) == expected
 
 
+def surface(evidence, differences):
+    """Evidence of these differences in points by ITL bound, each half a point uncertain."""
+    rows = [
+        {"ttft_ms": evidence.study.slo.ttft_ms, "itl_ms": itl_ms, "difference": points / 100,
+         "band_low": (points - 0.5) / 100, "band_high": (points + 0.5) / 100}
+        for itl_ms, points in differences.items()
+    ]  # fmt: skip
+    made_up = comparing(evidence)
+    made_up.__dict__["slo_surface"] = pd.DataFrame(rows)
+    return made_up
+
+
+def swept(published, comparison, baseline):
+    """A sweep of these good shares by load, each two points uncertain."""
+    rows = [
+        {"configuration": name, "load": load, "share": share, "low": share - 0.02,
+         "high": share + 0.02}
+        for name, shares in zip(ARMS, (baseline, comparison), strict=True)
+        for load, share in shares.items()
+    ]  # fmt: skip
+    return SimpleNamespace(study=published.study, curves=SimpleNamespace(shares=pd.DataFrame(rows)))
+
+
+def test_the_first_page_names_the_bounds_at_which_either_arm_leads(published):
+    both = surface(published, {10: 0.1, 15: -18, 20: 28, 25: 23, 50: 0.2, 60: 3})
+    assert index.by_bounds(both, GREEN).endswith(
+        "With TTFT within 2 s **the ITL bound decides who leads**: the comparison is ahead at 20 "
+        "to 25, 60 ms (most at 20 ms, +28.0 points), the baseline is ahead at 15 ms (most at 15 "
+        "ms, −18.0 points)."
+    )
+    ahead = index.by_bounds(surface(published, {20: 28, 25: 23}), GREEN)
+    assert "no ITL bound turns the answer around: the comparison is ahead" in ahead
+    assert "baseline" not in ahead
+    even = index.by_bounds(surface(published, {20: 0.1, 25: -0.1}), GREEN)
+    assert even.endswith("turns the answer around: neither is ahead at any on the grid.")
+
+
+def test_the_first_page_says_at_which_load_the_difference_is_least_and_most(published, monkeypatch):
+    monkeypatch.setattr(index, "second_headline", lambda *_: "Load.")
+    of = swept(published, {0.5: 0.9, 1: 0.8, 2: 0.3}, {0.5: 0.86, 1: 0.6, 2: 0.4})
+    assert index.by_load(of, GREEN) == (
+        "Load. At the same load, the difference is least at 2 times the trace's speed (−10.0 "
+        "points) and most at 1 times (+20.0 points)."
+    )
+    assert index.by_load(None, GREEN) == ""
+
+
+def test_the_cards_advise_what_the_runs_show(published):
+    evidence = surface(published, {15: -18, 20: 28, 25: 23})
+    faster = replace(published.comparison.ttft.paired, faster=Estimate(0.3))
+    ttft = replace(published.comparison.ttft, paired=faster)
+    evidence.__dict__["comparison"] = comparing(published, ttft_ms=ttft).comparison
+    of = swept(published, {0.5: 0.87, 1: 0.8, 2: 0.3}, {0.5: 0.86, 1: 0.6, 2: 0.4})
+    cards = index.advice(evidence, GREEN, of)
+    yes, no, measure = cards.split(":::{grid-item-card}")[1:]
+    assert "your ITL bound is 20 to 25 ms (+23.0 to +28.0 points)." in yes
+    assert "your load is 1 times the trace's (+20.0 points)." in yes
+    assert "your ITL bound is 15 ms (" in no and "your load is 2 times the trace's (−10.0" in no
+    assert "30 % get their first token sooner" in no
+    assert "no GPU was measured" in measure
+    alone = index.advice(surface(published, {20: -3}), GREEN, None)
+    assert "your load" not in alone
+    assert index.advice(evidence, SimpleNamespace(green=False), of) == ""
+
+
+def test_the_source_of_the_question_is_linked_where_there_is_one(published):
+    assert f"]({published.study.source.url})" in index.question(published)
+    study = published.study.model_copy(update={"source": None, "about": ""})
+    assert index.question(replace(published, study=study)).endswith("(ITL, inter-token latency).")
+
+
 def test_pairs_are_called_pairs_and_medians_medians(published):
     result = published.comparison
     lost = result.good_table.only_baseline
     assert f"{lost:,} of {result.pairs:,} pairs" in outcome.losses(published)
-    text = outcome.requests(published)
-    assert text.startswith(f"Of {result.pairs:,} pairs ") and "request" not in text
     paired = replace(
-        result.ttft.paired,
-        faster=Estimate(0.4, 0.35, 0.45),
-        median=Estimate(3.0, 1.0, 5.0),
-        hodges_lehmann=Estimate(-20.0, -30.0, -10.0),
-    )
+        result.ttft.paired, median=Estimate(3.0), hodges_lehmann=Estimate(-20.0)
+    )  # fmt: skip
     made_up = comparing(published, ttft_ms=replace(result.ttft, paired=paired))
-    line = outcome.pairs_table(made_up).frame.iloc[0]
-    assert line["faster"] == "40.0 %\n(35.0 to 45.0)"
-    assert line["median difference"] == "+3.00\n(+1.00 to +5.00)"
-    assert line["pseudo-median"] == "−20.0\n(−30.0 to −10.0)"
+    assert "the median paired difference is +3.00 ms" in outcome.counterpoint(made_up)
 
 
 def test_noise_is_told_of_the_repeats_at_hand_and_is_no_bound(published):
@@ -317,7 +379,7 @@ def verdicts_on(choices):
 
 def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
     made_up = replace(published)
-    made_up.__dict__.update(slo_surface=published.slo_surface, answers=None)
+    made_up.__dict__.update(slo_surface=published.slo_surface)
     made_up.__dict__["robustness"] = verdicts_on({
         "as declared": {"ttft_ms": "better", "good_share": "better"},
         "other blocks": {"ttft_ms": "better", "good_share": "better"},
@@ -325,9 +387,8 @@ def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
         "the median": {"ttft_ms": "no difference"},
     })  # fmt: skip
     assert robustness.lesson(made_up, GREEN).startswith(
-        "Other choices that can affect it leave the verdict as declared: time to first token 1 of "
-        "2, good requests 2 of 2. With the median: Time to first token from better to no "
-        "difference. "
+        "Choices that leave the verdict as declared: time to first token 1 of 2, good requests 2 "
+        "of 2. What changes: with the median, time to first token from better to no difference. "
     )
     frame = robustness.choices_table(made_up, GREEN).frame.set_index("choice")
     assert frame.loc["other bounds", "TTFT [ms]"] == "–"
@@ -421,15 +482,13 @@ def test_the_level_is_the_studys(published):
     study = published.study
     settings = study.statistics.model_copy(update={"level": 0.9})
     ninety = replace(published, study=study.model_copy(update={"statistics": settings}))
-    for name in ("comparison", "quantile_differences", "groups", "good_shares", "noise_floor"):
+    for name in ("comparison", "quantile_differences", "groups", "noise_floor"):
         ninety.__dict__[name] = getattr(published, name)  # numbers matter not here
     for said in (
         outcome.headline(ninety, GREEN),
         index.short_answer(ninety, GREEN),
-        index.good_shares_caption(ninety),
         outcome.quantile_differences_caption(ninety),
         outcome.effects_by_group_caption(ninety),
-        index.headline_table(ninety).caption,
         outcome.statistics_table(ninety).caption,
         outcome.variation_table(ninety).caption,
     ):
