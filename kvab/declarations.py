@@ -13,15 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import (
-    AliasPath,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from kvab.errors import InputError
@@ -37,6 +29,7 @@ EXPECTED = {
 }
 Json = dict[str, Any]  # a JSON object of unknown content
 Content = TypeVar("Content")
+Model = TypeVar("Model", bound=BaseModel)
 DEEPEST, MOST_VALUES = 100, 100_000  # of a YAML file; the study's own hold some hundred
 
 
@@ -162,7 +155,7 @@ def _check_plain(path: Path, documents: list[object]) -> None:
             raise InputError(expected="texts and numbers", got=got, path=path, fix="quote it")
 
 
-def read_declaration(path: Path, declaration: object, **extra: object) -> Any:
+def read_declaration(path: Path, declaration: type[Model], **extra: object) -> Model:
     """Return the checked declaration in a YAML file of one document.
 
     Raises
@@ -178,7 +171,7 @@ def read_declaration(path: Path, declaration: object, **extra: object) -> Any:
     return checked({**documents[0], **extra}, declaration, path)
 
 
-def checked(value: object, model: object, path: Path, fix: str = "") -> Any:
+def checked(value: object, model: type[Model], path: Path, fix: str = "") -> Model:
     """Return a value as what a model declares.
 
     Raises
@@ -187,7 +180,7 @@ def checked(value: object, model: object, path: Path, fix: str = "") -> Any:
         Of the first key that is unknown, missing or wrong.
     """
     try:
-        return TypeAdapter(model).validate_python(value)
+        return model.model_validate(value)
     except ValidationError as error:
         first, count = error.errors()[0], error.error_count()
         key = ".".join(str(part) for part in first["loc"])

@@ -90,7 +90,7 @@ class Job:
         recipe = self.recipe
         manifests = {"deploy.yaml": recipe.digest}
         if self.cluster.kind != "simulated":
-            manifests["perf.yaml"] = recipe.perf_digest
+            manifests["perf.yaml"] = recipe.benchmark.digest
         if self.cluster.kind == "kubernetes":
             manifests["benchmark"] = digest(read_scripts(self.study.folder)["data"])
         return {

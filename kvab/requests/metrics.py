@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
+from kvab.declarations import Json
+
 SCHEMA = 1
 SLACK_TOKENS, SLACK = 64, 0.1  # a chat template and a second tokenizer change a prompt this much
 
@@ -216,7 +218,7 @@ def cached_share(table: pd.DataFrame) -> float | None:
     return int(rows["cached_tokens"].sum()) / prompt_tokens if prompt_tokens else None
 
 
-def summarize(table: pd.DataFrame, slo: Slo, expected: int | None = None) -> dict[str, Any]:
+def summarize(table: pd.DataFrame, slo: Slo, expected: int | None = None) -> Json:
     """Return the summary of one run, the document of ``kvab summarize --json`` (schema 1).
 
     Parameters

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 from pydantic import Field
 
-from kvab.declarations import Part, below, checked, digest, read_yaml
+from kvab.declarations import Json, Part, below, checked, digest, read_yaml
 from kvab.errors import InputError
 
 BENCHMARK_ENV = ("RUN_ID", "TRACE_SHA256", "READY_S")  # a run puts its own values there
@@ -72,8 +72,8 @@ class Benchmark:
     """A ``perf.yaml``: its documents, the Job as written and as checked."""
 
     path: Path
-    documents: list[dict[str, Any]]
-    job: dict[str, Any]
+    documents: list[Json]
+    job: Json
     declared: Job
 
     @property
@@ -145,7 +145,7 @@ class Benchmark:
             if not re.fullmatch(r"\d+(\.\d+)?", str(text)):
                 self.reject(key, "seconds", f"{text!r:.60}")
 
-    def check_scripts(self, scripts: dict[str, Any]) -> None:
+    def check_scripts(self, scripts: Json) -> None:
         """Reject a Job that does not run one of the study's scripts from where it mounts them.
 
         Raises
@@ -184,7 +184,7 @@ def read_benchmark(path: Path) -> Benchmark:
     return benchmark
 
 
-def read_scripts(study: Path) -> dict[str, Any]:
+def read_scripts(study: Path) -> Json:
     """Return the ConfigMap of a study's scripts, as ``kubectl apply -k`` makes it of their folder.
 
     Raises

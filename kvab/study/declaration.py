@@ -336,5 +336,5 @@ def load_study(path: str | Path | Study = "") -> Study:
     file, _, workload = str(path).partition(f".yaml{FRAGMENT}")
     path = Path(f"{file}.yaml" if workload else path or default_study())
     path = path if path.is_absolute() else root() / path
-    study: Study = read_declaration(path, Study, folder=path.parent)
+    study = read_declaration(path, Study, folder=path.parent)
     return study.on(workload) if workload else study

@@ -11,7 +11,7 @@ import itertools
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import yaml
@@ -278,13 +278,8 @@ class Scenario(Declared):
         InputError
             Of the first line that is wrong, or of an arm without figures.
         """
-        path, figures = self.folder / FIGURES, []
-        for line, values in _rows(path):
-            try:
-                figures.append(self._figure(path, values))
-            except InputError as error:
-                error.line = line
-                raise
+        path = self.folder / FIGURES
+        figures = [self._figure(path, line, values) for line, values in _rows(path)]
         own = {arm: declared.figures or arm for arm, declared in self.arms.items()}
         for arm, named in own.items():
             if named not in {figure.arm for figure in figures}:
@@ -297,15 +292,19 @@ class Scenario(Declared):
             if figure.arm == named
         ]
 
-    def _figure(self, path: Path, values: list[str]) -> Figure:
+    def _figure(self, path: Path, line: int, values: list[str]) -> Figure:
         row: dict[str, object] = dict(zip(COLUMNS, values, strict=False))
         row["measured"] = [text for text in values[len(COLUMNS) :] if text.strip()]
-        figure: Figure = checked(row, Figure, path, "correct it")
         known = ([*self.arms], self.workload.cells, [*METRICS])
-        for key, names in zip(COLUMNS, known, strict=True):
-            if (got := getattr(figure, key)) not in names:
-                expected, fix = f"one of {', '.join(names)}", f"correct it or {FILE}"
-                raise InputError(expected=expected, got=got, path=path, key=key, fix=fix)
+        try:
+            figure = checked(row, Figure, path, "correct it")
+            for key, names in zip(COLUMNS, known, strict=True):
+                if (got := getattr(figure, key)) not in names:
+                    expected, fix = f"one of {', '.join(names)}", f"correct it or {FILE}"
+                    raise InputError(expected=expected, got=got, path=path, key=key, fix=fix)
+        except InputError as error:
+            error.line = line
+            raise
         return figure
 
 
@@ -325,7 +324,7 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
 
 def line_of(path: Path, key: str) -> int:
     """Return the line of a YAML file on which a dotted key stands, or what is nearest above it."""
-    node: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     line = 1
     for part in key.split("."):
         if isinstance(node, yaml.MappingNode):
@@ -348,7 +347,7 @@ def read_scenario(folder: Path) -> Scenario:
     """
     path = folder / FILE
     try:
-        scenario: Scenario = read_declaration(path, Scenario, folder=folder)
+        scenario = read_declaration(path, Scenario, folder=folder)
         if scenario.name != folder.resolve().name:
             expected = f"{folder.resolve().name} as the folder is called"
             raise InputError(expected=expected, got=scenario.name, path=path, key="name")
@@ -384,6 +383,6 @@ def load_scenarios(name: str | None = None, folder: Path | None = None) -> list[
 def load_effects() -> list[Effect]:
     """Return what others measured, the effects that contradict this study's answer first."""
     path = root() / "recipes" / "hardware" / "effects.yaml"
-    effects: list[Effect] = read_declaration(path, Effects).effects if path.is_file() else []
+    effects = read_declaration(path, Effects).effects if path.is_file() else []
     order = ("against", "conditional", "agrees")
     return sorted(effects, key=lambda effect: order.index(effect.verdict))

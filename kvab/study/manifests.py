@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 import yaml
 from pydantic import AfterValidator, Field
 
-from kvab.declarations import Part, below, checked, digest, read_yaml
+from kvab.declarations import Json, Part, below, checked, digest, read_yaml
 from kvab.errors import InputError
 from kvab.study.benchmark import FIX, Benchmark, Named, Variable, read_benchmark
 
-Object = dict[str, Any]
+Object = Json
 DEPLOY, PERF = "deploy.yaml", "perf.yaml"
 KIND, ALPHA, BETA = "DynamoGraphDeployment", "nvidia.com/v1alpha1", "nvidia.com/v1beta1"
 FRONTEND, VLLM = "dynamo.frontend", "dynamo.vllm"
@@ -117,16 +117,6 @@ class Configuration:
         return digest(self.deploy)
 
     @property
-    def perf_digest(self) -> str:
-        """SHA-256 of the parsed ``perf.yaml`` as canonical JSON."""
-        return self.benchmark.digest
-
-    @property
-    def job(self) -> Object:
-        """The Job of ``perf.yaml``, as written."""
-        return self.benchmark.job
-
-    @property
     def deployment(self) -> str:
         """Name of the deployment."""
         return self.declared.name
@@ -210,7 +200,7 @@ def read_configuration(folder: Path | str, name: str | None = None) -> Configura
     return configuration
 
 
-def at(value: Any, path: str) -> Any:
+def at(value: object, path: str) -> Any:
     """Return what stands at a dotted path of nested mappings, None if nothing does."""
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
@@ -297,7 +287,7 @@ def beta_text(manifest: Object) -> str:
 
 
 def _converted(
-    name: str, fields: Any, convert: Callable[[Object], Object], path: Path | str = ""
+    name: str, fields: Object, convert: Callable[[Object], Object], path: Path | str = ""
 ) -> Object:
     """Return a component converted; what is left of its fields has no place in the other form."""
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, RootModel
 
 from kvab.declarations import Declared, read_declaration
 from kvab.errors import InputError
@@ -97,6 +97,10 @@ class Kubernetes(Declared):
 Profile = Annotated[Simulated | Live | Kubernetes, Field(discriminator="kind")]
 
 
+class _File(RootModel[Profile]):
+    """The content of a profile's file."""
+
+
 def load_cluster(name: str) -> Profile:
     """Return the cluster profile ``recipes/clusters/<name>.yaml``.
 
@@ -111,7 +115,7 @@ def load_cluster(name: str) -> Profile:
         fix = f"choose one of {', '.join(known)}, or copy example-h200.yaml"
         raise InputError(f"no cluster '{name}'", path=folder, fix=fix)
     path = folder / f"{name}.yaml"
-    profile: Profile = read_declaration(path, Profile)
+    profile = read_declaration(path, _File).root
     if profile.name != name:
         expected, fix = f"{name} as the file is called", "rename one of the two"
         raise InputError(expected=expected, got=profile.name, path=path, key="name", fix=fix)

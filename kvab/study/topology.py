@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from kvab.console import counted
+from kvab.declarations import Json
 from kvab.errors import InputError
 from kvab.study.declaration import Count, Study
 from kvab.study.manifests import (
@@ -233,7 +234,7 @@ def _role(configuration: Configuration, part: Component) -> str:
 
 def _group(configuration: Configuration, part: Component) -> WorkerGroup:
     flags = {FLAGS[name].sets: name for name in part.flags}
-    values: dict[str, Any] = VLLM_DEFAULTS | {
+    values: Json = VLLM_DEFAULTS | {
         field: part.flags[name] for field, name in flags.items() if field not in ("", "role")
     }
     if "prefix_caching" in flags:
@@ -332,7 +333,7 @@ def flatten(configuration: Configuration) -> dict[str, str]:
     return flat
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, list) and all(isinstance(at(item, "name"), str) for item in value):
         value = {item["name"]: {k: v for k, v in item.items() if k != "name"} for item in value}
     elif isinstance(value, list):

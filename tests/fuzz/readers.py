@@ -173,7 +173,7 @@ class ManifestReader(Reader):
         if not sampled(data):
             return
         again = read_configuration(self.folder / "recipe")
-        assert (again.digest, again.perf_digest) == (found.digest, found.perf_digest)
+        assert (again.digest, again.benchmark.digest) == (found.digest, found.benchmark.digest)
 
 
 MANIFESTS = ("deploy.yaml", "perf.yaml")

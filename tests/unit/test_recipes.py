@@ -498,13 +498,13 @@ def test_digest_ignores_comments_and_order_of_keys(edited):
         ("subComponentType", "replicas: 8\n      subComponentType"),
     )
     copy = read_configuration(folder)
-    assert (copy.digest, copy.perf_digest) == (published.digest, published.perf_digest)
+    assert (copy.digest, copy.benchmark.digest) == (published.digest, published.benchmark.digest)
 
 
 def test_digest_changes_with_a_value(edited):
     copy = read_configuration(edited("agg-round-robin", ("replicas: 8", "replicas: 7")))
     assert copy.digest != read_configuration(VLLM / "agg-round-robin").digest
-    assert copy.perf_digest == read_configuration(VLLM / "agg-round-robin").perf_digest
+    assert copy.benchmark.digest == read_configuration(VLLM / "agg-round-robin").benchmark.digest
 
 
 def test_configuration_is_named_after_its_folder():

@@ -203,7 +203,7 @@ def benchmark(
     InputError
         If that is more than the profile allows for a replay.
     """
-    job = copy.deepcopy(configuration.job)
+    job = copy.deepcopy(configuration.benchmark.job)
     container = job["spec"]["template"]["spec"]["containers"][0]
     environment = {entry["name"]: entry for entry in container["env"]}
     environment["RUN_ID"].pop("valueFrom", None)
@@ -432,7 +432,7 @@ class Assembly:
     @cached_property
     def job_name(self) -> str:
         """Name of the benchmark's Job."""
-        return self.recipe.job["metadata"]["name"]
+        return self.recipe.benchmark.job["metadata"]["name"]
 
     @property
     def helper(self) -> str:
