@@ -134,7 +134,7 @@ def misses_caption(evidence: Evidence) -> str:
     points = (after.round(1) - before.round(1)).sort_values(key=abs, ascending=False)
     changes = ", ".join(f"{kind} {signed(value, 1)}" for kind, value in points.items() if value)
     return (
-        f"Misses of the comparison against the baseline, in points: {changes or 'no change'}. All "
+        f"What the comparison changes, in points of requests: {changes or 'nothing'}. All "
         "requests of each configuration, repeats pooled. Late: TTFT over "
         f"{study.slo.ttft_ms:g} ms; slow: ITL over {study.slo.itl_ms:g} ms."
     )

@@ -103,6 +103,11 @@ class Evidence:
         """The rows of the workload that were replayed: its first ones."""
         return self.workload.table.iloc[: self.manifest.trace.rows]
 
+    @property
+    def reusable_share(self) -> float:
+        """Share of the replayed prompt tokens that an unlimited cache would reuse."""
+        return float(self.replayed["reusable_tokens"].sum() / self.replayed["input_tokens"].sum())
+
     @cached_property
     def topologies(self) -> dict[str, Topology]:
         """What each configuration deployed, by the manifests of its first run."""

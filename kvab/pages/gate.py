@@ -197,7 +197,7 @@ def _cache_checks(run: Run, evidence: Evidence) -> Iterator[Outcome]:
             f"{reused:,}",
             reused <= own,
         )
-    bound = _reusable(evidence, run.manifest)
+    bound = evidence.reusable_share
     yield "reuse within an unlimited cache's", f"<= {bound:.1%}", f"{share:.1%}", share <= bound
 
 
@@ -213,7 +213,7 @@ def _arm_checks(evidence: Evidence) -> Iterator[Placed]:
         control = cells.get((split, "round-robin"))
         if routing == "kv":
             reuse, without = _reuse(evidence, name), _reuse(evidence, control)
-            if _reusable(evidence, evidence.manifest) - (without or 0) < REUSE_WORTH_SHARE:
+            if evidence.reusable_share - (without or 0) < REUSE_WORTH_SHARE:
                 continue  # the first rows of a trace repeat next to nothing
             yield (
                 "KV routing finds more of the cache",
@@ -249,12 +249,6 @@ def _versions(manifest: RunManifest) -> tuple[list[tuple[str, str]], list[str]]:
     items = [item for item in manifest.versions.items() if item[0] not in OURS]
     images = {version for name, version in items if name.startswith(IMAGE)}
     return sorted(item for item in items if not item[0].startswith(IMAGE)), sorted(images)
-
-
-def _reusable(evidence: Evidence, manifest: RunManifest) -> float:
-    """Return the share of prompt tokens that an unlimited cache would reuse."""
-    rows = evidence.workload.table.iloc[: manifest.trace.rows]
-    return float(rows["reusable_tokens"].sum() / rows["input_tokens"].sum())
 
 
 def _reuse(evidence: Evidence, configuration: str | None) -> float | None:

@@ -10,18 +10,17 @@ import io
 import itertools
 import textwrap
 from collections.abc import Iterable
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from kvab.console import counted, interval, percent, plain, signed, span
+from kvab.console import counted, percent, plain, signed, span
 from kvab.pages.attribution import steps
 from kvab.pages.capacity import second_headline
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
-from kvab.pages.outcome import RED, VERDICTS, both_shares, counterpoint, headline
+from kvab.pages.outcome import RED, counterpoint, headline
 from kvab.pages.theme import GREY, THEME, arm_styles, origin, unequal
 from kvab.runs.sweep import Sweep
 
@@ -48,19 +47,8 @@ def answer(evidence: Evidence, judged: Gate) -> str:
 
 
 def short_answer(evidence: Evidence, judged: Gate) -> str:
-    """Return the answer in a line, for where there is room for no more."""
-    if not judged.green:
-        return RED
-    good, slo = evidence.comparison.good, evidence.study.slo
-    row, where = good.mean, "in simulation" if evidence.simulated else "measured"
-    before, after, points = both_shares(row)
-    return (
-        f"{VERDICTS[good.verdict]}, {where}: {after} % of "
-        f"requests within TTFT {slo.ttft_ms / 1000:g} s and ITL {slo.itl_ms:g} ms against "
-        f"{before} % ({points} points, "
-        f"{evidence.study.statistics.percent} interval "
-        f"{interval(row.difference.low, row.difference.high, 100)})."
-    )
+    """Return the answer without Markdown, for where the book is shown elsewhere."""
+    return headline(evidence, judged) if judged.green else RED
 
 
 def question(evidence: Evidence) -> str:
@@ -178,8 +166,7 @@ def advice(evidence: Evidence, judged: Gate, swept: Sweep | None) -> str:
         "the typical request matters more to you than the slowest: "
         f"{percent(faster, 0)} get their first token sooner."
     )
-    rows = evidence.replayed
-    repeated = percent(rows["reusable_tokens"].sum() / rows["input_tokens"].sum(), 0)
+    repeated = percent(evidence.reusable_share, 0)
     measure = [
         f"your prompts repeat less: here {repeated} of prompt tokens begin like an earlier prompt.",
         "you serve another model, or on other GPUs or networks: [run it there](reproduce).",
@@ -241,25 +228,21 @@ def known_limits(evidence: Evidence) -> str:
 
 
 def social_card(evidence: Evidence, judged: Gate) -> bytes:
-    """Return the question, the answer in short and both good shares, marked if simulated."""
+    """Return the question, the answer and both good shares, marked if simulated."""
     study, styles = evidence.study, arm_styles(evidence.arms)
-    names = [study.comparison, study.baseline]
     with mpl.rc_context({**THEME, "figure.constrained_layout.use": False}):
         figure = plt.figure(figsize=CARD_IN, dpi=CARD_DPI)
-        figure.text(0.06, 0.9, textwrap.fill(study.title, 40), fontsize=32, fontweight="bold",
+        figure.text(0.06, 0.93, textwrap.fill(study.title, 42), fontsize=30, fontweight="bold",
                     color=DARK, va="top")  # fmt: skip
         text = textwrap.fill(short_answer(evidence, judged), 72)
-        figure.text(0.06, 0.63, text, fontsize=20, color=DARK, va="top", linespacing=1.4)
+        figure.text(0.06, 0.69, text, fontsize=20, color=DARK, va="top", linespacing=1.4)
         if judged.green:
-            axes = figure.add_axes((0.36, 0.12, 0.52, 0.26))
-            shares = [100 * evidence.pooled.loc[name, "good.share"] for name in names]
-            colors = [styles[name]["color"] for name in names]
-            axes.barh(range(len(names)), shares, color=colors, height=0.6)
-            for at, share in enumerate(shares):
-                look: Any = {"textcoords": "offset points", "va": "center",
-                             "annotation_clip": False}  # fmt: skip
-                axes.annotate(f"{share:.1f} % good", (share, at), (8, 0), fontsize=18, **look)
-            axes.set_yticks(range(len(names)), [evidence.arms[n].label for n in names], fontsize=18)
+            axes = figure.add_axes((0.36, 0.13, 0.5, 0.24))
+            for name in (study.comparison, study.baseline):
+                share = 100 * evidence.pooled.loc[name, "good.share"]
+                bar = axes.barh(evidence.arms[name].label, share, color=styles[name]["color"])
+                axes.bar_label(bar, [f"{share:.1f} % good"], padding=8, fontsize=18)
+            axes.tick_params(axis="y", labelsize=18)
             axes.set(xlim=(0, 100), xticks=[])
             axes.grid(visible=False)
             axes.spines[["bottom", "left"]].set_visible(False)

@@ -96,7 +96,7 @@ def choices_table(evidence: Evidence, judged: Gate) -> Table:
         f"Verdict, and the difference that it is about with its {level} workload interval; a dash "
         "where the choice cannot affect the metric."
     )
-    return Table(frame, caption, tuple(frame.columns))
+    return Table(frame, caption, ("choice",))
 
 
 def lesson(evidence: Evidence, judged: Gate) -> str:

@@ -66,30 +66,6 @@ def percentiles(tables: Tables) -> pd.DataFrame:
     return pd.concat(parts, names=["configuration"])
 
 
-def worker_balance(requests: pd.DataFrame) -> pd.DataFrame:
-    """Return the work of each worker relative to the mean of those that do this work.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``work`` (prompt tokens computed, answer tokens made), ``configuration``,
-        ``repeat``, ``worker`` and ``relative`` (1 is an even share).
-    """
-    computed = requests["input_tokens"] - requests["cached_tokens"].fillna(0)
-    parts = []
-    for work, worker, amount in (
-        ("prompt tokens computed", "prefill_worker", computed.astype(float)),
-        ("answer tokens made", "decode_worker", requests["output_tokens"].astype(float)),
-    ):
-        totals = amount.groupby(
-            [requests["configuration"], requests["repeat"], requests[worker].rename("worker")]
-        ).sum()
-        relative = totals / totals.groupby(level=[0, 1]).transform("mean")
-        part = relative.rename("relative").reset_index()
-        parts.append(part.assign(work=work))
-    return pd.concat(parts, ignore_index=True)
-
-
 @dataclass(frozen=True)
 class Workload:
     """A trace without its hash ids.

@@ -7,7 +7,7 @@ intervals, as the figures show them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Unpack
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from kvab.requests.metrics import LATENCIES, METRICS, Slo, good
+from kvab.requests.metrics import LATENCIES, METRICS, Slo
 from kvab.stats.bootstrap import Settings, mean, replicate
 from kvab.stats.contrasts import POWER, Estimate, difference_columns, two_arms
 from kvab.stats.pairing import BASELINE, COMPARISON, differences, join, pair, plan, sample, values
@@ -256,30 +256,6 @@ def over_orders(baseline: np.ndarray, comparison: np.ndarray, level: float) -> O
         largest=float(np.ptp(baseline)),
         detectable=float(seen * baseline.std(ddof=1) * np.sqrt(2)),
     )
-
-
-def good_shares(
-    tables: Mapping[str, Sequence[pd.DataFrame]], slo: Slo, **settings: Unpack[Settings]
-) -> pd.DataFrame:
-    """Return the share of good requests of each configuration.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by configuration: ``share`` over the repeats, ``low`` and ``high`` of its workload
-        interval (NaN where there are too few blocks), ``repeats`` the share of each repeat.
-    """
-    rows = {}
-    for name, repeats in tables.items():
-        joined = join({name: repeats})
-        is_good = values(joined, name, slo)["good_share"]
-        design = plan(joined, [is_good], **settings)
-        share = replicate(design, partial(mean, sample(joined, is_good)))
-        low, high = share.share_interval
-        by_repeat = [float(good(table, slo).mean()) for table in repeats]
-        ends = {"share": float(is_good.mean()), "low": float(low), "high": float(high)}
-        rows[name] = ends | {"repeats": by_repeat}
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def effect_by_groups(

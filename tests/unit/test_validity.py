@@ -24,10 +24,8 @@ def cold(cached_tokens):
             "error": pd.array([None] * 3, dtype="string"),
         }
     )
-    run = SimpleNamespace(
-        requests=requests, manifest=SimpleNamespace(trace=SimpleNamespace(rows=3), host={})
-    )
-    evidence = SimpleNamespace(workload=SimpleNamespace(table=workload))
+    run = SimpleNamespace(requests=requests, manifest=SimpleNamespace(host={}))
+    evidence = SimpleNamespace(workload=SimpleNamespace(table=workload), reusable_share=1024 / 3000)
     checks = {name: passed for name, _, _, passed in _cache_checks(run, evidence)}
     return checks["caches cold at the start"]
 
@@ -91,14 +89,7 @@ def reuse_check(kv_tokens, control=True):
         for name, routing in (("kv", "kv"), ("rr", "round-robin"))
         if name in runs
     }
-    workload = pd.DataFrame({"input_tokens": [1000] * 2, "reusable_tokens": [0, 512]})
-    evidence = SimpleNamespace(
-        runs=runs,
-        arms=arms,
-        study=ALIKE,
-        manifest=runs["kv"][0].manifest,
-        workload=SimpleNamespace(table=workload),
-    )
+    evidence = SimpleNamespace(runs=runs, arms=arms, study=ALIKE, reusable_share=0.256)
     return next(
         (where, found, passed)
         for check, where, _, found, passed in _arm_checks(evidence)

@@ -221,13 +221,13 @@ def missing(published, baseline, comparison):
 def test_the_reasons_of_misses_are_those_of_the_requests(published):
     made_up = missing(published, (0.5, 0.1, 0.3, 0.1, 0, 0), (0.9, 0.06, 0, 0, 0.03, 0.01))
     assert attribution.misses_caption(made_up).startswith(
-        "Misses of the comparison against the baseline, in points: tokens slow −30.0, late and "
+        "What the comparison changes, in points of requests: tokens slow −30.0, late and "
         "slow −10.0, first token late −4.0, one-token answer +3.0, failed +1.0. "
     )
     assert "failed 1.0 %" in attribution.misses_figure(made_up).alt
     assert "failed" not in attribution.misses_figure(published).alt  # none did
     none = missing(published, (1, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0))
-    assert "in points: no change." in attribution.misses_caption(none)
+    assert "in points of requests: nothing." in attribution.misses_caption(none)
 
 
 def test_a_quantity_has_one_value_on_all_pages(published):
