@@ -30,10 +30,12 @@ from kvab.pages import model_check
 from kvab.requests.archives import folder_of
 from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
-from kvab.runs import hours, sensitivity, sweep
 from kvab.runs.folder import RunManifest
 from kvab.runs.hardware import publish_hardware
+from kvab.runs.hours import MadeHours
+from kvab.runs.sensitivity import Answers
 from kvab.runs.summaries import workload_path
+from kvab.runs.sweep import Sweep
 from kvab.study import Study, load_study, root
 from kvab.study.declaration import FRAGMENT, WITH
 from kvab.study.manifests import DEPLOY, PERF
@@ -44,14 +46,9 @@ KEPT = ("kind", "name", "description", "hardware", "backend", "image", "rdma_res
         "kv_transfer_gb_per_s", "frontend_ms_per_1k_tokens", "prefill_time_ratio",
         "decode_time_ratio")  # fmt: skip
 LIMIT_BYTES = 12_000_000
-SWEEP, HOURS = Path("capacity"), Path(hours.FOLDER)
 MANIFESTS = (f"manifests/{DEPLOY}", f"manifests/{PERF}")
 TABLES = {  # a table that tells whether there are more to publish, and those
-    SWEEP / sweep.SUMMARY: [SWEEP / n for n in (sweep.TABLE, sweep.SUMMARY)],
-    SWEEP / sensitivity.SUMMARY: [
-        SWEEP / n for n in (sensitivity.TABLE, sensitivity.EFFECTS, sensitivity.SUMMARY)
-    ],
-    HOURS / hours.SUMMARY: [HOURS / hours.TABLE, HOURS / hours.SUMMARY],
+    **{campaign.PLACE: campaign.files() for campaign in (Sweep, Answers, MadeHours)},
     model_check.TABLE: [model_check.TABLE, model_check.ORDERS],
 }
 CONTENTS, RUN = "bundle.json", "run.json"
@@ -114,7 +111,7 @@ def _copy_tables(clusters: list[Path], to: Path) -> None:
     """Copy each group of tables from the first folder of a cluster that has it."""
     for key, names in TABLES.items():
         for source in [cluster for cluster in clusters if (cluster / key).is_file()][:1]:
-            for name in names:
+            for name in [name for name in names if (source / name).is_file()]:
                 (to / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, to / name)
 

@@ -9,11 +9,10 @@ stopped start goes on. `load_hours` reads them, of this machine's runs, else the
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,19 +21,18 @@ from pydantic import Field
 from kvab.cache import write_beside
 from kvab.clusters import open_cluster
 from kvab.clusters.base import Job, Progress
-from kvab.console import counted
 from kvab.declarations import digest
-from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs import folder as runs
-from kvab.runs import replay_missing, tables
-from kvab.runs.replay import plan_job
-from kvab.study import Slo, Study, load_cluster, root
+from kvab.runs import replay_missing
+from kvab.runs.campaign import Campaign, Scope, announce
+from kvab.runs.campaign import Summary as Tables
+from kvab.study import Slo, Study
+from kvab.study.declaration import Hours
 from kvab.trace.conversations import COMMON_SHARE, Conversations, find_conversations, made_hour
 from kvab.trace.describe import reusable_tokens
 from kvab.trace.reading import Trace
 
-FOLDER, TABLE, SUMMARY = "hours", "hours.parquet", "hours.json"
 STATISTICS = ("mean", "p50", "p90", "p99")
 # Metric and statistic of each effect that pages show; columns of the table are named alike.
 EFFECTS = (("good_share", "mean"), ("ttft_ms", "mean"), ("itl_ms", "mean"), ("latency_ms", "mean"),
@@ -43,7 +41,7 @@ EFFECTS = (("good_share", "mean"), ("ttft_ms", "mean"), ("itl_ms", "mean"), ("la
 SAME = ("deploy.yaml", "trace", "rows", "kv_transfer_gb_per_s", "frontend_ms_per_1k_tokens")
 
 
-class Summary(tables.Summary):
+class Summary(Tables):
     """The content of ``hours.json``, schema 1; ``recorded`` is as `load_of` returns it."""
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -58,7 +56,7 @@ class Summary(tables.Summary):
 
 
 @dataclass(frozen=True)
-class Replayed:
+class Cell:
     """One made hour to replay on the configuration of a job: number ``hour``, from 1."""
 
     job: Job
@@ -76,12 +74,8 @@ class Replayed:
         """The file that holds the cell; its name is the digest of all that the cell depends on."""
         made = [self.seed, self.hour, COMMON_SHARE, self.job.study.slo.model_dump()]
         name = digest([self.job.configuration, self.job.depends_on(), made])
-        return hours_path(self.job) / "cells" / f"{name[:32]}.json"
-
-
-def hours_path(job: Job) -> Path:
-    """Return the folder of a cluster's made hours."""
-    return job.runs / job.study.name / job.cluster.name / FOLDER
+        folder = self.job.runs / self.job.study.name / self.job.cluster.name
+        return folder / MadeHours.PLACE.with_name("cells") / f"{name[:32]}.json"
 
 
 def replay_hours(
@@ -96,40 +90,35 @@ def replay_hours(
         If the cluster is not simulated, no hours are declared, or the trace has no conversations
         to draw from.
     """
-    if (kind := load_cluster(cluster).kind) != "simulated":
-        fix = "use --cluster simulated-h200"
-        raise InputError(
-            expected="a simulated cluster", got=kind, key=f"cluster {cluster}", fix=fix
-        )
-    if study.hours is None:
-        path, fix = study.folder / "study.yaml", "declare how many hours to make"
-        raise InputError(expected="a key hours", got="none", path=path, fix=fix)
-    workload = replay_missing.workload(study, cluster, rows, None, trace, None)
+    asked = MadeHours.declared(study)
+    scope = Scope.of(study, cluster, rows, trace, folder)
     columns = ("timestamp_ms", "input_tokens", "output_tokens", "hash_ids")
-    first_rows: dict[str, Any] = {name: getattr(workload, name)[:rows] for name in columns}
-    conversations = find_conversations(replace(workload, **first_rows))
-    jobs = [
-        plan_job(study, cluster, name, 1, rows, workload, root() / folder)
-        for name in (study.baseline, study.comparison)
-    ]
-    cells = [
-        Replayed(job, conversations, study.hours.seed, hour)
-        for hour in range(1, (count or study.hours.count) + 1)
-        for job in jobs
-    ]
+    first_rows: dict[str, Any] = {name: getattr(scope.trace, name)[:rows] for name in columns}
+    conversations = find_conversations(replace(scope.trace, **first_rows))
+    jobs = [scope.job(name) for name in (study.baseline, study.comparison)]
+    hours = range(1, (count or asked.count) + 1)
+    cells = [Cell(job, conversations, asked.seed, hour) for hour in hours for job in jobs]
     missing = [cell for cell in cells if not cell.path.is_file()]
-    print(
-        f"{counted(len(conversations.rows), 'conversation')}, {counted(len(cells), 'replay')}: "
-        f"{len(cells) - len(missing)} complete, {len(missing)} to do",
-        file=sys.stderr,
-    )
+    announce(len(cells), len(missing))
     if missing:
         missing[0].path.parent.mkdir(parents=True, exist_ok=True)
         replay_missing.side_by_side(missing, replay_hour)
-    return write_tables(cells)
+    return MadeHours.write(
+        jobs[0],
+        {"table": pd.DataFrame([json.loads(cell.path.read_bytes()) for cell in cells])},
+        study=study.name,
+        cluster=cluster,
+        depends_on={job.configuration: job.depends_on() for job in jobs},
+        slo=study.slo,
+        seed=asked.seed,
+        hours=len(hours),
+        conversations=len(conversations.rows),
+        recorded=load_of(conversations.trace),
+        schema=1,
+    )
 
 
-def replay_hour(cell: Replayed, on_progress: Progress) -> None:
+def replay_hour(cell: Cell, on_progress: Progress) -> None:
     """Replay one made hour on one configuration and write its cell, a row of the table."""
     hour = made_hour(cell.conversations, [cell.seed, cell.hour])
     job = replace(cell.job, trace=hour, rows=len(hour))
@@ -167,31 +156,17 @@ def load_of(trace: Trace) -> dict[str, float]:
     }
 
 
-def write_tables(cells: list[Replayed]) -> Path:
-    """Write table and summary of complete cells and return their folder."""
-    job, conversations = cells[0].job, cells[0].conversations
-    table = pd.DataFrame([json.loads(cell.path.read_bytes()) for cell in cells])
-    fields = {
-        "study": job.study.name,
-        "cluster": job.cluster.name,
-        "depends_on": {cell.job.configuration: cell.job.depends_on() for cell in cells[:2]},
-        "slo": job.study.slo,
-        "seed": cells[0].seed,
-        "hours": cells[-1].hour,
-        "conversations": len(conversations.rows),
-        "recorded": load_of(conversations.trace),
-        "schema": 1,
-    }
-    return tables.write_tables(hours_path(job) / SUMMARY, Summary, {TABLE: table}, fields)
-
-
 @dataclass(frozen=True)
-class MadeHours:
-    """Made hours that were read and verified."""
+class MadeHours(Campaign[Summary, Hours]):
+    """Made hours; ``table`` has a row for each of them and configuration."""
 
-    study: Study
-    summary: Summary
     table: pd.DataFrame
+
+    KEY = "hours"
+    COMMAND = "kvab resample"
+    PLACE = Path("hours/hours.json")
+    SUMMARY = Summary
+    TABLES: ClassVar = {"table": "hours.parquet"}
 
     @cached_property
     def effects(self) -> pd.DataFrame:
@@ -204,23 +179,10 @@ class MadeHours:
     def fit(self, run: runs.RunManifest) -> bool:
         """Return whether they were made of what a run replayed, deployed and judged alike."""
         made = self.summary.depends_on.get(run.configuration, {})
-        same = all(made.get(key) == run.depends_on.get(key) for key in SAME)
+        same = self.summary.cluster == run.cluster["name"] and all(
+            made.get(key) == run.depends_on.get(key) for key in SAME
+        )
         return same and self.summary.slo == self.study.slo
 
 
-def load_hours(
-    study: Study, cluster: str, folder: Path, published: str | Path = "book/published"
-) -> MadeHours | None:
-    """Return the made hours of a cluster in a folder of runs, else the published ones of its name.
-
-    Raises
-    ------
-    InputError
-        If their files do not belong together.
-    """
-    place = Path(FOLDER, SUMMARY)
-    found = tables.read_tables(study, cluster, folder, published, place, Summary, "kvab resample")
-    if found is None or found[0].cluster != cluster:
-        return None
-    summary, (table,), _ = found
-    return MadeHours(study, summary, table)
+load_hours = MadeHours.load

@@ -12,30 +12,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from kvab.clusters.base import Job, capacity_path
-from kvab.declarations import digest
-from kvab.errors import InputError
+from kvab.clusters.base import Job
 from kvab.requests import metrics
 from kvab.runs import folder as runs
-from kvab.runs.replay import plan_job
-from kvab.runs.sweep import FOLDER, bursts_of, replay_cells, simulated_workload
-from kvab.runs.tables import Replayed, read_tables, replayed, write_tables
+from kvab.runs.campaign import OfRuns, Replayed, Scope
 from kvab.stats.bootstrap import Sample
 from kvab.stats.pairing import metric_values
 from kvab.stats.robustness import judge_totals
-from kvab.study import Arm, Study, load_cluster, load_study, root
+from kvab.study import Study, load_cluster, load_study
 from kvab.study.declaration import Sensitivity
-from kvab.study.profiles import Simulated
 from kvab.study.variants import AS_DECLARED, Variant
-from kvab.trace.reading import Trace
 
-TABLE, EFFECTS, SUMMARY = "sensitivity.parquet", "effects.parquet", "sensitivity.json"
 TRANSFER, FRONTEND, CHUNK, REUSE = "KV transfer", "frontend", "chunk", "reuse"
 TIMES, CLOCK, AGAIN, ORDER = "step times", "clock", "again", "order"
 SETTING = {  # the columns that say what each sweep varies
@@ -72,23 +65,7 @@ class Cell:
     variant: Variant
 
 
-def declared(study: Study) -> Sensitivity:
-    """Return what the study declares of its sensitivity.
-
-    Raises
-    ------
-    InputError
-        If it declares nothing.
-    """
-    if study.sensitivity is None:
-        path = study.folder / "study.yaml"
-        raise InputError(path=path, expected="a key sensitivity", got="none", fix="declare it")
-    return study.sensitivity
-
-
-def plan_cells(
-    study: Study, cluster: str, rows: int | None, trace: Trace, folder: Path
-) -> list[Cell]:
+def plan_cells(scope: Scope) -> list[Cell]:
     """Return every cell; one with the values that are declared is the first normal run.
 
     Raises
@@ -96,30 +73,23 @@ def plan_cells(
     InputError
         If no sensitivity is declared.
     """
-    profile = load_cluster(cluster)
-    assert isinstance(profile, Simulated)
-
-    normal_runs = {
-        name: plan_job(study, cluster, name, 1, rows, trace, folder)
-        for name in study.configurations
-    }
+    study = scope.study
+    normal_runs = {name: scope.job(name) for name in study.configurations}
 
     def cell(sweep: str, name: str, variant: Variant) -> Cell:
-        normal = normal_runs[name]
-        job = plan_job(study, cluster, name, 1, rows, trace, folder, variant)
+        normal, job = normal_runs[name], scope.job(name, variant)
         moved = variant.spread or variant.again or variant.reuse != 1
         same = not moved and (job.cluster, job.topology) == (normal.cluster, normal.topology)
         return Cell(sweep, normal if same else job, variant)
 
     def order(name: str, repeat: int) -> Cell:
         variant = Variant(counted=True) if repeat > study.repeats else AS_DECLARED
-        job = plan_job(study, cluster, name, repeat, rows, trace, folder, variant)
-        return Cell(ORDER, job, variant)
+        return Cell(ORDER, scope.job(name, variant, repeat), variant)
 
     return [
         cell(sweep, name, variant)
-        for sweep, variant in _variants(declared(study))
-        for name in _swept(study, sweep, variant)
+        for sweep, variant in _variants(Answers.declared(study))
+        for name in _swept(study, sweep)
     ] + [
         order(name, repeat)
         for name in study.configurations
@@ -145,7 +115,7 @@ def _variants(asked: Sensitivity) -> Iterator[tuple[str, Variant]]:
         yield AGAIN, Variant(again=again)
 
 
-def _swept(study: Study, sweep: str, variant: Variant) -> list[str]:
+def _swept(study: Study, sweep: str) -> list[str]:
     """Return the configurations that a variant is replayed of."""
     if sweep == AGAIN:  # nothing but the KV router draws lots
         return [n for n, arm in study.configurations.items() if arm.factors.routing == "kv"]
@@ -155,7 +125,7 @@ def _swept(study: Study, sweep: str, variant: Variant) -> list[str]:
 
 
 def replay_sensitivity(
-    study: Path, cluster: str, rows: int | None = None, trace: Path | None = None,
+    study: str | Path | Study, cluster: str, rows: int | None = None, trace: Path | None = None,
     folder: Path = Path("runs"), on: str | None = None,
 ) -> Path:  # fmt: skip
     """Replay the cells that do not serve as they are, write the tables, return their folder.
@@ -167,21 +137,23 @@ def replay_sensitivity(
     InputError
         If the cluster is not simulated, or no sensitivity is declared.
     """
-    read = load_study(study)
-    declared(read)
-    workload = simulated_workload(read, cluster, rows, trace, on)
-    cells = plan_cells(read, cluster, rows, workload, root() / folder)
-    replay_cells([cell.job for cell in cells], on)
-    return _write(cells, workload)
+    study = load_study(study)
+    asked = Answers.declared(study)
+    scope = Scope.of(study, cluster, rows, trace, folder, on)
+    cells = plan_cells(scope)
+    scope.replay(cell.job for cell in cells)
+    read = {path: runs.read_run(path) for path in dict.fromkeys(cell.job.path for cell in cells)}
+    fields = Answers.fields([(cell.job, read[cell.job.path]) for cell in cells])
+    tables = _tables(study, cells, read, scope.burst)
+    return Answers.write(cells[0].job, tables, **fields, schema=1, declared=asked)
 
 
-def _write(cells: list[Cell], trace: Trace) -> Path:
-    """Write the tables of complete cells beside them and return their folder."""
-    study, first, burst = cells[0].job.study, cells[0].job, bursts_of(trace)
-    rows, totals, read = [], {}, {}
+def _tables(
+    study: Study, cells: list[Cell], read: dict[Path, runs.Run], burst: np.ndarray
+) -> dict[str, pd.DataFrame]:
+    """Return the tables of complete cells."""
+    rows, totals = [], {}
     for cell in cells:
-        if cell.job.path not in read:
-            read[cell.job.path] = runs.read_run(cell.job.path)
         table = read[cell.job.path].requests
         rows.append(_row(cell, table))
         if cell.sweep != ORDER:
@@ -195,11 +167,7 @@ def _write(cells: list[Cell], trace: Trace) -> Path:
         if arms[0] is not None and arms[1] is not None:
             judged = judge_totals(sweep, arms, study.margins, **settings)
             effects.append(judged.rename(columns={"choice": "sweep"}).assign(**_values(variant)))
-    tables = {TABLE: pd.DataFrame(rows), EFFECTS: pd.concat(effects, ignore_index=True)}
-    fields = replayed([cell.job for cell in cells], [run.manifest for run in read.values()])
-    fields |= {"schema": 1, "declared": declared(study)}
-    path = capacity_path(first.runs, study, first.cluster.name) / SUMMARY
-    return write_tables(path, Summary, tables, fields)
+    return {"cells": pd.DataFrame(rows), "effects": pd.concat(effects, ignore_index=True)}
 
 
 def _values(variant: Variant) -> dict[str, float]:
@@ -242,40 +210,17 @@ def burst_totals(job: Job, table: pd.DataFrame, burst: np.ndarray) -> pd.DataFra
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A sensitivity that was read and verified; ``own`` is False for the published one."""
+class Answers(OfRuns[Summary, Sensitivity]):
+    """A sensitivity: a row a cell with its statistics, and the effects at each setting."""
 
-    study: Study
-    summary: Summary
     cells: pd.DataFrame
     effects: pd.DataFrame
-    own: bool
 
-    @property
-    def cluster(self) -> str:
-        """Name of the cluster that was swept."""
-        return str(self.summary.cluster["name"])
-
-    @property
-    def simulated(self) -> bool:
-        """It is, always."""
-        return True
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the workload is generated."""
-        return self.summary.trace.synthetic
-
-    @property
-    def arms(self) -> dict[str, Arm]:
-        """The configurations, in declared order."""
-        swept = {*self.cells["configuration"]}
-        return {name: arm for name, arm in self.study.configurations.items() if name in swept}
-
-    @cached_property
-    def key(self) -> str:
-        """Digest of everything that a page shows of it."""
-        return digest([self.summary.model_dump(mode="json"), self.study.digest, self.own])
+    KEY = "sensitivity"
+    COMMAND = "kvab sensitivity"
+    PLACE = Path("capacity/sensitivity.json")
+    SUMMARY = Summary
+    TABLES: ClassVar = {"cells": "sensitivity.parquet", "effects": "effects.parquet"}
 
     def fit(self, run: runs.RunManifest) -> bool:
         """Return whether they replayed what a run did, deployed and judged alike."""
@@ -320,28 +265,4 @@ class Answers:
         return pd.concat(rows, ignore_index=True)[columns]
 
 
-def load_sensitivity(
-    study: str | Path | Study,
-    cluster: str,
-    folder: str | Path,
-    published: str | Path = "book/published",
-) -> Answers | None:
-    """Return the sensitivity of a cluster in a folder of runs, else the published one of any.
-
-    Without either, or where the study declares none, there is None.
-
-    Raises
-    ------
-    InputError
-        If its files do not belong together.
-    """
-    read = load_study(study)
-    if read.sensitivity is None:
-        return None
-    found = read_tables(
-        read, cluster, folder, published, Path(FOLDER, SUMMARY), Summary, "kvab sensitivity"
-    )
-    if found is None:
-        return None
-    summary, (cells, effects), own = found
-    return Answers(read, summary, cells, effects, own)
+load_sensitivity = Answers.load

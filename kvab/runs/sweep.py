@@ -10,37 +10,30 @@ the tables, of this machine's runs, else the published ones, as one object.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from kvab.cache import remember, source_digest
-from kvab.clusters.base import Job, capacity_path
-from kvab.console import counted
+from kvab.clusters.base import Job
 from kvab.declarations import Declared, digest
-from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs import folder as runs
-from kvab.runs import replay_missing
-from kvab.runs.replay import plan_job
-from kvab.runs.tables import Replayed, read_tables, replayed, write_tables
+from kvab.runs.campaign import OfRuns, Replayed, Scope
 from kvab.stats.crossings import Curves, crossing, curves
-from kvab.study import Arm, Study, load_cluster, load_study, root
+from kvab.study import Study, load_study
 from kvab.study.declaration import Capacity
-from kvab.study.manifests import read_configuration
 from kvab.study.variants import AS_DECLARED, Variant
-from kvab.trace.reading import Trace
 
-FOLDER, TABLE, SUMMARY = "capacity", "capacity.parquet", "capacity.json"
 Bursts = Literal["at once", "spread"]
 AT_ONCE: Bursts = "at once"
 SPREAD: Bursts = "spread"
+Planned = tuple[Job, str | None]  # a cell, and the label of its split
 
 
 class Latency(Declared):
@@ -93,22 +86,7 @@ class Summary(Replayed):
     cells: list[Cell]
 
 
-def declared(study: Study) -> Capacity:
-    """Return what the study declares of its sweep.
-
-    Raises
-    ------
-    InputError
-        If it declares none.
-    """
-    if study.capacity is None:
-        raise InputError(f"{study.folder / 'study.yaml'}: expected a key capacity; declare a sweep")
-    return study.capacity
-
-
-def plan_cells(
-    study: Study, cluster: str, rows: int | None, trace: Trace, folder: Path
-) -> list[tuple[Job, str | None]]:
+def plan_cells(scope: Scope) -> list[Planned]:
     """Return every cell as a job, with the label of its split or None.
 
     A cell that changes nothing is the first normal run of its configuration.
@@ -118,33 +96,29 @@ def plan_cells(
     InputError
         If no sweep is declared, or a split does not fit.
     """
-
-    def job(configuration: str, variant: Variant) -> Job:
-        return plan_job(study, cluster, configuration, 1, rows, trace, folder, variant)
-
-    swept = declared(study)
-    cells: list[tuple[Job, str | None]] = [
-        (job(name, Variant(speed=load, spread=spread)), None)
+    study, swept = scope.study, Sweep.declared(scope.study)
+    cells: list[Planned] = [
+        (scope.job(name, Variant(speed=load, spread=spread)), None)
         for name in study.configurations
         for load in swept.loads
         for spread in (False, True)
     ]
-    groups = job(study.comparison, AS_DECLARED).topology.groups
+    groups = scope.job(study.comparison).topology.groups
     deployed = {role: group.replicas for role, group in groups.items()}
     for split in swept.splits:
         changed = split.model_dump() != deployed
         variant = Variant(split=split) if changed else AS_DECLARED
-        cells.append((job(study.comparison, variant), split.label))
+        cells.append((scope.job(study.comparison, variant), split.label))
     return cells
 
 
-def plan_repeats(cells: list[tuple[Job, str | None]], trace: Trace) -> list[tuple[Job, None]]:
+def plan_repeats(scope: Scope, cells: list[Planned]) -> list[Planned]:
     """Return further repeats of the main configurations at the loads next to their crossing.
 
     The crossing is that of the headline's good share; its cells must be complete.
     """
-    study = cells[0][0].study
-    jobs = []
+    study, swept = scope.study, Sweep.declared(scope.study)
+    repeats: list[Planned] = []
     for name in (study.baseline, study.comparison):
         for spread in (False, True):
             curve = sorted(
@@ -153,18 +127,18 @@ def plan_repeats(cells: list[tuple[Job, str | None]], trace: Trace) -> list[tupl
                 if (job.configuration, job.variant.spread, split) == (name, spread, None)
             )
             kept = [metrics.good(runs.read_run(job.path).requests, study.slo).mean()
-                    >= declared(study).headline for _, job in curve]  # fmt: skip
+                    >= swept.headline for _, job in curve]  # fmt: skip
             last = max((n for n, enough in enumerate(kept) if enough), default=0)
-            jobs += [
-                plan_job(study, job.cluster.name, name, n, job.rows, trace, job.runs, job.variant)
+            repeats += [
+                (scope.job(name, job.variant, repeat), None)
                 for _, job in curve[last : last + 2]
-                for n in range(2, declared(study).repeats + 1)
+                for repeat in range(2, swept.repeats + 1)
             ]
-    return [(job, None) for job in jobs]
+    return repeats
 
 
 def replay_sweep(
-    study: Path, cluster: str, rows: int | None = None, trace: Path | None = None,
+    study: str | Path | Study, cluster: str, rows: int | None = None, trace: Path | None = None,
     folder: Path = Path("runs"), on: str | None = None,
 ) -> Path:  # fmt: skip
     """Replay the cells that do not serve as they are, write the sweep's table, return its folder.
@@ -176,65 +150,16 @@ def replay_sweep(
     InputError
         If the cluster is not simulated; see also `plan_cells`.
     """
-    read = load_study(study)
-    workload = simulated_workload(read, cluster, rows, trace, on)
-    cells = plan_cells(read, cluster, rows, workload, root() / folder)
-    replay_cells([job for job, _ in cells], on)
-    repeats = plan_repeats(cells, workload)
-    replay_cells([job for job, _ in repeats], on)
-    return _write([*cells, *repeats], workload)
-
-
-def simulated_workload(
-    study: Study, cluster: str, rows: int | None, trace: Path | None, on: str | None
-) -> Trace:
-    """Return the trace of a sweep.
-
-    Raises
-    ------
-    InputError
-        If the cluster is not simulated.
-    """
-    if (kind := load_cluster(cluster).kind) != "simulated":
-        raise InputError(
-            f"cluster {cluster}: a sweep is replayed on a simulated cluster, got kind {kind}; "
-            "use --cluster simulated-h200"
-        )
-    return replay_missing.workload(study, cluster, rows, None, trace, on)
-
-
-def replay_cells(cells: list[Job], on: str | None) -> None:
-    """Replay the cells that do not serve as they are, the slowest first."""
-    jobs = list({job.path: job for job in cells}.values())
-    if not jobs:
-        return
-    planned = replay_missing.plan(jobs)
-    missing = [job for job, run in zip(jobs, planned, strict=True) if run.state != "complete"]
-    kept = len(jobs) - len(missing)
-    print(
-        f"{counted(len(jobs), 'cell')}: {kept} complete, {len(missing)} to replay", file=sys.stderr
-    )
-    missing.sort(key=lambda job: job.variant.speed)
-    replay_missing.replay_all(missing, on=on)
-
-
-def _write(cells: list[tuple[Job, str | None]], trace: Trace) -> Path:
-    """Write table and summary of complete cells beside them and return their folder."""
-    burst = bursts_of(trace)
-    results = [(job, split, runs.read_run(job.path)) for job, split in cells]
-    table = pd.concat(
-        [_bursts(job, split, run, burst) for job, split, run in results], ignore_index=True
-    )
-    first = cells[0][0]
-    fields = replayed([job for job, _ in cells], [run.manifest for _, _, run in results])
-    fields |= {"schema": 2, "cells": [_cell(job, split, run) for job, split, run in results]}
-    path = capacity_path(first.runs, first.study, first.cluster.name) / SUMMARY
-    return write_tables(path, Summary, {TABLE: table}, fields)
-
-
-def bursts_of(trace: Trace) -> np.ndarray:
-    """Return the burst of each row of a trace, from 0, in the order of their times."""
-    return np.unique(trace.timestamp_ms, return_inverse=True)[1]
+    scope = Scope.of(load_study(study), cluster, rows, trace, folder, on)
+    cells = plan_cells(scope)
+    scope.replay(job for job, _ in cells)
+    repeats = plan_repeats(scope, cells)
+    scope.replay(job for job, _ in repeats)
+    results = [(job, split, runs.read_run(job.path)) for job, split in [*cells, *repeats]]
+    table = pd.concat([_bursts(*result, scope.burst) for result in results], ignore_index=True)
+    fields = Sweep.fields([(job, run) for job, _, run in results])
+    described = [_cell(*result) for result in results]
+    return Sweep.write(cells[0][0], {"table": table}, **fields, schema=2, cells=described)
 
 
 def _bursts(job: Job, split: str | None, run: runs.Run, burst: np.ndarray) -> pd.DataFrame:
@@ -287,39 +212,21 @@ def _rounded(value: float | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """A capacity sweep that was read and verified; ``own`` is False for the published one."""
+class Sweep(OfRuns[Summary, Capacity]):
+    """A capacity sweep; ``table`` has the good requests of each cell and burst."""
 
-    study: Study
-    summary: Summary
     table: pd.DataFrame
-    own: bool
 
-    @property
-    def cluster(self) -> str:
-        """Name of the cluster that was swept."""
-        return self.summary.cluster["name"]
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the numbers come from a simulator."""
-        return self.summary.cluster["kind"] == "simulated"
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the workload is generated."""
-        return self.summary.trace.synthetic
-
-    @property
-    def arms(self) -> dict[str, Arm]:
-        """The configurations that were swept, in declared order."""
-        swept = {cell.configuration for cell in self.summary.cells}
-        return {name: arm for name, arm in self.study.configurations.items() if name in swept}
+    KEY = "capacity"
+    COMMAND = "kvab capacity"
+    PLACE = Path("capacity/capacity.json")
+    SUMMARY = Summary
+    TABLES: ClassVar = {"table": "capacity.parquet"}
 
     @property
     def headline(self) -> float:
         """The good share at which the study compares loads."""
-        return declared(self.study).headline
+        return self.declared(self.study).headline
 
     @property
     def load_cells(self) -> list[Cell]:
@@ -357,34 +264,13 @@ class Sweep:
         labels = [name for name, cell in self.split_cells.items() if cell.workers == deployed]
         return labels[0] if labels else None
 
-    @cached_property
-    def changes(self) -> list[str]:
-        """What differs between the declarations now and those that were swept."""
-        changes = []
-        for name, swept in self.summary.manifests.items():
-            if name not in self.study.configurations:
-                changes.append(f"{name} is no longer declared")
-                continue
-            folder = self.study.configuration_folder(name)
-            if read_configuration(folder, name).digest != swept:
-                changes.append(
-                    f"deploy.yaml of {self.study.configurations[name].label} has changed"
-                )
-        if self.summary.slo != self.study.slo:
-            changes.append("the bounds of a good request have changed")
-        if {cell.load for cell in self.load_cells} != set(declared(self.study).loads):
+    def _changes(self) -> list[str]:
+        changes, now = super()._changes(), self.declared(self.study)
+        if {cell.load for cell in self.load_cells} != set(now.loads):
             changes.append("other loads are declared")
-        if {*self.split_cells} != {split.label for split in declared(self.study).splits}:
+        if {*self.split_cells} != {split.label for split in now.splits}:
             changes.append("other splits are declared")
-        if self.summary.trace.sha256 != self.study.trace.sha256:
-            changes.append("it replayed another trace than the study's")
         return changes
-
-    @cached_property
-    def key(self) -> str:
-        """Digest of everything that a page shows of the sweep."""
-        summary = self.summary.model_dump(mode="json")
-        return digest([summary, self.study.digest, self.changes, self.own])
 
     @cached_property
     def curves(self) -> Curves:
@@ -406,7 +292,7 @@ class Sweep:
                 [*self.split_cells] if bursts == AT_ONCE else [],
                 self.deployed,
                 arms=(study.baseline, study.comparison),
-                targets=declared(study).good_shares,
+                targets=self.declared(study).good_shares,
                 **study.statistics.model_dump(),
             )
 
@@ -434,28 +320,4 @@ class Sweep:
         return pd.DataFrame(rows, columns=["bursts", "configuration", "repeat", "low", "high"])
 
 
-def load_sweep(
-    study: str | Path | Study,
-    cluster: str,
-    folder: str | Path,
-    published: str | Path = "book/published",
-) -> Sweep | None:
-    """Return the sweep of a cluster in a folder of runs, else the published one of any cluster.
-
-    Without either, or where the study declares none, there is None.
-
-    Raises
-    ------
-    InputError
-        If its files do not belong together.
-    """
-    read = load_study(study)
-    if read.capacity is None:
-        return None
-    found = read_tables(
-        read, cluster, folder, published, Path(FOLDER, SUMMARY), Summary, "kvab capacity"
-    )
-    if found is None:
-        return None
-    summary, (table,), own = found
-    return Sweep(read, summary, table, own)
+load_sweep = Sweep.load

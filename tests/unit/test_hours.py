@@ -15,6 +15,7 @@ from kvab.errors import InputError
 from kvab.pages import outcome, robustness
 from kvab.pages.evidence import load_evidence
 from kvab.runs import hours
+from kvab.runs.replay import plan_job
 from kvab.stats.hours import hour_to_hour
 from kvab.study import load_study
 from kvab.study.variants import Variant
@@ -184,7 +185,7 @@ def test_both_arms_replay_every_made_hour(made_hours, chat_file):
 
 def test_complete_replays_are_kept(made_hours, chat_file, monkeypatch, capsys):
     folder, path = made_hours
-    before = (path / hours.TABLE).read_bytes()
+    before = (path / "hours.parquet").read_bytes()
     cells = sorted((path / "cells").iterdir())
     cells[0].unlink()
     replayed = []
@@ -197,15 +198,15 @@ def test_complete_replays_are_kept(made_hours, chat_file, monkeypatch, capsys):
     monkeypatch.setattr(hours.replay_missing, "side_by_side", counting)
     hours.replay_hours(load_study(STUDY), "simulated-h200", 3, None, chat_file, folder)
     assert len(replayed) == 1
-    assert "6 replays: 5 complete, 1 to do" in capsys.readouterr().err
-    assert (path / hours.TABLE).read_bytes() == before
+    assert "6 cells: 5 complete, 1 to replay" in capsys.readouterr().err
+    assert (path / "hours.parquet").read_bytes() == before
 
 
 def test_a_cell_serves_only_what_it_depends_on(made_hours, chat_file):
-    job = hours.plan_job(
+    job = plan_job(
         load_study(STUDY), "simulated-h200", "agg-round-robin", 1, None, read_trace(chat_file)
     )
-    cell = hours.Replayed(job, find_conversations(job.trace), 1, 1)
+    cell = hours.Cell(job, find_conversations(job.trace), 1, 1)
     study = job.study
     stricter = study.model_copy(update={"slo": study.slo.model_copy(update={"itl_ms": 10.0})})
     others = [
@@ -222,15 +223,15 @@ def test_tables_that_do_not_belong_together_are_rejected(made_hours, tmp_path):
     folder, path = made_hours
     copy = tmp_path / path.relative_to(folder)
     copy.mkdir(parents=True)
-    for name in (hours.TABLE, hours.SUMMARY):
+    for name in ("hours.parquet", "hours.json"):
         (copy / name).write_bytes((path / name).read_bytes())
-    pd.read_parquet(copy / hours.TABLE).assign(good=1).to_parquet(copy / hours.TABLE)
+    pd.read_parquet(copy / "hours.parquet").assign(good=1).to_parquet(copy / "hours.parquet")
     with pytest.raises(
         InputError,
         match=r"hours\.json: expected a summary and its tables, got another hours\.parquet",
     ):
         hours.load_hours(load_study(STUDY), "simulated-h200", tmp_path)
-    (copy / hours.SUMMARY).write_text("{}")
+    (copy / "hours.json").write_text("{}")
     with pytest.raises(InputError, match=r"hours\.json: expected a summary"):
         hours.load_hours(load_study(STUDY), "simulated-h200", tmp_path)
 
@@ -250,7 +251,7 @@ def test_publishing_copies_the_table_and_its_summary(made_hours, small_runs, tmp
         shutil.copytree(folder / "qwen3-32b", source / "qwen3-32b", dirs_exist_ok=True)
     publish(STUDY, "simulated-h200", source, tmp_path / "published")
     copied = tmp_path / "published/qwen3-32b/simulated-h200/hours"
-    assert {path.name for path in copied.iterdir()} == {hours.TABLE, hours.SUMMARY}
+    assert {path.name for path in copied.iterdir()} == {"hours.parquet", "hours.json"}
     elsewhere = (load_study(STUDY), "simulated-h200", tmp_path / "none", tmp_path / "published")
     assert hours.load_hours(*elsewhere).summary.hours == 3
 
@@ -258,7 +259,10 @@ def test_publishing_copies_the_table_and_its_summary(made_hours, small_runs, tmp
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--cluster", "live-cpu"], "cluster live-cpu: expected a simulated cluster, got live"),
+        (
+            ["--cluster", "live-cpu"],
+            "cluster live-cpu: expected a simulated cluster, got kind live",
+        ),
         (["--rows", "1"], "expected two conversations or more, one of them of several requests"),
     ],
 )
@@ -280,7 +284,7 @@ def test_the_command_makes_as_many_hours_as_asked_for(chat_file, tmp_path, capsy
     assert stop.value.code == 0
     path = tmp_path / "qwen3-32b/simulated-h200/hours"
     assert capsys.readouterr().out == f"{path}\n"
-    assert len(pd.read_parquet(path / hours.TABLE)) == 8
+    assert len(pd.read_parquet(path / "hours.parquet")) == 8
 
 
 def made_up(evidence, count=60):
@@ -301,11 +305,11 @@ def made_up(evidence, count=60):
     depends_on = {name: evidence.runs[name][0].manifest.depends_on
                   for name in (evidence.study.baseline, evidence.study.comparison)}  # fmt: skip
     summary = hours.Summary(
-        study="s", cluster="c", depends_on=depends_on, slo=evidence.study.slo, seed=1, hours=count,
-        conversations=7373, tables={}, schema=1,
+        study="s", cluster="simulated-h200", depends_on=depends_on, slo=evidence.study.slo,
+        seed=1, hours=count, conversations=7373, tables={}, schema=1,
         recorded={**load, "prompt_tokens": 144_030_000, "largest_burst_requests": 28},
     )  # fmt: skip
-    return hours.MadeHours(evidence.study, summary, pd.DataFrame(rows))
+    return hours.MadeHours(evidence.study, summary, True, pd.DataFrame(rows))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from kvab.errors import InputError
 from kvab.pages import sensitivity
 from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
+from kvab.runs.campaign import Scope
 from kvab.runs.replay import plan_job
 from kvab.runs.sensitivity import (
     AGAIN,
@@ -87,7 +88,7 @@ def test_a_chunk_is_that_of_every_worker(small_trace):
 
 def test_a_cell_with_the_values_that_are_declared_is_the_normal_run(small_trace, tmp_path):
     study, trace = load_study(), read_trace(small_trace)
-    cells = plan_cells(study, CLUSTER, None, trace, tmp_path)
+    cells = plan_cells(Scope(study, CLUSTER, None, trace, tmp_path))
     declared = {
         "kv_transfer_gb_per_s": load_cluster(CLUSTER).kv_transfer_gb_per_s,
         "frontend_ms_per_1k_tokens": load_cluster(CLUSTER).frontend_ms_per_1k_tokens,
