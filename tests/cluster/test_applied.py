@@ -32,7 +32,7 @@ def published():
 
 
 def benchmark(job, profile=PROFILE):
-    return Assembly(profile, job).manifests("run-1")[2]
+    return Assembly.of(profile, job).manifests("run-1")[2]
 
 
 def parts(job):
@@ -48,7 +48,7 @@ def test_the_published_trace_is_fetched_by_the_benchmark_itself(published):
     assert path == "/perf-cache/traces/conversation_trace.jsonl"
     assert values["TRACE_SHA256"] == job.study.trace.sha256
     assert values["RUN_ID"] == "run-1"
-    assert Assembly(PROFILE, job).workload.content == b""
+    assert Assembly.of(PROFILE, job).sending.content == b""
 
 
 def test_another_order_or_part_of_it_is_brought_to_the_volume(published):
@@ -68,18 +68,18 @@ def test_the_deadline_follows_from_the_workload(published):
 
 
 def test_the_same_run_is_known_again_and_another_is_not(published):
-    first, again = (Assembly(PROFILE, published()).mark() for _ in range(2))
-    other = Assembly(PROFILE, published(repeat=2)).mark()
+    first, again = (Assembly.of(PROFILE, published()) for _ in range(2))
+    other = Assembly.of(PROFILE, published(repeat=2))
     image = PROFILE.model_copy(update={"image": "registry/runtime:1.3.2"})
     assert first == again
     assert other.digest != first.digest
-    assert Assembly(image, published()).mark().digest != first.digest
+    assert Assembly.of(image, published()).digest != first.digest
 
 
 def test_network_devices_take_the_clusters_name_or_none(published):
     def custom(resource):
         profile = PROFILE.model_copy(update={"rdma_resource": resource})
-        made = Assembly(profile, published()).manifests()[0]
+        made = Assembly.of(profile, published()).manifests()[0]
         return made["spec"]["services"]["VllmDecodeWorker"]["resources"]["limits"].get("custom")
 
     assert custom("rdma/shared_a") == {"rdma/shared_a": "2"}

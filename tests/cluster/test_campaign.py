@@ -249,10 +249,10 @@ def test_a_job_whose_pods_cannot_be_created_ends_with_the_cause(cluster, small_t
 
 def test_what_cannot_be_cleared_up_is_said_after_what_failed(cluster, small_trace, monkeypatch):
     def broken(*_):
-        monkeypatch.setattr(remote, "_remove", broken)
+        monkeypatch.setattr(remote.Campaign, "_remove", broken)
         raise DependencyError("the API server is gone")
 
-    monkeypatch.setattr(remote, "_watch", broken)
+    monkeypatch.setattr(remote.Campaign, "_collect", broken)
     with pytest.raises(DependencyError, match=r"^the API .* gone; then, clearing up: the API .*"):
         remote.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
 
@@ -265,9 +265,9 @@ def test_names_on_the_volume_that_leave_the_folder_are_refused(cluster, tmp_path
     container = {"name": "main", "image": "python:3.12-slim-bookworm"}
     manifest = {"metadata": {"name": "p", "labels": {}}, "spec": {"containers": [container]}}
     cluster.server.do(cluster.store.create, "pods", NAMESPACE, manifest)
-    pod = Pod(Kube(load_cluster("emulated")), "p", "main")
+    pod = Pod(Kube(load_cluster("emulated")), manifest)
     with pytest.raises(DependencyError, match=r"run\.json: expected a run's, got another file"):
-        files.download_run(pod, "/perf-cache/runs/r1", tmp_path / "here")
+        files.bring_run(pod, "/perf-cache/runs/r1", tmp_path / "here")
     assert not list(tmp_path.rglob("outside"))
     assert not Path("/tmp/outside").exists()
 
@@ -295,7 +295,7 @@ def test_the_campaign_of_a_client_that_lives_is_not_joined(cluster, small_trace,
     made = remote.manifests(load_cluster("emulated"), load_study(), jobs)
     with monkeypatch.context() as patch:
         patch.setattr(lease, "identity", lambda: f"anna@vm/{os.getppid()}.1/here")
-        other = lease.Lease(Kube(load_cluster("emulated")), remote._lease(made[1]))
+        other = lease.Lease(Kube(load_cluster("emulated")), made[1])
         other.take()
         other._ended.set()
     for manifest in made:
@@ -303,7 +303,7 @@ def test_the_campaign_of_a_client_that_lives_is_not_joined(cluster, small_trace,
         cluster.server.do(cluster.store.create, plural, NAMESPACE, manifest)
     uid = job(cluster)["metadata"]["uid"]
     monkeypatch.setattr(lease, "_machine", lambda: "here")
-    monkeypatch.setattr(lease, "_start", lambda pid: "1")  # its process is alive
+    monkeypatch.setattr(lease, "_process", lambda pid: f"{pid}.1")  # its process is alive
     with pytest.raises(lease.Held, match=r"anna@vm \(process \d+\) has this run .* to end$"):
         remote.replay_on(jobs, "emulated")
     assert job(cluster)["metadata"]["uid"] == uid

@@ -6,7 +6,7 @@ from controllers import NAMESPACE
 
 from kvab.clusters.kubernetes import api
 from kvab.clusters.kubernetes.api import Kube, Pod
-from kvab.clusters.kubernetes.files import helper_pod
+from kvab.clusters.kubernetes.workloads import helper_pod
 from kvab.errors import DependencyError
 from kvab.study import load_cluster
 
@@ -18,7 +18,7 @@ def pod(emulated):
     container = {"name": "main", "image": "python:3.12-slim-bookworm"}
     manifest = {"metadata": {"name": "p", "labels": {}}, "spec": {"containers": [container]}}
     emulated.server.do(emulated.store.create, "pods", NAMESPACE, manifest)
-    return Pod(Kube(load_cluster("emulated")), "p", "main")
+    return Pod(Kube(load_cluster("emulated")), manifest)
 
 
 def tries(emulated):

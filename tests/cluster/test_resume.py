@@ -65,8 +65,8 @@ def test_a_start_lost_while_deploying_goes_on_with_the_same_deployment(emulated,
 
 
 def test_tries_in_one_second_have_artifacts_of_their_own(emulated, small_trace):
-    run = emulated.replay(small_trace).cluster.run
-    assert len({run.new_id() for _ in range(20)}) == 20
+    cluster = emulated.replay(small_trace).cluster
+    assert len({cluster.new_id() for _ in range(20)}) == 20
 
 
 def test_a_deployment_of_older_manifests_is_replaced(emulated, small_trace):

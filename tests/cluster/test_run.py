@@ -57,12 +57,12 @@ def test_scripts_of_another_version_are_replaced_and_those_of_others_left_alone(
 
 def test_what_stays_is_said_at_the_end_and_in_the_readme(emulated, small_trace, capsys):
     emulated.run(small_trace)
-    kinds = {"pvc": "persistentvolumeclaims", "job": "jobs", "configmap": "configmaps"}
-    stays = {(short, held["metadata"]["name"]) for short, plural in kinds.items()
+    kinds = {kind: f"{kind}s" for kind in ("persistentvolumeclaim", "job", "configmap")}
+    stays = {(kind, held["metadata"]["name"]) for kind, plural in kinds.items()
              for held in emulated.store.find(plural)}  # fmt: skip
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"`kubectl -n {NAMESPACE} delete " in last
-    assert set(re.findall(r"(pvc|job|configmap)/([\w-]+)", last)) == stays
+    assert set(re.findall(r"(persistentvolumeclaim|job|configmap)/([\w-]+)", last)) == stays
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert [name for _, name in stays if f"`{name}`" not in readme] == []
 

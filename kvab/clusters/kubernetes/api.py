@@ -1,25 +1,23 @@
 """The way to a cluster: the official client for a context of the user's kubeconfig.
 
-Input: a cluster profile. Output: calls that are repeated while their failure may pass, waits, and
-commands in pods; what fails is one line with its cause and what to do.
+Input: a cluster profile. Output: calls that are repeated while their failure may pass, and commands
+in pods; what fails is one line with its cause and what to do.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import re
 import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from rich.table import Table
 from tenacity import (
     Retrying,
     retry_if_exception,
@@ -30,16 +28,18 @@ from tenacity import (
 )
 from urllib3.exceptions import HTTPError, SSLError
 
-from kvab.console import Display, mask
+from kvab.console import mask
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import Kubernetes, manifests
+from kvab.study.manifests import Object
 
-Object = dict[str, Any]
-"""An object of the API, as JSON."""
+if TYPE_CHECKING:
+    from kubernetes.stream.ws_client import WSClient
+
 Objects = list[Object]
 T = TypeVar("T")
 DEFINITION = "dynamographdeployments.nvidia.com"
-DEPLOYMENT, COMPONENT = "DynamoGraphDeployment", "DynamoComponentDeployment"
+DEPLOYMENT, COMPONENT = manifests.KIND, "DynamoComponentDeployment"
 PASSING = (429, 500, 502, 503, 504)
 CALL_S = 60.0
 WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')  # RFC 9111, 5.5, as Kubernetes uses it
@@ -111,6 +111,11 @@ STATUSES = {
     422: REJECTED,
     500: Rule("", "the API server failed with status 500", "is the cluster up?"),
 }  # fmt: skip
+REFUSED = Rule("", "the API server rejects it with status",
+               "is this cluster of a version that the README names?")  # fmt: skip
+UNTRUSTED = Rule("", "the API server's certificate is not trusted",
+                 "check the server and certificate-authority of your kubeconfig")  # fmt: skip
+UNANSWERED = Rule("", "the API server did not answer in time", "is the cluster up?")
 
 
 def rejection(text: str) -> Rule | None:
@@ -133,12 +138,8 @@ def passes(error: BaseException) -> bool:
     """
     if status := getattr(error, "status", None):
         return status in PASSING and "denied the request" not in str(getattr(error, "body", ""))
-    return isinstance(error, HTTPError | ConnectionError) and not _untrusted(error)
-
-
-def _untrusted(error: BaseException) -> bool:
-    """Whether the other side could not be trusted, which no repetition changes."""
-    return isinstance(getattr(error, "reason", None) or error, SSLError)
+    untrusted = isinstance(getattr(error, "reason", None) or error, SSLError)
+    return isinstance(error, HTTPError | ConnectionError) and not untrusted
 
 
 def message(error: BaseException) -> str:
@@ -156,24 +157,14 @@ def explaining(what: str) -> Iterator[None]:
     try:
         yield
     except failures() as error:
-        text = message(error)
-        rule = _rule(error, getattr(error, "status", None), text)
-        raise rule.error(f"{what}: {rule.why}: {text}; {rule.fix}") from None
-
-
-def _rule(error: BaseException, status: int | None, text: str) -> Rule:
-    """Return why a call failed, and how to fix it."""
-    if status not in (None, 404, 409) and (rule := rejection(text)):
-        return rule
-    if status in STATUSES:
-        return STATUSES[status]
-    if status and not passes(error):
-        fix = "is this cluster of a version that the README names?"
-        return Rule("", f"the API server rejects it with status {status}", fix)
-    if _untrusted(error):
-        fix = "check the server and certificate-authority of your kubeconfig"
-        return Rule("", "the API server's certificate is not trusted", fix)
-    return Rule("", "the API server did not answer in time", "is the cluster up?")
+        text, status = message(error), getattr(error, "status", None)
+        rule = rejection(text) if status not in (None, 404, 409) else None
+        if not rule and status in STATUSES:
+            rule = STATUSES[status]
+        elif not rule:
+            rule = UNANSWERED if passes(error) else REFUSED if status else UNTRUSTED
+        why = f"{rule.why} {status}" if rule is REFUSED else rule.why
+        raise rule.error(f"{what}: {why}: {text}; {rule.fix}") from None
 
 
 # Where kinds are served that are neither core's nor Dynamo's.
@@ -195,13 +186,6 @@ def _warn(text: str) -> None:
 def _warnings(header: str) -> None:
     for text in WARNING.findall(header):
         _warn(re.sub(r"\\(.)", r"\1", text))
-
-
-class Waiting(NamedTuple):
-    """What is still waited for, in one line and as a table."""
-
-    note: str
-    table: Table | None = None
 
 
 class Kube:
@@ -241,7 +225,7 @@ class Kube:
         other.limits = self.limits.model_copy(update={"retry_s": min(5, self.limits.retry_s)})
         return other
 
-    def call(self, method: str, path: str, what: str, body: object = None, **query: str) -> Any:
+    def call(self, method: str, path: str, what: str, body: object = None, **query: str) -> Object:
         """Return the answer of one call, parsed.
 
         Raises
@@ -254,7 +238,14 @@ class Kube:
         self.guard(method != "GET")
         with explaining(what):
             text = self.retried(lambda: self._send(method, path, query, body))
-        return _parsed(text, what)
+        try:
+            answer: Object = json.loads(text)
+        except ValueError:
+            raise DependencyError(
+                f"{what}: expected JSON of the API server, got {' '.join(text[:80].split())!r}; is "
+                "there a proxy on the way?"
+            ) from None
+        return answer
 
     def retried(self, once: Callable[[], T]) -> T:
         """Return what a call returns, repeated while its failure may pass."""
@@ -278,8 +269,7 @@ class Kube:
             _request_timeout=CALL_S,
         )
         _warnings(headers.get("Warning", ""))
-        text: str = answer.data.decode("utf-8", "replace")
-        return text
+        return str(answer.data, "utf-8", "replace")
 
     def path(self, kind: str, name: str = "", version: str = "") -> str:
         """Return the path of a kind, or of one object of it, in the version that is stored."""
@@ -334,8 +324,7 @@ class Kube:
         """
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         query = {"fieldValidation": "Strict", "fieldManager": "kvab"}
-        if dry_run:
-            query["dryRun"] = "All"
+        query |= {"dryRun": "All"} if dry_run else {}
         manifest = self.form(manifest)
         path = self.path(kind, version=manifest["apiVersion"])
         try:
@@ -366,10 +355,8 @@ class Kube:
         Another object of the same name, or none, is no error.
         """
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
-        try:
+        with suppress(Missing, Existing):
             self.call("DELETE", self.path(kind, name), f"{kind} {name}", body)
-        except (Missing, Existing):
-            return
 
     def log(self, pod: str, container: str, *, previous: bool = False, lines: int = 2000) -> str:
         """Return the end of a container's log without its secrets, empty if there is none."""
@@ -387,60 +374,6 @@ class Kube:
         except failures() as error:
             return getattr(error, "status", 0) or 0, message(error)
 
-    def wait_until(
-        self,
-        probe: Callable[[], Waiting | T],
-        limit_s: float = math.inf,
-        describe: Callable[[Waiting], str] = lambda waiting: waiting.note,
-        *,
-        title: str = "",
-    ) -> T:
-        """Return what a probe returns that has nothing left to wait for.
-
-        Parameters
-        ----------
-        probe : callable
-            Returns what is still waited for as `Waiting`; raises for what never comes.
-        limit_s : float
-            Seconds until waiting is given up.
-        describe : callable
-            Gets what was still waited for then, and returns the message.
-        title : str
-            What is shown before each thing waited for; without one nothing is shown.
-
-        Raises
-        ------
-        DependencyError
-            If the time is over.
-        """
-        deadline, pause_s = time.monotonic() + limit_s, min(1.0, self.limits.poll_s)
-        with Display(title) if title else nullcontext() as display:
-            while isinstance(result := self._probed(probe), Waiting):
-                if time.monotonic() > deadline:
-                    raise DependencyError(describe(result))
-                if display:
-                    display.show(result.note, result.table)
-                time.sleep(pause_s)
-                pause_s = min(self.limits.poll_s, 1.2 * pause_s)
-        return result
-
-    def _probed(self, probe: Callable[[], T]) -> T:
-        """Return what a probe sees; if it fails because the run was taken over, that is raised."""
-        try:
-            return probe()
-        except KvabError as error:
-            raise self.explain(error) from None
-
-
-def _parsed(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise DependencyError(
-            f"{what}: expected JSON of the API server, got {' '.join(text[:80].split())!r}; is "
-            "there a proxy on the way?"
-        ) from None
-
 
 FRAME_BYTES = 64 * 2**10
 HANDSHAKE_S = 20.0
@@ -455,11 +388,17 @@ class Failed(DependencyError):
     """The command ran and failed."""
 
 
-class Pod:
-    """Commands in one container of a pod."""
+def main_container(pod: Object) -> str:
+    """Return the name of the container that does the work: the operator calls it main."""
+    names: list[str] = [container["name"] for container in pod["spec"]["containers"]]
+    return "main" if "main" in names else names[0]
 
-    def __init__(self, kube: Kube, name: str, container: str) -> None:
-        self.kube, self.name, self.container = kube, name, container
+
+class Pod:
+    """Commands in the main container of a pod."""
+
+    def __init__(self, kube: Kube, pod: Object) -> None:
+        self.kube, self.name, self.container = kube, pod["metadata"]["name"], main_container(pod)
 
     def run(self, *command: str, stdin: bytes = b"", timeout_s: float = 300) -> bytes:
         """Return what a command writes to its standard output.
@@ -477,27 +416,26 @@ class Pod:
 
         with explaining(f"exec in pod {self.name}"):
             stream = self.kube.retried(lambda: self._open(command))
-        out = bytearray()
+        out, deadline = bytearray(), time.monotonic() + timeout_s
         try:
-            try:
-                for start in range(0, len(stdin), FRAME_BYTES):
-                    stream.write_stdin(stdin[start : start + FRAME_BYTES])
-                deadline = time.monotonic() + timeout_s
-                while stream.is_open():
-                    stream.update(timeout=1)
-                    out += stream.read_channel(1) or b""
-                    if time.monotonic() > deadline:
-                        raise Broken(f"pod {self.name}: {command[0]} took over {timeout_s:g} s")
+            for start in range(0, len(stdin), FRAME_BYTES):
+                stream.write_stdin(stdin[start : start + FRAME_BYTES])
+            while stream.is_open():
+                stream.update(timeout=1)
                 out += stream.read_channel(1) or b""
-                error_text = (stream.read_channel(2) or b"").decode("utf-8", "replace").strip()
-                code = stream.returncode
-            finally:
-                stream.close()
-                stream.sock.shutdown()  # what `close` leaves out where the other side was first
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{command[0]} took over {timeout_s:g} s")
+            out += stream.read_channel(1) or b""
+            error_text = (stream.read_channel(2) or b"").decode("utf-8", "replace").strip()
+            code = stream.returncode
         except (websocket.WebSocketException, OSError) as error:
             raise Broken(f"exec in pod {self.name}: {error}") from None
         except (TypeError, LookupError, ValueError):  # of `returncode`: no status was sent
             raise Broken(f"exec in pod {self.name}: the connection was lost") from None
+        finally:
+            with suppress(websocket.WebSocketException, OSError):
+                stream.close()
+                stream.sock.shutdown()  # what `close` leaves out where the other side was first
         if code:
             arguments = command[4:] if command[1:2] == ("-c",) else command[1:]  # no script's text
             raise Failed(
@@ -507,7 +445,7 @@ class Pod:
             )
         return bytes(out)
 
-    def _open(self, command: tuple[str, ...]) -> Any:
+    def _open(self, command: tuple[str, ...]) -> WSClient:
         import websocket
         from kubernetes import client
         from kubernetes.client.rest import ApiException

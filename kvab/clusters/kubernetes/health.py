@@ -1,24 +1,32 @@
 """Why pods do not come up, and whether a deployment serves: read from statuses and events.
 
 Input: a deployment or a Job, its pods and events, as plain objects. Output: causes, each with its
-fix, and signs of readiness. The operator's own status says no more than "not ready" for most of
-them.
+fix, and signs of readiness; and the one wait, which ends with a cause that lasts. The operator's
+own status says no more than "not ready" for most of them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from rich.table import Table
 from rich.text import Text
 
-from kvab.clusters.kubernetes.api import Object, rejection
-from kvab.study.manifests import at
+from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube, rejection
+from kvab.console import Display, mask
+from kvab.errors import DependencyError, KvabError
+from kvab.study.manifests import Object, at
+
+T = TypeVar("T")
 
 IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable")
 AT_ONCE = ("InvalidImageName", "ValidationFailed")
@@ -48,8 +56,7 @@ class Cause(NamedTuple):
     reason: str
     message: str
     passing: bool = True
-    pod: str = ""
-    container: str = ""
+    container: str = ""  # of the pod that is the subject, where its log says more
 
     def __str__(self) -> str:
         """Say what is wrong and how to fix it, in one line."""
@@ -91,44 +98,37 @@ def of_deployment(deployment: Object) -> Iterator[Cause]:
         yield Cause(name, reason, ready.get("message", ""), reason not in AT_ONCE)
 
 
-def of_pod(pod: Object) -> Iterator[Cause]:
-    """Yield why a pod does not start or stay up."""
-    name, status = pod["metadata"]["name"], pod.get("status") or {}
-    if pod["metadata"].get("deletionTimestamp"):
-        return
-    scheduled = condition(pod, "PodScheduled")
-    if scheduled.get("status") == "False":
-        yield Cause(name, scheduled.get("reason", ""), scheduled.get("message", ""), True, name)
-    if status.get("phase") == "Failed":
-        yield Cause(name, status.get("reason", "Failed"), status.get("message", ""), True, name)
-    for container in (
-        *status.get("initContainerStatuses", []),
-        *status.get("containerStatuses", []),
-    ):
-        waiting = at(container, "state.waiting") or {}
-        reason, where = waiting.get("reason", ""), (name, container["name"])
-        if reason == "CrashLoopBackOff":
-            ended = at(container, "lastState.terminated") or {}
-            why = f"{ended.get('reason', 'Error')}, exit code {ended.get('exitCode', '?')}"
-            times = container.get("restartCount", 0)
-            text = f"container {container['name']} was restarted {times} times"
-            yield Cause(name, f"{reason} ({why})", text, times < LOOP, *where)
-        elif reason in (*AT_ONCE, *IMAGE, *CONFIG):
-            yield Cause(name, reason, waiting.get("message", ""), reason not in AT_ONCE, *where)
-
-
-def of_pods(pods: list[Object], events: list[Object]) -> Iterator[Cause]:
-    """Yield why pods do not start or stay up, from their statuses, then from their events.
+def of_pods(pods: list[Object], events: Sequence[Object] = ()) -> Iterator[Cause]:
+    """Yield why pods do not start or stay up, from their statuses and events.
 
     Of the events about volumes only a pod's newest counts: an older failure was overcome.
     """
     for pod in pods:
-        yield from of_pod(pod)
-    for pod in pods:
-        name = pod["metadata"]["name"]
-        event = newest(events, {name}) or {}
+        name, status = pod["metadata"]["name"], pod.get("status") or {}
+        if pod["metadata"].get("deletionTimestamp"):
+            continue
+        scheduled, event = condition(pod, "PodScheduled"), newest(events, {name}) or {}
+        if scheduled.get("status") == "False":
+            yield Cause(name, scheduled.get("reason", ""), scheduled.get("message", ""))
+        if phase(pod) == "Failed":
+            yield Cause(name, status.get("reason", "Failed"), status.get("message", ""))
+        for kind in ("initContainerStatuses", "containerStatuses"):
+            for container in status.get(kind, []):
+                yield from _of_container(name, container)
         if phase(pod) == "Pending" and event.get("reason") in VOLUME_EVENTS:
-            yield Cause(name, event["reason"], event.get("message", ""), True, name)
+            yield Cause(name, event["reason"], event.get("message", ""))
+
+
+def _of_container(pod: str, container: Object) -> Iterator[Cause]:
+    waiting, name = at(container, "state.waiting") or {}, container["name"]
+    reason = waiting.get("reason", "")
+    if reason == "CrashLoopBackOff":
+        ended, times = at(container, "lastState.terminated") or {}, container.get("restartCount", 0)
+        why = f"{ended.get('reason', 'Error')}, exit code {ended.get('exitCode', '?')}"
+        text = f"container {name} was restarted {times} times"
+        yield Cause(pod, f"{reason} ({why})", text, times < LOOP, name)
+    elif reason in (*AT_ONCE, *IMAGE, *CONFIG):
+        yield Cause(pod, reason, waiting.get("message", ""), reason not in AT_ONCE)
 
 
 def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterator[Cause]:
@@ -158,29 +158,28 @@ def of_creation(events: list[Object], owner: Object, names: str = "") -> Iterato
 
 def of_job(job: Object, pods: list[Object], events: list[Object]) -> list[Cause]:
     """Return why no pod of a Job starts; those that wait while others run are no failure."""
-    phases = [phase(pod) for pod in pods]
-    if "Running" in phases:
+    if any(phase(pod) == "Running" for pod in pods):
         return []
     pending = [pod for pod in pods if phase(pod) == "Pending"]
-    causes = [*of_pods(pending, events)]
     volumes = at(job, "spec.template.spec.volumes") or []
     claims = {at(volume, "persistentVolumeClaim.claimName") for volume in volumes}
-    causes += [
+    unbound = [
         Cause(f"PVC {event['involvedObject']['name']}", event["reason"], event["message"])
         for event in events
         if event.get("reason") in CLAIM_EVENTS and at(event, "involvedObject.name") in claims
     ]
-    return causes if pending else [*causes, *of_creation(events, job)]
+    uncreated = [] if pending else of_creation(events, job)
+    return [*of_pods(pending, events), *unbound, *uncreated]
 
 
+@dataclass
 class Grace:
     """Tells apart what passes and what stays: remembers since when each cause is there."""
 
-    def __init__(self, grace_s: float) -> None:
-        self.grace_s = grace_s
-        self.since: dict[tuple[str, str], float] = {}
+    grace_s: float
+    since: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def lasting(self, causes: list[Cause], now_s: float) -> Cause | None:
+    def lasting(self, causes: Sequence[Cause], now_s: float) -> Cause | None:
         """Return the first cause that does not pass by itself, or was there for the grace time."""
         # The kubelet alternates between the two reasons of a failed pull.
         keys = [(c.subject, "image" if c.reason in IMAGE else c.reason) for c in causes]
@@ -192,7 +191,74 @@ class Grace:
         return None
 
 
-def newest(events: list[Object], names: set[str]) -> Object | None:
+class Stuck(DependencyError):
+    """Something cannot start, or has failed: waiting does not help."""
+
+
+class Waiting(NamedTuple):
+    """What is still waited for, what may keep it from coming, and the message of a late end."""
+
+    note: str
+    table: Table | None = None
+    causes: Sequence[Cause] = ()
+    late: str = ""  # the note if left out
+
+
+def wait_until(
+    kube: Kube,
+    probe: Callable[[], Waiting | T],
+    limit_s: float = math.inf,
+    *,
+    title: str = "",
+    subject: str = "",
+) -> T:
+    """Return what a probe returns that has nothing left to wait for.
+
+    Parameters
+    ----------
+    kube : Kube
+        Its limits are how often to look, and how long a cause may be there.
+    probe : callable
+        Returns what is still waited for as `Waiting`; raises for what never comes.
+    limit_s : float
+        Seconds until waiting is given up.
+    title, subject : str
+        What is shown before each thing waited for, nothing without one; what a cause is about.
+
+    Raises
+    ------
+    Stuck
+        With the cause, if one lasts.
+    DependencyError
+        If the time is over, or another client has taken the run over.
+    """
+    deadline, pause_s = time.monotonic() + limit_s, min(1.0, kube.limits.poll_s)
+    grace = Grace(kube.limits.grace_s)
+    try:
+        with Display(title) if title else nullcontext() as display:
+            while isinstance(result := probe(), Waiting):
+                if cause := grace.lasting(result.causes, time.monotonic()):
+                    raise Stuck(f"{subject}{_with_log(kube, cause)}")
+                if time.monotonic() > deadline:
+                    late = result.late or result.note
+                    raise DependencyError("; ".join(map(str, (late, *result.causes[:1]))))
+                if display:
+                    display.show(result.note, result.table)
+                time.sleep(pause_s)
+                pause_s = min(kube.limits.poll_s, 1.2 * pause_s)
+        return result
+    except KvabError as error:
+        raise kube.explain(error) from None
+
+
+def _with_log(kube: Kube, cause: Cause) -> str:
+    if not cause.container:
+        return str(cause)
+    log = kube.log(cause.subject, cause.container, previous=True, lines=50)
+    return f"{cause}; its log (whole in diagnostics/) ended with: {last_lines(log, 4)}"
+
+
+def newest(events: Sequence[Object], names: set[str]) -> Object | None:
     """Return the newest event about one of the objects, None if there is none."""
     about = [event for event in events if at(event, "involvedObject.name") in names]
     return max(reversed(about), key=_when, default=None)  # of one second, the last
@@ -203,15 +269,9 @@ def _when(event: Object) -> str:
     return str(last or event.get("eventTime") or "")
 
 
-def phase(pod: Object) -> str:
+def phase(pod: Object | None) -> str:
     """Return the phase of a pod."""
     return str(at(pod, "status.phase") or "Unknown")
-
-
-def main_container(pod: Object) -> str:
-    """Return the name of the container that does the work: the operator calls it main."""
-    names: list[str] = [container["name"] for container in pod["spec"]["containers"]]
-    return "main" if "main" in names else names[0]
 
 
 def restarts(pods: list[Object]) -> dict[str, int]:
@@ -381,7 +441,45 @@ def component_table(expected: Expected, pods: list[Object], events: list[Object]
 def _state(pod: Object) -> str:
     if pod["metadata"].get("deletionTimestamp"):
         return "Terminating"
-    if is_ready(pod):
-        return "Ready"
-    cause = next(of_pod(pod), None)
-    return cause.reason if cause else phase(pod)
+    cause = next(of_pods([pod]), None)
+    return "Ready" if is_ready(pod) else cause.reason if cause else phase(pod)
+
+
+def diagnostics(
+    kube: Kube, jobs: list[str], deployment: str = "", claims: Sequence[str] = ()
+) -> dict[str, bytes]:
+    """Return statuses, events and logs of what is named, by file name; no secret is read.
+
+    What cannot be had is left out, with the reason.
+    """
+    kept: dict[str, bytes] = {}
+    kube = kube.with_short_limits()  # the API server may be the reason
+
+    def keep(name: str, look: Callable[[], T]) -> T | None:
+        try:
+            value = look()
+        except KvabError as error:
+            kept[name] = mask(json.dumps({"error": str(error)}, indent=1)).encode()
+            return None
+        if value not in (None, ""):
+            text = value if isinstance(value, str) else json.dumps(value, indent=1)
+            kept[name] = mask(text).encode()
+        return value
+
+    selectors = [f"job-name={name}" for name in jobs]
+    names = {"Job": jobs, "PersistentVolumeClaim": claims}
+    if deployment:
+        selectors.insert(0, of := f"{DEPLOYMENT_LABEL}={deployment}")
+        names[DEPLOYMENT] = [deployment]
+        keep(f"{COMPONENT.lower()}s-0.json", partial(kube.list, COMPONENT, of))
+    for kind, name in ((kind, name) for kind, listed in names.items() for name in listed):
+        keep(f"{kind.lower()}-{name}.json", partial(kube.get, kind, name))
+    keep("events.json", partial(kube.list, "Event"))
+    for number, selector in enumerate(selectors):
+        for pod in keep(f"pods-{number}.json", partial(kube.list, "Pod", selector)) or []:
+            for container in pod["spec"]["containers"]:
+                file = f"logs/{pod['metadata']['name']}.{container['name']}"
+                log = partial(kube.log, pod["metadata"]["name"], container["name"])
+                keep(f"{file}.log", log)
+                keep(f"{file}.previous.log", partial(log, previous=True))
+    return kept

@@ -1,24 +1,26 @@
 """One client at a time for a run: a Lease on the cluster, renewed while the client lives.
 
-Input: a client and a marked manifest. Output: the run is this client's until another takes it.
-Whether the holder lives is judged by changes of its Lease that are seen from here, as client-go's
-leader election does: clocks of two machines need not agree.
+Input: a client and an object marked as the run's. Output: the run is this client's until another
+takes it. Whether the holder lives is judged by changes of its Lease that are seen from here, as
+client-go's leader election does: clocks of two machines need not agree.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import weakref
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from kvab.clusters.kubernetes import objects
-from kvab.clusters.kubernetes.api import Existing, Kube, Missing, Object, Waiting
+from kvab.clusters.kubernetes.api import Existing, Kube, Missing
+from kvab.clusters.kubernetes.health import Waiting, wait_until
 from kvab.errors import DependencyError, KvabError
+from kvab.study.manifests import Object
 
 RENEWALS = 6  # in the time after which a silent holder counts as gone
 
@@ -30,11 +32,11 @@ class Held(DependencyError):
 class Lease:
     """The right to work on one run, held by at most one client."""
 
-    def __init__(self, kube: Kube, manifest: Object, *, takes_over: bool = True) -> None:
+    def __init__(self, kube: Kube, ours: Object, *, takes_over: bool = True) -> None:
         # `kube` is for the lease alone: opening an exec stream changes a client for a moment.
-        self.kube, self.manifest = kube, manifest
-        self.name = manifest["metadata"]["name"]
-        self.run = objects.annotation(manifest, objects.RUN)
+        self.kube, self.run = kube, objects.annotation(ours, objects.RUN)
+        self.name = re.sub("[^a-z0-9-]+", ".", f"kvab.{self.run}".lower()).strip(".-")
+        self.metadata = {**ours["metadata"], "name": self.name}
         self.takes_over = takes_over  # whether the command has --take-over
         self.held: Object | None = None
         self.lost = ""
@@ -59,40 +61,43 @@ class Lease:
         def probe() -> Waiting | None:
             nonlocal first, since_s
             lease = self.kube.get("Lease", self.name)
-            if lease and not take_over and not _gone(lease):
+            alive = None if lease is None or take_over else _alive(_holder(lease))
+            if lease and not take_over and alive is not False:
                 version = lease["metadata"]["resourceVersion"]
                 if not first:
                     first, since_s = version, time.monotonic()
-                if Holder.of(lease).is_here() or version != first:
+                if alive or version != first:
                     raise Held(self._refusal(lease))
                 if time.monotonic() - since_s < lease["spec"]["leaseDurationSeconds"]:
-                    return Waiting(f"waits for a sign of life of {Holder.of(lease)}")
+                    return Waiting(f"waits for a sign of life of {_named(lease)}")
             return None if self._written(lease) else Waiting("waits for its turn")
 
-        self.kube.wait_until(probe, title=f"lease of {self.run}")
+        wait_until(self.kube, probe, title=f"lease of {self.run}")
         self._ended = threading.Event()
-        pause_s = self.kube.limits.lease_s / RENEWALS
-        renewing = (weakref.ref(self), self._ended, pause_s)
+        renewing = (weakref.ref(self), self._ended, self.kube.limits.lease_s / RENEWALS)
         threading.Thread(target=_renew, args=renewing, daemon=True).start()
 
     def _written(self, present: Object | None) -> bool:
         """Whether the lease could be made this client's, from the version that was read."""
-        now, seconds = _now(), max(1, round(self.kube.limits.lease_s))
-        spec = {"holderIdentity": identity(), "leaseDurationSeconds": seconds}
-        spec |= {"acquireTime": now, "renewTime": now}
-        wanted = {**self.manifest, "spec": spec}
+        now = _now()
+        spec = {
+            "holderIdentity": identity(),
+            "leaseDurationSeconds": max(1, round(self.kube.limits.lease_s)),
+            "acquireTime": now,
+            "renewTime": now,
+        }
+        wanted = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec}
         try:
             if present is None:
-                made = self.kube.create(wanted)
+                made = self.kube.create({**wanted, "metadata": self.metadata})
             else:
                 # With its uid, a lease deleted meanwhile is not made anew.
                 known = {key: present["metadata"][key] for key in ("uid", "resourceVersion")}
-                wanted["metadata"] = {**self.manifest["metadata"], **known}
                 spec["leaseTransitions"] = present["spec"].get("leaseTransitions", 0) + 1
-                made = self.kube.replace(wanted)
+                made = self.kube.replace({**wanted, "metadata": self.metadata | known})
         except (Existing, Missing):
             return False
-        self.held = made if made["spec"]["holderIdentity"] == identity() else None
+        self.held = made if _holder(made) == identity() else None
         return self.held is not None
 
     def renew(self) -> None:
@@ -112,13 +117,12 @@ class Lease:
                 self.held = self.kube.replace({**self.held, "spec": spec})
             except (Existing, Missing):
                 present = self.kube.get("Lease", self.name)
-                if present is None or present["spec"].get("holderIdentity") != identity():
-                    self.lost = f"{self.run}: ended by another client"
-                    if present:
-                        self.lost = f"{self.run}: taken over by {Holder.of(present)}"
-                    self.lost += "; this client stops and removes nothing"
-                    self.check()
-                self.held = present  # renewed, but the answer was lost
+                if present and _holder(present) == identity():
+                    self.held = present  # renewed, but the answer was lost
+                    return
+                by = f"taken over by {_named(present)}" if present else "ended by another client"
+                self.lost = f"{self.run}: {by}; this client stops and removes nothing"
+                self.check()
 
     def is_lost(self) -> bool:
         """Whether another client has taken the run over, as far as the API server can be asked."""
@@ -151,16 +155,14 @@ class Lease:
 
     def _refusal(self, lease: Object) -> str:
         since = lease["spec"].get("acquireTime", "")[:19].replace("T", " ")
-        line = f"{self.run}: {Holder.of(lease)} has this run since {since} UTC and is alive"
-        line += "; wait for it to end"
+        line = f"{self.run}: {_named(lease)} has this run since {since} UTC and is alive; wait for "
+        line += "it to end"
         if not self.takes_over:
             return line
-        digests = [objects.annotation(thing, objects.DIGEST) for thing in (lease, self.manifest)]
-        then = (
-            "goes on with it"
-            if len({*digests}) == 1
-            else "ends it, as its rows or manifests are not the same"
+        same = self.metadata["annotations"][objects.DIGEST] == objects.annotation(
+            lease, objects.DIGEST
         )
+        then = "goes on with it" if same else "ends it, as its rows or manifests are not the same"
         return f"{line}, or take it over with --take-over, which {then}"
 
 
@@ -173,59 +175,48 @@ def _renew(reference: weakref.ref[Lease], ended: threading.Event, pause_s: float
         del lease  # nobody may have it any more before the next time
 
 
+# A holder is a person on a host, the number and start of a process, and the machine that counts it:
+# user@host/number.start/machine.
+
+
 def identity() -> str:
-    """Return who this process is, as no other: person, process and machine."""
-    owner, pid = objects.owner(), str(os.getpid())
-    return f"{owner[objects.USER]}@{owner[objects.HOST]}/{pid}.{_start(pid)}/{_machine()}"
+    """Return who this process is, as no other."""
+    return f"{'@'.join(objects.owner().values())}/{_process(os.getpid())}/{_machine()}"
 
 
 def _machine() -> str:
     """Return what tells process numbers of this machine, and boot, from those of others."""
-    try:
+    with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return ""
+    return ""
 
 
-def _start(pid: str) -> str:
-    """Return when a process of this machine began, in ticks since the boot; empty if it ended."""
-    try:
+def _process(pid: int | str) -> str:
+    """Return number and start of a living process here, in ticks since the boot."""
+    with suppress(OSError):
         state, *values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if state in "ZX" else values[18]
+        return "" if state in "ZX" else f"{pid}.{values[18]}"
+    return f"{pid}."
 
 
-class Holder(NamedTuple):
-    """Who holds a lease: a person, by a process that began at some time, on a machine."""
-
-    person: str
-    pid: str
-    start: str
-    machine: str
-
-    @classmethod
-    def of(cls, lease: Object) -> Holder:
-        """Return the holder of a lease, of empty texts where there is none."""
-        parts = [*lease["spec"].get("holderIdentity", "").split("/"), "", ""]
-        pid, _, start = parts[1].partition(".")
-        return cls(parts[0], pid, start, parts[2])
-
-    def __str__(self) -> str:
-        """Name person and process."""
-        return f"{self.person} (process {self.pid})"
-
-    def is_here(self) -> bool:
-        """Whether it is a process of this machine, so that it can be seen to live."""
-        return bool(self.machine) and self.machine == _machine()
+def _holder(lease: Object) -> str:
+    return str(lease["spec"].get("holderIdentity") or "")
 
 
-def _gone(lease: Object) -> bool:
-    """Whether nobody holds the lease, this process does, or one that is known to have ended."""
-    holder = Holder.of(lease)
-    ended = holder.is_here() and _start(holder.pid) != holder.start
-    return not holder.person or ended or lease["spec"]["holderIdentity"] == identity()
+def _alive(holder: str) -> bool | None:
+    """Whether somebody else holds a lease and lives, None where that cannot be seen from here."""
+    process, _, machine = holder.partition("/")[2].partition("/")
+    if holder in ("", identity()):
+        return False
+    here = machine and machine == _machine()
+    return process == _process(process.partition(".")[0]) if here else None
+
+
+def _named(lease: Object) -> str:
+    """Return person and process of a lease's holder."""
+    person, _, process = _holder(lease).partition("/")
+    return f"{person} (process {process.partition('.')[0]})"
 
 
 def _now() -> str:

@@ -1,8 +1,7 @@
 """What one run applies to a cluster, and the labels by which a later start knows it as its own.
 
 Input: recipe manifests, a cluster profile and what the run sends. Output: plain manifests with
-labels and annotations, names, and what must be there when it serves. Nothing here talks to a
-cluster.
+labels and annotations, and names. Nothing here talks to a cluster.
 """
 
 from __future__ import annotations
@@ -10,54 +9,41 @@ from __future__ import annotations
 import copy
 import getpass
 import hashlib
-import json
 import os
 import re
-import secrets
 import socket
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from kvab.cache import write_beside
 from kvab.clusters.base import Job
-from kvab.clusters.kubernetes import health
-from kvab.clusters.kubernetes.api import DEPLOYMENT, Object
+from kvab.clusters.kubernetes.api import DEPLOYMENT
 from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError
 from kvab.study import Kubernetes, Study
 from kvab.study.benchmark import read_scripts
-from kvab.study.manifests import FRONTEND, Configuration, at, pod_templates
+from kvab.study.manifests import FRONTEND, Configuration, Object, at, pod_templates
 from kvab.trace.reading import write_rows
 
 STUDY_LABEL, USER, HOST = "kvab-study", "kvab-user", "kvab-host"
 RUN, RUN_ID, DIGEST, BEFORE = "kvab-run", "kvab-run-id", "kvab-digest", "kvab-before"
 
 
-@dataclass(frozen=True)
-class Mark:
-    """What every object of a run carries, so that a later start knows it as its own."""
-
-    study: str
-    run: str
-    run_id: str
-    digest: str
-
-    def put(self, manifest: Object, namespace: str) -> Object:
-        """Return the manifest with the run's labels and annotations, and its namespace."""
-        marked = copy.deepcopy(manifest)
-        metadata = marked["metadata"]
-        metadata["namespace"] = namespace
-        metadata.setdefault("labels", {}).update({STUDY_LABEL: self.study, **owner()})
-        metadata.setdefault("annotations", {}).update(
-            {RUN: self.run, RUN_ID: self.run_id, DIGEST: self.digest}
-        )
-        return marked
+def marked(
+    manifest: Object, namespace: str, study: str, run: str, run_id: str = "", digest: str = ""
+) -> Object:
+    """Return a manifest with the labels and annotations by which a later start knows its run."""
+    made = copy.deepcopy(manifest)
+    metadata = made["metadata"]
+    metadata["namespace"] = namespace
+    metadata.setdefault("labels", {}).update({STUDY_LABEL: study, **owner()})
+    known = {RUN: run, RUN_ID: run_id, DIGEST: digest}
+    metadata.setdefault("annotations", {}).update(known)
+    return made
 
 
 def annotation(thing: Object, key: str) -> str | None:
@@ -164,8 +150,7 @@ def deployment(configuration: Configuration, profile: Kubernetes) -> Object:
                 pod["mainContainer"][key] = [w.replace(RESET, "") for w in words if w != RESET]
         if profile.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": profile.image_pull_secret}]
-        if profile.tolerations:
-            pod["tolerations"] = [*(pod.get("tolerations") or []), *profile.tolerations]
+        tolerate(pod, profile)
         if part.program != FRONTEND and profile.node_selector:
             pod["nodeSelector"] = (pod.get("nodeSelector") or {}) | profile.node_selector
         if "envFromSecret" in service:
@@ -173,6 +158,12 @@ def deployment(configuration: Configuration, profile: Kubernetes) -> Object:
         for path in ("resources.requests", "resources.limits"):
             _rename_devices(at(service, path) or {}, profile.rdma_resource)
     return manifest
+
+
+def tolerate(pod: Object, profile: Kubernetes) -> None:
+    """Let a pod on the nodes whose taints the profile tolerates."""
+    if profile.tolerations:
+        pod["tolerations"] = [*(pod.get("tolerations") or []), *profile.tolerations]
 
 
 def _runtime(service: Object, image: str) -> tuple[int, ...]:
@@ -221,8 +212,7 @@ def benchmark(
             f"{deadline_s} for this workload, got {profile.limits.replay_s:g}; raise it"
         )
     job["spec"]["activeDeadlineSeconds"] = deadline_s
-    if profile.tolerations:
-        job["spec"]["template"]["spec"]["tolerations"] = list(profile.tolerations)
+    tolerate(job["spec"]["template"]["spec"], profile)
     return job
 
 
@@ -280,8 +270,7 @@ def download(study: Study, profile: Kubernetes) -> Object:
     for source in job["spec"]["template"]["spec"]["containers"][0].get("envFrom", []):
         if "secretRef" in source:
             source["secretRef"]["name"] = profile.hf_token_secret
-    if profile.tolerations:
-        job["spec"]["template"]["spec"]["tolerations"] = list(profile.tolerations)
+    tolerate(job["spec"]["template"]["spec"], profile)
     return job
 
 
@@ -353,153 +342,63 @@ def all_in_one(listed: list[tuple[Object, int]]) -> Object:
     return _pod(f"{listed[0][0]['metadata']['name']}-and-others", {"spec": spec})
 
 
-def replicas(manifest: Object) -> dict[str, int]:
-    """Return the wanted pods of each component of a deployment."""
-    services = manifest["spec"]["services"]
-    return {name: service.get("replicas", 1) for name, service in services.items()}
-
-
+@dataclass(frozen=True)
 class Assembly:
-    """One run as a cluster gets it."""
+    """One run as a cluster gets it; its annotations name it: study, configuration and repeat."""
 
-    def __init__(self, profile: Kubernetes, job: Job) -> None:
-        self.profile, self.job = profile, job
+    profile: Kubernetes
+    study: Study
+    recipe: Configuration
+    name: str
+    sending: Sending
 
-    @property
-    def recipe(self) -> Configuration:
-        """The manifests of the job's configuration."""
-        return self.job.recipe
-
-    @cached_property
-    def workload(self) -> Sending:
-        """What is sent; with its file unless the benchmark fetches the published one."""
-        trace, order = self.job.trace, self.job.order()
-        published = trace.sha256 == self.job.study.on().trace.sha256
-        span_s = float(trace.arrival_ms[order].max()) / 1000
-        if published and np.array_equal(order, np.arange(len(trace))):
-            return Sending(trace.sha256, len(order), span_s)
-        with tempfile.TemporaryDirectory(prefix="kvab-") as folder:
-            content = write_rows(trace, order, Path(folder) / "trace.jsonl").read_bytes()
-        return Sending(hashlib.sha256(content).hexdigest(), len(order), span_s, content)
+    @classmethod
+    def of(cls, profile: Kubernetes, job: Job) -> Assembly:
+        """Return the run of a job, with its workload unless the benchmark fetches it itself."""
+        trace, order, study, path = job.trace, job.order(), job.study, job.path
+        content, sha256, span_s = b"", trace.sha256, float(trace.arrival_ms[order].max()) / 1000
+        whole = np.array_equal(order, np.arange(len(trace)))
+        if not whole or sha256 != study.on().trace.sha256:
+            with tempfile.TemporaryDirectory(prefix="kvab-") as folder:
+                content = write_rows(trace, order, Path(folder) / "trace.jsonl").read_bytes()
+            sha256 = hashlib.sha256(content).hexdigest()
+        name = f"{study.name}/{path.parent.name}/{path.name}"
+        return cls(profile, study, job.recipe, name, Sending(sha256, len(order), span_s, content))
 
     @cached_property
     def plain(self) -> list[Object]:
         """Deployment, scripts and Job without the run's labels and annotations."""
         return [
             deployment(self.recipe, self.profile),
-            scripts(self.job.study, self.recipe),
-            benchmark(self.recipe, self.profile, self.workload, ""),
+            scripts(self.study, self.recipe),
+            benchmark(self.recipe, self.profile, self.sending, ""),
         ]
 
     @cached_property
     def digest(self) -> str:
         """What a later start knows the run's objects by: all that is applied and sent."""
-        return digest([*self.plain, self.workload.sha256, self.workload.rows])[:32]
+        return digest([*self.plain, self.sending.sha256, self.sending.rows])[:32]
 
-    @cached_property
-    def name(self) -> str:
-        """The run in its annotations: study, configuration and repeat."""
-        path = self.job.path
-        return f"{self.job.study.name}/{path.parent.name}/{path.name}"
-
-    def mark(self, run_id: str = "") -> Mark:
-        """Return the labels and annotations of the run, or of one try of it."""
-        return Mark(self.job.study.base, self.name, run_id, self.digest)
+    def mark(self, manifest: Object, run_id: str = "") -> Object:
+        """Return a manifest labelled as the run's own, or that of one try of it."""
+        namespace = self.profile.namespace
+        return marked(manifest, namespace, self.study.base, self.name, run_id, self.digest)
 
     def manifests(self, run_id: str = "") -> list[Object]:
         """Return deployment and Job, labelled as the run's own, with the scripts between them."""
         made, shared, _ = self.plain
-        job = benchmark(self.recipe, self.profile, self.workload, run_id)
-        mark, namespace = self.mark(run_id), self.profile.namespace
-        return [mark.put(made, namespace), shared, mark.put(job, namespace)]
-
-    def lease(self) -> Object:
-        """Return the Lease of the run, which at most one client holds."""
-        name = re.sub("[^a-z0-9-]+", ".", f"kvab.{self.name}".lower()).strip(".-")
-        made = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}
-        return self.mark().put(made, self.profile.namespace)
-
-    def files_pod(self, run_id: str) -> Object:
-        """Return the pod through which files go in and out."""
-        pod = files_pod(self.plain[2], self.helper)
-        return self.mark(run_id).put(pod, self.profile.namespace)
-
-    def new_id(self) -> str:
-        """Return a name for this try of the run, of which no other has the artifacts' folder."""
-        at = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"
-        return f"{self.job.configuration}-r{self.job.repeat}-{at}"
-
-    @cached_property
-    def job_name(self) -> str:
-        """Name of the benchmark's Job."""
-        return self.recipe.benchmark.job["metadata"]["name"]
+        job = benchmark(self.recipe, self.profile, self.sending, run_id)
+        return [self.mark(made, run_id), shared, self.mark(job, run_id)]
 
     @property
-    def helper(self) -> str:
-        """Name of the pod through which files go in and out."""
-        return f"{self.recipe.deployment}-files"
+    def job_name(self) -> str:
+        """Name of the benchmark's Job."""
+        return self.recipe.benchmark.declared.name
+
+    def files_pod(self, run_id: str = "") -> Object:
+        """Return the pod through which files go in and out."""
+        return self.mark(files_pod(self.plain[2], f"{self.recipe.deployment}-files"), run_id)
 
     def owns(self, thing: Object) -> bool:
         """Whether an object belongs to this run, made of the same manifests."""
         return (annotation(thing, RUN), annotation(thing, DIGEST)) == (self.name, self.digest)
-
-    def expected(self, deployment: Object) -> health.Expected:
-        """Return what must be there when the deployment serves."""
-        recipe, groups = self.recipe, self.job.topology.groups
-        prefill = groups["prefill"].replicas if "prefill" in groups else 0
-        parts = recipe.components().items()
-        frontend = next(name for name, part in parts if part.program == FRONTEND)
-        return health.Expected(
-            deployment=recipe.deployment,
-            uid=deployment["metadata"]["uid"],
-            replicas=replicas(recipe.deploy),
-            frontend=frontend,
-            service=f"{recipe.deployment}-{frontend.lower().replace('.', '-')}",
-            model=self.job.study.model.name,
-            prefill=prefill,
-            others=sum(group.replicas for group in groups.values()) - prefill,
-        )
-
-    def witnesses(self) -> tuple[list[str], list[tuple[str, str]]]:
-        """Return what tells why the run failed: selectors of pods; kinds and names of the rest."""
-        jobs = (self.job_name, "model-download")
-        claims = storage(self.job.study, self.profile)
-        names = [(DEPLOYMENT, self.recipe.deployment), *(("Job", name) for name in jobs)]
-        names += [("PersistentVolumeClaim", claim["metadata"]["name"]) for claim in claims]
-        pods = f"{health.DEPLOYMENT_LABEL}={self.recipe.deployment}"
-        return [pods, *(f"job-name={name}" for name in jobs)], names
-
-    def stays(self) -> str:
-        """Return what is left in the namespace for later runs, and how to remove it."""
-        made = [
-            download(self.job.study, self.profile),
-            *storage(self.job.study, self.profile),
-            self.plain[1],
-        ]
-        kinds = {"Job": "job", "PersistentVolumeClaim": "pvc", "ConfigMap": "configmap"}
-        names = " ".join(f"{kinds[one['kind']]}/{one['metadata']['name']}" for one in made)
-        return (
-            "model files, caches, scripts and the artifacts of every run stay for later runs; "
-            f"`kubectl -n {self.profile.namespace} delete {names}` removes them for good"
-        )
-
-    @cached_property
-    def state_file(self) -> Path:
-        """Where it is noted, beside the run, that the cluster holds something of it."""
-        return self.job.path.with_name(f".{self.job.path.name}.state.json")
-
-    def note(self, run_id: str, step: str, **kept: object) -> None:
-        """Note beside the run how far it is, and what the cluster cannot be asked for later."""
-        self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        at = datetime.now(UTC).isoformat()
-        note = {"run_id": run_id, "step": step, "at": at, **kept}
-        write_beside(self.state_file, json.dumps(note, indent=1).encode())
-
-    def noted(self) -> Object | None:
-        """Return what an earlier start noted when it had replayed this very run, else None."""
-        try:
-            note = json.loads(self.state_file.read_bytes())
-            mine = (note["step"], note["digest"]) == ("replayed", self.digest)
-            return note if mine and note.keys() >= {"run_id", "versions", "provenance"} else None
-        except (OSError, ValueError, LookupError, TypeError):
-            return None

@@ -16,19 +16,16 @@ from kvab.clusters.kubernetes.api import (
     DEFINITION,
     DEPLOYMENT,
     Kube,
-    Object,
     OverQuota,
     WebhookDown,
 )
-from kvab.clusters.kubernetes.objects import STUDY_LABEL, Assembly
+from kvab.clusters.kubernetes.objects import Assembly, Sending
 from kvab.console import counted
 from kvab.declarations import read_yaml
 from kvab.errors import DependencyError, KvabError
-from kvab.study import Gpus, Kubernetes, Study, root
-from kvab.study.manifests import Configuration, at, read_configuration
+from kvab.study import Kubernetes, Study, root
+from kvab.study.manifests import Object, at, read_configuration
 
-# What each configuration applies, its deployment first.
-Arms = list[tuple[Configuration, list[Object]]]
 ORIGIN = "nvidia.com/dynamo-operator-origin-version"
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
@@ -46,11 +43,15 @@ class Need(NamedTuple):
         resource, _, sub = self.resource.partition("/")
         named = {"secrets": profile.hf_token_secret, "customresourcedefinitions": DEFINITION}
         named |= {"namespaces": profile.namespace, "storageclasses": profile.storage_class}
-        review = {"group": self.group, "resource": resource, "subresource": sub, "verb": self.verb}
-        review |= {"namespace": "" if self.cluster_wide else profile.namespace}
-        return {key: text for key, text in review.items() if text} | (
-            {"name": named[resource]} if resource in named else {}
-        )
+        review = {
+            "group": self.group,
+            "resource": resource,
+            "subresource": sub,
+            "verb": self.verb,
+            "namespace": "" if self.cluster_wide else profile.namespace,
+            "name": named.get(resource, ""),
+        }
+        return {key: text for key, text in review.items() if text}
 
 
 def all_needs() -> list[Need]:
@@ -82,53 +83,51 @@ def versions(kube: Kube) -> dict[str, str]:
 
 def run_findings(kube: Kube, run: Assembly) -> Iterator[Finding]:
     """Yield what the cluster lacks for a run."""
-    arms = [(run.recipe, run.manifests("preflight"))]
-    return _findings(kube, run.profile, run.job.study, arms)
+    return _findings(kube, [run])
 
 
 def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
     """Yield what a cluster lacks for the configurations of a study; nothing is created."""
     objects.check_profile(profile)
-    arms = []
-    for name in study.configurations:
-        recipe = read_configuration(study.configuration_folder(name), name)
-        sending = objects.Sending(study.trace.sha256, study.trace.rows, 0.0)
-        mark = objects.Mark(study.base, f"{study.name}/{name}/doctor", "doctor", "")
-        job = objects.benchmark(recipe, profile, sending, "doctor")
-        plain = [mark.put(m, profile.namespace) for m in (objects.deployment(recipe, profile), job)]
-        arms.append((recipe, [*plain, objects.scripts(study, recipe)]))
+    sending = Sending(study.trace.sha256, study.trace.rows, 0.0)
+    recipes = [read_configuration(study.configuration_folder(c), c) for c in study.configurations]
+    runs = [
+        Assembly(profile, study, recipe, f"{study.name}/{recipe.name}/doctor", sending)
+        for recipe in recipes
+    ]
     # Whoever asks waits for the answer: no long retries.
-    return _findings(Kube(profile).with_short_limits(), profile, study, arms)
+    return _findings(Kube(profile).with_short_limits(), runs)
 
 
-def _findings(kube: Kube, profile: Kubernetes, study: Study, arms: Arms) -> Iterator[Finding]:
+def _findings(kube: Kube, runs: list[Assembly]) -> Iterator[Finding]:
     """Yield what a cluster has or lacks, in the order in which a run needs it."""
+    profile, study = runs[0].profile, runs[0].study
     findings = basics(kube, profile, all_needs())
     yield from findings
     if not findings[0].ok:
         return
     _, allowed, namespace, _ = findings
-    yield look("DynamoGraphDeployment", lambda: _definition(kube, arms))
+    yield look("DynamoGraphDeployment", lambda: _definition(kube, runs))
     if namespace.ok:
         yield look("secret", lambda: _exists(kube, "Secret", profile.hf_token_secret,
                    f"create it with `kubectl -n {profile.namespace} create secret generic "
                    f"{profile.hf_token_secret} --from-literal=HF_TOKEN=...`"))  # fmt: skip
-    yield from _devices(kube, profile, study.gpus, arms)
-    for configuration, manifests in arms:
-        if objects.RESET in str(configuration.deploy) and objects.RESET not in str(manifests[0]):
+    yield from _devices(kube, runs)
+    for run in runs:
+        if objects.RESET in str(run.recipe.deploy) and objects.RESET not in str(run.plain[0]):
             what = f"{objects.RESET} is left out, the image's runtime no longer has it"
-            yield Finding(True, f"{configuration.name}: {what}")
+            yield Finding(True, f"{run.recipe.name}: {what}")
     if namespace.ok and allowed.ok:
         shared = [*objects.storage(study, profile), objects.download(study, profile)]
-        named = [(configuration.name, manifests) for configuration, manifests in arms]
-        yield from _dry_runs(kube, [("storage and model", shared), *named])
+        yield from dry_runs(kube, {"storage and model": shared} | {
+            run.recipe.name: run.manifests("preflight") for run in runs})  # fmt: skip
 
 
-def _dry_runs(kube: Kube, named: list[tuple[str, list[Object]]]) -> Iterator[Finding]:
+def dry_runs(kube: Kube, named: dict[str, list[Object]]) -> Iterator[Finding]:
     """Yield what the API server would take; a webhook that cannot be called ends it."""
-    for name, manifests in named:
+    for name, manifests in named.items():
         try:
-            yield Finding(True, f"dry run, {name}: {dry_run(kube, manifests)}")
+            yield Finding(True, f"dry run, {name}: {_dry_run(kube, manifests)}")
         except WebhookDown as error:
             yield Finding(False, f"dry run, {name}: {error}; no other dry run was tried")
             return
@@ -166,11 +165,11 @@ def _permissions(kube: Kube, profile: Kubernetes, needs: list[Need]) -> str:
     return f"all {len(needs)} that a run needs"
 
 
-def _definition(kube: Kube, arms: Arms) -> str:
+def _definition(kube: Kube, runs: list[Assembly]) -> str:
     served = [version["name"] for version in kube.versions() if version.get("served")]
     if not served:
         raise DependencyError(f"{DEFINITION} is not defined; install Dynamo's operator")
-    applied = [kube.form(manifests[0])["apiVersion"] for _, manifests in arms]
+    applied = [kube.form(run.plain[0])["apiVersion"] for run in runs]
     wanted = {version.rpartition("/")[2] for version in applied}
     if missing := sorted(wanted - set(served)):
         raise DependencyError(
@@ -186,8 +185,9 @@ def _exists(kube: Kube, kind: str, name: str, fix: str) -> str:
     return name
 
 
-def _devices(kube: Kube, profile: Kubernetes, gpus: Gpus, arms: Arms) -> Iterator[Finding]:
+def _devices(kube: Kube, runs: list[Assembly]) -> Iterator[Finding]:
     """Yield whether the nodes that the profile selects have the devices of each configuration."""
+    profile, gpus = runs[0].profile, runs[0].study.gpus
     products: Counter[str] = Counter()
     have: Counter[str] = Counter()
     try:
@@ -204,9 +204,9 @@ def _devices(kube: Kube, profile: Kubernetes, gpus: Gpus, arms: Arms) -> Iterato
         product = labels.get("nvidia.com/gpu.product", "unlabelled")
         products[product] += int(amounts.get("nvidia.com/gpu", 0))
     listed = ", ".join(f"{n} {name}" for name, n in sorted(products.items()) if n) or "none"
-    for configuration, manifests in arms:
-        for name, wanted in objects.needs(manifests[0]).items():
-            what = f"{configuration.name}: needs {wanted} {name}, allocatable {have[name]}"
+    for run in runs:
+        for name, wanted in objects.needs(run.plain[0]).items():
+            what = f"{run.recipe.name}: needs {wanted} {name}, allocatable {have[name]}"
             if have[name] < wanted:
                 fix = "set rdma_resource of the profile to the nodes' name for it, or leave it out"
                 if name == "nvidia.com/gpu":
@@ -218,7 +218,7 @@ def _devices(kube: Kube, profile: Kubernetes, gpus: Gpus, arms: Arms) -> Iterato
                       "select others, or change gpus in study.yaml on purpose")  # fmt: skip
 
 
-def dry_run(kube: Kube, manifests: list[Object]) -> str:
+def _dry_run(kube: Kube, manifests: list[Object]) -> str:
     """Return what was found of manifests that the API server would take; the others raise.
 
     Their pods are tried too, unless some are there already: a quota would count them twice.
@@ -229,7 +229,7 @@ def dry_run(kube: Kube, manifests: list[Object]) -> str:
         origin = objects.annotation(made[0], ORIGIN)
         what += f", operator {origin or 'does not tell its version'}"
     pods = [pod for manifest in manifests for pod in objects.pods(manifest)]
-    if not any(objects.pods(manifest) and _under_way(kube, manifest) for manifest in manifests):
+    if not any(_under_way(kube, manifest) for manifest in manifests):
         try:
             _admit(kube, pods)
         except OverQuota:
@@ -243,8 +243,9 @@ def _under_way(kube: Kube, manifest: Object) -> bool:
     """Whether a Job is there, or any deployment of the study."""
     if manifest["kind"] == "Job":
         return kube.get("Job", manifest["metadata"]["name"]) is not None
-    study = manifest["metadata"]["labels"][STUDY_LABEL]
-    return bool(kube.list(manifest["kind"], f"{STUDY_LABEL}={study}"))
+    labels = manifest["metadata"].get("labels") or {}
+    study = f"{objects.STUDY_LABEL}={labels.get(objects.STUDY_LABEL)}"
+    return manifest["kind"] == DEPLOYMENT and bool(kube.list(DEPLOYMENT, study))
 
 
 def _admit(kube: Kube, pods: list[tuple[Object, int]]) -> None:

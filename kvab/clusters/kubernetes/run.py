@@ -8,24 +8,44 @@ something to find.
 from __future__ import annotations
 
 import json
+import math
+import re
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
 from functools import cached_property
+from typing import NamedTuple
 
-from kvab.clusters.base import Cluster, ClusterRun, Collected, Diagnostics, Finding, Job, Progress
-from kvab.clusters.kubernetes import benchmark, deployment, diagnostics, files, objects, preflight
-from kvab.clusters.kubernetes.api import Kube, Object, Pod
+from kvab.cache import write_beside
+from kvab.clusters.base import (
+    Cluster,
+    ClusterRun,
+    Collected,
+    Diagnostics,
+    Finding,
+    Job,
+    Progress,
+    Provenance,
+)
+from kvab.clusters.kubernetes import files, health, objects, preflight, workloads
+from kvab.clusters.kubernetes.api import DEPLOYMENT, Kube, Pod
 from kvab.clusters.kubernetes.lease import Held, Lease
 from kvab.clusters.kubernetes.objects import Assembly
-from kvab.errors import DependencyError, InputError
+from kvab.clusters.kubernetes.workloads import Look
+from kvab.declarations import Part
+from kvab.errors import DependencyError, InputError, KvabError
 from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
 from kvab.requests.table import without_cached
 from kvab.study import Kubernetes, Study
+from kvab.study.manifests import FRONTEND, Object, at
 
 PROBES_PER_WORKER = 2
+GPU_QUERY = ("nvidia-smi", "--query-gpu=index,name,uuid", "--format=csv,noheader")
 
 
 class KubernetesCluster(Cluster):
@@ -52,16 +72,41 @@ class KubernetesCluster(Cluster):
         return KubernetesRun(self.profile, job, take_over=take_over)
 
 
+class Note(Part):
+    """What is noted beside a run of which the cluster holds something: how far it is.
+
+    The artifacts of a finished replay wait on the volume; what nobody can be asked for by then is
+    noted with it.
+    """
+
+    step: str
+    run_id: str
+    digest: str
+    versions: dict[str, str]
+    host: Object
+
+
+class Serving(NamedTuple):
+    """Restarts of every serving pod, and what the router counted so far."""
+
+    restarts: dict[str, int]
+    router: dict[str, float]
+
+
 class KubernetesRun(ClusterRun):
     """A run on the cluster; its objects there outlive this process."""
 
     def __init__(self, profile: Kubernetes, job: Job, *, take_over: bool = False) -> None:
         self.profile, self.job, self.take_over = profile, job, take_over
-        self.run = Assembly(profile, job)
-        self.versions: dict[str, str] = {}
-        self.provenance: Object = {}
-        self.applied: dict[str, bytes] = {}
-        self.made = self.replayed = False
+        self.state_file = job.path.with_name(f".{job.path.name}.state.json")
+        self.host: Object = {}
+        self.kept = Provenance(host=self.host)
+        self.run_id, self.made, self.replayed = "", False, False
+
+    @cached_property
+    def run(self) -> Assembly:
+        """What is applied and sent; made when it is first needed."""
+        return Assembly.of(self.profile, self.job)
 
     @cached_property
     def kube(self) -> Kube:
@@ -71,7 +116,7 @@ class KubernetesRun(ClusterRun):
     @cached_property
     def lease(self) -> Lease:
         """The right to work on the run, through a client of its own."""
-        return Lease(Kube(self.profile), self.run.lease())
+        return Lease(Kube(self.profile), self.run.files_pod())
 
     def _hold(self, take_over: bool = False) -> None:
         """Make this the run's one client.
@@ -79,16 +124,40 @@ class KubernetesRun(ClusterRun):
         Raises
         ------
         Held
-            If another one is alive, or left what this one would replace.
+            If another one is alive, or somebody else's, which is gone, left the run with other
+            inputs.
         """
         self.lease.take(take_over)
-        if not take_over:
-            try:
-                deployment.check_left(self.kube, self.run)
-            except Held:
+        left = None if take_over else self.kube.get(DEPLOYMENT, self.run.recipe.deployment)
+        if left and objects.annotation(left, objects.RUN) == self.run.name:
+            who = objects.owner_of(left)
+            if who not in ("", "@".join(objects.owner().values())) and not self.run.owns(left):
                 self.lease.leave()
-                raise
+                raise Held(
+                    f"deployment {self.run.recipe.deployment} of {self.run.name}: made by {who} of "
+                    "other rows or manifests, and no client of it is alive; replace it with "
+                    "--take-over"
+                )
         self.kube.guard, self.kube.explain = self.lease.guard, self.lease.explain
+
+    def _note(self, step: str) -> None:
+        """Note beside the run how far it is; whatever happens to us, a later start looks for it."""
+        self.state_file.parent.mkdir(parents=True, exist_ok=True)
+        note = Note(
+            step=step,
+            run_id=self.run_id,
+            digest=self.run.digest,
+            versions=self.kept.versions,
+            host=self.host,
+        )
+        write_beside(self.state_file, note.model_dump_json(indent=1).encode())
+
+    def _noted(self) -> Note | None:
+        """Return what an earlier start noted when it had replayed this very run, else None."""
+        with suppress(OSError, ValueError):
+            note = Note.model_validate_json(self.state_file.read_bytes())
+            return note if (note.step, note.digest) == ("replayed", self.run.digest) else None
+        return None
 
     def prepare(self) -> dict[str, str]:
         """Check the cluster, make sure of storage and model files; return versions.
@@ -106,14 +175,14 @@ class KubernetesRun(ClusterRun):
         if missing:
             raise DependencyError(f"cluster {self.profile.name}: {'; '.join(missing)}")
         self._hold(self.take_over)
-        if not self.run.state_file.exists():
-            self.run.note("", "preparing")
-        versions = preflight.versions(self.kube)
+        if not self.state_file.exists():
+            self._note("preparing")
         study, self.made = self.job.study, True
-        files.claim_storage(self.kube, objects.storage(study, self.profile))
-        files.fetch_model(self.kube, objects.download(study, self.profile))
-        self.versions = {**versions, "model revision": study.model.revision}
-        return self.versions
+        self.kept.versions.update(preflight.versions(self.kube))
+        self.kept.versions["model revision"] = study.model.revision
+        workloads.claim_storage(self.kube, objects.storage(study, self.profile))
+        workloads.fetch_model(self.kube, objects.download(study, self.profile))
+        return self.kept.versions
 
     def deploy(self) -> None:
         """Create the deployment, or find the one that an earlier start made, and wait for it.
@@ -127,30 +196,37 @@ class KubernetesRun(ClusterRun):
             come up.
         """
         self.made = False
-        if noted := self.run.noted():
+        if note := self._noted():
             self.made = self.replayed = True
-            self._record(noted["run_id"])
-            self.versions |= noted["versions"]
-            self.provenance = noted["provenance"]
+            self._record(note.run_id)
+            self.kept.versions.update(note.versions)
+            self.host.update(note.host)
             return
-        deployment.refuse_others(self.kube, self.run)
-        present = deployment.resumed(self.kube, self.run)
+        workloads.refuse_others(self.kube, self.run)
+        present = workloads.resumed(self.kube, self.run)
         self.made = True
-        files.place_scripts(self.kube, self.run.plain[1])
+        workloads.place_scripts(self.kube, self.run.plain[1])
         if present is None:
-            run_id = self.run.new_id()
-            # Noted first: whatever happens to this process, a later start looks for it.
-            self.run.note(run_id, "deploying")
-            present = deployment.create(self.kube, self.run, run_id)
-        self._record(present["metadata"]["annotations"][objects.RUN_ID])
-        self.run.note(self.run_id, "deployed")
-        self.expected = self.run.expected(present)
-        if deployment.find_job(self.kube, self.run) is None:
+            self._record(self.new_id())
+            self._note("deploying")
+            present = workloads.create(self.kube, self.run, self.run_id)
+        else:
+            self._record(present["metadata"]["annotations"][objects.RUN_ID])
+        self._note("deployed")
+        self.expected = self._expected(present)
+        if workloads.find_job(self.kube, self.run) is None:
             workers = self.expected.prefill + self.expected.others
-            deployment.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
+            workloads.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
         # else the replay of an earlier start is under way: asking would disturb it
-        versions, self.provenance = diagnostics.provenance(self.kube, self.expected)
-        self.versions |= versions
+        operator = objects.annotation(present, preflight.ORIGIN)
+        self.kept.versions["operator"] = operator or "unknown"
+        self.kept.versions.update(images(self.kube, self.expected))
+        self.host["pods"] = places(self.kube, self.expected)
+
+    def new_id(self) -> str:
+        """Return a name for this try of the run, of which no other has the artifacts' folder."""
+        now = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"
+        return f"{self.job.configuration}-r{self.job.repeat}-{now}"
 
     def _record(self, run_id: str) -> None:
         """Take the name of a try, and what is applied under it."""
@@ -158,7 +234,24 @@ class KubernetesRun(ClusterRun):
         self.folder = objects.artifact_folder(manifests[2], run_id)
         for manifest in manifests:
             name = f"applied/{manifest['kind'].lower()}.json"
-            self.applied[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
+            self.kept.manifests[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
+
+    def _expected(self, deployment: Object) -> health.Expected:
+        """Return what must be there when the deployment serves."""
+        recipe, groups = self.run.recipe, self.job.topology.groups
+        prefill = groups["prefill"].replicas if "prefill" in groups else 0
+        parts = recipe.components().items()
+        frontend = next(name for name, part in parts if part.program == FRONTEND)
+        return health.Expected(
+            deployment=recipe.deployment,
+            uid=deployment["metadata"]["uid"],
+            replicas={name: part.declared.replicas for name, part in parts},
+            frontend=frontend,
+            service=f"{recipe.deployment}-{frontend.lower().replace('.', '-')}",
+            model=self.job.study.model.name,
+            prefill=prefill,
+            others=sum(group.replicas for group in groups.values()) - prefill,
+        )
 
     def replay(self, on_progress: Progress | None = None) -> None:
         """Run the benchmark's Job, or find it running, and see it to its end.
@@ -172,32 +265,62 @@ class KubernetesRun(ClusterRun):
         """
         if self.replayed:
             return
-        sending = self.run.workload
+        sending = self.run.sending
         job = self.run.manifests(self.run_id)[2]
-        present = deployment.find_job(self.kube, self.run)
+        present = workloads.find_job(self.kube, self.run)
         if present is None:
             if sending.content:
                 with self._files() as pod:
                     files.upload(pod, sending.content, objects.staged_path(sending.sha256))
-            state = benchmark.state(self.kube, self.expected)
-            job["metadata"]["annotations"][objects.BEFORE] = json.dumps(state._asdict())
+            before = serving(self.kube, self.expected)
+            job["metadata"]["annotations"][objects.BEFORE] = json.dumps(before._asdict())
             present = self.kube.create(job)
-        self.run.note(self.run_id, "replaying")
-        before = benchmark.State(**json.loads(objects.annotation(present, objects.BEFORE) or "{}"))
-        counter = benchmark.Counter(self.kube, self.folder, sending, on_progress)
-        benchmark.wait_finished(
-            self.kube, self.expected, self.run.job_name, before.restarts, counter
-        )
-        after = benchmark.state(self.kube, self.expected)
+        self._note("replaying")
+        before = Serving(**json.loads(objects.annotation(present, objects.BEFORE) or "{}"))
+        self._wait_finished(before.restarts, on_progress or (lambda done: None))
+        after = serving(self.kube, self.expected)
         if self.job.topology.router == "kv":
-            benchmark.check_router(before.router, after.router)
-        self.provenance |= {
-            "restarts": {pod: n - before.restarts.get(pod, 0) for pod, n in after.restarts.items()},
-            "router": {"before": before.router, "after": after.router},
+            check_router(before.router, after.router)
+        self.host["restarts"] = {
+            pod: count - before.restarts.get(pod, 0) for pod, count in after.restarts.items()
         }
-        kept = {"versions": self.versions, "provenance": self.provenance}
-        self.run.note(self.run_id, "replayed", digest=self.run.digest, **kept)
+        self.host["router"] = {"before": before.router, "after": after.router}
+        self._note("replayed")
         self.replayed = True
+
+    def _wait_finished(self, before: dict[str, int], on_progress: Progress) -> None:
+        """Return when the benchmark has succeeded and no serving pod was restarted.
+
+        Raises
+        ------
+        DependencyError
+            With the cause as soon as it is known; the Job's own deadline ends it at the latest.
+        """
+        expected, sending, first_s = self.expected, self.run.sending, math.inf
+        kube = self.kube.with_short_limits()
+
+        def note(look: Look) -> str:
+            nonlocal first_s
+            now = health.restarts(self.kube.list("Pod", expected.selector))
+            if what := health.changed_pods(before, now):
+                raise DependencyError(
+                    f"{expected.deployment}: serving pods did not stay up during the replay "
+                    f"({what}); its latencies are worth nothing; see diagnostics/"
+                )
+            done, errors = records(kube, look.pods, self.folder)
+            if not done:
+                return look.log.rpartition(" | ")[2] or "waits for the benchmark's pod"
+            on_progress(done)
+            first_s = min(first_s, time.monotonic())
+            left_s = max(0.0, sending.span_s - (time.monotonic() - first_s))
+            return (
+                f"{done:,} of {sending.rows:,} requests done, {errors} errors, "
+                f"about {left_s / 60:.0f} min of the trace left"
+            )
+
+        name, title = self.run.job_name, f"replay on {expected.deployment}"
+        workloads.check_complete(name, workloads.wait_ended(self.kube, name, note, title=title))
+        on_progress(sending.rows)
 
     def collect(self) -> Collected:
         """Return the requests table and AIPerf's artifacts.
@@ -220,10 +343,10 @@ class KubernetesRun(ClusterRun):
             raise
         if self.job.topology.mode == "disaggregated":
             requests = without_cached(requests)
-        self.versions["aiperf"] = read.version or "unknown"
-        self.provenance["router"] |= aiperf.router_counters(local)
+        self.kept.versions["aiperf"] = read.version or "unknown"
+        self.host["router"] |= aiperf.router_counters(local)
         shutil.rmtree(local.parent)  # with what other tries left there
-        return Collected(requests=requests, artifacts=artifacts, **self._provenance())
+        return Collected(requests=requests, artifacts=artifacts, **vars(self.kept))
 
     def teardown(self, *, keep_answers: bool) -> str:
         """Delete the run's deployment, Job, helpers and lease; storage stays.
@@ -237,31 +360,136 @@ class KubernetesRun(ClusterRun):
             If something does not go away; it is named.
         """
         if keep_answers and self.replayed and not self.lease.is_lost():
-            deployment.remove_run(self.kube, self.run)
-            self.lease.leave()
+            self._remove()
             return "the replay itself is done: run the same command again to collect its artifacts"
-        if not self.made and not self.run.state_file.exists():
+        if not self.made and not self.state_file.exists():
             return ""
         try:
             self._hold()
         except Held:
             return ""
-        deployment.remove_run(self.kube, self.run)
-        self.run.state_file.unlink(missing_ok=True)
-        self.lease.leave()
-        print(self.run.stays(), file=sys.stderr)
+        self._remove()
+        self.state_file.unlink(missing_ok=True)
+        print(self._stays(), file=sys.stderr)
         return ""
+
+    def _remove(self) -> None:
+        name = self.run.name
+        ours = lambda part: objects.annotation(part, objects.RUN) == name  # noqa: E731
+        workloads.remove_parts(self.kube, self.run, ours)
+        self.lease.leave()
+
+    def _stays(self) -> str:
+        """Return what is left in the namespace for later runs, and how to remove it."""
+        study, profile = self.job.study, self.profile
+        stay = [
+            objects.download(study, profile),
+            *objects.storage(study, profile),
+            self.run.plain[1],
+        ]
+        names = " ".join(f"{one['kind'].lower()}/{one['metadata']['name']}" for one in stay)
+        return (
+            "model files, caches, scripts and the artifacts of every run stay for later runs; "
+            f"`kubectl -n {profile.namespace} delete {names}` removes them for good"
+        )
 
     def _files(self) -> AbstractContextManager[Pod]:
         """Return a running pod that mounts the volume, made for it if the benchmark's is gone."""
-        pod = self.run.files_pod(self.run_id)
-        return files.helper_pod(self.kube, pod, self.run.job_name)
+        return workloads.helper_pod(self.kube, self.run.files_pod(self.run_id), self.run.job_name)
 
     def diagnostics(self) -> Diagnostics:
         """Return statuses, events and logs; nothing if nothing was made."""
-        ours = self.made and not self.lease.lost
-        kept = diagnostics.files(self.kube, *self.run.witnesses()) if ours else {}
-        return Diagnostics(files={**self.applied, **kept}, **self._provenance())
+        kept = {}
+        if self.made and not self.lease.lost:
+            claims = objects.storage(self.job.study, self.profile)
+            names = [claim["metadata"]["name"] for claim in claims]
+            jobs = [self.run.job_name, "model-download"]
+            kept = health.diagnostics(self.kube, jobs, self.run.recipe.deployment, names)
+        return Diagnostics(files={**self.kept.manifests, **kept}, **vars(self.kept))
 
-    def _provenance(self) -> Object:
-        return {"manifests": self.applied, "versions": self.versions, "host": self.provenance}
+
+SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{.*\})?\s+([-+.\deE]+|NaN)")
+# The frontend's own counters; which of the hits there are depends on Dynamo's version.
+EVENTS = ("kv_cache_events_applied", "kv_cache_events_applied_total")
+HITS = (
+    "router_kv_hit_rate_sum",
+    "router_kv_selected_cached_prefix_tokens_total",
+    "frontend_cached_tokens_sum",
+)
+
+
+def serving(kube: Kube, expected: health.Expected) -> Serving:
+    """Return how the serving side is at this moment: KV events and prefix hits counted so far."""
+    status, text = kube.proxy(expected.service, "metrics")
+    totals = {"events": 0.0, "hits": 0.0}
+    for match in map(SAMPLE.match, text.splitlines() if status == 200 else ()):
+        if not match or match[3] == "NaN":
+            continue
+        if match[1].endswith(EVENTS) and 'status="ok"' in (match[2] or ""):
+            totals["events"] += float(match[3])
+        elif match[1].endswith(HITS):
+            totals["hits"] += float(match[3])
+    return Serving(health.restarts(kube.list("Pod", expected.selector)), totals)
+
+
+def check_router(before: dict[str, float], after: dict[str, float]) -> None:
+    """Refuse a replay behind a KV router that did not see the workers' caches.
+
+    Raises
+    ------
+    DependencyError
+        If no KV events were applied, or no prompt was found in a cache.
+    """
+    if after["events"] <= before["events"]:
+        raise DependencyError(
+            "router: no KV events were applied during the replay, so it routed blindly; check "
+            "--kv-events-config of the workers"
+        )
+    if after["hits"] <= before["hits"]:
+        raise DependencyError(
+            "router: no prompt was found in any cache during the replay; check that block size "
+            "and model agree between frontend and workers"
+        )
+
+
+COUNT_RECORDS = (
+    'f="$1/profile_export.jsonl"; [ -f "$f" ] || exit 0; wc -l <"$f"; grep -c \'"error": *{\' "$f"'
+    "; true"
+)
+
+
+def records(kube: Kube, pods: list[Object], folder: str) -> tuple[int, int]:
+    """Return how many records AIPerf has written in a running pod, and how many are of errors."""
+    for pod in pods:
+        if health.phase(pod) == "Running":
+            with suppress(KvabError, ValueError):  # it has just ended, or wrote none so far
+                out = Pod(kube, pod).run("sh", "-c", COUNT_RECORDS, "sh", folder, timeout_s=30)
+                done, errors = map(int, out.split())
+                return done, errors
+    return 0, 0
+
+
+def images(kube: Kube, expected: health.Expected) -> dict[str, str]:
+    """Return the image's digest of each component."""
+    return {
+        f"image {health.component_of(pod)}": status["imageID"]
+        for pod in kube.list("Pod", expected.selector)
+        for status in at(pod, "status.containerStatuses") or []
+        if status.get("imageID")
+    }
+
+
+def places(kube: Kube, expected: health.Expected) -> Object:
+    """Return component, node and GPUs of every pod."""
+    labels = {node["metadata"]["name"]: at(node, "metadata.labels") for node in kube.list("Node")}
+    pods: Object = {}
+    for pod in kube.list("Pod", expected.selector):
+        component, node = health.component_of(pod), pod["spec"].get("nodeName", "")
+        where = pods[pod["metadata"]["name"]] = {"component": component, "node": node}
+        if component != expected.frontend:
+            where["gpu_product"] = (labels.get(node) or {}).get("nvidia.com/gpu.product")
+            where["gpus"] = []
+            with suppress(KvabError):
+                out = Pod(kube.with_short_limits(), pod).run(*GPU_QUERY, timeout_s=30)
+                where["gpus"] = out.decode("utf-8", "replace").splitlines()
+    return pods
