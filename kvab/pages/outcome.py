@@ -14,7 +14,7 @@ import pandas as pd
 
 from kvab.console import change, counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
-from kvab.pages.gate import Gate
+from kvab.pages.gate import WITHHELD, Gate
 from kvab.pages.printed import changed, quantity, size
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
@@ -170,30 +170,7 @@ def statistics_table(evidence: Evidence) -> Table:
     )
 
 
-def verdicts(evidence: Evidence, judged: Gate) -> str:
-    """Return the verdict on each metric, with the rule."""
-    if not judged.green:
-        return NO_VERDICT
-    lines, notes = [], []
-    for key, result in evidence.comparison.metrics.items():
-        margin, metric, share = evidence.study.margins[key], METRICS[key], key == "good_share"
-        allowed = f"{number(100 * margin, 1 if share else 0)} "
-        allowed += "points" if share else "% of the baseline"
-        difference = changed(key, result.mean.baseline, result.mean.comparison)
-        if reason := undecided(evidence, key):
-            notes.append(f"{metric.label}:{reason}")
-        lines.append(
-            f"| {metric.label} | **{result.verdict}** | {difference} "
-            f"{'points' if share else 'ms'} | {allowed} |"
-        )
-    more = "".join(f"\n\n{note}" for note in [*notes, *evidence.comparison.notes])
-    return (
-        "| metric | verdict | difference of the mean | margin declared beforehand |\n"
-        "|---|---|---|---|\n" + "\n".join(lines) + more + "\n\nThe rule stands in [](methods)."
-    )
-
-
-# --- two sources of variation ------------------------------------------------------------------
+# --- verdicts and noise -------------------------------------------------------------------------
 
 
 class Noise(NamedTuple):
@@ -216,27 +193,33 @@ def _noise(evidence: Evidence, key: str) -> Noise:
     return Noise(replays, floor["largest_difference"], floor["smallest_detectable"])
 
 
-def variation_table(evidence: Evidence) -> Table:
-    """Return the two sources of variation side by side, and what noise alone looks like."""
-    lines = []
-    for key in METRICS:
+def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
+    """Return the verdict on each mean beside its margin, its intervals and the noise."""
+    lines, notes = [], [*evidence.comparison.notes]
+    for key, metric in METRICS.items():
         result, noise = evidence.comparison.metrics[key], _noise(evidence, key)
         workload, runs = result.mean.difference, result.run_to_run.mean
         lines.append({
             "difference of": quantity(key, "mean"),
+            "verdict": result.verdict if judged.green else WITHHELD,
             "estimate": changed(key, result.mean.baseline, result.mean.comparison),
+            "margin": size(key, result.judgement.margin),
             "± workload": size(key, (workload.high - workload.low) / 2),
             "± run to run": size(key, (runs.high - runs.low) / 2),
             "largest in A/A": size(key, noise.largest),
             "detectable": size(key, noise.detectable),
         })  # fmt: skip
+        if judged.green and (reason := undecided(evidence, key)):
+            notes.append(f"{metric.label}:{reason}")
     return Table(
         pd.DataFrame(lines),
-        f"±: half of each {evidence.study.statistics.percent} interval; run to run over "
+        "Verdicts by the rule of the methods, margins declared beforehand. ±: half of each "
+        f"{evidence.study.statistics.percent} interval; run to run over "
         f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, the largest "
         f"difference between any two of {counted(noise.replays, 'replay')}. Detectable: the "
-        "smallest true difference that one replay of each would show four times in five.",
-        ("difference of",),
+        "smallest true difference that one replay of each would show four times in five."
+        + "".join(f" {note}" for note in notes),
+        ("difference of", "verdict"),
     )
 
 

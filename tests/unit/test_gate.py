@@ -212,7 +212,7 @@ def test_a_run_doctored_in_one_way_turns_the_gate_red_and_is_named(live, arm, ch
 
 def withheld_in_sentences(evidence, judged):
     """Everything that states a verdict or rests on one, said without computing any."""
-    for say in (outcome.headline, outcome.verdicts, outcome.lesson, attribution.lesson):
+    for say in (outcome.headline, outcome.lesson, attribution.lesson):
         assert say(evidence, judged) == NO_VERDICT
     assert robustness.lesson(evidence, judged) == NO_VERDICT
     assert index.short_answer(evidence, judged) == RED

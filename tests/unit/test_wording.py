@@ -243,12 +243,12 @@ def test_a_quantity_has_one_value_on_all_pages(published):
     for text in (
         outcome.headline(published, GREEN),
         index.short_answer(published, GREEN),
-        outcome.verdicts(published, GREEN),
         outcome.variation(published),
         attribution.lesson(published, GREEN),
         index.by_factor(published, GREEN),
     ):
         assert f" {points}" in text or f"({points}" in text
+    assert outcome.verdicts_table(published, GREEN).frame["estimate"].iloc[-1] == points
     table = robustness.choices_table(published, GREEN).frame
     assert table["good share [points]"].iloc[0].startswith(f"better\n{points} ±")
 
@@ -434,9 +434,8 @@ def test_an_open_verdict_beside_an_interval_without_zero_gives_the_reason(publis
     )
     assert outcome.headline(evidence, GREEN).startswith("These runs cannot tell, in simulation")
     assert outcome.headline(evidence, GREEN).endswith(reason)
-    assert f"Good requests:{reason}" in outcome.verdicts(evidence, GREEN).replace(
-        METRICS["good_share"].label, "Good requests"
-    )
+    label = METRICS["good_share"].label
+    assert f"{label}:{reason}" in outcome.verdicts_table(evidence, GREEN).caption
     small = opened(published, difference=Estimate(0.005, 0.001, 0.011), p_holm=0.01)
     assert outcome.headline(small, GREEN).endswith("within the practical margin.")
 
@@ -457,7 +456,10 @@ def test_no_reason_is_given_where_none_is_needed(published, basis):
 def test_single_runs_replays_and_checks_are_singular(published):
     one = replaying(published, requests(range(40)))
     assert "simulated-h200, 1 replay of 40 requests for each" in theme.source(one)
-    assert "run to run over 1 repeat." in outcome.variation_table(published_once(published)).caption
+    assert (
+        "run to run over 1 repeat."
+        in outcome.verdicts_table(published_once(published), GREEN).caption
+    )
     alone = SimpleNamespace(reference=one, others={}, known="published", left_out={})
     assert "(1 repeat)" in reproduce.whose(alone)
     assert "1 of 3 repeats" in runs.exclusions(one)
@@ -490,7 +492,7 @@ def test_the_level_is_the_studys(published):
         outcome.quantile_differences_caption(ninety),
         outcome.effects_by_group_caption(ninety),
         outcome.statistics_table(ninety).caption,
-        outcome.variation_table(ninety).caption,
+        outcome.verdicts_table(ninety, GREEN).caption,
     ):
         assert "90 %" in said and "95 %" not in said
 
