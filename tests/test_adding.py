@@ -131,6 +131,23 @@ def test_a_cluster_profile(copy):
     assert "ours" in done(copy, "check")
 
 
+def test_a_workload(copy, small_trace, monkeypatch):
+    assert named("A workload") == {"recipes/<study>/study.yaml", "CHANGELOG.md"}
+    monkeypatch.setenv("KVAB_TRACES", str(copy / "traces"))
+    (copy / "traces").mkdir()
+    (copy / "traces" / "ours.jsonl").write_bytes(small_trace.read_bytes())
+    trace = read_trace(small_trace)
+    edit(
+        copy, f"{STUDY}/study.yaml", "  toolagent:\n",
+        "  ours:\n    name: Ours\n    url: http://127.0.0.1:1/ours.jsonl\n"
+        f"    sha256: {trace.sha256}\n    rows: {len(trace)}\n    block_tokens: 512\n"
+        "  toolagent:\n",
+    )  # fmt: skip
+    done(copy, "check")
+    said = done(copy, "doctor", "--cluster", "simulated-h200", "--workload", "ours")
+    assert f"ours.jsonl, {len(trace)} rows, sha256 as declared" in said
+
+
 def test_a_hardware_scenario(copy):
     assert named("A hardware scenario") == {
         "recipes/hardware/<name>/scenario.yaml", "recipes/hardware/<name>/measured.csv",

@@ -11,10 +11,9 @@ import io
 import json
 from array import array
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -26,7 +25,6 @@ from kvab.errors import InputError
 LONGEST_LINE = 256 << 20  # bytes; the longest answers make lines of a few MB
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 CHUNKS = b'"inter_chunk_latency":{"value":['
-LARGE_BYTES = 64 << 20  # from this size on, reading takes long enough to be watched
 BUFFER_BYTES = 1 << 18
 ERROR_CHARACTERS = 300
 TO_MS = {"ms": 1.0, "s": 1e3, "sec": 1e3, "us": 1e-3, "ns": 1e-6}
@@ -167,9 +165,9 @@ def read_records(path: Path) -> Records:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, decompressed as its name says; of a large one, show how far."""
+    """Yield the lines of a file, decompressed as its name says."""
     try:
-        with _open(path) as file, pa.input_stream(file, CODECS.get(path.suffix)) as stream:
+        with path.open("rb") as file, pa.input_stream(file, CODECS.get(path.suffix)) as stream:
             lines = io.BufferedReader(stream, buffer_size=BUFFER_BYTES)
             while line := lines.readline(LONGEST_LINE):
                 if len(line) == LONGEST_LINE:
@@ -180,16 +178,6 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise InputError(
             f"expected a file that can be read, got {reason}", path=path, fix="copy it again"
         ) from None
-
-
-def _open(path: Path) -> AbstractContextManager[BinaryIO]:
-    if path.stat().st_size < LARGE_BYTES:
-        return path.open("rb")
-    from rich.console import Console
-    from rich.progress import open as open_watched
-
-    text, console = f"reading {path.name}", Console(stderr=True)
-    return open_watched(path, "rb", description=text, console=console, transient=True)
 
 
 def _without_chunks(line: bytes) -> bytes:

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from rich.console import Console
-from rich.progress import wrap_file
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from kvab.cache import cache_folder
@@ -166,10 +164,8 @@ def _fetch(url: str, to: Path) -> str:
     """Stream an address to a file and return its sha256; a short body is an error."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
         size = int(answer.headers.get("Content-Length") or 0)
-        name, console = to.name.lstrip("."), Console(stderr=True)
-        progress = wrap_file(answer, size, description=name, console=console)
-        with progress as body, to.open("w+b") as file:
-            shutil.copyfileobj(body, file)
+        with to.open("w+b") as file:
+            shutil.copyfileobj(answer, file)
             if size and file.tell() != size:
                 raise http.client.IncompleteRead(b"", size - file.tell())
             file.seek(0)
