@@ -30,7 +30,7 @@ from kvab.pages.theme import (
 from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
 from kvab.runs.hours import EFFECTS
 from kvab.stats.contrasts import Contrast, Estimate
-from kvab.stats.effects import over_orders
+from kvab.stats.effects import Noise, over_orders
 from kvab.stats.hours import HourToHour, hour_to_hour
 from kvab.study import Arm
 
@@ -173,21 +173,12 @@ def statistics_table(evidence: Evidence) -> Table:
 # --- verdicts and noise -------------------------------------------------------------------------
 
 
-class Noise(NamedTuple):
-    """What differs between replays of the baseline alone, of one metric."""
-
-    replays: int
-    largest: float
-    detectable: float
-
-
 def _noise(evidence: Evidence, key: str) -> Noise:
-    """Return the noise over all orders of bursts that were replayed, else over the repeats."""
+    """Return the baseline's noise over all orders of bursts replayed, else over its repeats."""
     if evidence.answers:
+        baseline = evidence.answers.orders["baseline"]
         column = key if key == "good_share" else f"{key}_mean"
-        before, after = (of[column].to_numpy() for of in evidence.answers.orders.values())
-        orders = over_orders(before, after, evidence.study.statistics.level)
-        return Noise(orders.orders, orders.largest, orders.detectable)
+        return over_orders(baseline[column].to_numpy(), evidence.study.statistics.level)
     floor = evidence.noise_floor.set_index("metric").loc[key]
     replays = len(evidence.runs[evidence.study.baseline])
     return Noise(replays, floor["largest_difference"], floor["smallest_detectable"])

@@ -17,7 +17,7 @@ from scipy import special
 
 from kvab.requests.metrics import LATENCIES, METRICS, Slo
 from kvab.stats.bootstrap import Settings, mean, replicate
-from kvab.stats.contrasts import POWER, Estimate, difference_columns, two_arms
+from kvab.stats.contrasts import POWER, difference_columns, two_arms
 from kvab.stats.pairing import BASELINE, COMPARISON, differences, join, pair, plan, sample, values
 from kvab.stats.percentiles import percentiles
 
@@ -199,63 +199,51 @@ def noise_floor(
     return pd.DataFrame(rows, columns=columns)
 
 
-class OverOrders(NamedTuple):
-    """What runs of other orders say of a difference between two configurations.
+class Noise(NamedTuple):
+    """What differs between replays of one configuration, of one metric.
 
     Attributes
     ----------
-    orders : int
+    replays : int
         How many.
-    difference : Estimate
-        Mean of the difference of the two runs of each order, with its interval from run to run.
-    deviation : float
-        Standard deviation of that difference over the orders.
     largest : float
-        The baseline against itself: the largest difference over all pairs of its runs.
+        The largest difference between any two of them.
     detectable : float
-        The smallest true difference that one run of each would show four times in five.
+        The smallest true difference that one replay of each of two configurations would show four
+        times in five.
     """
 
-    orders: int
-    difference: Estimate
-    deviation: float
+    replays: int
     largest: float
     detectable: float
 
 
-def over_orders(baseline: np.ndarray, comparison: np.ndarray, level: float) -> OverOrders:
-    r"""Return what two configurations differ by over the orders that both were run in.
+def over_orders(values: np.ndarray, level: float) -> Noise:
+    r"""Return the noise of a statistic over the orders that a configuration was replayed in.
 
     Parameters
     ----------
-    baseline, comparison : ndarray, shape (orders,)
-        A statistic of each run, of the same order at the same place; two or more.
+    values : ndarray, shape (orders,)
+        The statistic of each replay; two or more.
     level : float
-        Level of the interval.
+        Level at which a difference counts as shown.
 
     Notes
     -----
-    Orders are independent draws, so the interval is Student's, of the paired differences. One run
-    of each shows a difference :math:`d` if :math:`|d| > t_{level}\, s \sqrt 2`, with ``s`` the
-    deviation of the baseline's runs; detectable is :math:`(t_{level} + t_{power})\, s \sqrt 2`.
+    Orders are independent draws. One run of each shows a difference :math:`d` if
+    :math:`|d| > t_{level}\, s \sqrt 2`, with ``s`` their deviation; detectable is
+    :math:`(t_{level} + t_{power})\, s \sqrt 2`.
 
     Examples
     --------
-    >>> orders = over_orders(np.array([1.0, 2.0, 3.0]), np.array([3.0, 4.0, 5.0]), 0.95)
-    >>> float(orders.difference.value), orders.largest
-    (2.0, 2.0)
+    >>> noise = over_orders(np.array([1.0, 2.0, 3.0]), 0.95)
+    >>> noise.largest, round(noise.detectable, 2)
+    (2.0, 7.58)
     """
-    apart, degrees = comparison - baseline, len(baseline) - 1
-    critical = special.stdtrit(degrees, (1 + level) / 2)
-    half = critical * apart.std(ddof=1) / np.sqrt(len(apart))
-    seen = critical + special.stdtrit(degrees, POWER)
-    return OverOrders(
-        orders=len(apart),
-        difference=Estimate(apart.mean(), apart.mean() - half, apart.mean() + half),
-        deviation=float(apart.std(ddof=1)),
-        largest=float(np.ptp(baseline)),
-        detectable=float(seen * baseline.std(ddof=1) * np.sqrt(2)),
-    )
+    degrees = len(values) - 1
+    seen = special.stdtrit(degrees, (1 + level) / 2) + special.stdtrit(degrees, POWER)
+    detectable = float(seen * values.std(ddof=1) * np.sqrt(2))
+    return Noise(len(values), float(np.ptp(values)), detectable)
 
 
 def effect_by_groups(
