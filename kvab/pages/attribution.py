@@ -142,7 +142,7 @@ def misses_caption(evidence: Evidence) -> str:
 
 def anatomy_table(evidence: Evidence) -> Table | None:
     """Return where the mean TTFT of each configuration goes; None if no run recorded it."""
-    parts = evidence.anatomy
+    parts, study = evidence.anatomy, evidence.study
     if parts.isna().all(axis=None):
         return None
     lines = []
@@ -150,21 +150,13 @@ def anatomy_table(evidence: Evidence) -> Table | None:
         line = {"configuration": evidence.arms[str(name)].label}
         line |= {heading: number(of_arm[column], 0) for column, heading in PART_NAMES.items()}
         lines.append(line | {"together": number(of_arm.sum(), 0)})
-    caption = "Parts of the mean TTFT in ms, over the requests of all repeats."
-    return Table(pd.DataFrame(lines), caption, ("configuration",))
-
-
-def anatomy(evidence: Evidence) -> str:
-    """Return where the comparison's TTFT differs from the baseline's."""
-    parts = evidence.anatomy
-    if not {evidence.study.baseline, evidence.study.comparison} <= {*parts.dropna().index}:
-        return (
-            "Where a TTFT goes is not known here: only a simulation records when a worker admits "
-            "a request, and only from requests schema 2 on."
-        )
-    change = parts.loc[evidence.study.comparison] - parts.loc[evidence.study.baseline]
+    change = parts.loc[study.comparison] - parts.loc[study.baseline]
     text = ", ".join(f"{PART_NAMES[part]} {signed(change[part], 0)} ms" for part in change.index)
-    return f"Comparison against baseline, the parts of the mean TTFT change by: {text}."
+    caption = (
+        f"The comparison's mean TTFT differs from the baseline's by: {text}. Parts of the mean "
+        "TTFT in ms, over the requests of all repeats."
+    )
+    return Table(pd.DataFrame(lines), caption, ("configuration",))
 
 
 def effects_table(evidence: Evidence) -> Table | None:
@@ -180,10 +172,12 @@ def effects_table(evidence: Evidence) -> Table | None:
         ends = row.value, row.ci_low, row.ci_high
         lines.setdefault(name, {"effect on": name})[row.effect] = with_ends(row.metric, *ends)
     slo = evidence.study.slo
+    interaction = lines[quantity("good_share")]["interaction"].replace("\n", " points ")
     caption = (
-        f"Effects with their {evidence.study.statistics.percent} workload interval. The last "
-        f"rows are shares of requests, by bound: TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms; "
-        "they add up to the effect on the good share."
+        f"Routing and split interact by {interaction} of good share. "
+        f"Effects with their {evidence.study.statistics.percent} workload interval. The last rows "
+        f"are shares of requests, by bound: TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms; they "
+        "add up to the effect on the good share."
     )
     return Table(pd.DataFrame([*lines.values()]), caption, ("effect on",))
 
@@ -206,12 +200,9 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
         return f"moves mostly with the **{larger}** ({effects})"
 
     row = table.loc[("good_share", "share", "interaction")]
-    depends = (
-        "what" if row["ci_low"] > 0 or row["ci_high"] < 0 else "these runs do not show that what"
-    )
+    shown = row["ci_low"] > 0 or row["ci_high"] < 0
+    depends = "what" if shown else "these runs do not show that what"
     return (
         f"The mean TTFT {main('ttft_ms', 'mean')}, the p99 ITL {main('itl_ms', 'p99')}. "
-        f"{steps(evidence)}. The interaction is "
-        f"{with_ends('good_share', *row, gap=' points ')}: {depends} one factor brings depends on "
-        "the other."
+        f"{steps(evidence)}: {depends} one factor brings depends on the other."
     )

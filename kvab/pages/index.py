@@ -15,7 +15,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from kvab.console import counted, percent, plain, signed, span
+from kvab.console import counted, number, percent, plain, signed, span
 from kvab.pages.attribution import steps
 from kvab.pages.capacity import second_headline
 from kvab.pages.evidence import Evidence
@@ -191,15 +191,17 @@ def _cards(clauses: dict[str, list[str]]) -> str:
 
 def how_known(evidence: Evidence) -> str:
     """Return what was replayed, and on what."""
-    trace = evidence.manifest.trace
-    last_s = evidence.replayed["arrival_ms"].max() / 1000
+    trace, rows = evidence.manifest.trace, evidence.replayed
+    last_s = rows["arrival_ms"].max() / 1000
+    prompt, output = (number(rows[f"{of}_tokens"].mean(), 0) for of in ("input", "output"))
     count, gpus = len(evidence.arms), sorted(set(evidence.gpus.values()))
     same = f"the same {counted(gpus[0], 'GPU')}"
     filled = same if len(gpus) == 1 else f"{gpus[0]} to {gpus[-1]} GPUs"
     return (
         f"Each of the {count} configurations fills {filled} and replays the same "
         f"{counted(trace.rows, 'request')}, {span(last_s)} of {plain(trace.name)}, each "
-        "when the trace says."
+        f"when the trace says: {number(trace.rows / last_s, 1)} requests a second, of {prompt} "
+        f"prompt and {output} answer tokens on average."
     )
 
 

@@ -160,9 +160,13 @@ def statistics_table(evidence: Evidence) -> Table:
                 "ratio": number(row.ratio.value, 2),
             })  # fmt: skip
     method = result.method
+    ends = [row.difference for key in LATENCIES for row in result.metrics[key].statistics.values()]
+    lower, higher = sum(of.high < 0 for of in ends), sum(of.low > 0 for of in ends)
     return Table(
         pd.DataFrame(lines),
-        f"{counted(result.pairs, 'pair')}. Intervals: {evidence.study.statistics.percent}, "
+        f"{lower} of {len(ends)} statistics of latency are lower under the comparison, {higher} "
+        f"higher (intervals without zero). {counted(result.pairs, 'pair')}. Intervals: "
+        f"{evidence.study.statistics.percent}, "
         f"{method.name}, {method.resamples:,} resamples, blocks of {number(method.block_s, 0)} s "
         "on average. They say how the numbers would move with other minutes at this offered load, "
         "not from run to run.",
@@ -204,12 +208,11 @@ def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
             notes.append(f"{metric.label}:{reason}")
     return Table(
         pd.DataFrame(lines),
-        "Verdicts by the rule of the methods, margins declared beforehand. ±: half of each "
+        f"{variation(evidence)} Margins were declared beforehand. ±: half of each "
         f"{evidence.study.statistics.percent} interval; run to run over "
-        f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, the largest "
-        f"difference between any two of {counted(noise.replays, 'replay')}. Detectable: the "
-        "smallest true difference that one replay of each would show four times in five."
-        + "".join(f" {note}" for note in notes),
+        f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, any two of "
+        f"{counted(noise.replays, 'replay')}. Detectable: the smallest true difference that one "
+        "replay of each would show four times in five." + "".join(f" {note}" for note in notes),
         ("difference of", "verdict"),
     )
 
@@ -286,10 +289,11 @@ def configurations_table(evidence: Evidence) -> Table:
         line |= {heading: number(of_arm[column]) for heading, column in COLUMNS.items()}
         reuse = of_arm["reuse"]
         lines.append(line | {"prompt from cache": "–" if np.isnan(reuse) else percent(reuse)})
-    slo = evidence.study.slo
+    slo, shares = evidence.study.slo, evidence.pooled["good.share"]
     return Table(
         pd.DataFrame(lines),
-        f"Good: TTFT at most {slo.ttft_ms:g} ms and ITL at most {slo.itl_ms:g} ms. Over the "
+        f"{evidence.arms[shares.idxmax()].label} keeps most requests good. Good: "
+        f"TTFT at most {slo.ttft_ms:g} ms and ITL at most {slo.itl_ms:g} ms. Over the "
         "requests of all repeats; rates and the share from cache are means over the repeats.",
         ("configuration",),
     )

@@ -91,10 +91,12 @@ def choices_table(evidence: Evidence, judged: Gate) -> Table:
         line = lines.setdefault(row.choice, {"choice": row.choice})
         line[quantity(key)] = f"{verdict}\n{changed(key, row.baseline, row.comparison)} ± {half}"
     frame = pd.DataFrame([*lines.values()]).fillna("–")
-    level = evidence.study.statistics.percent
+    level, others = evidence.study.statistics.percent, _verdicts(evidence).iloc[len(METRICS) :]
+    same = f"{(others['verdict'] == others['declared']).sum()} of {len(others)} verdicts under "
+    finding = f"{same}other choices are as declared. " if judged.green else ""
     caption = (
-        f"Verdict, and the difference that it is about with its {level} workload interval; a dash "
-        "where the choice cannot affect the metric."
+        f"{finding}Verdict, and the difference that it is about with its {level} workload "
+        "interval; a dash where the choice cannot affect the metric."
     )
     return Table(frame, caption, ("choice",))
 
@@ -185,7 +187,9 @@ def loads_table(evidence: Evidence) -> Table | None:
         line["made hours"] = f"{number(least, 0)} to {number(most, 0)}"
         line["recorded is"] = "among them" if least <= recorded <= most else "outside"
         lines.append(line)
+    among = sum(line["recorded is"] == "among them" for line in lines)
     caption = (
+        f"The recorded hour lies among the made ones in {among} of {len(lines)} quantities. "
         f"{made.summary.hours} made hours, lowest to highest, each of as many conversations as the "
         f"{made.summary.conversations:,} of this workload, drawn anew and begun at other times. "
         "Reusable tokens: what an unlimited cache would serve."

@@ -351,7 +351,9 @@ def test_what_the_recorded_hour_brings_is_held_against_the_made_ones(evidence):
         "144,030,000", "144,001,000 to 144,060,000", "among them"
     ]  # fmt: skip
     assert frame.loc["largest burst requests"].tolist() == ["28", "20 to 24", "outside"]
-    assert table.caption.startswith("60 made hours")
+    assert table.caption.startswith(
+        "The recorded hour lies among the made ones in 4 of 5 quantities. 60 made hours"
+    )
 
 
 def test_the_figure_shows_every_made_hour_and_is_marked_simulated(evidence):

@@ -187,8 +187,7 @@ def test_three_configurations_are_not_called_four(published):
 
 
 def test_what_factors_do_together_is_said_only_where_it_is_seen(published):
-    assert "points (" in attribution.lesson(published, GREEN)
-    assert "): what one factor brings depends on" in attribution.lesson(published, GREEN)
+    assert "**: what one factor brings depends on" in attribution.lesson(published, GREEN)
     table = published.attribution.table.copy()
     at = (table["metric"] == "good_share") & (table["effect"] == "interaction")
     table.loc[at, ["value", "ci_low", "ci_high"]] = [0.001, -0.01, 0.012]
@@ -206,6 +205,9 @@ def test_effects_are_shown_by_the_bounds_through_which_they_come(published):
     frame = attribution.effects_table(made_up).frame.set_index("effect on")
     assert frame.loc["ITL bound kept [points]", "interaction"].startswith("−2.1\n(")
     assert frame.loc["good share [points]", "interaction"].startswith("+18.2\n(")
+    assert attribution.effects_table(made_up).caption.startswith(
+        "Routing and split interact by +18.2 points (+16.0 to +20.5) of good share."
+    )
 
 
 def missing(published, baseline, comparison):
