@@ -60,8 +60,8 @@ def steps(evidence: Evidence) -> str:
     split = next(n for n, arm in arms.items() if arm.factors == old.model_copy(
         update={"split": new.split}))  # fmt: skip
     return (
-        f"Of the good share, routing by itself brings {gained[routing]} points, the split by "
-        f"itself {gained[split]}, **both together {gained[study.comparison]}**"
+        f"Routing by itself brings {gained[routing]} points of good requests, the split by itself "
+        f"{gained[split]}, **both together {gained[study.comparison]}**"
     )
 
 

@@ -48,18 +48,20 @@ def answer(evidence: Evidence, judged: Gate) -> str:
 
 def short_answer(evidence: Evidence, judged: Gate) -> str:
     """Return the answer without Markdown, for where the book is shown elsewhere."""
-    return headline(evidence, judged) if judged.green else RED
+    return headline(evidence, judged).replace("\\", "") if judged.green else RED
 
 
 def question(evidence: Evidence) -> str:
-    """Return what a good request is, and who chose the question and the bounds."""
+    """Return what a good request and both arms are, and who chose question and bounds."""
     study, slo = evidence.study, evidence.study.slo
     source = f" ([{study.source.name}]({study.source.url}))" if study.source else ""
     about = f" {study.about.rstrip('.')}{source}." if study.about else ""
     return (
         f"A request is **good** if its first token comes within {slo.ttft_ms / 1000:g} s (TTFT, "
         f"time to first token) and the others {slo.itl_ms:g} ms apart or less on average (ITL, "
-        f"inter-token latency).{about}"
+        f"inter-token latency).{about} Below, the **baseline** is "
+        f"{study.configurations[study.baseline].phrase}, the **comparison** "
+        f"{study.configurations[study.comparison].phrase}."
     )
 
 
@@ -101,9 +103,9 @@ def by_bounds(evidence: Evidence, judged: Gate) -> str:
         return ""
     points, wins, loses = _by_itl(evidence)
     leads = []
-    for name, mask, most in (("comparison", wins, points.idxmax()),
-                             ("baseline", loses, points.idxmin())):  # fmt: skip
+    for name, mask in (("comparison", wins), ("baseline", loses)):
         if mask.any():
+            most = points[mask].abs().idxmax()
             leads.append(
                 f"the {name} is ahead at {where(points.index, mask)} ms (most at {most:g} ms, "
                 f"{signed(points[most], 1)} points)"

@@ -338,7 +338,8 @@ def test_the_cards_advise_what_the_runs_show(published):
 def test_the_source_of_the_question_is_linked_where_there_is_one(published):
     assert f"]({published.study.source.url})" in index.question(published)
     study = published.study.model_copy(update={"source": None, "about": ""})
-    assert index.question(replace(published, study=study)).endswith("(ITL, inter-token latency).")
+    said = index.question(replace(published, study=study))
+    assert "(ITL, inter-token latency). Below, the **baseline** is aggregated workers" in said
 
 
 def test_pairs_are_called_pairs_and_medians_medians(published):
