@@ -48,6 +48,7 @@ def lines():
 PARSED = {
     r"kvab report\b": "tests/book builds whole books",
     r"kvab capacity\b": "tests/unit/test_capacity.py sweeps",
+    r"kvab advise\b": "tests/unit/test_bounds.py asks for advice",
     r"kvab sensitivity\b": "tests/unit/test_sensitivity.py sweeps",
     r"kvab hardware\b": "tests/unit/test_hardware.py simulates scenarios",
     r"kvab resample\b": "tests/unit/test_hours.py replays made hours",

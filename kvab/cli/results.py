@@ -100,6 +100,50 @@ def hardware(
         options.print_table(hardware_lines(held))
 
 
+@app.command()
+def advise(
+    ttft_ms: Annotated[
+        float, typer.Option("--ttft-ms", help="The first token has to come within so many ms.")
+    ],
+    itl_ms: Annotated[
+        float, typer.Option("--itl-ms", help="The next ones within so many ms each, on average.")
+    ],
+    load: Annotated[
+        float,
+        typer.Option("--load", help="Arrival speed, in multiples of the trace's: 1 is its own."),
+    ],
+    study: options.Study,
+    runs: options.Runs,
+    cluster: options.Cluster = "simulated-h200",
+    workload: options.Workload = "",
+    as_json: options.Json = False,
+) -> None:
+    """Say which configuration to take at your bounds and load, what it costs, what changes it.
+
+    A request is good if both bounds hold. Of each configuration the share of good requests is
+    shown, with its workload interval and GPU-hours; then which keeps the most, by how much, and the
+    nearest load and bounds at which another one does.
+
+    Nothing is replayed: the sweep of `kvab capacity` is read, this machine's, else the published
+    one. --load is one that was swept. Bounds may be any within the grid of study.yaml; one between
+    two of the grid counts as the stricter.
+
+    Example: kvab advise --ttft-ms 1500 --itl-ms 30 --load 0.75
+    """
+    from kvab.cli.advice import advice_lines
+    from kvab.requests.metrics import Bounds
+    from kvab.runs.bounds import advise as advice_of
+    from kvab.study import load_study
+
+    declared = load_study(study).on(workload)
+    advice = advice_of(declared, cluster, runs, Bounds(ttft_ms, itl_ms), load)
+    options.note(f"{advice.swept.cluster}: {change}" for change in advice.swept.changes)
+    if as_json:
+        options.print_json(advice.to_json())
+    else:
+        options.print_table(advice_lines(advice))
+
+
 @app.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(help="AIPerf artifacts: a folder or an archive.")],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ from typing import ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from kvab.cache import write_beside
 from kvab.clusters.base import Job
@@ -37,9 +39,9 @@ from kvab.trace.reading import Trace
 
 
 class Summary(Declared):
-    """What tables were made from, and their SHA-256 by file name."""
+    """What tables were made from, and their SHA-256 by file name; none until they are written."""
 
-    tables: dict[str, str]
+    tables: dict[str, str] = Field(default_factory=dict)
 
 
 class Replayed(Summary):
@@ -121,7 +123,7 @@ def announce(cells: int, missing: int) -> None:
 
 
 @dataclass(frozen=True)
-class Campaign(Generic[Made, Asked]):
+class Campaign(ABC, Generic[Made, Asked]):
     """Tables of a campaign that were read and verified; ``own`` is False for published ones.
 
     A kind of campaign has a field for each of its tables, which may be None where tables were
@@ -158,17 +160,22 @@ class Campaign(Generic[Made, Asked]):
         """Return where summary and tables lie in a cluster's folder."""
         return [cls.PLACE, *map(cls.PLACE.with_name, cls.TABLES.values())]
 
-    @classmethod
-    def write(cls, job: Job, tables: dict[str, pd.DataFrame], /, **fields: object) -> Path:
-        """Write tables and, last, their summary, of cells such as a job; return the folder."""
-        path = job.runs / job.study.name / job.cluster.name / cls.PLACE
+    @property
+    @abstractmethod
+    def cluster(self) -> str:
+        """Name of the cluster that was simulated."""
+
+    def write(self, folder: Path) -> Path:
+        """Write tables and, last, their summary into a folder of runs; return their folder."""
+        path = folder / self.study.name / self.cluster / self.PLACE
         path.parent.mkdir(parents=True, exist_ok=True)
         digests = {}
-        for field, table in tables.items():
-            content = runs.parquet_bytes([table])
-            digests[cls.TABLES[field]] = hashlib.sha256(content).hexdigest()
-            write_beside(path.with_name(cls.TABLES[field]), content)
-        summary = cls.SUMMARY(**fields, tables=digests)
+        for field, file in self.TABLES.items():
+            if (table := getattr(self, field)) is not None:
+                content = runs.parquet_bytes([table])
+                digests[file] = hashlib.sha256(content).hexdigest()
+                write_beside(path.with_name(file), content)
+        summary = self.summary.model_copy(update={"tables": digests})
         write_beside(path, (summary.model_dump_json(by_alias=True, indent=1) + "\n").encode())
         return path.parent
 
@@ -220,7 +227,7 @@ class OfRuns(Campaign[MadeOfRuns, Asked]):
 
     @staticmethod
     def fields(cells: list[tuple[Job, runs.Run]]) -> Json:
-        """Return the fields of `Replayed` but the tables, of cells and their runs."""
+        """Return the fields of `Replayed`, of cells and their runs."""
         first, manifests = cells[0][0], [run.manifest for _, run in cells]
         return {
             "study": first.study.name,

@@ -103,9 +103,7 @@ def replay_hours(
     if missing:
         missing[0].path.parent.mkdir(parents=True, exist_ok=True)
         replay_missing.side_by_side(missing, replay_hour)
-    return MadeHours.write(
-        jobs[0],
-        {"table": pd.DataFrame([json.loads(cell.path.read_bytes()) for cell in cells])},
+    summary = Summary(
         study=study.name,
         cluster=cluster,
         depends_on={job.configuration: job.depends_on() for job in jobs},
@@ -116,6 +114,8 @@ def replay_hours(
         recorded=load_of(conversations.trace),
         schema=1,
     )
+    table = pd.DataFrame([json.loads(cell.path.read_bytes()) for cell in cells])
+    return MadeHours(study, summary, True, table).write(scope.folder)
 
 
 def replay_hour(cell: Cell, on_progress: Progress) -> None:
@@ -168,6 +168,11 @@ class MadeHours(Campaign[Summary, Hours]):
     SUMMARY = Summary
     TABLES: ClassVar = {"table": "hours.parquet"}
 
+    @property
+    def cluster(self) -> str:
+        """Name of the cluster that was simulated."""
+        return self.summary.cluster
+
     @cached_property
     def effects(self) -> pd.DataFrame:
         """Comparison minus baseline by hour; a column for each of `EFFECTS`, named alike."""
@@ -179,7 +184,7 @@ class MadeHours(Campaign[Summary, Hours]):
     def fit(self, run: runs.RunManifest) -> bool:
         """Return whether they were made of what a run replayed, deployed and judged alike."""
         made = self.summary.depends_on.get(run.configuration, {})
-        same = self.summary.cluster == run.cluster["name"] and all(
+        same = self.cluster == run.cluster["name"] and all(
             made.get(key) == run.depends_on.get(key) for key in SAME
         )
         return same and self.summary.slo == self.study.slo

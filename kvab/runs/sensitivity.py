@@ -144,21 +144,22 @@ def replay_sensitivity(
     scope.replay(cell.job for cell in cells)
     read = {path: runs.read_run(path) for path in dict.fromkeys(cell.job.path for cell in cells)}
     fields = Answers.fields([(cell.job, read[cell.job.path]) for cell in cells])
-    tables = _tables(study, cells, read, scope.burst)
-    return Answers.write(cells[0].job, tables, **fields, schema=1, declared=asked)
+    summary = Summary(**fields, schema=1, declared=asked)
+    return Answers(study, summary, True, *_tables(cells, read, scope)).write(scope.folder)
 
 
 def _tables(
-    study: Study, cells: list[Cell], read: dict[Path, runs.Run], burst: np.ndarray
-) -> dict[str, pd.DataFrame]:
-    """Return the tables of complete cells."""
+    cells: list[Cell], read: dict[Path, runs.Run], scope: Scope
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the statistics and the effects of complete cells."""
+    study = scope.study
     rows, totals = [], {}
     for cell in cells:
         table = read[cell.job.path].requests
         rows.append(_row(cell, table))
         if cell.sweep != ORDER:
             totals[cell.sweep, cell.variant, cell.job.configuration] = burst_totals(
-                cell.job, table, burst
+                cell.job, table, scope.burst
             )
     effects = []
     settings = study.statistics.model_dump()
@@ -167,7 +168,7 @@ def _tables(
         if arms[0] is not None and arms[1] is not None:
             judged = judge_totals(sweep, arms, study.margins, **settings)
             effects.append(judged.rename(columns={"choice": "sweep"}).assign(**_values(variant)))
-    return {"cells": pd.DataFrame(rows), "effects": pd.concat(effects, ignore_index=True)}
+    return pd.DataFrame(rows), pd.concat(effects, ignore_index=True)
 
 
 def _values(variant: Variant) -> dict[str, float]:

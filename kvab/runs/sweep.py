@@ -2,7 +2,8 @@
 
 Input: the study's key ``capacity``. Output: ``runs/<study>/<cluster>/capacity/``: a run folder for
 each cell that is not a normal run already, ``capacity.parquet`` (good requests of each cell and
-burst) and ``capacity.json`` (what was replayed, and a summary of each cell). Loads are swept under
+burst), ``bounds.parquet`` and ``best.parquet`` (every load at other bounds of a good request) and
+``capacity.json`` (what was replayed, and a summary of each cell). Loads are swept under
 both readings of the trace's clock: a burst's requests at once, and spread evenly until the next
 burst; the two main configurations are repeated at the loads next to a crossing. `load_sweep` reads
 the tables, of this machine's runs, else the published ones, as one object.
@@ -10,7 +11,8 @@ the tables, of this machine's runs, else the published ones, as one object.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -25,6 +27,8 @@ from kvab.declarations import Declared, digest
 from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs.campaign import OfRuns, Replayed, Scope
+from kvab.stats.bootstrap import Design
+from kvab.stats.bounds import at_bounds
 from kvab.stats.crossings import Curves, crossing, curves
 from kvab.study import Study, load_study
 from kvab.study.declaration import Capacity
@@ -34,6 +38,7 @@ Bursts = Literal["at once", "spread"]
 AT_ONCE: Bursts = "at once"
 SPREAD: Bursts = "spread"
 Planned = tuple[Job, str | None]  # a cell, and the label of its split
+Replay = tuple[Job, str | None, runs.Run]
 
 
 class Latency(Declared):
@@ -73,10 +78,14 @@ class Cell(Declared):
         return self.good / self.requests
 
     @property
+    def gpu_hours_spent(self) -> float:
+        """GPU-hours of the replay, from the first sending to the last answer."""
+        return self.gpus * (self.duration_s or np.inf) / 3600
+
+    @property
     def gpu_hours(self) -> float:
         """GPU-hours for each thousand good requests; infinite without one."""
-        hours = self.gpus * (self.duration_s or np.inf) / 3600
-        return hours / (self.good / 1000) if self.good else np.inf
+        return self.gpu_hours_spent / (self.good / 1000) if self.good else np.inf
 
 
 class Summary(Replayed):
@@ -158,8 +167,31 @@ def replay_sweep(
     results = [(job, split, runs.read_run(job.path)) for job, split in [*cells, *repeats]]
     table = pd.concat([_bursts(*result, scope.burst) for result in results], ignore_index=True)
     fields = Sweep.fields([(job, run) for job, _, run in results])
-    described = [_cell(*result) for result in results]
-    return Sweep.write(cells[0][0], {"table": table}, **fields, schema=2, cells=described)
+    summary = Summary(**fields, schema=2, cells=[_cell(*result) for result in results])
+    swept = Sweep(scope.study, summary, True, table)
+    return replace(swept, **_judged(swept, results, scope.burst)).write(scope.folder)
+
+
+def _judged(swept: Sweep, results: list[Replay], burst: np.ndarray) -> dict[str, pd.DataFrame]:
+    """Return the tables of every load, bursts at once, at every two bounds that are declared."""
+    asked, tables = Sweep.declared(swept.study), defaultdict[float, dict[str, pd.DataFrame]](dict)
+    for job, split, run in results:
+        if not (split or job.variant.spread or job.repeat > 1):
+            tables[job.variant.speed][job.configuration] = run.requests
+    if not asked.ttft_ms:
+        return {}
+    burst = burst[: swept.summary.trace.rows]
+    settings = swept.study.statistics.model_dump()
+    design = Design(burst.max() + 1, swept.curves.block_bursts, **settings)
+    parts = {load: at_bounds(of, burst, asked.ttft_ms, asked.itl_ms, design)
+             for load, of in tables.items()}  # fmt: skip
+    bounds, best = (
+        pd.concat({load: part[n] for load, part in parts.items()}, names=["load", None])
+        .reset_index("load")
+        .reset_index(drop=True)
+        for n in (0, 1)
+    )
+    return {"bounds": bounds, "best": best}
 
 
 def _bursts(job: Job, split: str | None, run: runs.Run, burst: np.ndarray) -> pd.DataFrame:
@@ -213,15 +245,22 @@ def _rounded(value: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Sweep(OfRuns[Summary, Capacity]):
-    """A capacity sweep; ``table`` has the good requests of each cell and burst."""
+    """A capacity sweep.
+
+    ``table`` has the good requests of each cell and burst; ``bounds`` and ``best`` are as
+    `kvab.stats.bounds.at_bounds` returns them, of each load with bursts at once.
+    """
 
     table: pd.DataFrame
+    bounds: pd.DataFrame | None = None
+    best: pd.DataFrame | None = None
 
     KEY = "capacity"
     COMMAND = "kvab capacity"
     PLACE = Path("capacity/capacity.json")
     SUMMARY = Summary
-    TABLES: ClassVar = {"table": "capacity.parquet"}
+    TABLES: ClassVar = {"table": "capacity.parquet", "bounds": "bounds.parquet",
+                        "best": "best.parquet"}  # fmt: skip
 
     @property
     def headline(self) -> float:

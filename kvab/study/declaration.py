@@ -107,7 +107,8 @@ class Split(Declared):
 class Capacity(Declared):
     """The sweep: arrival speeds, the good shares asked for, and splits of the comparison.
 
-    ``repeats`` of the two main configurations are replayed at the loads next to a crossing.
+    ``repeats`` of the two main configurations are replayed at the loads next to a crossing. Every
+    load is judged at every two bounds of ``ttft_ms`` and ``itl_ms``.
     """
 
     loads: list[Positive]
@@ -115,13 +116,19 @@ class Capacity(Declared):
     headline: float
     repeats: Count = 1
     splits: list[Split]
+    ttft_ms: list[Positive] = Field(default_factory=list)
+    itl_ms: list[Positive] = Field(default_factory=list)
+    gpu_dollars_per_hour: Positive | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Capacity:
         if len(self.loads) < 2 or self.loads != sorted(set(self.loads)) or 1 not in self.loads:
             raise ValueError("loads that rise, 1 (the trace's own speed) among them")
-        if self.good_shares != sorted(set(self.good_shares)):
-            raise ValueError("good_shares that rise")
+        for key in ("good_shares", "ttft_ms", "itl_ms"):
+            if (values := getattr(self, key)) != sorted(set(values)):
+                raise ValueError(f"{key} that rise")
+        if bool(self.ttft_ms) != bool(self.itl_ms):
+            raise ValueError("ttft_ms and itl_ms, or neither")
         if self.headline not in self.good_shares:
             raise ValueError("headline to be one of good_shares")
         return self

@@ -186,6 +186,23 @@ def test_a_sweep_stopped_goes_on_where_it_was(small_sweep, small_trace):
     sped = runs.read_run(folder / "qwen3-32b/simulated-h200/capacity/agg-round-robin/x4").manifest
     assert sped.depends_on["arrival speed"] == 4
     assert len(runs.find_runs(folder, load_study(), "simulated-h200")) == 2
+    shares_at_the_studys_bounds_are_those_of_the_curves(swept)
+
+
+def shares_at_the_studys_bounds_are_those_of_the_curves(swept):
+    slo, names = swept.study.slo, ["configuration", "load"]
+    at = swept.bounds[(swept.bounds["ttft_ms"] == slo.ttft_ms)
+                      & (swept.bounds["itl_ms"] == slo.itl_ms)].set_index(names)  # fmt: skip
+    curve = swept.curves.shares.set_index(names)
+    assert len(at) == len(curve) == 4
+    assert (at["good"] / at["requests"]).to_dict() == curve["share"].to_dict()
+    assert {(cell.configuration, cell.load): cell.good for cell in swept.load_cells} == (
+        at["good"].to_dict()
+    )
+    for end in ("low", "high"):
+        assert at[end].to_dict() == pytest.approx(curve[end].to_dict(), abs=1e-6, nan_ok=True)
+    grid = len(swept.study.capacity.ttft_ms) * len(swept.study.capacity.itl_ms)
+    assert (len(swept.bounds), len(swept.best)) == (4 * grid, 2 * grid)
 
 
 @pytest.fixture(scope="module")
