@@ -5,8 +5,11 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +98,57 @@ def small_trace(tmp_path_factory):
     path = tmp_path_factory.mktemp("trace") / "small.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in trace_rows()))
     return path
+
+
+TTFT_MS, ITL_MS = [500.0, 1000.0, 2000.0], [10.0, 25.0]
+BURST = np.repeat(np.arange(40), 5)
+
+
+@pytest.fixture(scope="session")
+def made_requests():
+    """A requests table of bursts of five, of a seed."""
+    return _made_requests
+
+
+def _made_requests(seed, slower=1.0):
+    """A requests table with failures, answers of one token and values equal to a bound."""
+    rng = np.random.default_rng(seed)
+    count = len(BURST)
+    table = pd.DataFrame(
+        {
+            "row": np.arange(count, dtype="int32"),
+            "ttft_ms": slower * np.where(rng.random(count) < 0.3, rng.choice(TTFT_MS, count),
+                                         rng.uniform(100, 2500, count)),
+            "itl_ms": rng.choice([*ITL_MS, 5.0, 11.0, 300.0], count),
+            "output_tokens": rng.integers(1, 900, count).astype("int32"),
+            "error": pd.array([None] * count, "string"),
+        }
+    )  # fmt: skip
+    table.loc[table["output_tokens"] < 100, "itl_ms"] = np.nan
+    table.loc[rng.choice(count, 9), "error"] = "503 busy"
+    return table
+
+
+@pytest.fixture(scope="session")
+def judged():
+    """A sweep at made-up bounds, every replay an hour long: who leads hangs on load and TTFT."""
+    from kvab.runs.bounds import Bounds
+    from kvab.runs.sweep import load_sweep
+    from kvab.stats.bootstrap import Design
+    from kvab.stats.bounds import at_bounds
+
+    swept = load_sweep("recipes/qwen3-32b/study.yaml", "simulated-h200", "none")
+    parts = []
+    for load in sorted({cell.load for cell in swept.load_cells}):
+        slow = {"agg-round-robin": 1.5, "agg-kv-router": 0.7 + 0.7 * load,
+                "disagg-round-robin": 1.4, "disagg-kv-router": 1.0}  # fmt: skip
+        tables = {name: _made_requests(5, slow[name]) for name in swept.arms}
+        part = at_bounds(tables, BURST, TTFT_MS, ITL_MS, Design(40, 2, 0.95, 200, 1))
+        parts.append([of.assign(load=load) for of in part])
+    bounds, best = (pd.concat(of, ignore_index=True) for of in zip(*parts, strict=True))
+    cells = [cell.model_copy(update={"duration_s": 3600.0}) for cell in swept.summary.cells]
+    summary = swept.summary.model_copy(update={"cells": cells})
+    return Bounds(replace(swept, summary=summary, bounds=bounds, best=best), bounds, best)
 
 
 @pytest.fixture(scope="session")

@@ -173,6 +173,14 @@ def test_documents_of_json_commands(held, printed, recorded_trace, name, words):
     held(f"{name}.json", json.dumps(rounded(json.loads(document)), indent=1).splitlines())
 
 
+def test_document_of_advise(held, printed, judged, checkout):
+    judged.swept.write(checkout / "runs")
+    asked = ("--ttft-ms", 1500, "--itl-ms", 25, "--load", 1, "--json")
+    code, document = printed("advise", *asked)
+    assert code == 0
+    held("advise.json", json.dumps(rounded(json.loads(document)), indent=1).splitlines())
+
+
 def test_every_json_command_has_a_document():
     lines = commands(typer.main.get_command(app), "kvab")
     told = {line.split(" --")[0].removeprefix("kvab ") for line in lines if " --json " in line}

@@ -11,7 +11,6 @@ from kvab.cli import main
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs.bounds import Bounds, load_bounds
-from kvab.runs.sweep import load_sweep
 from kvab.stats.bootstrap import Design
 from kvab.stats.bounds import at_bounds, good_within
 from kvab.stats.crossings import curves
@@ -19,33 +18,12 @@ from kvab.study import load_study
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 CLUSTER = "simulated-h200"
-TTFT_MS, ITL_MS = [500.0, 1000.0, 2000.0], [10.0, 25.0]
+TTFT_MS, ITL_MS = [500.0, 1000.0, 2000.0], [10.0, 25.0]  # as in conftest
 BURST = np.repeat(np.arange(40), 5)
 
 
-def requests(seed, slower=1.0):
-    """A requests table with failures, answers of one token and values equal to a bound."""
-    rng = np.random.default_rng(seed)
-    count = len(BURST)
-    table = pd.DataFrame(
-        {
-            "row": np.arange(count, dtype="int32"),
-            "ttft_ms": slower
-            * np.where(
-                rng.random(count) < 0.3, rng.choice(TTFT_MS, count), rng.uniform(100, 2500, count)
-            ),
-            "itl_ms": rng.choice([*ITL_MS, 5.0, 11.0, 300.0], count),
-            "output_tokens": rng.integers(1, 900, count).astype("int32"),
-            "error": pd.array([None] * count, "string"),
-        }
-    )
-    table.loc[table["output_tokens"] < 100, "itl_ms"] = np.nan
-    table.loc[rng.choice(count, 9), "error"] = "503 busy"
-    return table
-
-
-def test_good_requests_are_those_of_the_metric_at_every_two_bounds():
-    table = requests(1)
+def test_good_requests_are_those_of_the_metric_at_every_two_bounds(made_requests):
+    table = made_requests(1)
     counts, tokens = good_within(table, BURST, TTFT_MS, ITL_MS)
     assert 0 < counts[-1, -1].sum() < len(table)
     for n, ttft_ms in enumerate(TTFT_MS):
@@ -55,9 +33,9 @@ def test_good_requests_are_those_of_the_metric_at_every_two_bounds():
             assert tokens[n, m] == table["output_tokens"][good].sum()
 
 
-def test_shares_at_the_studys_bounds_are_those_of_the_load_curves():
+def test_shares_at_the_studys_bounds_are_those_of_the_load_curves(made_requests):
     slo = metrics.Bounds(1000.0, 25.0)
-    loads = {load: {name: requests(seed + int(4 * load), slower)
+    loads = {load: {name: made_requests(seed + int(4 * load), slower)
                     for name, seed, slower in (("a", 1, 1.0), ("b", 2, 0.9))}
              for load in (0.5, 1.0)}  # fmt: skip
     table = pd.concat(
@@ -84,26 +62,11 @@ def test_shares_at_the_studys_bounds_are_those_of_the_load_curves():
         assert lead["low"] < lead["margin"] < lead["high"]
 
 
-def test_equal_shares_stand_in_the_order_of_the_study_and_lead_by_nothing():
-    same = requests(3)
+def test_equal_shares_stand_in_the_order_of_the_study_and_lead_by_nothing(made_requests):
+    same = made_requests(3)
     _, best = at_bounds({"a": same, "b": same}, BURST, TTFT_MS, ITL_MS, Design(40, 2, 0.95, 100))
     assert {*best["best"]} == {"a"} and {*best["next"]} == {"b"}
     assert (best[["margin", "low", "high"]] == 0).all(axis=None)
-
-
-@pytest.fixture(scope="module")
-def judged():
-    """The published sweep with made-up tables of bounds: who leads depends on load and TTFT."""
-    swept = load_sweep(STUDY, CLUSTER, "none")
-    parts = []
-    for load in sorted({cell.load for cell in swept.load_cells}):
-        slow = {"agg-round-robin": 1.5, "agg-kv-router": 0.7 + 0.7 * load,
-                "disagg-round-robin": 1.4, "disagg-kv-router": 1.0}  # fmt: skip
-        tables = {name: requests(5, slow[name]) for name in swept.arms}
-        part = at_bounds(tables, BURST, TTFT_MS, ITL_MS, Design(40, 2, 0.95, 200, 1))
-        parts.append([of.assign(load=load) for of in part])
-    bounds, best = (pd.concat(of, ignore_index=True) for of in zip(*parts, strict=True))
-    return Bounds(replace(swept, bounds=bounds, best=best), bounds, best)
 
 
 def test_an_advice_has_the_numbers_of_the_tables(judged):
