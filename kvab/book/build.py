@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from jinja2 import Template
+from plotly.offline import get_plotlyjs
 from rich.progress import TimeElapsedColumn
 
 from kvab.book.notebooks import execute, tidy
@@ -26,6 +27,7 @@ from kvab.cache import remember, source_digest
 from kvab.console import counted, plain, progress_bar
 from kvab.declarations import digest
 from kvab.errors import DependencyError, GateError, InputError
+from kvab.pages.bounds import PLOTLY
 from kvab.pages.clusters import load_clusters
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import Gate, gate
@@ -225,6 +227,7 @@ def build(out: Path, book: Book) -> Path:
             bar.advance(task)
         files.result()
     index = _sphinx(source, out, book)
+    (index.parent / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
     for name in further:  # what can be launched is the notebook that they were made from
         page = index.with_name(f"{name}.html")
         text = page.read_text(encoding="utf-8").replace(f"/{name}.ipynb", f"/{OUTCOME}.ipynb", 1)

@@ -137,6 +137,16 @@ class Bounds:
     table: pd.DataFrame
     best: pd.DataFrame
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the numbers come from a simulator."""
+        return self.swept.simulated
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the workload is generated."""
+        return self.swept.synthetic
+
     @cached_property
     def grid(self) -> dict[str, list[float]]:
         """The loads that were swept, and the bounds at which they were judged, rising."""

@@ -1,0 +1,91 @@
+// The explorer: three sliders over the grid, a table of the configurations, bars, and the map at
+// the chosen load. Every figure is read from the page's own data; nothing is computed but the costs.
+document.addEventListener("DOMContentLoaded", () => {
+  const root = document.getElementById("kvab-explorer");
+  const data = JSON.parse(document.getElementById("kvab-bounds").textContent);
+  const { grid, arms } = data;
+  const keys = ["load", "ttft_ms", "itl_ms"];
+  const slider = Object.fromEntries(keys.map((key) => [key, root.querySelector(`input[name=${key}]`)]));
+  const color = getComputedStyle(document.body).color;
+  const layout = {
+    margin: { l: 10, r: 10, t: 10, b: 45 }, height: 260, font: { color, size: 13 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
+  };
+  const settings = { displayModeBar: false, responsive: true };
+
+  const number = (value) => {
+    const digits = Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
+    return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  };
+  const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(1);
+  const ends = (row) => (row.low === null ? "–" : `${row.low.toFixed(1)} to ${row.high.toFixed(1)}`);
+  const cell = (at) => (at.load * grid.ttft_ms.length + at.ttft_ms) * grid.itl_ms.length + at.itl_ms;
+
+  function options(at) {
+    const found = arms.map((arm, n) => {
+      const k = cell(at) * arms.length + n, hours = data.hours[at.load * arms.length + n];
+      const good = data.good[k], tokens = data.tokens[k];
+      return {
+        ...arm, n, share: (100 * good) / data.requests, low: data.low[k], high: data.high[k],
+        hours: good ? number(hours / (good / 1000)) : "–",
+        dollars: data.price && tokens ? ((data.price * hours) / (tokens / 1e6)).toFixed(2) : "–",
+      };
+    });
+    return found.sort((a, b) => b.share - a.share);
+  }
+
+  function advice(at) {
+    const [best, next, margin, low, high] = data.leads[cell(at)];
+    if (!options(at)[0].share) return "No configuration keeps any request good.";
+    const ahead = `${margin.toFixed(1)} points ahead of ${arms[next].label} ` +
+      (low === null ? "(no interval: too few blocks)"
+        : `(${data.level} workload interval ${signed(low)} to ${signed(high)})`);
+    return low > 0 ? `${arms[best].label}: ${ahead}.`
+      : `No clear one: ${arms[best].label} is ${ahead}, which is within noise.`;
+  }
+
+  function bars(shown) {
+    const rows = [...shown].reverse();
+    Plotly.react(root.querySelector(".kvab-bars"), [{
+      type: "bar", orientation: "h", y: rows.map((row) => row.label), x: rows.map((row) => row.share),
+      marker: { color: rows.map((row) => row.color) }, hoverinfo: "skip",
+      error_x: { type: "data", symmetric: false, color,
+        array: rows.map((row) => row.high - row.share), arrayminus: rows.map((row) => row.share - row.low) },
+    }], { ...layout, xaxis: { range: [0, 100], title: "good requests [%]" }, yaxis: { automargin: true } }, settings);
+  }
+
+  function map(at) {
+    const z = grid.itl_ms.map((_, i) => grid.ttft_ms.map((_, t) => {
+      const [best, , margin] = data.leads[cell({ ...at, ttft_ms: t, itl_ms: i })];
+      return margin > 0 ? best : null;
+    }));
+    const scale = arms.flatMap((arm, n) => [[n / arms.length, arm.color], [(n + 1) / arms.length, arm.color]]);
+    Plotly.react(root.querySelector(".kvab-map"), [
+      { type: "heatmap", z, x: grid.ttft_ms.map(String), y: grid.itl_ms.map(String), showscale: false,
+        zmin: -0.5, zmax: arms.length - 0.5, colorscale: scale, xgap: 1, ygap: 1, hoverinfo: "skip" },
+      { type: "scatter", mode: "markers", x: [String(grid.ttft_ms[at.ttft_ms])], y: [String(grid.itl_ms[at.itl_ms])],
+        marker: { size: 13, color: "#fff", line: { color: "#000", width: 3 } }, hoverinfo: "skip", showlegend: false },
+    ], { ...layout, height: 340, xaxis: { type: "category", title: "TTFT within [ms]", tickangle: -45 },
+      yaxis: { type: "category", title: "ITL within [ms]", automargin: true } }, settings);
+  }
+
+  function show() {
+    const at = Object.fromEntries(keys.map((key) => [key, Number(slider[key].value)]));
+    for (const key of keys) {
+      const value = grid[key][at[key]], unit = key === "load" ? " times the trace's" : " ms";
+      root.querySelector(`output[name=${key}]`).textContent = value.toLocaleString("en-US") + unit;
+      slider[key].setAttribute("aria-valuetext", value.toLocaleString("en-US") + unit);
+    }
+    const shown = options(at);
+    root.querySelector("tbody").innerHTML = shown.map((row) =>
+      `<tr><th scope="row"><span class="kvab-key" style="background: ${row.color}"></span>${row.label}</th>` +
+      `<td>${row.share.toFixed(1)} %</td><td>${ends(row)}</td>` +
+      `<td>${row.hours}</td><td>${row.dollars}</td></tr>`).join("");
+    root.querySelector("[aria-live]").textContent = advice(at);
+    if (window.Plotly) { bars(shown); map(at); }
+  }
+
+  for (const key of keys) slider[key].addEventListener("input", show);
+  root.hidden = false;
+  show();
+});

@@ -1,0 +1,204 @@
+"""Page 13: which configuration at your bounds and load: a map, and an explorer that works offline.
+
+Input: a sweep judged at a grid of bounds. Output: the static map, and the explorer: native sliders
+whose script (``bounds.js``) reads the counts from the page itself; plotly draws for it.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+
+from kvab.console import counted, plain
+from kvab.pages.theme import WIDTH_IN, Drawing, arm_styles, drawn, unless_missing
+from kvab.runs.bounds import Bounds
+
+PLOTLY = "_static/plotly.min.js"  # written into the book when it is built
+SHOWN = 6  # loads of the map
+LABELS = {"load": "Load", "ttft_ms": "First token within", "itl_ms": "Next ones within, each"}
+HEADS = ("configuration", "good requests", "workload interval [%]",
+         "GPU-hours for 1,000 good", "dollars for 1M good output tokens")  # fmt: skip
+NO_BOUNDS = (
+    ":::{note}\nNo sweep of this study was judged at other bounds yet: run `kvab capacity`.\n:::"
+)
+
+
+def _source(bounds: Bounds, _: bool = True) -> str:
+    """Return where a figure's data come from, for the end of its caption."""
+    swept = bounds.swept
+    kind = "simulated, not measured" if swept.simulated else "measured"
+    generated = " GENERATED WORKLOAD." if swept.synthetic else ""
+    return (
+        f"Source: {swept.cluster}, {counted(len(bounds.grid['load']), 'load')} of "
+        f"{swept.summary.trace.name}; {kind}.{generated}"
+    )
+
+
+@unless_missing(NO_BOUNDS)
+def provenance(bounds: Bounds) -> str:
+    """Return the notice on top of the page."""
+    swept, trace = bounds.swept, bounds.swept.summary.trace
+    what = f"{plain(swept.summary.cluster['description'])}, replaying {plain(trace.name)}"
+    title = "Simulated, not measured" if swept.simulated else "Measured"
+    return f":::{{admonition}} {title}\n:class: important\n{what} slower and faster.\n:::"
+
+
+def _leaders(bounds: Bounds) -> pd.DataFrame:
+    """Return who leads at each point of the grid: ``best``, ``sure`` (beyond noise)."""
+    leads = bounds.leads
+    ahead = leads["margin"] > 0
+    return pd.DataFrame({"best": leads["best"].where(ahead), "sure": ahead & (leads["low"] > 0)})
+
+
+def _loads(bounds: Bounds) -> list[float]:
+    """Return the loads of the map: the trace's own, the ends, and some between."""
+    loads = bounds.grid["load"]
+    at = np.unique(np.linspace(0, len(loads) - 1, SHOWN).round().astype(int))
+    return sorted({*(loads[n] for n in at), 1.0} & {*loads})
+
+
+@drawn("bounds-map", lambda b: b.best, source=_source)
+def map_figure(bounds: Bounds) -> Drawing:
+    """Who keeps most requests good, by both bounds: a panel for each of some loads."""
+    loads, leaders = _loads(bounds), _leaders(bounds)
+    columns = 3 if len(loads) > 4 else 2
+    rows = -(-len(loads) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(WIDTH_IN, 0.4 + 2.3 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    for axes in panels.flat[len(loads) :]:
+        axes.set_visible(False)
+    for axes, load in zip(panels.flat, loads, strict=False):
+        _panel(axes, bounds, leaders.loc[load])
+        axes.set_title(f"load {load:g}x")
+    for axes in panels[-1]:
+        axes.set_xlabel("TTFT within [ms]")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("ITL within [ms]")
+    caption = (
+        f"{lead(bounds, 1.0 if 1.0 in loads else loads[0])} Each field a pair of bounds, its "
+        "letters and colour the configuration that keeps most requests good there; pale where its "
+        "lead is within noise, empty where none leads."
+    )
+    return figure, caption, f"Small maps of bounds, one for each load. {caption}"
+
+
+def _panel(axes: Axes, bounds: Bounds, leaders: pd.DataFrame) -> None:
+    """Draw who leads at one load."""
+    arms, grid = bounds.swept.arms, bounds.grid
+    styles = arm_styles(arms)
+    number = {name: n for n, name in enumerate(arms)}
+    best = leaders["best"].map(number).unstack("ttft_ms")
+    sure = leaders["sure"].unstack("ttft_ms")
+    axes.imshow(
+        best, origin="lower", aspect="auto", vmin=-0.5, vmax=len(arms) - 0.5,
+        cmap=ListedColormap([styles[name]["color"] for name in arms]),
+        alpha=np.where(sure, 0.85, 0.3),
+    )  # fmt: skip
+    for name, n in number.items():
+        at = np.argwhere(best.to_numpy() == n)
+        if len(at):
+            y, x = at[np.abs(at - np.median(at, axis=0)).sum(axis=1).argmin()]
+            axes.text(
+                x, y, arms[name].short, ha="center", va="center", fontsize=8, fontweight="bold",
+                bbox={"facecolor": "white", "linewidth": 0, "pad": 1},
+            )  # fmt: skip
+    for ticks, key in ((axes.set_xticks, "ttft_ms"), (axes.set_yticks, "itl_ms")):
+        ticks(range(0, len(grid[key]), 3), [f"{value:g}" for value in grid[key][::3]])
+    axes.grid(visible=False)
+
+
+def lead(bounds: Bounds, load: float) -> str:
+    """Return at how many pairs of bounds each configuration leads at a load, the most first."""
+    leaders, arms = _leaders(bounds).loc[load], bounds.swept.arms
+    counts = leaders["best"].value_counts()
+    clauses = []
+    for name, count in counts.items():
+        sure = int(leaders.loc[leaders["best"] == name, "sure"].sum())
+        clauses.append(f"{arms[str(name)].label} at {count} ({sure} beyond noise)")
+    return (
+        f"Of {len(leaders)} pairs of bounds at load {load:g}, most requests are kept good by "
+        + (f"{', by '.join(clauses)}.")
+    )
+
+
+@unless_missing("")
+def lesson(bounds: Bounds) -> str:
+    """Return what the map says of the lowest load, the trace's own, and the highest."""
+    loads = bounds.grid["load"]
+    shown = sorted({loads[0], 1.0, loads[-1]} & {*loads})
+    return "\n".join(f"- {lead(bounds, load)}" for load in shown)
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """The explorer, which shows itself in a notebook; without scripts nothing of it is seen."""
+
+    data: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        content = json.dumps(self.data, separators=(",", ":")).replace("</", "<\\/")
+        heads = "".join(f'<th scope="col">{head}</th>' for head in HEADS)
+        sliders = "".join(
+            f'<label>{label}: <output name="{key}"></output>'
+            f'<input type="range" name="{key}" min="0" max="{len(self.data["grid"][key]) - 1}" '
+            f'value="{self.data["start"][key]}"></label>'
+            for key, label in LABELS.items()
+        )
+        script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+        return (
+            f'<section id="kvab-explorer" aria-label="Explorer of bounds and load" hidden>{sliders}'
+            '<p aria-live="polite"></p><div class="kvab-table" role="region" tabindex="0" '
+            f'aria-label="Configurations at these bounds"><table><thead><tr>{heads}</tr></thead>'
+            '<tbody></tbody></table></div><div class="kvab-bars" aria-hidden="true"></div>'
+            "<p>Who leads at this load, by both bounds; the ring is where the sliders stand.</p>"
+            '<div class="kvab-map" aria-hidden="true"></div></section>'
+            f'<script type="application/json" id="kvab-bounds">{content}</script>'
+            f'<script src="{PLOTLY}" defer></script><script>{script}</script>'
+        )
+
+
+@unless_missing(None)
+def explorer(bounds: Bounds) -> Explorer:
+    """Return the explorer, which begins at the study's own bounds and load."""
+    swept, grid = bounds.swept, bounds.grid
+    names = [*swept.arms]
+    styles = arm_styles(swept.arms)
+    shares = bounds.shares.reindex(
+        pd.MultiIndex.from_product([*grid.values(), names], names=bounds.shares.index.names)
+    )
+    leads = bounds.leads
+    hours = {(cell.load, cell.configuration): cell.gpu_hours_spent for cell in swept.load_cells}
+    start = {"load": 1.0, "ttft_ms": swept.study.slo.ttft_ms, "itl_ms": swept.study.slo.itl_ms}
+    return Explorer({
+        "grid": grid,
+        "arms": [{"label": html.escape(swept.arms[n].label), "color": styles[n]["color"]}
+                 for n in names],
+        "start": {key: int(np.searchsorted(grid[key], value, side="right")) - 1
+                  for key, value in start.items()},
+        "requests": int(shares["requests"].iloc[0]),
+        "good": shares["good"].tolist(),
+        "tokens": shares["good_output_tokens"].tolist(),
+        "low": _points(shares["low"]),
+        "high": _points(shares["high"]),
+        "leads": [*zip(
+            (names.index(name) for name in leads["best"]),
+            (names.index(name) for name in leads["next"]),
+            *(_points(leads[key]) for key in ("margin", "low", "high")), strict=True)],
+        "hours": [hours[load, name] for load in grid["load"] for name in names],
+        "price": swept.declared(swept.study).gpu_dollars_per_hour,
+        "level": swept.study.statistics.percent,
+    })  # fmt: skip
+
+
+def _points(shares: pd.Series) -> list[float | None]:
+    return [None if np.isnan(value) else round(100 * float(value), 1) for value in shares]
