@@ -57,7 +57,7 @@ def write_beside(path: Path, content: bytes) -> None:
 def source_digest() -> str:
     """Return the sha256 of this package's source: a change of the code is a change of the key."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.[pj][ys]")):  # and scripts of pages
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -11,10 +11,10 @@ document.addEventListener("DOMContentLoaded", () => {
     margin: { l: 10, r: 10, t: 10, b: 45 }, height: 260, font: { color, size: 13 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
   };
+  let frame = 0;
   const settings = { displayModeBar: false, responsive: true };
 
-  const number = (value) => {
-    const digits = Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
+  const number = (value, digits = Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2) => {
     return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   };
   const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(1);
@@ -28,7 +28,7 @@ document.addEventListener("DOMContentLoaded", () => {
       return {
         ...arm, n, share: (100 * good) / data.requests, low: data.low[k], high: data.high[k],
         hours: good ? number(hours / (good / 1000)) : "–",
-        dollars: data.price && tokens ? ((data.price * hours) / (tokens / 1e6)).toFixed(2) : "–",
+        dollars: data.price && tokens ? number((data.price * hours) / (tokens / 1e6), 2) : "–",
       };
     });
     return found.sort((a, b) => b.share - a.share);
@@ -51,7 +51,7 @@ document.addEventListener("DOMContentLoaded", () => {
       marker: { color: rows.map((row) => row.color) }, hoverinfo: "skip",
       error_x: { type: "data", symmetric: false, color,
         array: rows.map((row) => row.high - row.share), arrayminus: rows.map((row) => row.share - row.low) },
-    }], { ...layout, xaxis: { range: [0, 100], title: "good requests [%]" }, yaxis: { automargin: true } }, settings);
+    }], { ...layout, xaxis: { range: [0, 102], title: { text: "good requests [%]" } }, yaxis: { automargin: true } }, settings);
   }
 
   function map(at) {
@@ -65,8 +65,8 @@ document.addEventListener("DOMContentLoaded", () => {
         zmin: -0.5, zmax: arms.length - 0.5, colorscale: scale, xgap: 1, ygap: 1, hoverinfo: "skip" },
       { type: "scatter", mode: "markers", x: [String(grid.ttft_ms[at.ttft_ms])], y: [String(grid.itl_ms[at.itl_ms])],
         marker: { size: 13, color: "#fff", line: { color: "#000", width: 3 } }, hoverinfo: "skip", showlegend: false },
-    ], { ...layout, height: 340, xaxis: { type: "category", title: "TTFT within [ms]", tickangle: -45 },
-      yaxis: { type: "category", title: "ITL within [ms]", automargin: true } }, settings);
+    ], { ...layout, height: 340, xaxis: { type: "category", title: { text: "TTFT within [ms]" }, tickangle: -45 },
+      yaxis: { type: "category", title: { text: "ITL within [ms]" }, automargin: true } }, settings);
   }
 
   function show() {
@@ -82,7 +82,8 @@ document.addEventListener("DOMContentLoaded", () => {
       `<td>${row.share.toFixed(1)} %</td><td>${ends(row)}</td>` +
       `<td>${row.hours}</td><td>${row.dollars}</td></tr>`).join("");
     root.querySelector("[aria-live]").textContent = advice(at);
-    if (window.Plotly) { bars(shown); map(at); }
+    cancelAnimationFrame(frame); // figures follow once a frame, however fast a slider moves
+    frame = requestAnimationFrame(() => { if (window.Plotly) { bars(shown); map(at); } });
   }
 
   for (const key of keys) slider[key].addEventListener("input", show);

@@ -87,7 +87,7 @@ def map_figure(bounds: Bounds) -> Drawing:
     caption = (
         f"{lead(bounds, 1.0 if 1.0 in loads else loads[0])} Each field a pair of bounds, its "
         "letters and colour the configuration that keeps most requests good there; pale where its "
-        "lead is within noise, empty where none leads."
+        "lead is within noise, empty on a tie."
     )
     return figure, caption, f"Small maps of bounds, one for each load. {caption}"
 
@@ -193,11 +193,16 @@ def explorer(bounds: Bounds) -> Explorer:
         "leads": [*zip(
             (names.index(name) for name in leads["best"]),
             (names.index(name) for name in leads["next"]),
-            *(_points(leads[key]) for key in ("margin", "low", "high")), strict=True)],
+            *(_exact(leads[key]) for key in ("margin", "low", "high")), strict=True)],
         "hours": [hours[load, name] for load in grid["load"] for name in names],
         "price": swept.declared(swept.study).gpu_dollars_per_hour,
         "level": swept.study.statistics.percent,
     })  # fmt: skip
+
+
+def _exact(shares: pd.Series) -> list[float | None]:
+    """Return shares in points, unrounded: a lead of 0.01 points still has its sign."""
+    return [None if np.isnan(value) else float(f"{100 * float(value):.6g}") for value in shares]
 
 
 def _points(shares: pd.Series) -> list[float | None]:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
+import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -265,3 +266,68 @@ def test_a_bundle_makes_the_same_book_where_nothing_can_be_replayed(book, tmp_pa
     assert there.keys() == here.keys()
     for name, outputs in there.items():
         assert here[name] == outputs, name
+
+
+SET = """(at) => {
+  for (const [name, value] of Object.entries(at)) {
+    const slider = document.querySelector(`#kvab-explorer input[name=${name}]`);
+    slider.value = value;
+    slider.dispatchEvent(new Event("input"));
+  }
+  const rows = [...document.querySelectorAll("#kvab-explorer tbody tr")];
+  return {
+    rows: rows.map((row) => [...row.children].map((cell) => cell.textContent)),
+    advice: document.querySelector("#kvab-explorer [aria-live]").textContent,
+  };
+}"""
+
+
+def test_the_explorer_says_what_kvab_advise_prints(book, browser):
+    from kvab.cli.advice import advice_lines
+    from kvab.runs.bounds import load_bounds
+
+    bounds = load_bounds("recipes/qwen3-32b/study.yaml", "simulated-h200", "book/published")
+    grid, rng = bounds.grid, np.random.default_rng(20261128)
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto((book[1].parent / "13_bounds.html").as_uri(), wait_until="load")
+    for _ in range(50):
+        at = {key: int(rng.integers(len(values))) for key, values in grid.items()}
+        shown = page.evaluate(SET, at)
+        chosen = {key: grid[key][n] for key, n in at.items()}
+        printed = dict(advice_lines(bounds.at(**chosen)))
+        for name, share, ends, hours, dollars in shown["rows"]:
+            text = f"{share} good ({ends.replace(' to', ' % to')} %)"
+            if hours != "–":
+                text += f", {hours} GPU-hours for 1,000 good requests"
+                text += f", {dollars} dollars for 1M good output tokens"
+            assert printed[name] == text, chosen
+        said = shown["advice"].rstrip(".")
+        assert said.lower() in (printed["advice"], printed["advice"].lower()) or (
+            said == "No configuration keeps any request good"
+            and printed["advice"] == "none keeps any request good"
+        ), chosen
+    page.close()
+
+
+def test_the_explorer_is_moved_by_the_keyboard_and_drawn_by_plotly(book, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto((book[1].parent / "13_bounds.html").as_uri(), wait_until="load")
+    load = page.locator("#kvab-explorer input[name=load]")
+    before = page.locator("#kvab-explorer output[name=load]").inner_text()
+    load.focus()
+    page.keyboard.press("ArrowRight")
+    after = page.locator("#kvab-explorer output[name=load]").inner_text()
+    assert (before, after) == ("1 times the trace's", "1.25 times the trace's")
+    assert load.get_attribute("aria-valuetext") == after
+    assert page.locator("#kvab-explorer .main-svg").count() >= 2
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()
+
+
+def test_without_scripts_the_map_stands_and_the_explorer_does_not(book, browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((book[1].parent / "13_bounds.html").as_uri())
+    assert page.locator("#fig-bounds-map img").is_visible()
+    assert not page.locator("#kvab-explorer").is_visible()
+    context.close()

@@ -206,3 +206,16 @@ def test_the_study_declares_a_grid_with_its_own_bounds():
     study = load_study(STUDY)
     assert study.slo.ttft_ms in study.capacity.ttft_ms
     assert study.slo.itl_ms in study.capacity.itl_ms
+
+
+def test_the_page_counts_who_leads_and_its_data_stay_small():
+    from kvab.pages import bounds as page
+
+    judged = load_bounds(STUDY, CLUSTER, "book/published")
+    said = page.lead(judged, 1.0)
+    leads = judged.leads.loc[1.0]
+    assert said.startswith(f"Of {len(leads)} pairs of bounds at load 1,")
+    for name, count in leads[leads["margin"] > 0]["best"].value_counts().items():
+        assert f"{judged.swept.arms[name].label} at {count} (" in said
+    assert len(json.dumps(page.explorer(judged).data)) < 400_000
+    assert page.explorer(None) is None and "kvab capacity" in page.provenance(None)
