@@ -9,7 +9,7 @@ machine's runs, else the published ones, as one object.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -29,7 +29,8 @@ from kvab.study import Study, load_cluster, load_study
 from kvab.study.declaration import Sensitivity
 from kvab.study.variants import AS_DECLARED, Variant
 
-TRANSFER, FRONTEND, CHUNK, REUSE = "KV transfer", "frontend", "chunk", "reuse"
+TRANSFER, FRONTEND, CHUNK = "KV transfer", "frontend", "chunk"
+REUSE, TENSOR = "reuse", "tensor parallelism"
 TIMES, CLOCK, AGAIN, ORDER = "step times", "clock", "again", "order"
 SETTING = {  # the columns that say what each sweep varies
     TRANSFER: ["kv_transfer_gb_per_s"],
@@ -37,6 +38,7 @@ SETTING = {  # the columns that say what each sweep varies
     CHUNK: ["chunk_tokens"],
     TIMES: ["prefill_time_ratio", "decode_time_ratio"],
     REUSE: ["reuse"],
+    TENSOR: ["tensor_parallel", "speed"],
     CLOCK: ["spread"],
     AGAIN: ["again"],
 }
@@ -78,7 +80,9 @@ def plan_cells(scope: Scope) -> list[Cell]:
 
     def cell(sweep: str, name: str, variant: Variant) -> Cell:
         normal, job = normal_runs[name], scope.job(name, variant)
-        moved = variant.spread or variant.again or variant.reuse != 1
+        if variant.tensor_parallel and job.topology == normal.topology:
+            job = scope.job(name, replace(variant, tensor_parallel=None))
+        moved = variant.spread or variant.again or (variant.speed, variant.reuse) != (1, 1)
         same = not moved and (job.cluster, job.topology) == (normal.cluster, normal.topology)
         return Cell(sweep, normal if same else job, variant)
 
@@ -110,6 +114,9 @@ def _variants(asked: Sensitivity) -> Iterator[tuple[str, Variant]]:
             yield TIMES, Variant(prefill_time_ratio=prefill, decode_time_ratio=decode)
     for share in asked.reuse:
         yield REUSE, Variant(reuse=share)
+    for gpus in asked.tensor_parallel:
+        for load in asked.tensor_loads:
+            yield TENSOR, Variant(tensor_parallel=gpus, speed=load)
     yield CLOCK, Variant(spread=True)
     for again in range(asked.again):
         yield AGAIN, Variant(again=again)

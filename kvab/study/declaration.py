@@ -146,7 +146,8 @@ class Sensitivity(Declared):
 
     ``kv_transfer_gb_per_s`` and ``frontend_ms_per_1k_tokens`` are a profile's, ``chunk_tokens``
     the engines' --max-num-batched-tokens, ``time_ratios`` stretch steps of prefill and decode,
-    ``reuse`` is the share of conversations that keep what they reuse of others and of themselves;
+    ``reuse`` is the share of conversations that keep what they reuse of others and of themselves,
+    ``tensor_parallel`` the GPUs of each aggregated worker at each of ``tensor_loads``;
     ``again`` replays of the very same order show what the router's own chance is worth.
     """
 
@@ -155,6 +156,8 @@ class Sensitivity(Declared):
     chunk_tokens: list[Count]
     time_ratios: list[Positive]
     reuse: list[Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=list)
+    tensor_parallel: list[Count] = Field(default_factory=list)
+    tensor_loads: list[Positive] = Field(default_factory=list)
     again: Count
 
 

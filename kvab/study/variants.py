@@ -50,6 +50,8 @@ class Variant:
         sending, instead of all at once.
     chunk_tokens : int or None
         Tokens that a step batches at most (``--max-num-batched-tokens``).
+    tensor_parallel : int or None
+        GPUs of each aggregated worker, of as many workers as the same GPUs make.
     kv_transfer_gb_per_s, frontend_ms_per_1k_tokens : float or None
         As in the profile; a transfer of infinite bandwidth is free.
     prefill_time_ratio, decode_time_ratio : float
@@ -66,6 +68,7 @@ class Variant:
     split: Split | None = None
     spread: bool = False
     chunk_tokens: int | None = None
+    tensor_parallel: int | None = None
     kv_transfer_gb_per_s: float | None = None
     frontend_ms_per_1k_tokens: float | None = None
     prefill_time_ratio: float = 1.0
@@ -82,6 +85,7 @@ class Variant:
             f"x{self.speed:g}": self.speed != 1,
             "spread": self.spread,
             f"chunk{self.chunk_tokens}": self.chunk_tokens,
+            f"tp{self.tensor_parallel}": self.tensor_parallel,
             f"kv{self.kv_transfer_gb_per_s}": self.kv_transfer_gb_per_s,
             f"frontend{self.frontend_ms_per_1k_tokens}": self.frontend_ms_per_1k_tokens is not None,
             f"prefill{self.prefill_time_ratio:g}": self.prefill_time_ratio != 1,
@@ -99,6 +103,7 @@ class Variant:
             "bursts": (self.spread, "spread"),
             "chunk tokens": (self.chunk_tokens, self.chunk_tokens),
             "reuse": (self.reuse != 1, self.reuse),
+            "tensor parallel": (self.tensor_parallel, self.tensor_parallel),
             "again": (self.again, self.again),
             "replicas": (self.split, self.split and self.split.model_dump()),
         }
@@ -137,7 +142,7 @@ class Variant:
         )  # fmt: skip
 
     def topology(self, topology: Topology) -> Topology:
-        """Return the topology with this split and chunk; all else stays ``deploy.yaml``'s.
+        """Return the topology with these workers and chunks; all else stays ``deploy.yaml``'s.
 
         Raises
         ------
@@ -150,6 +155,8 @@ class Variant:
                 for role, group in topology.groups.items()
             }
             topology = replace(topology, groups=chunked)
+        if self.tensor_parallel and topology.mode == "aggregated":
+            topology = _in_parallel(topology, self.tensor_parallel)
         if self.split is None:
             return topology
         numbers = self.split.model_dump()
@@ -172,6 +179,23 @@ class Variant:
                 fix="compare splits of equal hardware",
             )
         return varied
+
+
+def _in_parallel(topology: Topology, gpus: int) -> Topology:
+    """Return an aggregated topology with so many GPUs a worker, on the same GPUs."""
+    replicas, left = divmod(topology.gpus, gpus)
+    if left:
+        raise InputError(
+            expected=f"a divisor of the {topology.gpus} GPUs of deploy.yaml",
+            got=f"{gpus} GPUs a worker",
+            path=topology.deployment,
+            fix="compare workers on equal hardware",
+        )
+    groups = {
+        role: replace(group, replicas=replicas, gpus_per_worker=gpus, tensor_parallel=gpus)
+        for role, group in topology.groups.items()
+    }
+    return replace(topology, groups=groups)
 
 
 AS_DECLARED = Variant()

@@ -20,6 +20,7 @@ from kvab.runs.sensitivity import (
     AGAIN,
     CLOCK,
     REUSE,
+    TENSOR,
     TIMES,
     TRANSFER,
     load_sensitivity,
@@ -84,6 +85,16 @@ def test_a_chunk_is_that_of_every_worker(small_trace):
     planned = job(small_trace, "disagg-kv-router", Variant(chunk_tokens=2048))
     assert {group.max_batched_tokens for group in planned.topology.groups.values()} == {2048}
     assert planned.path.name == "chunk2048"
+
+
+def test_aggregated_workers_of_more_gpus_are_fewer(small_trace):
+    planned = job(small_trace, "agg-round-robin", Variant(tensor_parallel=4, speed=0.5))
+    (group,) = planned.topology.groups.values()
+    assert (group.replicas, group.gpus_per_worker, group.tensor_parallel) == (4, 4, 4)
+    assert planned.topology.gpus == 16 and planned.path.name == "x0.5-tp4"
+    assert planned.depends_on()["tensor parallel"] == 4
+    with pytest.raises(InputError, match="a divisor of the 16 GPUs"):
+        job(small_trace, "agg-round-robin", Variant(tensor_parallel=3))
 
 
 def test_a_cell_with_the_values_that_are_declared_is_the_normal_run(small_trace, tmp_path):
@@ -152,7 +163,7 @@ def replayed(checkout, small_trace):
     content["sensitivity"] = {
         "kv_transfer_gb_per_s": ["free", 50, 5], "frontend_ms_per_1k_tokens": [1],
         "chunk_tokens": [1024, 8192], "time_ratios": [1, 1.3], "reuse": [1, 0],
-        "again": 2,
+        "tensor_parallel": [2, 4], "tensor_loads": [0.5, 1], "again": 2,
     }  # fmt: skip
     (checkout / STUDY).write_text(yaml.safe_dump(content))
     replay_sensitivity(STUDY, CLUSTER, None, small_trace)
@@ -171,6 +182,10 @@ def test_what_is_replayed_is_kept_read_and_said(replayed, checkout, small_trace,
     assert slower[1, 1.3] == pytest.approx(1.3 * slower[1, 1], rel=0.05)
     assert len(replayed.of(AGAIN)) == 4
     assert {*replayed.of(REUSE)["reuse"]} == {0, 1} and len(replayed.of(REUSE)) == 8
+    tensor = replayed.of(TENSOR).set_index(["configuration", "tensor_parallel", "speed"])
+    paces = tensor["itl_ms_mean"]
+    assert len(tensor) == 16 and paces["agg-round-robin", 4, 1] < paces["agg-round-robin", 2, 1]
+    assert paces["disagg-kv-router", 4, 0.5] == paces["disagg-kv-router", 2, 0.5]
     of_none = checkout / "runs/qwen3-32b" / CLUSTER / "capacity/agg-kv-router/reuse0"
     assert runs.read_run(of_none).requests["cached_tokens"].sum() == 0
     assert {*replayed.effects["sweep"]} >= {TRANSFER, TIMES, CLOCK}
