@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kvab.declarations import digest
+from kvab.declarations import Json, digest
 from kvab.errors import KvabError
 from kvab.study import Profile, Study
 from kvab.study.benchmark import read_scripts
@@ -85,7 +85,7 @@ class Job:
         """Trace rows in sending order: the file's for repeat 1, else shuffled within bursts."""
         return burst_order(self.trace.timestamp_ms[: self.rows], self.study.seed(self.repeat))
 
-    def depends_on(self) -> dict[str, Any]:
+    def depends_on(self) -> Json:
         """Return what the result depends on; a run serves as long as none of it changes."""
         recipe = self.recipe
         manifests = {"deploy.yaml": recipe.digest}

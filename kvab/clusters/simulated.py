@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ from kvab.clusters.base import (
     Progress,
     look,
 )
+from kvab.declarations import Json
 from kvab.errors import DependencyError, InputError
 from kvab.requests.simulator import from_simulator
 from kvab.study import Live, Simulated, Study
@@ -44,6 +45,13 @@ ALIKE_STEP_MS = 0.001
 CLOCK_DECIMALS = 4  # of times in ms: the simulator's records come back as exact
 PROGRESS_INTERVAL_MS = 30_000.0
 ROUTER_POLICIES = {"round_robin": "round_robin", "kv": "kv_router"}
+
+
+class Report(Protocol):
+    """What the simulator returns of a replay: a record of each request, and their summary."""
+
+    per_request: list[Json] | None
+    summary: Json
 
 
 class SimulatedCluster(Cluster):
@@ -201,12 +209,12 @@ def simulate(
     trace: Trace,
     order: np.ndarray,
     on_progress: Progress | None = None,
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+) -> tuple[pd.DataFrame, Json]:
     """Return the requests table of a simulated replay, and what was asked and summarized."""
     sent = sent_ms(trace, order)
     reached = reached_ms(sent, trace.input_tokens[order], profile.frontend_ms_per_1k_tokens)
     report, config = simulated(profile, topology, trace, order, reached, on_progress=on_progress)
-    requests = from_simulator(report.per_request, trace, order, sent, reached)
+    requests = from_simulator(report.per_request or [], trace, order, sent, reached)
     return requests, {"prediction": config, "summary": report.summary}
 
 
@@ -218,7 +226,7 @@ def simulated(
     at_ms: np.ndarray,
     users: int | None = None,
     on_progress: Progress | None = None,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Report, Json]:
     """Return the simulator's report on the rows of ``order``, and what it was asked.
 
     They reach the router at the times of ``at_ms``; with ``users`` instead as soon as fewer than
@@ -361,7 +369,7 @@ def _speedup(topology: Topology, profile: Simulated | Live) -> dict[str, dict[st
     return {role: steps[role] for role in topology.groups}
 
 
-def _workers(group: WorkerGroup) -> dict[str, Any]:
+def _workers(group: WorkerGroup) -> Json:
     return {
         "parallelism": {
             "replicas": group.replicas,
@@ -397,7 +405,7 @@ def write_trace(path: Path, trace: Trace, order: np.ndarray, at_ms: np.ndarray) 
             file.write(json.dumps(record) + "\n")
 
 
-def run_prediction(config: dict, on_progress: Progress | None) -> Any:
+def run_prediction(config: dict, on_progress: Progress | None) -> Report:
     """Run one prediction on Dynamo's offline replay; return its report, with every request."""
     from dynamo.llm import KvRouterConfig
     from dynamo.replay.api import TelemetryOptions, run_trace_replay
@@ -405,7 +413,7 @@ def run_prediction(config: dict, on_progress: Progress | None) -> Any:
     spec, hook = _compiled(config)
     deployment, done = spec.backend_deployment, 0
 
-    def count(sample: dict[str, Any]) -> None:
+    def count(sample: Json) -> None:
         nonlocal done
         done += sample["traffic"]["completed_requests"]
         if on_progress:
@@ -432,7 +440,7 @@ def run_prediction(config: dict, on_progress: Progress | None) -> Any:
     )
 
 
-def _compiled(config: dict) -> tuple[Any, dict[str, Any]]:
+def _compiled(config: dict) -> tuple[Any, Json]:
     """Return the replay's specification, and the router's settings."""
     from aisimulate.compiler import prediction_to_replay_spec
     from aisimulate.config.cli import CorePredictionConfig
@@ -449,7 +457,7 @@ def _compiled(config: dict) -> tuple[Any, dict[str, Any]]:
     return spec, router.runtime_hooks[0].config if router.runtime_hooks else {}
 
 
-def _engines(deployment: Any, speedup: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _engines(deployment: Any, speedup: dict[str, dict[str, float]]) -> Json:
     """Return how many workers of each role there are, and the arguments of their engines."""
 
     def engine(role: str, arguments: Any) -> Any:
@@ -468,7 +476,7 @@ def _engines(deployment: Any, speedup: dict[str, dict[str, float]]) -> dict[str,
     }
 
 
-def _engine(deployment: Any, role: str, arguments: dict[str, Any]) -> Any:
+def _engine(deployment: Any, role: str, arguments: Json) -> Any:
     from aisimulate.runner import materialize_engine_launch_config
     from dynamo.mocker.config import normalize_mocker_config
 

@@ -236,7 +236,7 @@ def test_a_denied_admission_is_told_as_it_was_said(emulated, small_trace):
     said = 'admission webhook "vdynamographdeployment.kb.io" denied the request: no'
     emulated.controllers.admitted.append((403, said))
     error, path = attempt(emulated, small_trace)
-    assert f"admission denied: {said}" in str(error)
+    assert f"rejected: {said}" in str(error)
     assert emulated.left() == []
     assert not path.exists()
 
@@ -389,7 +389,7 @@ def test_what_no_repetition_mends_is_not_repeated_and_not_called_slow(
     fault = Fault("GET", "/version", status, "no such luck", times=99)
     emulated.server.faults.append(fault)
     error, _ = attempt(emulated, small_trace)
-    assert f"rejects it with status {status}: no such luck" in str(error)
+    assert f"rejected with status {status}: no such luck" in str(error)
     assert fault.times >= 97
     assert error.exit_code == 3
 

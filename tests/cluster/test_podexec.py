@@ -29,7 +29,7 @@ def tries(emulated):
     ("status", "said"),
     [
         (401, "exec in pod p: not allowed: Unauthorized; log in again"),
-        (403, 'exec in pod p: not allowed: pods "p" is forbidden: User "me" cannot create'),
+        (403, 'exec in pod p: rejected: pods "p" is forbidden: User "me" cannot create'),
         (404, 'exec in pod p: not found: pods "p" not found'),
     ],
 )

@@ -52,12 +52,12 @@ def test_a_start_lost_while_deploying_goes_on_with_the_same_deployment(emulated,
     lost = emulated.replay(small_trace)
     lost.prepare()
     lost.deploy()
-    uid = lost.cluster.expected.uid
+    uid = lost.cluster.uid
     lost.lock.leave()  # as the end of its process does
     again = emulated.replay(small_trace)
     again.prepare()
     again.deploy()
-    assert again.cluster.expected.uid == uid
+    assert again.cluster.uid == uid
     again.replay()
     assert runs.read_run(again.collect()).manifest.status == "complete"
     again.teardown()
@@ -73,14 +73,14 @@ def test_a_deployment_of_older_manifests_is_replaced(emulated, small_trace):
     lost = emulated.replay(small_trace)
     lost.prepare()
     lost.deploy()
-    uid = lost.cluster.expected.uid
+    uid = lost.cluster.uid
     lost.lock.leave()  # as the end of its process does
     path = emulated.checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.yaml"
     path.write_text(path.read_text().replace('"0.90"', '"0.85"'))
     again = emulated.replay(small_trace)
     again.prepare()
     again.deploy()
-    assert again.cluster.expected.uid != uid
+    assert again.cluster.uid != uid
     again.teardown()
 
 

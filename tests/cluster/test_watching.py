@@ -7,9 +7,9 @@ from rich.console import Console
 
 from kvab import console
 from kvab.clusters.kubernetes import health
-from kvab.clusters.kubernetes.health import COMPONENT_LABEL, Expected
+from kvab.clusters.kubernetes.health import COMPONENT_LABEL
 
-EXPECTED = Expected("dgd", "uid", {"Frontend": 1, "Worker": 2}, "Frontend", "svc", "model", 0, 2)
+REPLICAS = {"Frontend": 1, "Worker": 2}
 
 
 def pod(name, component, ready):
@@ -35,7 +35,7 @@ EVENTS = [
 
 def test_the_table_shows_counts_states_and_the_latest_event():
     out = io.StringIO()
-    Console(file=out, width=110).print(health.component_table(EXPECTED, PODS, EVENTS))
+    Console(file=out, width=110).print(health.component_table(REPLICAS, PODS, EVENTS))
     rows = [line for line in out.getvalue().splitlines() if "Frontend" in line or "Worker" in line]
     assert "1/1" in rows[0]
     assert "1/2" in rows[1]
@@ -50,7 +50,7 @@ def test_a_log_gets_a_line_a_change_and_a_terminal_a_live_table(
     monkeypatch.setenv("TTY_COMPATIBLE", terminal)  # as rich has it
     with console.Display("dgd") as display:
         for note in ("waits for pods", "waits for pods", "waits for models"):
-            display.show(note, health.component_table(EXPECTED, PODS, EVENTS))
+            display.show(note, health.component_table(REPLICAS, PODS, EVENTS))
     error = capsys.readouterr().err
     assert error.count("\n") == lines or terminal == "1"
     assert "waits for models" in error

@@ -18,14 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from tenacity import (
-    Retrying,
-    retry_if_exception,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_exponential,
-)
+import tenacity
 from urllib3.exceptions import HTTPError, SSLError
 
 from kvab.console import mask
@@ -62,10 +55,9 @@ class OverQuota(DependencyError):
 
 
 class Rule(NamedTuple):
-    """What an API server says when it does not do what it is asked to, why, and how to fix it."""
+    """The words of an API server that does not do what it is asked to, and how to fix it."""
 
     words: str
-    why: str
     fix: str
     error: type[KvabError] = DependencyError
 
@@ -73,49 +65,35 @@ class Rule(NamedTuple):
 # In the words of kube-apiserver's admission plugins. A webhook may quote any of the others.
 REJECTIONS = (
     Rule("failed calling webhook|conversion webhook for .* failed",
-         "the API server could not call a webhook",
-         "check the pods behind it; those of nvidia.com and kb.io are Dynamo's operator",
+         "check the webhook's pods; those of nvidia.com and kb.io are Dynamo's operator",
          WebhookDown),
-    Rule("denied the request", "admission denied",
-         "change the recipe as it says, or ask whoever runs the webhook for an exception",
-         InputError),
-    Rule("ValidatingAdmissionPolicy '", "a policy of the cluster denies it",
-         "change the recipe as it says, or ask the cluster's administrators for an exception",
-         InputError),
-    Rule("(exceeded|insufficient) quota|status unknown for quota", "over a quota of the namespace",
+    Rule("denied the request", "change the recipe as it says, or ask whoever runs the webhook for "
+         "an exception", InputError),
+    Rule("ValidatingAdmissionPolicy '", "change the recipe as it says, or ask the cluster's "
+         "administrators for an exception", InputError),
+    Rule("(exceeded|insufficient) quota|status unknown for quota",
          "free what it counts, or ask for a larger quota: `kubectl describe quota`", OverQuota),
-    Rule("failed quota: .* must specify", "a quota of the namespace wants more told",
+    Rule("failed quota: .* must specify",
          "give these resources in the recipe, or have a LimitRange set defaults"),
     Rule("(maximum|minimum) .+ usage per |max limit to request ratio per ",
-         "outside a LimitRange of the namespace",
-         "change the resources in the recipe, or have the range changed: "
-         "`kubectl describe limitrange`"),
-    Rule("violates PodSecurity", "the namespace's pod security level forbids it",
-         "have the namespace labelled pod-security.kubernetes.io/enforce=baseline, or give the "
-         "recipe the securityContext that it asks for"),
-    Rule("security context constraint", "no security context constraint allows it",
-         "have one granted to the namespace's service account"),
-    Rule("because it is being terminated", "the namespace is being deleted",
-         "wait until it is gone, then create it anew"),
-    Rule('User ".*" cannot ', "not allowed", "have recipes/rbac.yaml applied"),
+         "change the resources in the recipe, or have the LimitRange changed"),
+    Rule("violates PodSecurity", "have the namespace labelled pod-security.kubernetes.io/enforce="
+         "baseline, or give the recipe the securityContext that it asks for"),
+    Rule("security context constraint", "have one granted to the namespace's service account"),
+    Rule("because it is being terminated", "wait until it is gone, then create it anew"),
+    Rule('User ".*" cannot ', "have recipes/rbac.yaml applied"),
 )  # fmt: skip
-REJECTED = Rule("", "the API server rejects it", "fix the recipe", InputError)
-# By the status of the answer; others are errors of the server, or of the way to it.
-STATUSES = {
-    400: REJECTED,
-    401: Rule("", "not allowed", "log in again"),
-    403: Rule("", "not allowed", "this is no missing permission: ask the cluster's administrators "
-              "for the rule"),
-    404: Rule("", "not found", "see `kvab doctor`", Missing),
-    409: Rule("", "another one is there already", "delete it, or wait for it", Existing),
-    422: REJECTED,
-    500: Rule("", "the API server failed with status 500", "is the cluster up?"),
+# By the status of the answer: why it failed, and how to fix it.
+STATUSES: dict[int | None, tuple[str, str, type[KvabError]]] = {
+    400: ("rejected", "fix the recipe", InputError),
+    401: ("not allowed", "log in again", DependencyError),
+    403: ("not allowed", "no permission is missing: ask the cluster's administrators for the rule",
+          DependencyError),
+    404: ("not found", "see `kvab doctor`", Missing),
+    409: ("another one is there already", "delete it, or wait for it", Existing),
+    422: ("rejected", "fix the recipe", InputError),
+    500: ("the API server failed with status 500", "is the cluster up?", DependencyError),
 }  # fmt: skip
-REFUSED = Rule("", "the API server rejects it with status",
-               "is this cluster of a version that the README names?")  # fmt: skip
-UNTRUSTED = Rule("", "the API server's certificate is not trusted",
-                 "check the server and certificate-authority of your kubeconfig")  # fmt: skip
-UNANSWERED = Rule("", "the API server did not answer in time", "is the cluster up?")
 
 
 def rejection(text: str) -> Rule | None:
@@ -158,13 +136,18 @@ def explaining(what: str) -> Iterator[None]:
         yield
     except failures() as error:
         text, status = message(error), getattr(error, "status", None)
-        rule = rejection(text) if status not in (None, 404, 409) else None
-        if not rule and status in STATUSES:
-            rule = STATUSES[status]
-        elif not rule:
-            rule = UNANSWERED if passes(error) else REFUSED if status else UNTRUSTED
-        why = f"{rule.why} {status}" if rule is REFUSED else rule.why
-        raise rule.error(f"{what}: {why}: {text}; {rule.fix}") from None
+        kind: type[KvabError] = DependencyError
+        if status not in (None, 404, 409) and (rule := rejection(text)):
+            why, fix, kind = "rejected", rule.fix, rule.error
+        elif status in STATUSES:
+            why, fix, kind = STATUSES[status]
+        elif passes(error):
+            why, fix = "the API server did not answer in time", "is the cluster up?"
+        elif status:
+            why, fix = f"rejected with status {status}", "is the cluster of a supported version?"
+        else:
+            why, fix = "the API server's certificate is not trusted", "check your kubeconfig"
+        raise kind(f"{what}: {why}: {text}; {fix}") from None
 
 
 # Where kinds are served that are neither core's nor Dynamo's.
@@ -249,10 +232,10 @@ class Kube:
 
     def retried(self, once: Callable[[], T]) -> T:
         """Return what a call returns, repeated while its failure may pass."""
-        retrying = Retrying(
-            retry=retry_if_exception(passes),
-            stop=stop_after_delay(self.limits.retry_s),
-            wait=wait_exponential(multiplier=self.limits.poll_s / 10, max=10),
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(passes),
+            stop=tenacity.stop_after_delay(self.limits.retry_s),
+            wait=tenacity.wait_exponential(multiplier=self.limits.poll_s / 10, max=10),
             reraise=True,
         )
         return retrying(once)
@@ -473,10 +456,10 @@ class Pod:
 
     def retried(self, *command: str, stdin: bytes = b"") -> bytes:
         """Return a command's output; a lost connection is tried again."""
-        again = Retrying(
-            retry=retry_if_exception_type(Broken),
-            stop=stop_after_attempt(TRIES),
-            wait=wait_exponential(multiplier=0.2, max=10),
+        again = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Broken),
+            stop=tenacity.stop_after_attempt(TRIES),
+            wait=tenacity.wait_exponential(multiplier=0.2, max=10),
             reraise=True,
         )
         return again(self.run, *command, stdin=stdin)

@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -303,32 +303,17 @@ def last_lines(log: str, lines: int) -> str:
 
 COMPONENT_LABEL = "nvidia.com/dynamo-component"
 DEPLOYMENT_LABEL = "nvidia.com/dynamo-graph-deployment-name"
-Proxy = Callable[..., tuple[int, str]]
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What must be there: pods of each component, and the model that is served."""
+def selector(deployment: str) -> str:
+    """Return the label selector of a deployment's pods and components."""
+    return f"{DEPLOYMENT_LABEL}={deployment}"
 
-    deployment: str
-    uid: str
-    replicas: dict[str, int]
-    frontend: str
-    service: str
-    model: str
-    prefill: int
-    others: int
 
-    @property
-    def selector(self) -> str:
-        """Label selector of the deployment's pods and components."""
-        return f"{DEPLOYMENT_LABEL}={self.deployment}"
-
-    @property
-    def owned(self) -> str:
-        """Regular expression of the names that the operator and Grove give to what they make."""
-        parts = "|".join(re.escape(name.lower().replace(".", "-")) for name in self.replicas)
-        return rf"{re.escape(self.deployment)}(-\d+)?(-({parts})(-.*)?)?"
+def owned(deployment: str, components: Iterable[str]) -> str:
+    """Return a regular expression of the names that the operator and Grove give to its parts."""
+    parts = "|".join(re.escape(name.lower().replace(".", "-")) for name in components)
+    return rf"{re.escape(deployment)}(-\d+)?(-({parts})(-.*)?)?"
 
 
 def is_ready(pod: Object) -> bool:
@@ -341,7 +326,7 @@ def component_of(pod: Object) -> str:
     return (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL, "")
 
 
-def of_objects(expected: Expected, deployment: Object, pods: list[Object]) -> Iterator[str]:
+def of_objects(replicas: dict[str, int], deployment: Object, pods: list[Object]) -> Iterator[str]:
     """Yield what the deployment's status and its pods lack to be ready.
 
     The operator has reported success with the pods of an older generation, and failure while all
@@ -360,7 +345,7 @@ def of_objects(expected: Expected, deployment: Object, pods: list[Object]) -> It
         why = f"{ready.get('reason', 'unknown')}: {ready.get('message', '')}".rstrip(": ")
         yield f"condition Ready, now {why}"
     services = status.get("services") or status.get("components") or {}
-    for name, wanted in expected.replicas.items():
+    for name, wanted in replicas.items():
         reported = services.get(name, {})
         up = reported.get("readyReplicas", reported.get("availableReplicas"))
         updated = reported.get("updatedReplicas")
@@ -371,61 +356,10 @@ def of_objects(expected: Expected, deployment: Object, pods: list[Object]) -> It
             yield f"{name}: {wanted} ready pods, now {count}"
 
 
-def of_frontend(expected: Expected, proxy: Proxy) -> Iterator[str]:
-    """Yield what the frontend lacks: the model, or workers of each role."""
-    status, text = proxy(expected.service, "v1/models")
-    try:
-        models = [entry["id"] for entry in json.loads(text)["data"]] if status == 200 else []
-    except (ValueError, LookupError, TypeError):
-        models = []
-    if expected.model not in models:
-        yield f"{expected.model} is listed, now {', '.join(models) or status or text}"
-    status, text = proxy(expected.service, "health")
-    prefill, others = instances(text) if status == 200 else (0, 0)
-    if expected.prefill not in (0, prefill):
-        yield f"{expected.prefill} prefill workers registered, now {prefill}"
-    if expected.others != others:
-        yield f"{expected.others} workers registered, now {others}"
-
-
-def instances(health: str) -> tuple[int, int]:
-    """Return how many prefill and how many other workers a frontend's /health lists."""
-    try:
-        listed = json.loads(health).get("instances") or []
-    except (ValueError, AttributeError):
-        return 0, 0
-    workers = {
-        (entry.get("component"), entry.get("instance_id"))
-        for entry in listed
-        if entry.get("endpoint") == "generate" and "router" not in str(entry.get("component"))
-    }
-    prefill = sum(component == "prefill" for component, _ in workers)
-    return prefill, len(workers) - prefill
-
-
-def of_completion(expected: Expected, proxy: Proxy) -> Iterator[str]:
-    """Yield what came of a request, unless it brought streamed tokens and an end.
-
-    A model is listed seconds before a request to it succeeds: only an answer counts.
-    """
-    messages = [{"role": "user", "content": "Hello"}]
-    body = {"model": expected.model, "messages": messages, "max_tokens": 8, "stream": True}
-    status, text = proxy(expected.service, "v1/chat/completions", body)
-    lines = [line.removeprefix("data:").strip() for line in text.splitlines()]
-    try:
-        chunks = [json.loads(line) for line in lines if line.startswith("{")]
-        deltas = [choice["delta"] for chunk in chunks for choice in chunk.get("choices", [])]
-        words = [delta.get("content") or delta.get("reasoning_content") for delta in deltas]
-    except (ValueError, LookupError, AttributeError):
-        words = []
-    if status != 200 or "[DONE]" not in lines or not any(words):
-        yield f"a streamed completion, now {status} {text[:120]}"
-
-
-def component_table(expected: Expected, pods: list[Object], events: list[Object]) -> Table:
+def component_table(replicas: dict[str, int], pods: list[Object], events: list[Object]) -> Table:
     """Return components, how many of their pods are ready, what the others do, and the news."""
     table = Table("component", "ready", "pods", "latest event", expand=True)
-    for name, wanted in expected.replicas.items():
+    for name, wanted in replicas.items():
         own = {pod["metadata"]["name"]: _state(pod) for pod in pods if component_of(pod) == name}
         states = Counter(own.values())
         listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
@@ -469,9 +403,9 @@ def diagnostics(
     selectors = [f"job-name={name}" for name in jobs]
     names = {"Job": jobs, "PersistentVolumeClaim": claims}
     if deployment:
-        selectors.insert(0, of := f"{DEPLOYMENT_LABEL}={deployment}")
+        selectors.insert(0, f"{DEPLOYMENT_LABEL}={deployment}")
         names[DEPLOYMENT] = [deployment]
-        keep(f"{COMPONENT.lower()}s-0.json", partial(kube.list, COMPONENT, of))
+        keep(f"{COMPONENT.lower()}s-0.json", partial(kube.list, COMPONENT, selectors[0]))
     for kind, name in ((kind, name) for kind, listed in names.items() for name in listed):
         keep(f"{kind.lower()}-{name}.json", partial(kube.get, kind, name))
     keep("events.json", partial(kube.list, "Event"))

@@ -395,6 +395,22 @@ class Assembly:
         """Name of the benchmark's Job."""
         return self.recipe.benchmark.declared.name
 
+    @property
+    def replicas(self) -> dict[str, int]:
+        """The wanted pods of each component."""
+        return {name: part.replicas for name, part in self.recipe.declared.services.items()}
+
+    @property
+    def frontend(self) -> str:
+        """Name of the component that is asked."""
+        services = self.recipe.declared.services.items()
+        return next(name for name, part in services if part.kind == "frontend")
+
+    @property
+    def service(self) -> str:
+        """Name of the frontend's Service."""
+        return f"{self.recipe.deployment}-{self.frontend.lower().replace('.', '-')}"
+
     def files_pod(self, run_id: str = "") -> Object:
         """Return the pod through which files go in and out."""
         return self.mark(files_pod(self.plain[2], f"{self.recipe.deployment}-files"), run_id)

@@ -42,9 +42,16 @@ from kvab.requests import aiperf
 from kvab.requests.matching import from_aiperf
 from kvab.requests.table import without_cached
 from kvab.study import Kubernetes, Study
-from kvab.study.manifests import FRONTEND, Object, at
+from kvab.study.manifests import Object, at
 
-PROBES_PER_WORKER = 2
+SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{.*\})?\s+([-+.\deE]+|NaN)")
+# The frontend's own counters; which of the hits there are depends on Dynamo's version.
+EVENTS = ("kv_cache_events_applied", "kv_cache_events_applied_total")
+HITS = (
+    "router_kv_hit_rate_sum",
+    "router_kv_selected_cached_prefix_tokens_total",
+    "frontend_cached_tokens_sum",
+)
 GPU_QUERY = ("nvidia-smi", "--query-gpu=index,name,uuid", "--format=csv,noheader")
 
 
@@ -205,7 +212,8 @@ class KubernetesRun(ClusterRun):
         workloads.refuse_others(self.kube, self.run)
         present = workloads.resumed(self.kube, self.run)
         self.made = True
-        workloads.place_scripts(self.kube, self.run.plain[1])
+        scripts = self.run.plain[1]
+        workloads.ensure(self.kube, scripts, lambda there: there.get("data") == scripts["data"])
         if present is None:
             self._record(self.new_id())
             self._note("deploying")
@@ -213,15 +221,15 @@ class KubernetesRun(ClusterRun):
         else:
             self._record(present["metadata"]["annotations"][objects.RUN_ID])
         self._note("deployed")
-        self.expected = self._expected(present)
+        self.uid = present["metadata"]["uid"]
         if workloads.find_job(self.kube, self.run) is None:
-            workers = self.expected.prefill + self.expected.others
-            workloads.wait_ready(self.kube, self.expected, PROBES_PER_WORKER * workers)
+            workloads.wait_ready(self.kube, self.run, self.job.topology, self.uid)
         # else the replay of an earlier start is under way: asking would disturb it
         operator = objects.annotation(present, preflight.ORIGIN)
         self.kept.versions["operator"] = operator or "unknown"
-        self.kept.versions.update(images(self.kube, self.expected))
-        self.host["pods"] = places(self.kube, self.expected)
+        pods = self.kube.list("Pod", health.selector(self.run.recipe.deployment))
+        self.kept.versions.update(images(pods))
+        self.host["pods"] = places(self.kube, pods, self.run.frontend)
 
     def new_id(self) -> str:
         """Return a name for this try of the run, of which no other has the artifacts' folder."""
@@ -235,23 +243,6 @@ class KubernetesRun(ClusterRun):
         for manifest in manifests:
             name = f"applied/{manifest['kind'].lower()}.json"
             self.kept.manifests[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
-
-    def _expected(self, deployment: Object) -> health.Expected:
-        """Return what must be there when the deployment serves."""
-        recipe, groups = self.run.recipe, self.job.topology.groups
-        prefill = groups["prefill"].replicas if "prefill" in groups else 0
-        parts = recipe.components().items()
-        frontend = next(name for name, part in parts if part.program == FRONTEND)
-        return health.Expected(
-            deployment=recipe.deployment,
-            uid=deployment["metadata"]["uid"],
-            replicas={name: part.declared.replicas for name, part in parts},
-            frontend=frontend,
-            service=f"{recipe.deployment}-{frontend.lower().replace('.', '-')}",
-            model=self.job.study.model.name,
-            prefill=prefill,
-            others=sum(group.replicas for group in groups.values()) - prefill,
-        )
 
     def replay(self, on_progress: Progress | None = None) -> None:
         """Run the benchmark's Job, or find it running, and see it to its end.
@@ -272,13 +263,13 @@ class KubernetesRun(ClusterRun):
             if sending.content:
                 with self._files() as pod:
                     files.upload(pod, sending.content, objects.staged_path(sending.sha256))
-            before = serving(self.kube, self.expected)
+            before = self._serving()
             job["metadata"]["annotations"][objects.BEFORE] = json.dumps(before._asdict())
             present = self.kube.create(job)
         self._note("replaying")
         before = Serving(**json.loads(objects.annotation(present, objects.BEFORE) or "{}"))
         self._wait_finished(before.restarts, on_progress or (lambda done: None))
-        after = serving(self.kube, self.expected)
+        after = self._serving()
         if self.job.topology.router == "kv":
             check_router(before.router, after.router)
         self.host["restarts"] = {
@@ -288,6 +279,20 @@ class KubernetesRun(ClusterRun):
         self._note("replayed")
         self.replayed = True
 
+    def _serving(self) -> Serving:
+        """Return how the serving side is at this moment, as its frontend counts so far."""
+        name = self.run.recipe.deployment
+        status, text = self.kube.proxy(self.run.service, "metrics")
+        totals = {"events": 0.0, "hits": 0.0}
+        for match in map(SAMPLE.match, text.splitlines() if status == 200 else ()):
+            if not match or match[3] == "NaN":
+                continue
+            if match[1].endswith(EVENTS) and 'status="ok"' in (match[2] or ""):
+                totals["events"] += float(match[3])
+            elif match[1].endswith(HITS):
+                totals["hits"] += float(match[3])
+        return Serving(health.restarts(self.kube.list("Pod", health.selector(name))), totals)
+
     def _wait_finished(self, before: dict[str, int], on_progress: Progress) -> None:
         """Return when the benchmark has succeeded and no serving pod was restarted.
 
@@ -296,15 +301,15 @@ class KubernetesRun(ClusterRun):
         DependencyError
             With the cause as soon as it is known; the Job's own deadline ends it at the latest.
         """
-        expected, sending, first_s = self.expected, self.run.sending, math.inf
+        name, sending, first_s = self.run.recipe.deployment, self.run.sending, math.inf
         kube = self.kube.with_short_limits()
 
         def note(look: Look) -> str:
             nonlocal first_s
-            now = health.restarts(self.kube.list("Pod", expected.selector))
+            now = health.restarts(self.kube.list("Pod", health.selector(name)))
             if what := health.changed_pods(before, now):
                 raise DependencyError(
-                    f"{expected.deployment}: serving pods did not stay up during the replay "
+                    f"{name}: serving pods did not stay up during the replay "
                     f"({what}); its latencies are worth nothing; see diagnostics/"
                 )
             done, errors = records(kube, look.pods, self.folder)
@@ -318,8 +323,8 @@ class KubernetesRun(ClusterRun):
                 f"about {left_s / 60:.0f} min of the trace left"
             )
 
-        name, title = self.run.job_name, f"replay on {expected.deployment}"
-        workloads.check_complete(name, workloads.wait_ended(self.kube, name, note, title=title))
+        job, title = self.run.job_name, f"replay on {name}"
+        workloads.check_complete(job, workloads.wait_ended(self.kube, job, note, title=title))
         on_progress(sending.rows)
 
     def collect(self) -> Collected:
@@ -408,30 +413,6 @@ class KubernetesRun(ClusterRun):
         return Diagnostics(files={**self.kept.manifests, **kept}, **vars(self.kept))
 
 
-SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{.*\})?\s+([-+.\deE]+|NaN)")
-# The frontend's own counters; which of the hits there are depends on Dynamo's version.
-EVENTS = ("kv_cache_events_applied", "kv_cache_events_applied_total")
-HITS = (
-    "router_kv_hit_rate_sum",
-    "router_kv_selected_cached_prefix_tokens_total",
-    "frontend_cached_tokens_sum",
-)
-
-
-def serving(kube: Kube, expected: health.Expected) -> Serving:
-    """Return how the serving side is at this moment: KV events and prefix hits counted so far."""
-    status, text = kube.proxy(expected.service, "metrics")
-    totals = {"events": 0.0, "hits": 0.0}
-    for match in map(SAMPLE.match, text.splitlines() if status == 200 else ()):
-        if not match or match[3] == "NaN":
-            continue
-        if match[1].endswith(EVENTS) and 'status="ok"' in (match[2] or ""):
-            totals["events"] += float(match[3])
-        elif match[1].endswith(HITS):
-            totals["hits"] += float(match[3])
-    return Serving(health.restarts(kube.list("Pod", expected.selector)), totals)
-
-
 def check_router(before: dict[str, float], after: dict[str, float]) -> None:
     """Refuse a replay behind a KV router that did not see the workers' caches.
 
@@ -469,27 +450,27 @@ def records(kube: Kube, pods: list[Object], folder: str) -> tuple[int, int]:
     return 0, 0
 
 
-def images(kube: Kube, expected: health.Expected) -> dict[str, str]:
+def images(pods: list[Object]) -> dict[str, str]:
     """Return the image's digest of each component."""
     return {
         f"image {health.component_of(pod)}": status["imageID"]
-        for pod in kube.list("Pod", expected.selector)
+        for pod in pods
         for status in at(pod, "status.containerStatuses") or []
         if status.get("imageID")
     }
 
 
-def places(kube: Kube, expected: health.Expected) -> Object:
+def places(kube: Kube, pods: list[Object], frontend: str) -> Object:
     """Return component, node and GPUs of every pod."""
     labels = {node["metadata"]["name"]: at(node, "metadata.labels") for node in kube.list("Node")}
-    pods: Object = {}
-    for pod in kube.list("Pod", expected.selector):
+    found: Object = {}
+    for pod in pods:
         component, node = health.component_of(pod), pod["spec"].get("nodeName", "")
-        where = pods[pod["metadata"]["name"]] = {"component": component, "node": node}
-        if component != expected.frontend:
+        where = found[pod["metadata"]["name"]] = {"component": component, "node": node}
+        if component != frontend:
             where["gpu_product"] = (labels.get(node) or {}).get("nvidia.com/gpu.product")
             where["gpus"] = []
             with suppress(KvabError):
                 out = Pod(kube.with_short_limits(), pod).run(*GPU_QUERY, timeout_s=30)
                 where["gpus"] = out.decode("utf-8", "replace").splitlines()
-    return pods
+    return found

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
+from kvab.clusters import frontend
 from kvab.clusters.kubernetes import health, objects
 from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube, Pod, main_container
 from kvab.clusters.kubernetes.health import Stuck, Waiting, wait_until
 from kvab.clusters.kubernetes.objects import Assembly
 from kvab.errors import DependencyError
 from kvab.study.manifests import Object, at
+from kvab.study.topology import Topology
 
 ENDED = ("Succeeded", "Failed")
 # What belongs to an object of a kind: the label that names it, and the kinds of its children.
@@ -36,35 +39,33 @@ def claim_storage(kube: Kube, claims: list[Object]) -> None:
         If one that is there cannot serve.
     """
     for claim in claims:
-        name, mode = claim["metadata"]["name"], claim["spec"]["accessModes"]
+        name, mode = claim["metadata"]["name"], claim["spec"]["accessModes"][0]
         present = kube.get("PersistentVolumeClaim", name)
         if present is None:
             kube.create(claim)
         elif present["metadata"].get("deletionTimestamp"):
             raise DependencyError(f"PVC {name} is being deleted; wait until it is gone, run again")
-        elif not set(mode) <= set(got := present["spec"]["accessModes"]):
-            raise DependencyError(
-                f"PVC {name}: expected access mode {mode[0]}, got {', '.join(got)}; fix "
-                "access_mode of the profile, or delete the claim"
-            )
+        elif mode not in (modes := present["spec"]["accessModes"]):
+            got, fix = ", ".join(modes), "fix access_mode of the profile, or delete the claim"
+            raise DependencyError(f"PVC {name}: expected access mode {mode}, got {got}; {fix}")
 
 
-def place_scripts(kube: Kube, scripts: Object) -> None:
-    """Create the benchmark's scripts where they are not, in place of another version of them.
+def ensure(kube: Kube, manifest: Object, serves: Callable[[Object], bool]) -> None:
+    """Create an object unless one is there that serves; another one of the study's is replaced.
 
     Raises
     ------
     DependencyError
-        If something else has their name.
+        If something else has its name.
     """
-    name, study = scripts["metadata"]["name"], scripts["metadata"]["labels"][objects.STUDY_LABEL]
-    present = kube.get("ConfigMap", name)
-    if present and present.get("data") == scripts["data"]:
+    kind, name = manifest["kind"], manifest["metadata"]["name"]
+    present = kube.get(kind, name)
+    if present and serves(present):
         return
     if present:
-        objects.check_own(present, study)
-        remove(kube, "ConfigMap", name, lambda _: True)
-    kube.create(scripts)
+        objects.check_own(present, manifest["metadata"]["labels"][objects.STUDY_LABEL])
+        remove(kube, kind, name, lambda _: True)
+    kube.create(manifest)
 
 
 def fetch_model(kube: Kube, job: Object) -> None:
@@ -75,31 +76,25 @@ def fetch_model(kube: Kube, job: Object) -> None:
     DependencyError
         If it fails, or is not done in ``limits.prepare_s``; it goes on by itself then.
     """
-    name, study = job["metadata"]["name"], job["metadata"]["labels"][objects.STUDY_LABEL]
-    limit_s, present = kube.limits.prepare_s, kube.get("Job", name)
-    late = (
-        f"Job {name}: not done in {limit_s:g} s; it goes on: run again later, or raise "
-        "limits.prepare_s of the profile"
-    )
+    name, limit_s = job["metadata"]["name"], kube.limits.prepare_s
+    fix = "it goes on: run again later, or raise limits.prepare_s of the profile"
+    late = f"Job {name}: not done in {limit_s:g} s; {fix}"
+    wanted = objects.model_of(job)
 
-    def clear() -> None:
-        remove(kube, "Job", name, lambda present: objects.of_study(present, study))
+    def serves(present: Object) -> bool:
+        return objects.model_of(present) == wanted and not health.holds(present, "Failed")
 
     def note(look: Look) -> str:
         phases = ", ".join(health.phase(pod) for pod in look.pods)
         return look.log.rpartition(" | ")[2] or phases or "no pod yet"
 
-    wanted = objects.model_of(job)
-    if present and (health.holds(present, "Failed") or objects.model_of(present) != wanted):
-        clear()
-        present = None
-    if not present:
-        kube.create(job)
+    ensure(kube, job, serves)
     try:
         look = wait_ended(kube, name, note, title=f"Job {name}", limit_s=limit_s, late=late)
         check_complete(name, look)
     except Stuck:
-        clear()
+        study = job["metadata"]["labels"][objects.STUDY_LABEL]
+        remove(kube, "Job", name, lambda present: objects.of_study(present, study))
         raise
 
 
@@ -118,10 +113,10 @@ def refuse_others(kube: Kube, run: Assembly, own: Object | None = None) -> None:
         if of_run == run.name or (own and _age(own) <= _age(other)):
             continue
         made_by = f" (made by {who})" if (who := objects.owner_of(other)) else ""
+        fix = f"finish that run, or `kubectl -n {kube.namespace} delete dgd {metadata['name']}`"
         raise DependencyError(
             f"deployment {metadata['name']} of {of_run} holds the GPUs since "
-            f"{metadata['creationTimestamp']}{made_by}; finish that run, or free them with "
-            f"`kubectl -n {kube.namespace} delete dgd {metadata['name']}`"
+            f"{metadata['creationTimestamp']}{made_by}; {fix}"
         )
 
 
@@ -141,37 +136,32 @@ def create(kube: Kube, run: Assembly, run_id: str) -> Object:
     return made
 
 
-def wait_ready(kube: Kube, expected: health.Expected, probes: int) -> None:
-    """Return when the deployment serves by every sign; completions are asked for last of all.
+def wait_ready(kube: Kube, run: Assembly, topology: Topology, uid: str) -> None:
+    """Return when the deployment serves by every sign; the frontend is asked last.
 
     Raises
     ------
     DependencyError
         With the cause as soon as it is known, at the latest after ``limits.deploy_s``.
     """
-    name, limit_s = expected.deployment, kube.limits.deploy_s
+    name, limit_s = run.recipe.deployment, kube.limits.deploy_s
+    ask = partial(kube.proxy, run.service)
 
     def probe() -> Waiting | None:
         made = kube.get(DEPLOYMENT, name)
-        if made is None or made["metadata"]["uid"] != expected.uid:
-            raise DependencyError(
-                f"{name}: the deployment was deleted or replaced by someone else while it came "
-                "up; run again"
-            )
-        pods, events = kube.list("Pod", expected.selector), kube.list("Event")
-        unmet = chain(
-            health.of_objects(expected, made, pods),
-            health.of_frontend(expected, kube.proxy),
-            *(health.of_completion(expected, kube.proxy) for _ in range(probes)),
-        )
+        if made is None or made["metadata"]["uid"] != uid:
+            what = "the deployment was deleted or replaced by someone else while it came up"
+            raise DependencyError(f"{name}: {what}; run again")
+        pods, events = kube.list("Pod", health.selector(name)), kube.list("Event")
+        unmet = chain(health.of_objects(run.replicas, made, pods), frontend.unmet(ask, topology))
         if not (sign := next(unmet, "")):
             return None
         causes = chain(
             health.of_deployment(made),
             health.of_pods(pods, events),
-            health.of_creation(events, made, expected.owned),
+            health.of_creation(events, made, health.owned(name, run.replicas)),
         )
-        table = health.component_table(expected, pods, events)
+        table = health.component_table(run.replicas, pods, events)
         late = f"{name}: not ready in {limit_s:g} s, still waits for {sign}"
         return Waiting(f"waits for {sign}", table, [*causes], late)
 
@@ -325,13 +315,12 @@ def remove(kube: Kube, kind: str, name: str, ours: Callable[[Object], bool]) -> 
         if not left:
             return None
         note = f"{len(left)} objects are left, first {left[0]}"
-        why = f"after {limit_s:g} s {note}; see `kubectl -n {kube.namespace} describe " \
-              f"{kind.lower()} {name}`, then run again"  # fmt: skip
+        why = f"after {limit_s:g} s {note}; see `kubectl describe`, then run again"
         if finalizers := at(now, "metadata.finalizers"):
             why = (
-                f"held by the finalizer {', '.join(finalizers)} after {limit_s:g} s; only whoever "
-                "put it there may remove it, such as Dynamo's operator: is it running? Nothing was "
-                "stripped; run the same command again when it does"
+                f"held by the finalizer {', '.join(finalizers)} after {limit_s:g} s. Nothing was "
+                "stripped: is whoever put it there, such as Dynamo's operator, running? Run again "
+                "when it does"
             )
         return Waiting(note, late=f"{kind} {name}: deleted, but {why}")
 

@@ -10,13 +10,14 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
 import httpx
 import psutil
 
+from kvab.clusters import frontend
 from kvab.clusters.base import Finding
 from kvab.clusters.live.processes import Programs, free_port
 from kvab.errors import DependencyError, InputError
@@ -27,16 +28,13 @@ LOOPBACK = "127.0.0.1"
 READY_S = 180.0
 POLL_S = 0.5
 PLANES = "--discovery-backend file --request-plane tcp --event-plane zmq".split()
-COMPONENTS = {"aggregated": "backend", "prefill": "prefill", "decode": "backend"}
 ROUTERS = {"round_robin": "round-robin", "kv": "kv"}
-ENDPOINT = "generate"
 CORES, MEMORY_GB = 2, 6
 METRICS = "server_metrics_export.json"
 STAGES = "dynamo_frontend_stage_duration_seconds"
 PROMPTS = "dynamo_frontend_input_sequence_tokens"
 LAST_TTFT = "dynamo_frontend_worker_last_time_to_first_token_seconds"
 LAST_ITL = "dynamo_frontend_worker_last_inter_token_latency_seconds"
-FIRST_PROMPT = "Hello"  # shorter than a block: no cache is warm afterwards
 REVISION = "0" * 40
 VOCABULARY = 8192  # the engines sample answer tokens up to about this id
 IDEOGRAPHS = 0x4E00  # first code point of the CJK ideographs that fill the vocabulary
@@ -85,19 +83,17 @@ class Stack:
         self._wait_until_ready(topology)
 
     def _wait_until_ready(self, topology: Topology) -> None:
-        deadline, why = time.monotonic() + READY_S, "nothing answers"
+        deadline = time.monotonic() + READY_S
         with httpx.Client(base_url=self.url, timeout=30) as client:
-            while time.monotonic() < deadline:
+            while missing := next(frontend.unmet(partial(_ask, client), topology), ""):
                 self.programs.check()
-                try:
-                    why = missing(client, topology)
-                except (httpx.HTTPError, ValueError, LookupError) as error:
-                    why = f"{type(error).__name__}: {error}"
-                if not why:
-                    return
+                if time.monotonic() > deadline:
+                    started = self.programs.started
+                    tails = " | ".join(f"{program.name}: {program.tail(2)}" for program in started)
+                    raise DependencyError(
+                        f"not ready within {READY_S:.0f} s, waits for {missing}; {tails}"
+                    )
                 time.sleep(POLL_S)
-        tails = " | ".join(f"{each.name}: {each.tail(2)}" for each in self.programs.started)
-        raise DependencyError(f"not ready within {READY_S:.0f} s ({why}); {tails}")
 
     def stop(self) -> None:
         """Stop every process and remove their folder; safe to call again."""
@@ -236,43 +232,13 @@ def write_model(home: Path, model: str, context_length: int) -> Path:
     return folder
 
 
-def missing(client: httpx.Client, topology: Topology) -> str:
-    """Return what is still missing before every worker serves, empty if nothing is.
-
-    The last of the answers asked for comes from an engine that is warm: the first one of each
-    program takes seconds longer, because it loads the kernel data.
-
-    Raises
-    ------
-    httpx.HTTPError, ValueError, LookupError
-        If the frontend does not answer yet, or not as it should.
-    """
-    model = next(iter(topology.groups.values())).model
-    models = [each["id"] for each in client.get("/v1/models").raise_for_status().json()["data"]]
-    if model not in models:
-        return f"models served: {', '.join(models) or 'none'}"
-    wanted = Counter[str]()
-    for role, group in topology.groups.items():
-        wanted[COMPONENTS[role]] += group.replicas
-    instances = client.get("/health").json()["instances"]
-    found = Counter(i["component"] for i in instances if i["endpoint"] == ENDPOINT)
-    if found != wanted:
-        return f"workers registered: {dict(found)}, expected {dict(wanted)}"
-    for _ in range(2 * wanted.total()):  # a model is listed before every worker can serve it
-        _complete(client, model)
-    return ""
-
-
-def _complete(client: httpx.Client, model: str) -> None:
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": FIRST_PROMPT}],
-        "max_tokens": 2,
-        "stream": True,
-    }
-    answer = client.post("/v1/chat/completions", json=body).raise_for_status().text
-    if "[DONE]" not in answer or '"content"' not in answer:
-        raise ValueError("an answer without tokens or without an end")
+def _ask(client: httpx.Client, path: str, body: object = None) -> tuple[int, str]:
+    """Return status and text of the frontend's answer, 0 and why if it cannot be reached."""
+    try:
+        answer = client.post(path, json=body) if body else client.get(path)
+    except httpx.HTTPError as error:
+        return 0, f"{type(error).__name__}: {error}"
+    return answer.status_code, answer.text
 
 
 def frontend_ms_per_1k_tokens(artifacts: Path) -> float | None:
