@@ -49,6 +49,7 @@ NOT_EXECUTED = (
     "```{note}\nThis page was not executed for this build: the book was made from published "
     "runs, without a cluster. `kvab run` executes it.\n```"
 )
+SOURCE = ":::{container} kvab-source\nThe code of this page is its notebook: {download}`%s`.\n:::"
 CARD, REQUESTS = "_static/social-card.png", "data/requests.parquet"
 
 
@@ -230,7 +231,9 @@ def build(out: Path, book: Book) -> Path:
     (index.parent / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
     for name in further:  # what can be launched is the notebook that they were made from
         page = index.with_name(f"{name}.html")
-        text = page.read_text(encoding="utf-8").replace(f"/{name}.ipynb", f"/{OUTCOME}.ipynb", 1)
+        text = page.read_text(encoding="utf-8").replace(
+            f"notebooks/{name}.", f"notebooks/{OUTCOME}."
+        )
         page.write_text(text, encoding="utf-8")
     return index
 
@@ -263,6 +266,13 @@ def _page(path: Path, target: Path, parameters: Mapping[str, object], book: Book
     heading = notebook.cells[0]
     texts = {**parameters, "title": book.evidence.study.title}
     heading.source = Template(heading.source).render({k: plain(v) for k, v in texts.items()})
+    title, _, about = re.sub(r"[\\`]", "", heading.source).partition("\n")
+    meta = {"property=og:title": title.removeprefix("# ")}
+    if about.strip():
+        described = about.strip().split("\n\n")[0]
+        meta |= dict.fromkeys(("description", "property=og:description"), described)
+    notebook.metadata["myst"] = {"html_meta": meta}
+    notebook.cells.append(nbformat.v4.new_markdown_cell(SOURCE % target.name))
     if path.stem == REPLAY and not book.replays:
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED))
         nbformat.write(notebook, target)

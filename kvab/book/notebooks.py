@@ -146,20 +146,18 @@ def _raise_cause(error: Any, target: Path) -> None:
 
 
 def tidy(path: Path) -> None:
-    """Collapse the injected parameters, or remove them where the source removes its own."""
+    """Remove parameters, and from the page all code that its notebook hides."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
-    removed = False
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":
             cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
-        tags = cell.metadata.get("tags", [])
-        if "injected-parameters" in tags:
-            cell.metadata.tags = [*tags, "remove-cell" if removed else "hide-input"]
-        elif "parameters" in tags:
-            removed = "remove-cell" in tags
-            cell.metadata.tags = sorted({*tags, "remove-cell"})
+        tags = set(cell.metadata.get("tags", []))
+        if tags & {"injected-parameters", "parameters"}:
+            cell.metadata.tags = sorted(tags | {"remove-cell"})
+        elif "hide-input" in tags:
+            cell.metadata.tags = sorted(tags - {"hide-input"} | {"remove-input"})
     nbformat.write(notebook, path)
 
 

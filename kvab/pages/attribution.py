@@ -24,7 +24,7 @@ LOOKS = {
     GOOD: ("#d9d9d9", "", "#222222"),
     LATE: ("#E69F00", "", "#222222"),
     SLOW: ("#56B4E9", "//", "#222222"),
-    BOTH: ("#5D3A9B", "..", "#ffffff"),
+    BOTH: ("#5D3A9B", r"\\", "#ffffff"),
     ONE_TOKEN: ("#8c8c8c", "xx", "#222222"),
     FAILED: ("#222222", "", "#ffffff"),
 }

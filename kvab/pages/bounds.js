@@ -11,6 +11,7 @@ document.addEventListener("DOMContentLoaded", () => {
     margin: { l: 10, r: 10, t: 10, b: 45 }, height: 260, font: { color, size: 13 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
   };
+  const lines = { gridcolor: "rgba(128,128,128,0.35)", zeroline: false }, none = { showgrid: false, ticks: "" };
   let frame = 0;
   const settings = { displayModeBar: false, responsive: true };
 
@@ -51,7 +52,7 @@ document.addEventListener("DOMContentLoaded", () => {
       marker: { color: rows.map((row) => row.color) }, hoverinfo: "skip",
       error_x: { type: "data", symmetric: false, color,
         array: rows.map((row) => row.high - row.share), arrayminus: rows.map((row) => row.share - row.low) },
-    }], { ...layout, xaxis: { range: [0, 102], title: { text: "good requests [%]" } }, yaxis: { automargin: true } }, settings);
+    }], { ...layout, xaxis: { ...lines, range: [0, 102], title: { text: "good requests [%]" } }, yaxis: { automargin: true } }, settings);
   }
 
   function map(at) {
@@ -65,8 +66,8 @@ document.addEventListener("DOMContentLoaded", () => {
         zmin: -0.5, zmax: arms.length - 0.5, colorscale: scale, xgap: 1, ygap: 1, hoverinfo: "skip" },
       { type: "scatter", mode: "markers", x: [String(grid.ttft_ms[at.ttft_ms])], y: [String(grid.itl_ms[at.itl_ms])],
         marker: { size: 13, color: "#fff", line: { color: "#000", width: 3 } }, hoverinfo: "skip", showlegend: false },
-    ], { ...layout, height: 340, xaxis: { type: "category", title: { text: "TTFT within [ms]" }, tickangle: -45 },
-      yaxis: { type: "category", title: { text: "ITL within [ms]" }, automargin: true } }, settings);
+    ], { ...layout, height: 340, xaxis: { ...none, type: "category", title: { text: "TTFT within [ms]" }, tickangle: -45, automargin: true },
+      yaxis: { ...none, type: "category", title: { text: "ITL within [ms]" }, automargin: true } }, settings);
   }
 
   function show() {

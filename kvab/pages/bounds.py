@@ -76,7 +76,7 @@ def map_figure(bounds: Bounds) -> Drawing:
         rows, columns, figsize=(WIDTH_IN, 0.4 + 2.3 * rows), sharex=True, sharey=True, squeeze=False
     )
     for axes in panels.flat[len(loads) :]:
-        axes.set_visible(False)
+        axes.remove()
     for axes, load in zip(panels.flat, loads, strict=False):
         _panel(axes, bounds, leaders.loc[load])
         axes.set_title(f"load {load:g}x")
@@ -86,7 +86,7 @@ def map_figure(bounds: Bounds) -> Drawing:
         axes.set_ylabel("ITL within [ms]")
     caption = (
         f"{lead(bounds, 1.0 if 1.0 in loads else loads[0])} Each field a pair of bounds, its "
-        "letters and colour the configuration that keeps most requests good there; pale where its "
+        "letters and colour the configuration that keeps most requests good there; faint where its "
         "lead is within noise, empty on a tie."
     )
     return figure, caption, f"Small maps of bounds, one for each load. {caption}"

@@ -17,34 +17,37 @@ from kvab.runs.folder import read_run
 from kvab.runs.sources import of_run
 from kvab.study import Slo
 
-LEFT, TEXT = ' style="text-align: left"', ' class="kvab-text"'
+TEXT = ' class="kvab-text"'
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of finished text with its caption; shows itself in a notebook."""
+    """A table of finished text with its caption; shows itself in a notebook.
+
+    The first column names the rows.
+    """
 
     frame: pd.DataFrame
     caption: str = ""
     text_columns: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
-        text = [name in self.text_columns for name in self.frame.columns]
-        head = _row("th", self.frame.columns, [LEFT if each else "" for each in text])
-        marks = [TEXT if each else "" for each in text]
-        body = "".join(_row("td", row, marks) for row in self.frame.itertuples(index=False))
+        marks = [TEXT * (name in self.text_columns) for name in self.frame.columns]
+        head = _row(self.frame.columns, [f'th scope="col"{mark}' for mark in marks])
+        cells = [f'th scope="row"{marks[0]}', *(f"td{mark}" for mark in marks[1:])]
+        body = "".join(_row(row, cells) for row in self.frame.itertuples(index=False))
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
-        name = html.escape(self.caption.split(". ")[0] or "Table")
+        name = html.escape(self.caption.split(". ")[0] or ", ".join(self.frame.columns))
         return (
             f'<div class="kvab-table" role="region" tabindex="0" aria-label="{name}"><table>'
             f"{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>"
         )
 
 
-def _row(tag: str, values: Iterable[object], marks: list[str]) -> str:
-    cells = zip(values, marks, strict=True)
-    row = "".join(f"<{tag}{mark}>{html.escape(str(value))}</{tag}>" for value, mark in cells)
-    return f"<tr>{row}</tr>"
+def _row(values: Iterable[object], tags: list[str]) -> str:
+    cells = (f"<{tag}>{html.escape(str(value))}</{tag[:2]}>"
+             for value, tag in zip(values, tags, strict=True))  # fmt: skip
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def run_table(path: Path, slo: Slo) -> Table:

@@ -10,17 +10,23 @@ import functools
 import html
 import io
 import itertools
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
 from kvab.console import counted, plain
@@ -33,7 +39,12 @@ Instead = TypeVar("Instead")
 More = ParamSpec("More")
 Drawing = tuple[Figure, str, str] | str
 
-WIDTH_IN = 7.4
+WIDTH_IN, PHONE_IN = 7.4, 3.4
+SMALLEST_PT = 8.0  # at the width of a phone 11 pixels high
+NAME_LENGTH, LINE_LENGTH = 16, 40  # characters of a name and of a line on a phone
+LINE_IN = 0.15  # height of a line of text
+TICKS_LENGTH, MANY_TEXTS = 30, 40  # beyond, ticks and what stands in a panel are turned
+MANY_POINTS, IMAGE_DPI = 500, 200  # beyond as many, points are one image
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 BASELINE, COMPARISON, GREY = "#0072B2", "#D55E00", "#767676"
 STYLES = {
@@ -50,9 +61,9 @@ THEME: Any = {
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
     "lines.markersize": 5.5,
     "axes.grid": True,
@@ -68,8 +79,34 @@ THEME: Any = {
     "ytick.minor.size": 0,
     "figure.constrained_layout.use": True,
     "text.parse_math": False,  # a name may hold any sign
-    "svg.hashsalt": "kvab",
+    "svg.fonttype": "none",  # text stays text
 }
+# Colours that the page's style changes in the dark: what they are called there, and as a text.
+COLOURS = {
+    "#000000": ("ink", "#000000"),
+    "#333333": ("ink", "#333333"),
+    "#555555": ("ink", "#555555"),
+    "#ffffff": ("paper", ""),
+    "#222222": ("failed", ""),
+    "#e4e4e4": ("grid", ""),
+    "#767676": ("muted", "#6b6b6b"),
+    "#8c8c8c": ("bars", ""),
+    "#d9d9d9": ("good", ""),
+    "#0072b2": ("baseline", "#0072b2"),
+    "#d55e00": ("comparison", "#b34f00"),
+    "#56a0c8": ("other", "#2b7199"),
+    "#b8860b": ("another", "#8a6400"),
+}
+DROPPED = {  # of an SVG, what a page has itself or has no use for
+    r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->": "",
+    r' width="[^"]*pt" height="[^"]*pt"| version="1.1"': "",
+    r';? font-family: [^;"]*': "",
+    r' transform="rotate\(-0 [^"]*"': "",
+    r"<g id=[^>]*/>": "",
+    r"<g id=[^>]*>": "<g>",
+    r"\s*\n\s*": " ",
+}
+WIDE, PHONE = 'class="kvab-wide"', 'class="kvab-phone" style="display: none"'
 KINDS = {
     "simulated": "simulated, not measured",
     "live": "live on CPUs, engines mocked",
@@ -161,10 +198,11 @@ def source(evidence: Evidence, runs: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """A drawn figure with what must stand beside it; shows itself in a notebook."""
+    """A drawn figure, wide and for a phone, with what must stand beside it; shows itself."""
 
     key: str
-    svg: bytes
+    svg: str
+    phone: str
     caption: str
     alt: str
     csv: bytes
@@ -172,14 +210,19 @@ class Panel:
     def _repr_html_(self) -> str:
         if not self.svg:
             return f"<p>{html.escape(self.caption)}</p>"
-        image, table = (base64.b64encode(content).decode() for content in (self.svg, self.csv))
+        table = base64.b64encode(self.csv).decode()
         return (
             f'<figure class="kvab-figure" id="fig-{self.key}">'
-            f'<img src="data:image/svg+xml;base64,{image}" alt="{html.escape(self.alt, True)}">'
+            f"{_labelled(self.svg, WIDE, self.alt)}{_labelled(self.phone, PHONE, self.alt)}"
             f"<figcaption>{html.escape(self.caption)} "
             f'<a class="kvab-data" download="{self.key}.csv" href="data:text/csv;base64,{table}">'
             "Data (CSV)</a></figcaption></figure>"
         )
+
+
+def _labelled(svg: str, attributes: str, alt: str) -> str:
+    label = html.escape(alt, quote=True)
+    return svg.replace("<svg", f'<svg {attributes} role="img" aria-label="{label}"', 1)
 
 
 def drawn(
@@ -213,24 +256,90 @@ def drawn(
             with mpl.rc_context(THEME):
                 drawing = draw(subject)
                 if isinstance(drawing, str):
-                    return Panel(key, b"", drawing, "", b"")
+                    return Panel(key, "", "", drawing, "", b"")
                 figure, caption, alt = drawing
-                mark = origin(subject, runs)
-                figure.text(0.995, 0.995, mark, ha="right", va="top", fontsize=7, color=GREY)
-                engine = figure.get_layout_engine()
-                assert isinstance(engine, ConstrainedLayoutEngine)  # the theme's
-                engine.set(rect=(0, 0, 1, 0.955))
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format="svg", metadata={"Date": None})
+                figure.text(1, 1, origin(subject, runs), ha="right", va="top", color=GREY)
+                svg = _svg(figure, key)
+                _reflow(figure)
+                phone = _svg(figure, f"{key}-phone")
                 plt.close(figure)
             table = data(subject)
             table = table.reset_index([name for name in table.index.names if name])
             csv = table.to_csv(index=False, float_format="%.7g").encode()
-            return Panel(key, buffer.getvalue(), f"{caption} {source(subject, runs)}", alt, csv)
+            return Panel(key, svg, phone, f"{caption} {source(subject, runs)}", alt, csv)
 
         return panel
 
     return decorate
+
+
+def _svg(figure: Figure, key: str) -> str:
+    """Return a figure as a part of a page, whose style colours it; its ids are of its key."""
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)  # the theme's
+    engine.set(rect=(0, 0, 1, 1 - 0.15 / figure.get_figheight()))  # room for the mark
+    for text in figure.findobj(Text):
+        text.set_fontsize(max(text.get_fontsize(), SMALLEST_PT))
+    for points in figure.findobj(PathCollection):
+        points.set_rasterized(len(np.asarray(points.get_offsets())) > MANY_POINTS)
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": key}):
+        figure.savefig(
+            buffer, format="svg", dpi=IMAGE_DPI, transparent=True, metadata={"Date": None}
+        )
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for dropped, instead in DROPPED.items():
+        svg = re.sub(dropped, instead, svg, flags=re.DOTALL)
+    return re.sub(r"<[^>]*>", _coloured, svg)
+
+
+def _coloured(tag: re.Match[str]) -> str:
+    """Return a tag of an SVG, its numbers rounded, with colours that the page's style changes."""
+    text = tag[0].startswith("<text")
+
+    def variable(colour: re.Match[str]) -> str:
+        name, of_text = COLOURS.get(colour[0], ("", ""))
+        if not name or (text and not of_text):
+            return colour[0]
+        return f"var(--kvab-{name}{'-text' * text}, {of_text if text else colour[0]})"
+
+    return re.sub(r"#[0-9a-f]{6}\b", variable, re.sub(r"(\.\d\d)\d+", r"\1", tag[0]))
+
+
+def _reflow(figure: Figure) -> None:
+    """Make a drawn figure fit a phone: panels below each other, long names on several lines."""
+    panels = [axes for axes in figure.axes if axes.get_subplotspec()]
+    rows, columns = panels[0].get_gridspec().get_geometry()  # type: ignore[union-attr]
+    height_in, stretched = figure.get_figheight(), 1.0
+    heights = [axes.get_position().height * height_in for axes in panels]
+    grid = GridSpec(len(panels), 1, figure)
+    for n, axes in enumerate(panels):
+        if columns > 1:
+            axes.set_subplotspec(grid[n])
+            axes.tick_params(labelleft=True)
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        if max(map(len, names), default=0) > NAME_LENGTH:
+            names = [textwrap.fill(name, NAME_LENGTH) for name in names]
+            lines_in = LINE_IN * sum(name.count("\n") + 1 for name in names)
+            stretched = max(stretched, lines_in / heights[n])
+            axes.set_yticks(axes.get_yticks(), names)
+        axes.set_xlabel(textwrap.fill(axes.get_xlabel(), LINE_LENGTH))
+        low, high = sorted(axes.get_xlim())
+        below = [len(label.get_text()) for label in axes.get_xticklabels()
+                 if low <= label.get_position()[0] <= high]  # fmt: skip
+        if max(below, default=0) * len(below) >= TICKS_LENGTH:
+            axes.tick_params(axis="x", labelrotation=90)
+        for text in axes.texts if len(axes.texts) > MANY_TEXTS else ():
+            text.set_rotation(90)
+    stacked = len(panels) / rows if columns > 1 else 1
+    figure.set_size_inches(PHONE_IN, height_in * stacked * stretched)
+    for legend in [*figure.legends]:
+        names = [text.get_text() for text in legend.get_texts()]
+        figure.set_figheight(figure.get_figheight() + LINE_IN * len(names))
+        handles = [handle for handle in legend.legend_handles if handle]
+        figure.legend(handles, names, loc="outside lower left", frameon=False)
+        legend.remove()
 
 
 def arm_styles(arms: dict[str, Arm]) -> dict[str, dict[str, str]]:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -69,7 +70,9 @@ def visits(book, browser):
             "broken_images": page.evaluate(
                 "[...document.images].filter(i => !i.naturalWidth).map(i => i.src.slice(0, 80))"
             ),
-            "alt": page.evaluate("[...document.querySelectorAll('figure img')].map(i => i.alt)"),
+            "alt": page.evaluate(
+                "[...document.querySelectorAll('figure [role=img]')].map(i => i.ariaLabel)"
+            ),
             "captions": page.evaluate(
                 "[...document.querySelectorAll('figure figcaption')].map(i => i.innerText)"
             ),
@@ -94,7 +97,7 @@ def test_nothing_is_asked_of_the_network(visits):
 def test_no_image_is_broken_and_every_figure_has_alternative_text(visits):
     assert [v["broken_images"] for v in visits.values() if v["broken_images"]] == []
     texts = [alt for v in visits.values() for alt in v["alt"]]
-    assert len(texts) >= 8
+    assert len(texts) >= 16  # each wide and for a phone
     assert all(len(alt) > 20 for alt in texts)
 
 
@@ -150,13 +153,13 @@ def test_every_figure_and_all_requests_can_be_downloaded(book, browser, tmp_path
     figures = 0
     for path in sorted(index.parent.glob("*.html")):
         page.goto(path.as_uri())
-        for link in page.query_selector_all("figure:has(img) a.kvab-data"):
+        for link in page.query_selector_all("figure.kvab-figure a.kvab-data"):
             text = base64.b64decode(link.get_attribute("href").split(",", 1)[1])
             table = pd.read_csv(io.BytesIO(text))
             assert len(table) > 1 and len(table.columns) > 1, link.get_attribute("download")
             assert not any(name.startswith("Unnamed") for name in table.columns)
             figures += 1
-        figures -= len(page.query_selector_all("figure:has(img)"))
+        figures -= len(page.query_selector_all("figure.kvab-figure"))
     assert figures == 0  # one table a figure
     page.goto((index.parent / "04_runs.html").as_uri())
     (href,) = page.evaluate(
@@ -175,13 +178,14 @@ def test_on_paper_a_page_is_its_title_text_and_figures(book, browser):
     page.goto(index.as_uri())
     seen = page.evaluate(
         """() => Object.fromEntries(['h1', '.bd-sidebar-primary', '.bd-header-article',
-            'figure img', '.kvab-data', '.prev-next-footer'].map(
+            'figure .kvab-wide', 'figure .kvab-phone', '.kvab-data', '.kvab-source',
+            '.prev-next-footer'].map(
             s => [s, [...document.querySelectorAll(s)].some(
                 e => e.getBoundingClientRect().height > 0)]))"""
     )
     pdf = page.pdf(prefer_css_page_size=True)
     page.close()
-    assert [name for name, there in seen.items() if there] == ["h1", "figure img"]
+    assert [name for name, there in seen.items() if there] == ["h1", "figure .kvab-wide"]
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") < 6
 
 
@@ -219,6 +223,73 @@ def test_every_page_is_accessible(book, browser, theme):
                 found.append((path.name, broken["id"], broken["nodes"][0]["html"][:80]))
     page.close()
     assert found == []
+
+
+FIGURES = """() => [...document.querySelectorAll('figure.kvab-figure svg')].map(svg => ({
+    phone: svg.classList.contains('kvab-phone'),
+    seen: svg.getBoundingClientRect().height > 0,
+    text_px: Math.min(...[...svg.querySelectorAll('text')].map(
+        text => parseFloat(getComputedStyle(text).fontSize) * (svg.getScreenCTM()?.a ?? 0))),
+}))"""
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_figures_are_drawn_for_the_width_with_text_that_can_be_read(book, browser, width):
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    for path in sorted(book[1].parent.glob("*.html")):
+        page.goto(path.as_uri())
+        for figure in page.evaluate(FIGURES):
+            assert figure["seen"] == (figure["phone"] == (width < 600)), path.name
+            assert not figure["seen"] or figure["text_px"] >= 10.95, path.name
+    page.close()
+
+
+def test_figures_say_the_same_on_a_phone(book, browser):
+    page = browser.new_page()
+    for path in sorted(book[1].parent.glob("*.html")):
+        page.goto(path.as_uri())
+        wide, phone = (page.evaluate(
+            "s => [...document.querySelectorAll(s)].map("
+            "f => [...f.querySelectorAll('text')].map(t => t.textContent).join(' '))", kind
+        ) for kind in (".kvab-wide", ".kvab-phone"))  # fmt: skip
+        assert len(wide) == len(phone)
+        for one, other in zip(wide, phone, strict=True):
+            assert set(re.findall("[a-z]{3,}", one)) == set(re.findall("[a-z]{3,}", other))
+    page.close()
+
+
+def test_figures_are_dark_where_the_system_is(book, browser):
+    page = browser.new_page(color_scheme="dark")
+    page.goto((book[1].parent / "06_attribution.html").as_uri())
+    look = "getComputedStyle(document.querySelector('{}')).{}.match(/\\d+/g).map(Number)"
+    ink = page.evaluate(look.format("svg.kvab-wide text", "fill"))
+    paper = page.evaluate(look.format("body", "backgroundColor"))
+    page.close()
+    assert min(ink[:3]) > 150 and max(paper[:3]) < 60
+
+
+def test_no_page_has_bars_of_code_and_each_links_its_notebook(book, browser):
+    _, index = book
+    page = browser.new_page()
+    for source in sorted((index.parents[1] / "source").glob("*.ipynb")):
+        page.goto((index.parent / f"{source.stem}.html").as_uri())
+        assert page.locator("details.hide").count() == 0, source.name
+        told = page.evaluate("document.querySelector('meta[property=\"og:title\"]').content")
+        assert told == page.locator("h1").first.inner_text().rstrip("#"), source.name
+        (name,) = page.locator(".kvab-source a").evaluate_all("all => all.map(a => a.href)")
+        assert Path(unquote(urlparse(name).path)).read_bytes() == source.read_bytes()
+    page.close()
+
+
+def test_ids_are_unique_and_rows_of_tables_have_heads(book, browser):
+    page = browser.new_page()
+    for path in sorted(book[1].parent.glob("*.html")):
+        page.goto(path.as_uri())
+        ids = page.evaluate("[...document.querySelectorAll('figure [id]')].map(e => e.id)")
+        assert len(ids) == len(set(ids)), path.name
+        rows = ".kvab-table tbody tr"
+        assert page.locator(rows).count() == page.locator(f"{rows} > th[scope=row]").count()
+    page.close()
 
 
 def test_pages_fit_a_phone(book, browser):
@@ -328,6 +399,6 @@ def test_without_scripts_the_map_stands_and_the_explorer_does_not(book, browser)
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto((book[1].parent / "13_bounds.html").as_uri())
-    assert page.locator("#fig-bounds-map img").is_visible()
+    assert page.locator("#fig-bounds-map .kvab-wide").is_visible()
     assert not page.locator("#kvab-explorer").is_visible()
     context.close()
