@@ -32,7 +32,7 @@ from kvab.pages.clusters import load_clusters
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import Gate, gate
 from kvab.pages.index import short_answer, social_card
-from kvab.pages.model_check import load_check, make_twins
+from kvab.pages.model_check import load_check
 from kvab.pages.outcome import headline
 from kvab.runs import folder as runs
 from kvab.runs.hardware import load_hardware
@@ -40,6 +40,7 @@ from kvab.runs.importing import is_imported
 from kvab.runs.replay_missing import replay_study
 from kvab.runs.sensitivity import load_sensitivity
 from kvab.runs.sweep import load_sweep
+from kvab.runs.twins import make_twins
 from kvab.study import load_study, root
 from kvab.trace.finding import find_trace
 
@@ -105,7 +106,8 @@ def report(
     for name in (declared.baseline, declared.comparison):
         evidence.tables(name)  # no page can do without these two
     if published is None and evidence.manifest.kind == "live":
-        make_twins(evidence, find_trace(declared.trace, trace), folder)
+        beside = folder / declared.name / evidence.cluster
+        make_twins(evidence.runs, declared, find_trace(declared.trace, trace), beside)
     judged = gate(evidence)
     index = build(checkout / out, _book(path, evidence, judged, trace, replays))
     if not judged.green:

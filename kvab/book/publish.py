@@ -26,10 +26,10 @@ import kvab
 from kvab.cache import write_beside
 from kvab.declarations import Declared, Json
 from kvab.errors import InputError, writing
-from kvab.pages import model_check
 from kvab.requests.archives import folder_of
 from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
+from kvab.runs import twins
 from kvab.runs.folder import RunManifest
 from kvab.runs.hardware import publish_hardware
 from kvab.runs.hours import MadeHours
@@ -49,7 +49,7 @@ LIMIT_BYTES = 12_000_000
 MANIFESTS = (f"manifests/{DEPLOY}", f"manifests/{PERF}")
 TABLES = {  # a table that tells whether there are more to publish, and those
     **{campaign.PLACE: campaign.files() for campaign in (Sweep, Answers, MadeHours)},
-    model_check.TABLE: [model_check.TABLE, model_check.ORDERS],
+    twins.TABLE: [twins.TABLE, twins.ORDERS, twins.FITS],
 }
 CONTENTS, RUN = "bundle.json", "run.json"
 SUFFIX = ".tar.zst"

@@ -1,16 +1,12 @@
 """Page 09: how far the simulation can be trusted: live runs against simulations of the same rows.
 
-Input: the live runs of a study. Output: their simulated twins, kept beside them in one small table;
-the errors of the simulation in levels and in what the comparison changes; figures, tables and
-sentences, in the order of the page. `closeness` stands on the first page too.
+Input: the live runs of a study and their simulated twins (`kvab.runs.twins`). Output: the errors of
+the simulation in levels and in what the comparison changes; figures, tables and sentences, in the
+order of the page. `closeness` stands on the first page too.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +16,12 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from kvab.cache import remember, source_digest, write_beside
-from kvab.clusters.simulated import simulate
-from kvab.clusters.simulated import versions as simulator_versions
+from kvab.cache import remember, source_digest
 from kvab.console import counted, number, percent, plain, signed
 from kvab.declarations import digest
-from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
-from kvab.pages.printed import changed, in_unit, quantity
+from kvab.pages.printed import changed, in_unit, quantity, size, with_ends
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     PLAIN,
@@ -41,19 +34,10 @@ from kvab.pages.theme import (
 )
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES, METRICS
-from kvab.runs import folder as runs
 from kvab.runs import summaries
-from kvab.study import Simulated, Study, load_study, root
-from kvab.study.manifests import read_configuration
-from kvab.study.topology import read_topology
-from kvab.trace.reading import Trace, burst_order
+from kvab.runs.twins import FILE, FITS, NEAR, ORDERS, SENT, SHORT, TABLE
+from kvab.study import Study, load_study, root
 
-TABLE, ORDERS = Path("model-check") / "twins.parquet", Path("model-check") / "orders.parquet"
-FILE, SENT, SHORT = "file", "sent", "shortest first"
-SHUFFLES = 8
-KEPT = ["row", "arrival_ms", "input_tokens", "output_tokens", "requested_output_tokens",
-        *LATENCIES, "cached_tokens", "error"]  # fmt: skip
-ROUNDED = {"ttft_ms": 1, "itl_ms": 3, "latency_ms": 1}
 STATISTICS = ("mean", "p50", "p90", "p99")
 WATCHED = (("ttft_ms", "mean"), ("itl_ms", "p50"), ("latency_ms", "mean"))
 EFFECTS = (
@@ -61,83 +45,11 @@ EFFECTS = (
     ("latency_ms", "mean"),
 )  # fmt: skip
 LINE = "#333333"
+STEP_MIN = 2  # of the good share over time
 NO_LIVE_RUNS = (
     ":::{note}\nNo live runs yet: `kvab report --cluster live-cpu --rows 300` makes them "
     "on two cores, in real time.\n:::"
 )
-
-
-# --- the simulated twins --------------------------------------------------------------------------
-
-
-def make_twins(evidence: Evidence, trace: Trace, folder: Path) -> Path:
-    """Simulate the rows of each live configuration's first run, and keep the twins beside it.
-
-    The twin proper has the rows of a burst in the order of the run's file. The same rows are also
-    simulated in the order in which AIPerf sent them, with the shortest prompts of a burst first
-    (a frontend that reads prompts side by side has those first), and in seeded shuffles: of these
-    only the statistics are kept, to tell what the order alone does.
-
-    Raises
-    ------
-    InputError
-        If the runs are of another trace.
-    """
-    if trace.sha256 != evidence.manifest.trace.sha256:
-        raise InputError(
-            f"{trace.path}: expected the trace of the runs ({evidence.manifest.trace.name}), got "
-            f"another; name that trace with --trace"
-        )
-    jobs = [
-        (repeats[0], trace, label, order)
-        for repeats in evidence.runs.values()
-        for label, order in _orders(repeats[0], trace).items()
-    ]
-    print(f"simulating the same rows: {len(jobs)} short replays", file=sys.stderr)
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
-        tables = [*pool.map(_simulate, jobs)]
-    twins, values = [], []
-    for (run, _, label, _), table in zip(jobs, tables, strict=True):
-        name, summary = run.manifest.configuration, metrics.summarize(table, evidence.study.slo)
-        if label == FILE:
-            twins.append(table[KEPT].round(ROUNDED).assign(configuration=name))
-        values += [
-            (name, label, key, statistic, summary[key][statistic])
-            for key in LATENCIES
-            for statistic in metrics.COMPARED
-        ]
-        values.append((name, label, "good_share", "share", summary["good"]["share"]))
-    orders = pd.DataFrame(
-        values, columns=["configuration", "order", "metric", "statistic", "value"]
-    )
-    beside = folder / evidence.study.name / evidence.cluster
-    (beside / TABLE).parent.mkdir(parents=True, exist_ok=True)
-    write_beside(beside / ORDERS, runs.parquet_bytes([orders]))
-    write_beside(beside / TABLE, runs.parquet_bytes([pd.concat(twins, ignore_index=True)]))
-    return beside / TABLE
-
-
-def _orders(run: runs.Run, trace: Trace) -> dict[str, np.ndarray]:
-    """Return rows in sending order, by label."""
-    at_ms = trace.timestamp_ms[: len(run.requests)]
-    sent = run.requests.sort_values(["arrival_ms", "send_lag_ms"])["row"].to_numpy()
-    shuffled = {f"shuffle {n}": burst_order(at_ms, n) for n in range(1, SHUFFLES + 1)}
-    short = np.lexsort((trace.input_tokens[: len(at_ms)], at_ms))
-    return {FILE: burst_order(at_ms, run.manifest.seed), SENT: sent, SHORT: short} | shuffled
-
-
-def _simulate(job: tuple[runs.Run, Trace, str, np.ndarray]) -> pd.DataFrame:
-    run, trace, _, order = job
-    cluster = run.manifest.cluster
-    profile = Simulated(
-        kind="simulated", name=f"twin of {cluster['name']}", description="twin",
-        hardware=cluster["hardware"], backend=cluster["backend"],
-        kv_transfer_gb_per_s=cluster.get("kv_transfer_gb_per_s"),
-        frontend_ms_per_1k_tokens=cluster.get("frontend_ms_per_1k_tokens", 0.0),
-    )  # fmt: skip
-    simulator_versions(profile)  # or the error that says what is missing
-    topology = read_topology(read_configuration(run.path / "manifests"))
-    return simulate(profile, topology, trace, order)[0]
 
 
 # --- the check ------------------------------------------------------------------------------------
@@ -150,6 +62,7 @@ class Check:
     live: Evidence
     twins: pd.DataFrame
     orders: pd.DataFrame
+    fits: pd.DataFrame
     own: bool
 
     @property
@@ -165,7 +78,8 @@ class Check:
     @cached_property
     def key(self) -> str:
         """Digest of everything that a page shows of the check."""
-        return digest([self.live.key, self.twins.to_json(), self.orders.to_json(), self.own])
+        tables = (self.twins, self.orders, self.fits)
+        return digest([self.live.key, *(table.to_json() for table in tables), self.own])
 
     def twin(self, configuration: str) -> pd.DataFrame:
         """Return the simulated requests table of a configuration; it sends without a lag."""
@@ -210,6 +124,66 @@ class Check:
                 "centre": _centre(by_order), "least": by_order.min(), "most": by_order.max(),
             })  # fmt: skip
         return pd.DataFrame(lines, columns=[*index, "live", "centre", "least", "most"])
+
+    @cached_property
+    def agreement(self) -> pd.DataFrame | None:
+        """Whether live and simulated effects agree; see `kvab.stats.agreement.agreement`.
+
+        The simulation counts as published; None unless both configurations were run live.
+        """
+        from kvab.stats.agreement import agreement
+
+        study = self.live.study
+        if not self.live.runs.keys() >= {study.baseline, study.comparison}:
+            return None
+        baseline, comparison = study.baseline, study.comparison
+        twins = [self.twin(baseline)], [self.twin(comparison)]
+        live = self.live.tables(baseline)[:1], self.live.tables(comparison)[:1]
+        settings = study.statistics.model_dump()
+        return remember(
+            digest([self.key, source_digest()]), "model-agreement",
+            lambda: agreement(twins, live, study.slo, study.margins, **settings),
+        )  # fmt: skip
+
+    @cached_property
+    def good_by_time(self) -> pd.DataFrame:
+        """Good share in each `STEP_MIN` minutes: ``configuration``, ``minute``, live and twin."""
+        pairs, slo = self.pairs, self.live.study.slo
+        by = pairs["arrival_ms_live"] // (60_000 * STEP_MIN) * STEP_MIN
+        within = {
+            side: (pairs[f"ttft_ms_{side}"] <= slo.ttft_ms)
+            & (pairs[f"itl_ms_{side}"] <= slo.itl_ms)
+            for side in ("live", "twin")
+        }
+        grouped = pairs.assign(**within, minute=by).groupby(["configuration", "minute"], sort=False)
+        return grouped[["live", "twin"]].mean().reset_index()
+
+    @cached_property
+    def parts(self) -> pd.DataFrame:
+        """Mean time until the first token and after it: live and simulated, in ms.
+
+        Indexed by configuration; columns ``(first, live)``, ``(first, twin)``, ``(rest, live)``,
+        ``(rest, twin)``.
+        """
+        pairs = self.pairs
+        parts = {
+            (part, side): pairs[f"latency_ms_{side}"] - pairs[f"ttft_ms_{side}"]
+            if part == "rest" else pairs[f"ttft_ms_{side}"]
+            for part in ("first", "rest") for side in ("live", "twin")
+        }  # fmt: skip
+        return pd.DataFrame(parts).groupby(pairs["configuration"], sort=False).mean()
+
+    @cached_property
+    def frontends(self) -> pd.DataFrame:
+        """How far the TTFT is off by the frontend's time for 1,000 tokens and half of the hour.
+
+        Sum of four errors in points (requests off by more than a quarter, mean, p50, p90), averaged
+        over configurations and orders: columns 1 and 2 are the halves.
+        """
+        errors = self.fits.assign(
+            sum=100 * self.fits[["far", "mean", "p50", "p90"]].abs().sum(axis=1)
+        )
+        return errors.pivot_table("sum", "frontend_ms_per_1k_tokens", "half")
 
     @cached_property
     def reuse(self) -> pd.DataFrame:
@@ -281,9 +255,11 @@ def load_check(
         path = runs_folder / name / live / TABLE
         if path.is_file():
             own = not path.resolve().is_relative_to(public.resolve())
-            orders = pd.read_parquet(runs_folder / name / live / ORDERS)
-            evidence = load_evidence(study, live, runs_folder)
-            return Check(evidence, pd.read_parquet(path), orders, own)
+            twins, orders, fits = (
+                pd.read_parquet(runs_folder / name / live / table)
+                for table in (TABLE, ORDERS, FITS)
+            )
+            return Check(load_evidence(study, live, runs_folder), twins, orders, fits, own)
     return None
 
 
@@ -297,10 +273,16 @@ def provenance(check: Check, cluster: str) -> str:
     whose = "" if check.own or check.live.cluster == cluster else " These are the published runs."
     versions = ", ".join(f"{plain(name)} {plain(text)}" for name, text in manifest.versions.items())
     return (
-        f":::{{note}}\n**Live:** {plain(manifest.cluster['description'])}, the first "
-        f"{manifest.trace.rows:,} requests of {plain(manifest.trace.name)} in real time. "
+        f":::{{note}}\n**Live:** {plain(manifest.cluster['description'])}, {_requests(check)} of "
+        f"{plain(manifest.trace.name)} in real time. "
         f"**Simulated:** the same rows on the simulator. No GPU in either.{whose} {versions}.\n:::"
     )
+
+
+def _requests(check: Check) -> str:
+    trace = check.live.manifest.trace
+    which = "all" if trace.rows == trace.total_rows else "the first"
+    return f"{which} {trace.rows:,} requests"
 
 
 def _source(check: Check, _: bool = True) -> str:
@@ -374,38 +356,119 @@ def errors_table(check: Check) -> Table:
 
 @drawn("check-requests", lambda c: c.pairs, source=_source)
 def requests_figure(check: Check) -> Drawing:
-    """TTFT of every request, live and simulated, a panel for each configuration."""
-    arms = check.live.arms
-    figure, panels = plt.subplots(
-        1, len(arms), figsize=(WIDTH_IN, 2.5), sharex=True, sharey=True, squeeze=False
-    )
-    styles, groups = arm_styles(arms), check.pairs.groupby("configuration", sort=False)
-    for axes, (name, rows) in zip(panels[0], groups, strict=True):
-        live, twin = rows["ttft_ms_live"], rows["ttft_ms_twin"]
-        axes.scatter(live, twin, s=5, alpha=0.45, linewidths=0, color=styles[name]["color"])
-        ends = [min(live.min(), twin.min()), max(live.max(), twin.max())]
-        axes.plot(ends, ends, color=LINE, linewidth=0.8)
-        axes.set(xscale="log", yscale="log", aspect="equal")
-        axes.set_title(arms[name].label.replace(", ", ",\n"), fontsize=7)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PLAIN)
-        axes.tick_params(labelsize=6)
-        axes.grid(axis="both")
-    panels[0][0].set_ylabel("simulated TTFT\n[ms, log scale]")
-    figure.supxlabel("live TTFT [ms, log scale]", fontsize=9)
-    caption = scatter_caption(check)
-    return figure, caption, f"Scatter of simulated over live TTFT on log axes. {caption}"
+    """How far single requests are off: share of requests by simulated over live TTFT."""
+    figure, axes = plt.subplots(figsize=(WIDTH_IN, 2.6))
+    axes.axvspan(*NEAR, color="#f0f0f0")
+    axes.axvline(1, color=LINE, linewidth=0.9)
+    at = np.linspace(0, 1, 401)
+    groups = check.pairs.groupby("configuration", sort=False)
+    for (name, rows), style in zip(groups, arm_styles(check.live.arms).values(), strict=True):
+        ratio = (rows["ttft_ms_twin"] / rows["ttft_ms_live"]).dropna()
+        axes.plot(ratio.quantile(at), 100 * at, color=style["color"], linestyle=style["linestyle"],
+                  label=check.live.arms[str(name)].label)  # fmt: skip
+    axes.set(xscale="log", xlim=(0.2, 5), xlabel="simulated over live TTFT of a request [log]",
+             ylabel="requests up to it [%]")  # fmt: skip
+    axes.set_xticks([0.2, 0.5, 1, 2, 5])
+    axes.xaxis.set_major_formatter(PLAIN)
+    legend_below(figure, axes)
+    caption = requests_caption(check)
+    return figure, caption, f"Cumulative curves that rise around 1. {caption}"
 
 
-def scatter_caption(check: Check) -> str:
-    """Return the caption of the scatter of requests."""
+def requests_caption(check: Check) -> str:
+    """Return the finding on single requests, and what is drawn."""
     pairs = check.pairs.dropna(subset=["ttft_ms_live", "ttft_ms_twin"])
     ratio = pairs["ttft_ms_twin"] / pairs["ttft_ms_live"]
-    near = float(ratio.between(0.8, 1.25).mean())
+    near = float(ratio.between(*NEAR).mean())
     return (
-        f"{percent(near, 0)} of requests have a simulated TTFT within a quarter of their live one. "
-        "Each point a request; on the line both agree."
+        f"{percent(near, 0)} of requests have a simulated TTFT within a quarter of their live one "
+        "(shaded). Share of requests by the ratio of the two, by configuration."
     )
+
+
+@drawn("check-time", lambda c: c.good_by_time, source=_source)
+def time_figure(check: Check) -> Drawing:
+    """Good share over the time of the replay, live and simulated, a panel for each main arm."""
+    study, by_time = check.live.study, check.good_by_time
+    names = [name for name in (study.baseline, study.comparison) if name in check.live.runs]
+    figure, panels = plt.subplots(
+        1, len(names), figsize=(WIDTH_IN, 2.3), sharey=True, squeeze=False
+    )
+    styles, off = arm_styles(check.live.arms), []
+    for axes, name in zip(panels[0], names, strict=True):
+        rows = by_time[by_time["configuration"] == name]
+        axes.plot(rows["minute"], 100 * rows["live"], color=styles[name]["color"], label="live")
+        axes.plot(rows["minute"], 100 * rows["twin"], color=LINE, linestyle=":", label="simulated")
+        axes.set(title=check.live.arms[name].label, xlabel="minute of the trace", ylim=(0, 102))
+        gap = (rows["twin"] - rows["live"]).abs().median()
+        off.append(
+            f"{number(100 * gap, 1)} points under {check.live.arms[name].label} "
+            f"(correlation {number(rows['twin'].corr(rows['live']), 2)})"
+        )
+    panels[0][0].set_ylabel("good requests [%]")
+    legend_below(figure, panels[0][0])
+    caption = (
+        f"From {STEP_MIN} minutes to the next the simulated good share follows the live one; half "
+        f"of the times it is off by at most {' and '.join(off)}."
+    )
+    return figure, caption, f"Two lines over time in each panel. {caption}"
+
+
+@unless_missing(None)
+def parts_table(check: Check) -> Table:
+    """Return the time until the first token and after it, live and simulated."""
+    lines = []
+    for name, arm in check.live.arms.items():
+        row, line = check.parts.loc[name], {"configuration": arm.label}
+        for part, title in (("first", "until the first token"), ("rest", "after it")):
+            live, twin = row[part, "live"], row[part, "twin"]
+            off = signed(100 * (twin / live - 1), 1)
+            line |= {
+                f"{title}, live": number(live),
+                f"{title}, simulated": f"{number(twin)}\n{off} %",
+            }
+        lines.append(line)
+    caption = (
+        "Mean of a request in ms, and the error of the simulation. Where prefill and decode have "
+        "workers of their own, the first part is spent in the prefill pool and on the transfer, "
+        "the second in the decode pool."
+    )
+    return Table(pd.DataFrame(lines), caption, ("configuration",))
+
+
+@unless_missing(None)
+def agreement_table(check: Check) -> Table | None:
+    """Return whether the live effect agrees with the simulated one, by the reproduction's rule."""
+    if check.agreement is None:
+        return None
+    lines = [
+        {"difference of": quantity(key), "verdict": row["verdict"],
+         **{title: with_ends(key, row[of], row[f"{of}_low"], row[f"{of}_high"])
+            for of, title in (("yours", "live"), ("published", "simulated"), ("gap", "gap"))},
+         "margin": f"± {size(key, row['margin'])}"}
+        for key, row in ((str(key), row) for key, row in check.agreement.iterrows())
+    ]  # fmt: skip
+    rows, level = check.agreement["rows"].iloc[0], check.live.study.statistics.percent
+    caption = (
+        f"Means, comparison minus baseline, on {rows:,} pairs; gap: live minus simulated, with its "
+        f"{level} workload interval. By the rule on the page of reproduction."
+    )
+    return Table(pd.DataFrame(lines), caption, ("difference of", "verdict"))
+
+
+@unless_missing(None)
+def frontends_table(check: Check) -> Table:
+    """Return how well each time of the frontend fits, by half of the replay."""
+    points = check.frontends.map(lambda value: number(value, 1)).rename(
+        columns={1: "first half", 2: "second half"}
+    )
+    points.index = [f"{value:g}" for value in points.index]
+    frame = points.rename_axis("frontend [ms per 1,000 tokens]").reset_index()
+    caption = (
+        "Sum of four errors of the simulated TTFT in points (requests off by more than a quarter, "
+        "mean, p50, p90), averaged over configurations and orders."
+    )
+    return Table(frame, caption, ("frontend [ms per 1,000 tokens]",))
 
 
 @unless_missing(None)
@@ -512,7 +575,23 @@ def tokens(check: Check) -> str:
     return (
         f"{rows:,} requests live: {failed} failed, {off} with another number of answer tokens "
         f"than the trace asks for, prompt tokens equal on every row (the gate checks it); the "
-        f"largest p99 send lag of a run is {number(lag, 1)} ms."
+        f"largest p99 send lag of a run is {number(lag, 1)} ms.{_memory(check)}"
+    )
+
+
+def _memory(check: Check) -> str:
+    """Return what all processes of a run held, where the runs recorded it."""
+    hosts = (repeats[0].manifest.host.get("memory_gb") for repeats in check.live.runs.values())
+    held = [host for host in hosts if host]
+    if not held:
+        return ""
+    middle, last, most = (
+        max(at(host) for host in held)
+        for at in (lambda host: host[len(host) // 2], lambda host: host[-1], max)
+    )
+    return (
+        f" All processes of a run together held {number(most, 1)} GB at most, {number(middle, 1)} "
+        f"half-way and {number(last, 1)} at the end."
     )
 
 
@@ -534,7 +613,25 @@ def frontend(check: Check) -> str:
         half /= np.sqrt(len(took))
         low, high = took.mean() - half, took.mean() + half
         text += f"; {number(low, 2)} to {number(high, 2)} from run to run"
-    return f"{text}). What the simulation takes for it is declared by the profile."
+    return f"{text}). {_fitted(check)}"
+
+
+def _fitted(check: Check) -> str:
+    """Return which time of the frontend fits the first half, and what it is worth on the second."""
+    points = check.frontends
+    best, declared = points[1].idxmin(), check.live.manifest.cluster["frontend_ms_per_1k_tokens"]
+    text = (
+        f"Of the times tried, {best:g} ms fits the first half of the replay best; on the second "
+        f"its errors add up to {number(points.loc[best, 2], 1)} points a configuration, the least "
+        f"of any time being {number(points[2].min(), 1)} ({points[2].idxmin():g} ms)"
+    )
+    if best == declared:
+        return f"{text}. The profile declares it."
+    first, second = (number(points.loc[declared, half], 1) for half in (1, 2))
+    return (
+        f"{text}. The profile declares {declared:g} ms: {first} points on the first half, {second} "
+        "on the second."
+    )
 
 
 @unless_missing("How far the simulation can be trusted is not known yet: no live run is there.")
@@ -550,10 +647,9 @@ def closeness(check: Check) -> str:
         for key, statistic in WATCHED
     ]
     good = _worst(check, "good_share", "share")
-    rows = check.live.manifest.trace.rows
     return (
         f"**How far the simulation can be trusted:** against Dynamo's real frontend, router and "
-        f"mock engines under real AIPerf, on the first {rows:,} requests, it is off by "
+        f"mock engines under real AIPerf, on {_requests(check)}, it is off by "
         f"{', '.join(clauses)} and {number(100 * abs(good['centre']), 1)} points in the good "
         "share, each under the configuration where it is off most ([](09_model_check)). "
         f"{effects(check)}"

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rich.progress import TimeRemainingColumn
 
@@ -28,6 +28,7 @@ from kvab.runs.summaries import save_workload
 from kvab.study import Study, load_cluster
 from kvab.trace.reading import Trace
 
+Result = TypeVar("Result")
 Work = Any  # what is replayed, of ``rows`` requests
 OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
 _updates: Queue[tuple[int, int]]  # of `side_by_side`: which job has replayed how many requests
@@ -103,9 +104,9 @@ def replay_all(
 
 
 def side_by_side(
-    jobs: Sequence[Work], replay: Callable[[Work, Progress], object], quiet: bool = False
-) -> None:
-    """Replay jobs, which have ``rows``, one a core, under one progress bar in requests.
+    jobs: Sequence[Work], replay: Callable[[Work, Progress], Result], quiet: bool = False
+) -> list[Result]:
+    """Return what the replays of jobs, which have ``rows``, return: one a core, under one bar.
 
     Raises
     ------
@@ -119,7 +120,7 @@ def side_by_side(
     pool = ProcessPoolExecutor(min(len(jobs), len(os.sched_getaffinity(0))), context)
     try:
         pending = [pool.submit(_carry_out, replay, n, job) for n, job in enumerate(jobs)]
-        _follow(jobs, pending, quiet)
+        return _follow(jobs, pending, quiet)
     except BrokenProcessPool:
         raise DependencyError(
             "a replay's process died (out of memory?); run the same command again: "
@@ -133,8 +134,8 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
 
 
-def _follow(jobs: Sequence[Work], pending: list[Future], quiet: bool) -> None:
-    """Show how many requests are done until every replay has ended."""
+def _follow(jobs: Sequence[Work], pending: list[Future[Result]], quiet: bool) -> list[Result]:
+    """Show how many requests are done until every replay has ended; return what each returned."""
     with progress_bar("requests, left", TimeRemainingColumn(), quiet) as bar:
         total = bar.add_task(counted(len(jobs), "replay"), total=sum(job.rows for job in jobs))
         done = dict.fromkeys(range(len(jobs)), 0)
@@ -143,9 +144,9 @@ def _follow(jobs: Sequence[Work], pending: list[Future], quiet: bool) -> None:
                 n, count = _updates.get(timeout=0.2)
                 done[n] = max(done[n], count)
                 bar.update(total, completed=sum(done.values()))
-        for future in pending:
-            future.result()
+        results = [future.result() for future in pending]
         bar.update(total, completed=sum(job.rows for job in jobs))
+        return results
 
 
 def replay_in_turn(jobs: list[Job], take_over: bool = False) -> None:
@@ -180,9 +181,10 @@ def replay_in_turn(jobs: list[Job], take_over: bool = False) -> None:
         raise type(first)(f"{len(failed)} of {counted(len(jobs), 'replay')} failed; first: {first}")
 
 
-def _carry_out(replay: Callable[[Work, Progress], object], n: int, job: Work) -> None:
-    replay(job, lambda done: _updates.put((n, done)))
+def _carry_out(replay: Callable[[Work, Progress], Result], n: int, job: Work) -> Result:
+    result = replay(job, lambda done: _updates.put((n, done)))
     _updates.put((n, job.rows))
+    return result
 
 
 def _replay_run(job: Job, on_progress: Progress) -> None:

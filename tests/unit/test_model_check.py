@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -66,12 +67,18 @@ def test_a_simulation_that_is_right_has_no_error(check):
         cells.append(("good_share", "share", found["good"]["share"]))
         orders += [(name, order, *cell) for order in (FILE, SENT) for cell in cells]
     columns = ["configuration", "order", "metric", "statistic", "value"]
-    same = Check(check.live, live, pd.DataFrame(orders, columns=columns), True)
+    same = Check(check.live, live, pd.DataFrame(orders, columns=columns), check.fits, True)
     assert same.errors["error"].abs().max() < 1e-9
     assert (same.effects["centre"] - same.effects["live"]).abs().max() < 1e-9
     assert (model_check.effects_table(same).frame["live within"] == "yes").all()
     assert "of 5 live effects 5 lie within" in model_check.effects(same)
-    assert "100 %" in model_check.scatter_caption(same)
+    assert "100 %" in model_check.requests_caption(same)
+    assert (same.agreement["verdict"] == "agree").all()
+    assert same.agreement["gap"].abs().max() < 1e-9
+    assert (same.good_by_time["live"] == same.good_by_time["twin"]).all()
+    assert np.allclose(
+        same.parts.xs("live", axis=1, level=1), same.parts.xs("twin", axis=1, level=1)
+    )
 
 
 def test_an_effect_is_off_where_only_one_configuration_is(check):
@@ -85,7 +92,7 @@ def test_an_effect_is_off_where_only_one_configuration_is(check):
                 off = late_ms
             rows.append((name, order, key, statistic, value + off))
     columns = ["configuration", "order", "metric", "statistic", "value"]
-    made_up = Check(check.live, check.twins, pd.DataFrame(rows, columns=columns), True)
+    made_up = Check(check.live, check.twins, pd.DataFrame(rows, columns=columns), check.fits, True)
     made_up.__dict__["errors"] = check.errors
     effects = made_up.effects.set_index(["metric", "statistic"])
     good, ttft = effects.loc[("good_share", "share")], effects.loc[("ttft_ms", "mean")]
@@ -103,10 +110,11 @@ def test_an_effect_is_off_where_only_one_configuration_is(check):
 def test_nothing_is_said_of_effects_unless_both_arms_were_run_live(check):
     study = check.live.study
     alone = {name: runs for name, runs in check.live.runs.items() if name != study.baseline}
-    made_up = Check(replace(check.live, runs=alone), check.twins, check.orders, True)
+    made_up = replace(check, live=replace(check.live, runs=alone))
     made_up.__dict__["errors"] = check.errors
     assert made_up.effects.empty
     assert model_check.effects(made_up) == ""
+    assert made_up.agreement is None and model_check.agreement_table(made_up) is None
 
 
 def test_what_the_live_frontend_took_is_said_with_its_interval(check):
@@ -122,3 +130,34 @@ def test_what_the_live_frontend_took_is_said_with_its_interval(check):
     assert "1.00 ms for each 1,000 prompt tokens" in said
     assert "4 runs; 0.87 to 1.13 from run to run" in said
     assert "did not record" in model_check.frontend(recorded([None] * 4))
+
+
+def test_the_frontend_is_fitted_on_the_first_half_and_checked_on_the_second(check):
+    fits = pd.DataFrame(
+        [
+            ("any", ms, order, half, far, -far, 0.0, 0.0)
+            for ms, by_half in ((0.0, (0.4, 0.1)), (1.0, (0.2, 0.15)), (2.0, (0.3, 0.3)))
+            for half, far in enumerate(by_half, 1)
+            for order in (FILE, "shuffle 1")
+        ],
+        columns=check.fits.columns,
+    )
+    fitted = replace(check, fits=fits)
+    assert fitted.frontends.loc[1.0].to_list() == pytest.approx([40, 30])
+    said = model_check.frontend(fitted)
+    assert "1 ms fits the first half" in said
+    assert "30.0 points a configuration, the least of any time being 20.0 (0 ms)" in said
+    assert "The profile declares it" in said
+
+
+def test_memory_is_said_where_the_runs_recorded_it(check):
+    def held(values):
+        runs = {}
+        for name, repeats in check.live.runs.items():
+            host = repeats[0].manifest.host | {"memory_gb": values}
+            manifest = repeats[0].manifest.model_copy(update={"host": host})
+            runs[name] = [replace(repeats[0], manifest=manifest)]
+        return model_check.tokens(replace(check, live=replace(check.live, runs=runs)))
+
+    assert "3.0 GB at most, 2.0 half-way and 2.5 at the end" in held([1.0, 3.0, 2.0, 2.5])
+    assert "GB" not in held([])

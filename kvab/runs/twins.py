@@ -1,0 +1,166 @@
+"""The simulated twins of live runs: the same rows, in several orders inside bursts.
+
+Input: a cluster's live runs and their trace. Output: ``model-check/`` beside the runs: the twins'
+requests, the statistics of every order, and how well each speed of the frontend fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kvab.cache import write_beside
+from kvab.clusters.base import Progress
+from kvab.clusters.simulated import simulate
+from kvab.clusters.simulated import versions as simulator_versions
+from kvab.errors import InputError
+from kvab.requests import metrics
+from kvab.requests.metrics import LATENCIES
+from kvab.runs.folder import Run, parquet_bytes
+from kvab.runs.replay_missing import side_by_side
+from kvab.study import Simulated, Study
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import read_topology
+from kvab.trace.reading import Trace, burst_order
+
+FOLDER = Path("model-check")
+TABLE, ORDERS, FITS = (FOLDER / f"{name}.parquet" for name in ("twins", "orders", "fits"))
+FILE, SENT, SHORT = "file", "sent", "shortest first"
+SHUFFLES, FITTED = 8, 2  # shuffles of every twin, and those in which the frontend is fitted
+NEAR = (0.8, 1.25)  # simulated over live TTFT of a request that is within a quarter
+KEPT = ["row", "arrival_ms", "input_tokens", "output_tokens", "requested_output_tokens",
+        *LATENCIES, "cached_tokens", "error"]  # fmt: skip
+ROUNDED = {"ttft_ms": 1, "itl_ms": 3, "latency_ms": 1}
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A live run's rows, to be simulated in an order and with a speed of the frontend."""
+
+    run: Run
+    trace: Trace
+    label: str
+    order: np.ndarray
+    profile: Simulated
+
+    @property
+    def rows(self) -> int:
+        """Requests that are replayed."""
+        return len(self.order)
+
+    @property
+    def declared(self) -> bool:
+        """Whether the frontend is as fast as the run's profile says."""
+        declared = self.run.manifest.cluster.get("frontend_ms_per_1k_tokens", 0.0)
+        return self.profile.frontend_ms_per_1k_tokens == declared
+
+
+def make_twins(
+    live: Mapping[str, Sequence[Run]], study: Study, trace: Trace, folder: Path
+) -> Path:  # fmt: skip
+    """Simulate the rows of each configuration's first live run; keep what pages need in ``folder``.
+
+    The twin proper has the rows of a burst in the order of the run's file. The same rows are also
+    simulated in the order in which AIPerf sent them, with the shortest prompts of a burst first
+    (a frontend that reads prompts side by side has those first), and in seeded shuffles: of these
+    the statistics are kept, to tell what the order alone does. In file order and the first
+    shuffles the frontend also takes each of the times that the study's key ``sensitivity`` has.
+
+    Raises
+    ------
+    InputError
+        If the runs are of another trace.
+    """
+    first = {name: repeats[0] for name, repeats in live.items()}
+    replayed = next(iter(first.values())).manifest.trace
+    if trace.sha256 != replayed.sha256:
+        raise InputError(
+            f"{trace.path}: expected the trace of the runs ({replayed.name}), got another; name "
+            "that trace with --trace"
+        )
+    twins = [twin for run in first.values() for twin in _plan(run, study, trace)]
+    tables = side_by_side(twins, _simulate)
+    own, values, fits = [], [], []
+    for twin, table in zip(twins, tables, strict=True):
+        name = twin.run.manifest.configuration
+        if twin.declared:
+            values += [(name, twin.label, *cell) for cell in _statistics(table, study)]
+        if twin.declared and twin.label == FILE:
+            own.append(table[KEPT].round(ROUNDED).assign(configuration=name))
+        if twin.label in _fitted():
+            frontend_ms = twin.profile.frontend_ms_per_1k_tokens
+            fits += [(name, frontend_ms, twin.label, *fit) for fit in _fit(twin.run, table)]
+    columns = ["configuration", "order", "metric", "statistic", "value"]
+    fitted = ["configuration", "frontend_ms_per_1k_tokens", "order", "half"]
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    for path, content in {
+        FITS: pd.DataFrame(fits, columns=[*fitted, "far", "mean", "p50", "p90"]),
+        ORDERS: pd.DataFrame(values, columns=columns),
+        TABLE: pd.concat(own, ignore_index=True),
+    }.items():
+        write_beside(folder / path, parquet_bytes([content]))
+    return folder / TABLE
+
+
+def _plan(run: Run, study: Study, trace: Trace) -> Iterator[Twin]:
+    cluster = run.manifest.cluster
+    declared = cluster.get("frontend_ms_per_1k_tokens", 0.0)
+    others = study.sensitivity.frontend_ms_per_1k_tokens if study.sensitivity else []
+    for frontend_ms in sorted({declared, *others}):
+        profile = Simulated(
+            kind="simulated", name=f"twin of {cluster['name']}", description="twin",
+            hardware=cluster["hardware"], backend=cluster["backend"],
+            kv_transfer_gb_per_s=cluster.get("kv_transfer_gb_per_s"),
+            frontend_ms_per_1k_tokens=frontend_ms,
+        )  # fmt: skip
+        simulator_versions(profile)  # or the error that says what is missing
+        for label, order in _orders(run, trace).items():
+            if frontend_ms == declared or label in _fitted():
+                yield Twin(run, trace, label, order, profile)
+
+
+def _orders(run: Run, trace: Trace) -> dict[str, np.ndarray]:
+    """Return rows in sending order, by label."""
+    at_ms = trace.timestamp_ms[: len(run.requests)]
+    sent = run.requests.sort_values(["arrival_ms", "send_lag_ms"])["row"].to_numpy()
+    shuffled = {f"shuffle {n}": burst_order(at_ms, n) for n in range(1, SHUFFLES + 1)}
+    short = np.lexsort((trace.input_tokens[: len(at_ms)], at_ms))
+    return {FILE: burst_order(at_ms, run.manifest.seed), SENT: sent, SHORT: short} | shuffled
+
+
+def _fitted() -> list[str]:
+    return [FILE, *(f"shuffle {n}" for n in range(1, FITTED + 1))]
+
+
+def _simulate(twin: Twin, on_progress: Progress) -> pd.DataFrame:
+    topology = read_topology(read_configuration(twin.run.path / "manifests"))
+    return simulate(twin.profile, topology, twin.trace, twin.order, on_progress)[0]
+
+
+def _statistics(table: pd.DataFrame, study: Study) -> Iterator[tuple[str, str, float | None]]:
+    summary = metrics.summarize(table, study.slo)
+    for key in LATENCIES:
+        for statistic in metrics.COMPARED:
+            yield key, statistic, summary[key][statistic]
+    yield "good_share", "share", summary["good"]["share"]
+
+
+def _fit(run: Run, table: pd.DataFrame) -> Iterator[tuple[int, float, float, float, float]]:
+    """Yield the errors of the simulated TTFT in each half of the replay's time.
+
+    They are the share of requests further off than a quarter, and the relative errors of mean,
+    p50 and p90.
+    """
+    live = run.requests.set_index("row")
+    both = table.set_index("row").join(live["ttft_ms"], rsuffix="_live").dropna(subset="ttft_ms")
+    second = both["arrival_ms"] >= live["arrival_ms"].max() / 2
+    for half, rows in both.groupby(second.astype(int) + 1):
+        twin, measured = rows["ttft_ms"], rows["ttft_ms_live"]
+        far = 1 - (twin / measured).between(*NEAR).mean()
+        at = [0.5, 0.9]
+        p50, p90 = twin.quantile(at).to_numpy() / measured.quantile(at).to_numpy() - 1
+        yield int(half), far, twin.mean() / measured.mean() - 1, p50, p90
