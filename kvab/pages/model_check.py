@@ -7,6 +7,7 @@ order of the page. `closeness` stands on the first page too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,6 +125,22 @@ class Check:
                 "centre": _centre(by_order), "least": by_order.min(), "most": by_order.max(),
             })  # fmt: skip
         return pd.DataFrame(lines, columns=[*index, "live", "centre", "least", "most"])
+
+    @cached_property
+    def by_repeat(self) -> pd.DataFrame:
+        """Live effects of each repeat: `EFFECTS` by ``repeat``; empty unless there are several."""
+        arms = (self.live.study.baseline, self.live.study.comparison)
+        if not self.live.runs.keys() >= {*arms} or self.live.repeats < 2:
+            return pd.DataFrame()
+        rows = {}
+        for repeat, tables in enumerate(zip(*map(self.live.tables, arms), strict=False), 1):
+            first, second = (metrics.summarize(table, self.live.study.slo) for table in tables)
+            rows[repeat] = {
+                (key, statistic): second[key][statistic] - first[key][statistic]
+                if key in LATENCIES else second["good"]["share"] - first["good"]["share"]
+                for key, statistic in EFFECTS
+            }  # fmt: skip
+        return pd.DataFrame(rows)
 
     @cached_property
     def agreement(self) -> pd.DataFrame | None:
@@ -246,21 +263,39 @@ def load_check(
     folder: str | Path,
     published: str | Path = "book/published",
 ) -> Check | None:
-    """Return the check of a live cluster in a folder of runs, else the published one, if any."""
-    name, public = load_study(study).name, root() / published
-    candidates = [(root() / folder, cluster)]
-    candidates += [(public, path.parents[1].name)
-                   for path in sorted(public.glob(f"{name}/*/{TABLE}"))]  # fmt: skip
-    for runs_folder, live in candidates:
-        path = runs_folder / name / live / TABLE
-        if path.is_file():
-            own = not path.resolve().is_relative_to(public.resolve())
-            twins, orders, fits = (
-                pd.read_parquet(runs_folder / name / live / table)
-                for table in (TABLE, ORDERS, FITS)
-            )
-            return Check(load_evidence(study, live, runs_folder), twins, orders, fits, own)
-    return None
+    """Return the check of a live cluster in a folder of runs, else the longest published one."""
+    return next(_checks(study, cluster, folder, published), None)
+
+
+def load_repeated(
+    study: str | Path | Study,
+    cluster: str,
+    folder: str | Path,
+    published: str | Path = "book/published",
+) -> Check | None:
+    """Return the first such check of a cluster with repeats of both main configurations, if any."""
+    checks = _checks(study, cluster, folder, published)
+    return next((check for check in checks if not check.by_repeat.empty), None)
+
+
+def _checks(
+    study: str | Path | Study, cluster: str, folder: str | Path, published: str | Path
+) -> Iterator[Check]:
+    """Yield the checks of a folder's live clusters, then the published: the longest runs first."""
+    name, public = load_study(study).name, (root() / published).resolve()
+    for runs_folder in dict.fromkeys((root() / folder, public)):
+        found = []
+        for path in sorted(runs_folder.glob(f"{name}/*/{TABLE}")):
+            beside = path.parents[1]
+            twins, orders, fits = (pd.read_parquet(beside / t) for t in (TABLE, ORDERS, FITS))
+            live = load_evidence(study, beside.name, runs_folder)
+            found.append(Check(live, twins, orders, fits, runs_folder.resolve() != public))
+        of_cluster = {check.live.cluster: check.live.cluster == cluster for check in found}
+        yield from sorted(
+            found,
+            key=lambda c: (of_cluster[c.live.cluster], c.live.manifest.trace.rows),
+            reverse=True,
+        )
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -454,6 +489,31 @@ def agreement_table(check: Check) -> Table | None:
         f"{level} workload interval. By the rule on the page of reproduction."
     )
     return Table(pd.DataFrame(lines), caption, ("difference of", "verdict"))
+
+
+@unless_missing(
+    "How much live runs differ from one another is not known yet: there is one of each."
+)
+def run_to_run(check: Check) -> str:
+    """Return how much the effect differs between live repeats, beside the simulated orders."""
+    clauses = []
+    simulated = check.orders.pivot(
+        index=["metric", "statistic", "order"], columns="configuration", values="value"
+    )
+    study = check.live.study
+    for (key, statistic), row in check.by_repeat.iterrows():
+        name, unit = quantity(key, statistic).rstrip("]").split(" [")
+        orders = (simulated[study.comparison] - simulated[study.baseline]).loc[key, statistic]
+        values = ", ".join(in_unit(key, value) for value in row)
+        clauses.append(
+            f"{name} {values} {unit} (sd {size(key, row.std())}; simulated orders "
+            f"{size(key, orders.drop([SENT, SHORT]).std())})"
+        )
+    return (
+        f"The same {check.live.manifest.trace.rows:,} requests live, "
+        f"{check.by_repeat.shape[1]} times in other orders inside bursts: the comparison changes "
+        f"{'; '.join(clauses)}."
+    )
 
 
 @unless_missing(None)
