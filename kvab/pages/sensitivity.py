@@ -27,7 +27,9 @@ from kvab.runs.sensitivity import (
     AGAIN,
     CHUNK,
     FRONTEND,
+    REUSE,
     SETTING,
+    TENSOR,
     TIMES,
     TRANSFER,
     Answers,
@@ -194,6 +196,59 @@ def chunk(answers: Answers) -> str:
         f"{percent(comp.min())} at its worst, {comp.idxmin():,.0f}, and {percent(comp.max())} at "
         f"its best, {comp.idxmax():,.0f}."
     )
+
+
+@unless_missing(None)
+def reuse_table(answers: Answers) -> Table | None:
+    """Return what is left where fewer conversations share blocks."""
+    if answers.of(REUSE).empty:
+        return None
+    caption = "Share of the conversations that keep the blocks they share; the others share none."
+    return _table(answers, REUSE, "share", "{:g}", caption)
+
+
+@unless_missing("")
+def reuse(answers: Answers) -> str:
+    """Return what the KV router gains with and without anything to reuse, by split."""
+    cells, arms = answers.of(REUSE), answers.study.configurations
+    if cells.empty:
+        return ""
+    shares = cells.pivot(index="reuse", columns="configuration", values="good_share")
+    clauses = []
+    for split in dict.fromkeys(arm.factors.split for arm in arms.values()):
+        names = {arm.factors.routing: name for name, arm in arms.items()
+                 if arm.factors.split == split}  # fmt: skip
+        if not {"kv", "round-robin"} <= names.keys():
+            continue
+        gain = 100 * (shares[names["kv"]] - shares[names["round-robin"]])
+        clauses.append(
+            f"{signed(gain.iloc[-1], 1)} points with all reuse and {signed(gain.iloc[0], 1)} "
+            f"with {percent(shares.index[0], 0)} of it where workers are {split}"
+        )
+    return (
+        f"The KV router instead of round-robin changes the good share by {'; by '.join(clauses)}."
+    )
+
+
+@unless_missing(None)
+def tensor_table(answers: Answers) -> Table | None:
+    """Return good share and mean TTFT by GPUs of an aggregated worker, at some loads."""
+    cells = answers.of(TENSOR)
+    if cells.empty:
+        return None
+    lines = []
+    for (name, gpus), of in cells.groupby(["configuration", "tensor_parallel"], sort=False):
+        if answers.arms[name].factors.split != "aggregated":
+            continue  # its workers stay as they are
+        line = {"configuration": answers.arms[name].label, "GPUs a worker": f"{gpus:g}"}
+        for load, rows in of.groupby("speed"):
+            share, ttft, itl = rows.iloc[0][["good_share", "ttft_ms_mean", "itl_ms_mean"]]
+            line[f"load {load:g}x: good, mean TTFT, mean ITL"] = (
+                f"{percent(share)}\n{number(ttft)} ms\n{number(itl)} ms"
+            )
+        lines.append(line)
+    caption = "Fewer aggregated workers of more GPUs each, on the same GPUs."
+    return Table(pd.DataFrame(lines), caption, ("configuration",))
 
 
 @drawn("sensitivity-times", lambda a: a.effects_of(TIMES, "good_share"), source=_source)

@@ -231,3 +231,22 @@ def _sentences_follow_the_data(replayed):
     assert "does rescue" in sensitivity.chunk(replace(replayed, cells=cells))
     cells.loc[cells["configuration"] == "agg-round-robin", "good_share"] = 0.01
     assert "does not rescue" in sensitivity.chunk(replace(replayed, cells=cells))
+
+
+def test_what_routing_gains_with_and_without_reuse_is_said():
+    answers = load_sensitivity(STUDY, CLUSTER, "book/published")
+    shares = answers.of(REUSE).pivot(index="reuse", columns="configuration", values="good_share")
+    gain = 100 * (shares["disagg-kv-router"] - shares["disagg-round-robin"])
+    said = sensitivity.reuse(answers)
+    assert f"{gain[1]:+.1f} points with all reuse and {gain[0]:+.1f} with 0 % of it" in said
+    assert list(sensitivity.reuse_table(answers).frame["share"]) == ["1", "0.5", "0"]
+
+
+def test_larger_workers_are_compared_at_each_load():
+    answers = load_sensitivity(STUDY, CLUSTER, "book/published")
+    frame = sensitivity.tensor_table(answers).frame
+    assert sorted(frame["GPUs a worker"].unique()) == ["2", "4"]
+    assert [name.split(":")[0] for name in frame.columns[2:]] == ["load 0.5x", "load 1x"]
+    cells = answers.of(TENSOR).set_index(["configuration", "tensor_parallel", "speed"])
+    share = cells.loc[("agg-round-robin", 4, 1.0), "good_share"]
+    assert f"{100 * share:.1f} %" in frame.iloc[2, 3]
