@@ -34,7 +34,7 @@ from kvab.study.topology import Topology, read_topology
 
 ERROR_LIMIT_SHARE = 0.01
 OVERLOAD_LIMIT_SHARE = 0.001  # a tenth of the requests that a 99th percentile rests on
-SEND_LAG_LIMIT_MS = 50.0
+SEND_LAG_LIMIT_MS = 100.0  # a twentieth of the bound on TTFT: a burst is sent one by one
 ARRIVAL_LIMIT_MS = 0.01  # published times are rounded to it
 REUSE_WORTH_SHARE = 0.01  # of the prompt tokens, which caches could save beyond round-robin
 IMAGE = "image "

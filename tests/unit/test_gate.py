@@ -165,7 +165,7 @@ WAYS = {
     "a slower clock": (
         AGG_KV, column("arrival_ms", lambda ms: 1.1 * ms), "arrivals as in the trace",
     ),
-    "sent late": (AGG_KV, column("send_lag_ms", 60.0, slice(0, 7)), "send lag p99"),
+    "sent late": (AGG_KV, column("send_lag_ms", 110.0, slice(0, 7)), "send lag p99"),
     "not known when sent": (AGG_KV, column("send_lag_ms", float("nan")), "send lag p99"),
     "a worker that never served": (
         KV, told(host={"workers_served": {"prefill": 5, "decode": 2}}),
