@@ -121,10 +121,11 @@ def test_nothing_is_said_of_effects_unless_both_arms_were_run_live(check):
 def test_what_the_live_frontend_took_is_said_with_its_interval(check):
     def recorded(values):
         runs = {}
-        for (name, repeats), value in zip(check.live.runs.items(), values, strict=True):
-            host = repeats[0].manifest.host | {"frontend_ms_per_1k_tokens": value}
-            manifest = repeats[0].manifest.model_copy(update={"host": host})
-            runs[name] = [replace(repeats[0], manifest=manifest)]
+        for nth, (name, repeats) in enumerate(check.live.runs.items()):
+            hosts = [repeats[0].manifest.host | {"frontend_ms_per_1k_tokens": value}
+                     for value in values[nth::2]]  # fmt: skip
+            manifests = [repeats[0].manifest.model_copy(update={"host": host}) for host in hosts]
+            runs[name] = [replace(repeats[0], manifest=manifest) for manifest in manifests]
         return replace(check, live=replace(check.live, runs=runs))
 
     said = model_check.frontend(recorded([0.9, 1.0, 1.0, 1.1]))
