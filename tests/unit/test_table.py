@@ -109,7 +109,7 @@ def test_a_lost_record_is_a_row_with_an_error(trace):
 def test_a_request_that_failed_keeps_no_latency(trace):
     table = tidied(trace, spoil=lambda made: made[0].update(terminal_status="rejected"))
     failed = table[table["error"].notna()]
-    assert failed["error"].tolist() == ["rejected"]
+    assert failed["error"].tolist() == ["rejected: longer than a worker takes"]
     assert failed[["ttft_ms", "itl_ms", "latency_ms"]].isna().all(axis=None)
 
 
