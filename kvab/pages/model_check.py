@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 from scipy import special
 
 from kvab.cache import remember, source_digest
@@ -405,6 +406,7 @@ def requests_figure(check: Check) -> Drawing:
              ylabel="requests up to it [%]")  # fmt: skip
     axes.set_xticks([0.2, 0.5, 1, 2, 5])
     axes.xaxis.set_major_formatter(PLAIN)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     legend_below(figure, axes)
     caption = requests_caption(check)
     return figure, caption, f"Cumulative curves that rise around 1. {caption}"
