@@ -178,11 +178,11 @@ def test_a_table_escapes_cells_headers_and_caption():
 
 
 def hostile_runs(folder):
-    """A copy of the published live runs in which every text of others is hostile."""
+    """A copy of live runs in which every text of others is hostile."""
     from kvab.runs import folder as runs
 
-    for name in ("live-cpu", "workloads"):
-        shutil.copytree(PUBLISHED / name, folder / "qwen3-32b" / name)
+    for source in (ROOT / "tests/data/live-cpu", PUBLISHED / "workloads"):
+        shutil.copytree(source, folder / "qwen3-32b" / source.name)
     for path in (folder / "qwen3-32b" / "live-cpu").glob("*/r1"):
         run = runs.read_run(path)
         told = run.manifest.model_dump(by_alias=True, exclude={"files"})

@@ -272,7 +272,7 @@ def test_results_are_shown_without_a_checkout(elsewhere):
     assert compared.returncode == 0, compared.stderr
     assert "TTFT 700 ms, ITL 25 ms, TTFT as named, ITL of AIPerf's --goodput" in compared.stdout
     packed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert packed["package-data"]["kvab"] == ["study/default.yaml"]
+    assert packed["package-data"]["kvab"] == ["study/default.yaml", "pages/bounds.js"]
 
 
 def test_paths_count_from_the_working_folder(elsewhere, recorded_trace, tmp_path):

@@ -118,7 +118,7 @@ def advise(
     workload: options.Workload = "",
     as_json: options.Json = False,
 ) -> None:
-    """Say which configuration to take at your bounds and load, what it costs, what changes it.
+    """Say which configuration to take at your bounds and load.
 
     A request is good if both bounds hold. Of each configuration the share of good requests is
     shown, with its workload interval and GPU-hours; then which keeps the most, by how much, and the

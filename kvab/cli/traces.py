@@ -21,7 +21,7 @@ def fetch(
     workload: options.Workload = "",
     to: Annotated[Path | None, typer.Option(help="Where to put it; default: the cache.")] = None,
 ) -> None:
-    """Download the trace of a study's workload, checked against its sha256."""
+    """Download a workload's trace and check its sha256."""
     from kvab.study import load_study
     from kvab.trace.finding import fetch_trace
 
@@ -70,7 +70,10 @@ def synthesize(
     rows: Annotated[int, typer.Option(help="How many requests.")] = 12031,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal traces.")] = 1,
 ) -> None:
-    """Generate a trace with the published marginals: a GENERATED WORKLOAD."""
+    """Generate a trace with the published marginals.
+
+    Whatever is replayed of it says GENERATED WORKLOAD.
+    """
     from kvab.trace.synthesize import write_generated
 
     print(write_generated(out, rows=rows, seed=seed))

@@ -28,16 +28,18 @@ STUDY = "recipes/qwen3-32b/study.yaml"
 ARMS = ("agg-round-robin", "agg-kv-router", "disagg-round-robin", "disagg-kv-router")
 BASELINE, AGG_KV, DISAGG, KV = ARMS
 PUBLISHED = root() / "book" / "published" / "qwen3-32b"
+LIVE = root() / "tests" / "data"  # 600 requests of every configuration
 
 
 class Runs:
-    """A copy of a cluster's published runs, and what a test may do to them."""
+    """A copy of a cluster's runs, and what a test may do to them."""
 
     def __init__(self, folder, cluster):
         self.folder, self.cluster = folder, cluster
         shutil.copytree(PUBLISHED / "workloads", folder / "qwen3-32b" / "workloads")
+        source = LIVE if cluster == "live-cpu" else PUBLISHED
         for arm in ARMS:
-            shutil.copytree(PUBLISHED / cluster / arm / "r1", self.path(arm))
+            shutil.copytree(source / cluster / arm / "r1", self.path(arm))
 
     def path(self, arm, repeat=1):
         return self.folder / "qwen3-32b" / self.cluster / arm / f"r{repeat}"
