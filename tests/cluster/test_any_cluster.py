@@ -25,7 +25,7 @@ def test_a_later_start_goes_on_with_what_an_earlier_one_deployed(cluster, small_
     first.deploy()
     first.lock.leave()  # as the end of its process does
     path = cluster.run(small_trace)
-    assert runs.read_run(path).manifest.host["pods"] == first.host["pods"]
+    assert runs.read_run(path).manifest.host["pods"] == first.cluster.host["pods"]
     assert cluster.left() == []
 
 
