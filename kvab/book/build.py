@@ -34,6 +34,7 @@ from kvab.pages.gate import Gate, gate
 from kvab.pages.index import short_answer, social_card
 from kvab.pages.model_check import load_check
 from kvab.pages.outcome import headline
+from kvab.pages.workloads import load_workloads
 from kvab.runs import folder as runs
 from kvab.runs.hardware import load_hardware
 from kvab.runs.importing import is_imported
@@ -126,7 +127,9 @@ def _book(path: Path, evidence: Evidence, judged: Gate, trace: Path | None, repl
         print(line, file=sys.stderr)
     check, sweep = load_check(study, cluster, folder), load_sweep(study, cluster, folder)
     swept = sweep, load_sensitivity(study, cluster, folder), load_hardware(folder)
-    shown = [part and part.key for part in (evidence, *swept, check, *clusters.places.values())]
+    beside = load_workloads(study, cluster, folder).places.values()
+    every = evidence, *swept, check, *clusters.places.values(), *beside
+    shown = [part and part.key for part in every]
     made = evidence.made_hours and evidence.made_hours.summary.model_dump(mode="json")
     measured = [file.read_text(encoding="utf-8") for below in MEASURED
                 for file in sorted((root() / below).glob("*.json"))]  # fmt: skip

@@ -1,0 +1,143 @@
+"""Page 14: whether another workload gives the same answer, each judged by itself.
+
+Input: a study with several workloads, a cluster and a folder of runs. Output: one object that a
+notebook loads, its tables and sentences. Workloads stand side by side and are never pooled.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from kvab.console import number, percent
+from kvab.errors import InputError
+from kvab.pages.attribution import steps
+from kvab.pages.evidence import Evidence, load_evidence
+from kvab.pages.gate import WITHHELD, gate
+from kvab.pages.outcome import headline
+from kvab.pages.printed import comparison_lines
+from kvab.pages.tables import Table
+from kvab.study import Study, load_study, root
+from kvab.study.declaration import PUBLISHED
+
+SHOWN = {"good_share": "good requests", "ttft_ms": "TTFT mean [ms]", "itl_ms": "ITL mean [ms]"}
+
+
+@dataclass(frozen=True)
+class Workloads:
+    """The workloads of a study on one cluster.
+
+    Attributes
+    ----------
+    study : Study
+        The declaration.
+    cluster : str
+        Name of the cluster.
+    places : dict of str to Evidence
+        Those with runs of both main configurations, by their name in study.yaml.
+    """
+
+    study: Study
+    cluster: str
+    places: dict[str, Evidence]
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """The verdict on each metric (row) of each workload; withheld where its gate is red."""
+        return pd.DataFrame({
+            name: {key: evidence.comparison.metrics[key].verdict if gate(evidence).green
+                   else WITHHELD for key in SHOWN}
+            for name, evidence in self.places.items()
+        })  # fmt: skip
+
+
+def load_workloads(
+    study: str | Path | Study, cluster: str, folder: str | Path, published: Path = PUBLISHED
+) -> Workloads:
+    """Return every workload of a study: its runs in a folder, else the published ones."""
+    declared = load_study(study)
+    places: dict[str, Evidence] = {}
+    for name in declared.workloads:
+        of = declared.on(name)
+        own = (root() / folder / of.name / cluster).is_dir()
+        with suppress(InputError):  # none, or they cannot be compared: the page says how to get it
+            evidence = load_evidence(of, cluster, folder if own else published)
+            if {of.baseline, of.comparison} <= evidence.runs.keys():
+                places[name] = evidence
+    return Workloads(declared, cluster, places)
+
+
+def finding(workloads: Workloads) -> str:
+    """Return whether all workloads have one verdict on good requests, and each one's answer."""
+    verdicts = workloads.verdicts.loc["good_share"]
+    head = "**The verdict on good requests depends on the workload.**"
+    if len(verdicts) < 2 or WITHHELD in set(verdicts):
+        head = "Fewer than two workloads have a verdict: none is compared with another."
+    elif verdicts.nunique() == 1:
+        same = f"On {len(verdicts)} workloads the verdict on good requests is the same"
+        head = f"**{same}: {verdicts.iloc[0]}.**"
+    every = workloads.places.items()
+    return "\n".join([head, "", *(f"- `{name}`. {headline(of, gate(of))}" for name, of in every)])
+
+
+def to_come(workloads: Workloads) -> str:
+    """Return how to get the workloads that are not shown; nothing if all are."""
+    study = workloads.study
+    report = f"kvab report --study recipes/{study.base}/study.yaml --cluster {workloads.cluster}"
+    missing = [name for name in study.workloads if name not in workloads.places]
+    commands = ", ".join(f"`{report} --workload {name}`" for name in missing)
+    if len(study.workloads) == 1:
+        return "The study declares one workload; `workloads` of its study.yaml takes more."
+    return f"Not shown, as there are no runs to compare: run {commands}." if missing else ""
+
+
+def too_long(evidence: Evidence) -> int:
+    """Return how many requests failed that are longer than the context, prompt and answer."""
+    groups = [group for of in evidence.topologies.values() for group in of.groups.values()]
+    rows, context = evidence.replayed, min(group.context_length for group in groups)
+    long = rows.loc[rows["input_tokens"] + rows["output_tokens"] > context, "row"]
+    return len({*long} & {*evidence.requests.loc[evidence.requests["error"].notna(), "row"]})
+
+
+def table(workloads: Workloads) -> Table:
+    """Return the comparison and every configuration on each workload."""
+    columns: dict[str, dict[str, str]] = {}
+    for name, evidence in workloads.places.items():
+        rows = evidence.replayed
+        cells = columns[name] = {
+            "workload": f"{evidence.manifest.trace.name}\n"
+            f"{len(rows):,} requests × {evidence.repeats}\n"
+            f"mean prompt {number(rows['input_tokens'].mean(), 0)} tokens, "
+            f"{percent(evidence.reusable_share)} reusable\n{too_long(evidence)} too long"
+        }
+        lines = dict(comparison_lines(evidence.comparison))
+        for key, label in SHOWN.items():
+            text = lines[label].replace("->", "→").replace(": ", "\n")
+            cells[label] = f"{text}\n{workloads.verdicts.loc[key, name]}"
+        for arm, of in evidence.pooled.iterrows():
+            ttft_ms, itl_ms = number(of["ttft_ms.mean"]), number(of["itl_ms.mean"])
+            cells[evidence.arms[str(arm)].label] = (
+                f"{percent(of['good.share'])} good\nTTFT {ttft_ms} ms\nITL {itl_ms} ms"
+            )
+    same, level = workloads.verdicts.nunique(axis=1).eq(1).sum(), workloads.study.statistics.percent
+    caption = (
+        f"{same} of {len(SHOWN)} metrics have one verdict on all workloads shown. Baseline → "
+        f"comparison with the {level} workload interval and the verdict; then each configuration. "
+        "Too long: rejected, as prompt and answer are longer than the context; never good."
+    )
+    frame = pd.DataFrame(columns).fillna("no run").rename_axis("what").reset_index()
+    return Table(frame, caption, ("what",))
+
+
+def lesson(workloads: Workloads) -> str:
+    """Return what the factors bring on each workload, and what two workloads cannot show."""
+    lines = [f"- `{name}`. {steps(evidence) if gate(evidence).green else WITHHELD}."
+             for name, evidence in workloads.places.items()]  # fmt: skip
+    if len(lines) > 1:
+        lines.append("- Workloads differ in load, lengths and reuse at once: which of these makes "
+                     "the difference is not shown here.")  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,113 @@
+"""Workloads side by side: what is said hangs on the verdicts of each, and none is pooled."""
+
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from kvab.pages import workloads
+from kvab.pages.evidence import load_evidence
+from kvab.pages.gate import WITHHELD
+from kvab.pages.workloads import Workloads, load_workloads
+from kvab.study import load_study, root
+
+STUDY, CLUSTER = "recipes/qwen3-32b/study.yaml", "simulated-h200"
+NAME = "qwen3-32b+mooncake-synthetic"
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    """The published runs of the second workload: 3,993 requests, 10 longer than the context."""
+    return load_evidence(f"{STUDY}#mooncake-synthetic", CLUSTER, "book/published")
+
+
+@pytest.fixture
+def judged(evidence, monkeypatch):
+    """Workloads of these verdicts on good requests; the gate of a withheld one is red."""
+    red = []
+    monkeypatch.setattr(workloads, "gate", lambda of: SimpleNamespace(green=id(of) not in red))
+
+    def made(**verdicts):
+        shown = {}
+        for name, verdict in verdicts.items():
+            good = evidence.comparison.good
+            good = replace(good, judgement=replace(good.judgement, verdict=verdict))
+            metrics = evidence.comparison.metrics | {"good_share": good}
+            shown[name] = replace(evidence)
+            shown[name].__dict__["comparison"] = replace(evidence.comparison, metrics=metrics)
+            shown[name].__dict__["pooled"] = evidence.pooled
+            if verdict == WITHHELD:
+                red.append(id(shown[name]))
+        return Workloads(evidence.study.on(), CLUSTER, shown)
+
+    return made
+
+
+def test_the_finding_says_whether_the_verdict_is_the_same(judged):
+    same = workloads.finding(judged(one="better", two="better"))
+    assert same.startswith(
+        "**On 2 workloads the verdict on good requests is the same: better.**\n\n- `one`. Yes, in "
+        "simulation: prefill and decode workers behind the KV router kept "
+    )
+    assert workloads.finding(judged(one="better", two="worse")).startswith(
+        "**The verdict on good requests depends on the workload.**"
+    )
+
+
+def test_nothing_is_compared_with_a_workload_without_a_verdict(judged):
+    for shown in (judged(one="better"), judged(one="better", two=WITHHELD)):
+        said = workloads.finding(shown)
+        assert said.startswith("Fewer than two workloads have a verdict")
+    assert "- `two`. **No verdict" in said and f"- `two`. {WITHHELD}." in workloads.lesson(shown)
+    assert workloads.table(shown).frame["two"].str.endswith(WITHHELD).sum() == 3
+
+
+def test_the_table_has_the_comparison_and_every_configuration_by_workload(judged):
+    shown = workloads.table(judged(one="better", two="worse"))
+    assert shown.caption.startswith("2 of 3 metrics have one verdict on all workloads shown.")
+    cells = shown.frame.set_index("what")
+    assert cells.loc["good requests", "one"].endswith("\nbetter")
+    assert cells.loc["good requests", "two"].endswith("\nworse")
+    assert cells.loc["workload", "one"].endswith("10 too long")
+    assert len(cells) == 1 + 3 + 4
+
+
+def test_only_requests_that_failed_and_are_too_long_are_counted(evidence):
+    assert workloads.too_long(evidence) == 10
+    served = replace(evidence)
+    served.__dict__["requests"] = evidence.requests.assign(error=None)
+    assert workloads.too_long(served) == 0
+    served.__dict__["requests"] = evidence.requests.assign(error="503 busy")
+    assert workloads.too_long(served) == 10
+
+
+def test_what_was_learned_takes_few_lines(judged):
+    said = workloads.lesson(judged(one="better", two="better", three="worse"))
+    assert len(said.splitlines()) == 4 and "is not shown here" in said
+    assert "is not shown here" not in workloads.lesson(judged(one="better"))
+
+
+def test_how_to_get_a_workload_that_is_not_shown(judged):
+    shown = judged(conversation="better", toolagent="better")
+    command = f"kvab report --study {STUDY} --cluster {CLUSTER} --workload mooncake-synthetic"
+    assert workloads.to_come(shown) == (
+        f"Not shown, as there are no runs to compare: run `{command}`."
+    )
+    every = judged(**dict.fromkeys(shown.study.workloads, "better"))
+    assert workloads.to_come(every) == ""
+    only = {"conversation": shown.study.workloads["conversation"]}
+    alone = replace(shown, study=shown.study.model_copy(update={"workloads": only}))
+    assert "declares one workload" in workloads.to_come(alone)
+
+
+def test_a_workload_whose_runs_are_missing_or_damaged_is_left_out(tmp_path):
+    shown = load_workloads(STUDY, CLUSTER, tmp_path)
+    assert list(shown.places) == ["conversation", "mooncake-synthetic"]  # the published ones
+    assert load_workloads(STUDY, CLUSTER, tmp_path, tmp_path).places == {}
+    shutil.copytree(root() / "book/published" / NAME, tmp_path / NAME)
+    other = load_study(STUDY).on("mooncake-synthetic")
+    assert list(load_workloads(other, CLUSTER, tmp_path, tmp_path).places) == [other.workload]
+    path = tmp_path / NAME / CLUSTER / other.comparison / "r1" / "requests.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert load_workloads(STUDY, CLUSTER, tmp_path, tmp_path).places == {}
