@@ -338,7 +338,7 @@ def test_a_figure_and_a_page(copy):
         "      - file: reproduce\n",
         "      - file: 11_slowest\n      - file: reproduce\n",
     )
-    row = "| how your numbers compare with these | [](reproduce) |"
+    row = "| how to make runs, and how your numbers compare with these | [](reproduce) |"
     edit(
         copy,
         "notebooks/index.ipynb",

@@ -201,7 +201,7 @@ def hostile_runs(folder):
 
 
 def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
-    from kvab.pages import index, runs
+    from kvab.pages import index, setup
     from kvab.pages.evidence import load_evidence
     from kvab.pages.gate import gate
     from kvab.pages.theme import banner
@@ -210,7 +210,7 @@ def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
     judged = gate(evidence)
     for said in (
         banner(evidence), index.answer(evidence, judged), index.how_known(evidence),
-        runs.exclusions(evidence), runs.gate_notice(judged),
+        setup.exclusions(evidence), setup.gate_notice(judged),
     ):  # fmt: skip
         inside = said.strip(":").partition("\n")[2].rpartition("\n")[0] if ":::" in said else said
         kinds, _ = leaves(as_html(inside))

@@ -107,7 +107,7 @@ def test_the_folder_that_holds_the_checkout_does_not_shadow_the_package(parent):
 
 def test_a_notebook_is_executed_from_the_folder_that_holds_the_checkout(parent):
     papermill = Path(sys.executable).with_name("papermill")
-    source = "kvab/notebooks/02_configurations.ipynb"
+    source = "kvab/notebooks/02_setup.ipynb"
     process = started(parent, papermill, source, "out.ipynb", "--kernel", "python3")
     assert process.returncode == 0, process.stderr[-2000:]
     assert (parent / "out.ipynb").is_file()

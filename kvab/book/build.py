@@ -21,7 +21,7 @@ from jinja2 import Template
 from plotly.offline import get_plotlyjs
 from rich.progress import TimeElapsedColumn
 
-from kvab.book.notebooks import execute, tidy
+from kvab.book.notebooks import execute
 from kvab.book.publish import unpacked
 from kvab.cache import remember, source_digest
 from kvab.console import counted, plain, progress_bar
@@ -46,11 +46,7 @@ from kvab.study import load_study, root
 from kvab.trace.finding import find_trace
 
 MEASURED = ("book/published", "benchmarks/results")  # what pages show beside the runs
-OUTCOME, CLUSTERS, REPLAY = "05_outcome", "10_clusters", "03_replay"
-NOT_EXECUTED = (
-    "```{note}\nThis page was not executed for this build: the book was made from published "
-    "runs, without a cluster. `kvab run` executes it.\n```"
-)
+OUTCOME, CLUSTERS, REPLAY = "05_outcome", "reproduce", "03_replay.ipynb"
 SOURCE = ":::{container} kvab-source\nThe code of this page is its notebook: {download}`%s`.\n:::"
 CARD, REQUESTS = "_static/social-card.png", "data/requests.parquet"
 
@@ -100,8 +96,7 @@ def report(
     checkout = root()
     path, folder = checkout / study, checkout / (published or runs)
     declared = load_study(path)
-    replays = published is None and not is_imported(declared, cluster, folder)
-    if replays:
+    if published is None and not is_imported(declared, cluster, folder):
         trace = replay_study(declared, cluster, rows, repeats, trace, folder, on, take_over)
     evidence = load_evidence(declared, cluster, folder)
     for name in (declared.baseline, declared.comparison):
@@ -110,7 +105,7 @@ def report(
         beside = folder / declared.name / evidence.cluster
         make_twins(evidence.runs, declared, find_trace(declared.trace, trace), beside)
     judged = gate(evidence)
-    index = build(checkout / out, _book(path, evidence, judged, trace, replays))
+    index = build(checkout / out, _book(path, evidence, judged))
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {counted(len(judged.reasons), 'check')} failed; first: "
@@ -119,7 +114,7 @@ def report(
     return headline(evidence, judged), index
 
 
-def _book(path: Path, evidence: Evidence, judged: Gate, trace: Path | None, replays: bool) -> Book:
+def _book(path: Path, evidence: Evidence, judged: Gate) -> Book:
     """Return what the book of these runs is built from, with the other clusters beside them."""
     study, cluster, folder = evidence.study, evidence.cluster, evidence.folder
     clusters = load_clusters(study, folder)
@@ -134,20 +129,14 @@ def _book(path: Path, evidence: Evidence, judged: Gate, trace: Path | None, repl
     measured = [file.read_text(encoding="utf-8") for below in MEASURED
                 for file in sorted((root() / below).glob("*.json"))]  # fmt: skip
     lock = (root() / "requirements.lock").read_text(encoding="utf-8")
-    parameters = {
-        "study": str(path),
-        "cluster": cluster,
-        "runs": str(folder),
-        "rows": evidence.manifest.trace.rows,
-        "trace": str(trace.resolve()) if trace else "",
-    }
+    parameters = {"study": str(path), "cluster": cluster, "runs": str(folder)}
     others = {
         name: parameters | {"cluster": other.cluster, "runs": str(other.folder)}
         for name, other in clusters.places.items()
         if (other.cluster, other.folder) != (cluster, folder)
     }
     key = digest([shown, made, measured, source_digest(), lock])
-    return Book(evidence, judged, parameters, others, key, replays)
+    return Book(evidence, judged, parameters, others, key)
 
 
 def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path]:
@@ -185,8 +174,6 @@ class Book:
     key : str
         Digest of the runs and the code; a page whose notebook, parameters and these did not
         change is taken from the user's cache.
-    replays : bool
-        False leaves the replay page unexecuted, where there is no cluster to show.
     """
 
     evidence: Evidence
@@ -194,7 +181,6 @@ class Book:
     parameters: Mapping[str, object]
     others: Mapping[str, Mapping[str, object]]
     key: str
-    replays: bool
 
 
 def build(out: Path, book: Book) -> Path:
@@ -214,7 +200,7 @@ def build(out: Path, book: Book) -> Path:
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
-    sources = sorted((root() / "notebooks").glob("*.ipynb"))
+    sources = sorted({*(root() / "notebooks").glob("*.ipynb")} - {root() / "notebooks" / REPLAY})
     further = {f"{OUTCOME}-{re.sub('[^a-z0-9]+', '-', name).strip('-')}": parameters
                for name, parameters in book.others.items()}  # fmt: skip
     jobs = [(path, source / path.name, book.parameters) for path in sources]
@@ -244,7 +230,7 @@ def build(out: Path, book: Book) -> Path:
 
 
 def _add_files(source: Path, book: Book) -> None:
-    """Add the table of all requests and the card."""
+    """Add the table of all requests, the card, and the notebook that makes a run, to download."""
 
     def made() -> dict[str, bytes]:
         table = runs.parquet_bytes(book.evidence.each_run, level=runs.QUICK)
@@ -253,6 +239,7 @@ def _add_files(source: Path, book: Book) -> None:
     for name, content in remember(book.key, "publication", made).items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(content)
+    shutil.copy(root() / "notebooks" / REPLAY, (source / REQUESTS).parent)
 
 
 def _add_pages(toc: Path, names: list[str]) -> None:
@@ -266,7 +253,7 @@ def _add_pages(toc: Path, names: list[str]) -> None:
 
 
 def _page(path: Path, target: Path, parameters: Mapping[str, object], book: Book) -> None:
-    """Write a page: executed, or taken from the cache, or with a note that it was not executed."""
+    """Write a page: executed, or taken from the cache."""
     notebook = nbformat.read(path, as_version=4)
     heading = notebook.cells[0]
     texts = {**parameters, "title": book.evidence.study.title}
@@ -278,11 +265,6 @@ def _page(path: Path, target: Path, parameters: Mapping[str, object], book: Book
         meta |= dict.fromkeys(("description", "property=og:description"), described)
     notebook.metadata["myst"] = {"html_meta": meta}
     notebook.cells.append(nbformat.v4.new_markdown_cell(SOURCE % target.name))
-    if path.stem == REPLAY and not book.replays:
-        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED))
-        nbformat.write(notebook, target)
-        tidy(target)
-        return
     declared = next(
         cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     )

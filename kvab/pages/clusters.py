@@ -1,4 +1,4 @@
-"""Page 10: what the comparison gains on each cluster, and whether that agrees with the published.
+"""What the comparison gains on each cluster, and whether that agrees with the published.
 
 Input: a folder of runs and the published ones. Output: one object that a notebook loads, and its
 figure, table and sentences. Clusters are compared, never pooled.

@@ -1,7 +1,7 @@
 """Page 12: how far the same simulator was from GPUs that others have measured.
 
 Input: measured figures beside simulated ones. Output: figures, tables and sentences, in the order
-of the page; the sentence for the first page and the README, the mark on page 11's grid of errors,
+of the page; the sentence for the first page and the README, the mark on page 07's grid of errors,
 and what `kvab hardware` prints. Ratios are simulated over measured.
 """
 

@@ -37,7 +37,7 @@ def answer(evidence: Evidence, judged: Gate) -> str:
         reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons[:5])
         return (
             f":::{{danger}}\n**{RED}** The runs did not test what "
-            f"they claim:\n{reasons}\n\nSee [the runs](04_runs).\n:::"
+            f"they claim:\n{reasons}\n\nSee [the runs](02_setup).\n:::"
         )
     kind = ""
     if evidence.simulated:
@@ -217,7 +217,7 @@ def known_limits(evidence: Evidence) -> str:
                                                  "frontend_ms_per_1k_tokens"))  # fmt: skip
     moves = f"moves at {gb_per_s:g} GB/s a worker" if gb_per_s else "takes no time"
     reads = f"takes {ms:g} ms for each 1,000 prompt tokens" if ms else "takes no time"
-    others = " ([other values](11_sensitivity))" if evidence.answers else ""
+    others = " ([other values](07_robustness))" if evidence.answers else ""
     kv = any(arm.factors.routing == "kv" for arm in evidence.arms.values())
     ties = "; behind the KV router, ties broken at random add to that" if kv else ""
     return (

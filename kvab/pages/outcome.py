@@ -49,7 +49,7 @@ COLUMNS = {
     "latency mean [ms]": "latency_ms.mean",
 }
 RED = "No verdict: the validity gate is red."
-NO_VERDICT = f"**{RED}** Why is written with [the runs](04_runs)."
+NO_VERDICT = f"**{RED}** Why is written with [the runs](02_setup)."
 
 
 # --- the answer --------------------------------------------------------------------------------

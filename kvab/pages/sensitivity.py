@@ -1,4 +1,4 @@
-"""Page 11: what the simulation leaves out or takes for granted, and whether the answer hangs on it.
+"""The end of page 07: what the simulation takes for granted, replayed at other values.
 
 Input: replays at other values. Output: figures, tables and sentences, in the order of the page.
 """
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.pages.gate import Gate
 from kvab.pages.hardware import mark_measured
 from kvab.pages.outcome import VERDICTS
 from kvab.pages.tables import Table
@@ -308,8 +309,10 @@ def times(answers: Answers) -> str:
 
 
 @unless_missing(None)
-def verdicts_table(answers: Answers) -> Table:
-    """Return at how many combinations of errors each verdict comes out."""
+def verdicts_table(answers: Answers, judged: Gate) -> Table | None:
+    """Return at how many combinations of errors each verdict comes out, if any may be stated."""
+    if not judged.green:
+        return None
     lines = []
     for key, metric in METRICS.items():
         effects = answers.effects_of(TIMES, key)

@@ -1,4 +1,4 @@
-"""Tables as pages show them, and page 03's of one run; loaded without what draws.
+"""Tables as pages show them, and the table of one run; loaded without what draws.
 
 Input: tables of finished text, a run folder. Output: what a notebook shows, fit for a phone.
 """

@@ -161,7 +161,7 @@ def test_every_figure_and_all_requests_can_be_downloaded(book, browser, tmp_path
             figures += 1
         figures -= len(page.query_selector_all("figure.kvab-figure"))
     assert figures == 0  # one table a figure
-    page.goto((index.parent / "04_runs.html").as_uri())
+    page.goto((index.parent / "02_setup.html").as_uri())
     (href,) = page.evaluate(
         "[...document.querySelectorAll('a')].map(a => a.href).filter(h => h.endsWith('parquet'))"
     )

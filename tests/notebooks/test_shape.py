@@ -15,10 +15,10 @@ def code_cells(path):
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
 
-def test_every_notebook_stands_in_the_contents():
+def test_every_notebook_but_that_of_a_run_stands_in_the_contents():
     contents = (ROOT / "book" / "_toc.yml").read_text()
-    assert NOTEBOOKS
-    assert [path.stem for path in NOTEBOOKS if path.stem not in contents] == []
+    assert [path.stem for path in NOTEBOOKS if path.stem not in contents] == ["03_replay"]
+    assert contents.count("- file:") + 1 <= 12  # with the index
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from kvab.console import change, counted, span
-from kvab.pages import attribution, index, outcome, reproduce, robustness, runs, theme, workload
+from kvab.pages import attribution, index, outcome, reproduce, robustness, setup, theme
 from kvab.pages.evidence import load_evidence
 from kvab.pages.theme import arm_styles, markdown
 from kvab.requests.metrics import METRICS
@@ -98,41 +98,41 @@ def test_the_length_is_that_of_the_rows_replayed(published):
 
 def test_bursts_are_said_only_of_requests_that_come_in_bursts(published):
     assert "share their timestamp with others, and the order inside such a burst" in (
-        workload.clock(published)
+        setup.clock(published)
     )
-    assert "Requests come in bursts" in workload.lesson(published)
+    assert "Requests come in bursts" in setup.lesson(published)
     nearly = replaying(published, requests([*range(1, 39), 40, 40]))
-    assert workload.clock(nearly).startswith(
+    assert setup.clock(nearly).startswith(
         "Requests come mostly one by one: 2 of 40 share their timestamp with another."
     )
-    assert "Requests come mostly one by one" in workload.lesson(nearly)
+    assert "Requests come mostly one by one" in setup.lesson(nearly)
     alone = replaying(published, requests(range(40)))
-    assert "one by one: no two of them share a timestamp" in workload.clock(alone)
-    assert "which changes nothing here" in workload.clock(alone)
+    assert "one by one: no two of them share a timestamp" in setup.clock(alone)
+    assert "which changes nothing here" in setup.clock(alone)
 
 
 def test_lengths_are_those_of_the_workload(published):
-    assert "Prompts are long against answers" in workload.lengths(published)
-    assert re.search(r"[\d,]+ requests with one answer token", workload.lengths(published))
+    assert "Prompts are long against answers" in setup.lengths(published)
+    assert re.search(r"[\d,]+ requests with one answer token", setup.lengths(published))
     short = replaying(published, requests(range(40), prompt=150, answer=100))
-    assert "Answers hold a good part" in workload.lengths(short)
-    assert "one answer token" not in workload.lengths(short)
-    assert "prompts hold 1.5 times as many tokens as answers" in workload.lesson(short)
-    assert "saves next to nothing" in workload.lesson(short)
-    assert "is worth something" in workload.lesson(published)
+    assert "Answers hold a good part" in setup.lengths(short)
+    assert "one answer token" not in setup.lengths(short)
+    assert "prompts hold 1.5 times as many tokens as answers" in setup.lesson(short)
+    assert "saves next to nothing" in setup.lesson(short)
+    assert "is worth something" in setup.lesson(published)
     one = requests(range(40))
     one.loc[7, "output_tokens"] = 1
-    assert "1 request with one answer token" in workload.lengths(replaying(published, one))
+    assert "1 request with one answer token" in setup.lengths(replaying(published, one))
 
 
 def test_the_table_of_the_trace_says_that_it_is_of_the_whole(published):
     description = {**published.workload.description}
     few = replaying(published, published.workload.table, rows=40)
     few = replace(few, workload=SimpleNamespace(table=few.workload.table, description=description))
-    assert workload.description_table(few).caption == (
+    assert setup.description_table(few).caption == (
         "The whole trace; replayed were the first 40 of its 12,031 requests."
     )
-    assert workload.description_table(published).caption == ""
+    assert setup.description_table(published).caption == ""
 
 
 def test_a_made_up_workload_is_not_called_recorded(published):
@@ -465,7 +465,7 @@ def test_single_runs_replays_and_checks_are_singular(published):
     )
     alone = SimpleNamespace(reference=one, others={}, known="published", left_out={})
     assert "(1 repeat)" in reproduce.whose(alone)
-    assert "1 of 3 repeats" in runs.exclusions(one)
+    assert "1 of 3 repeats" in setup.exclusions(one)
 
 
 def published_once(published):
@@ -522,8 +522,7 @@ def test_the_prose_of_notebooks_fits_every_study(path):
     assert not [cell for cell in cells if "Markdown(" in cell.source]  # an empty one shows a box
 
 
-@pytest.mark.parametrize("page", ["glossary.md", "methods.md"])
-def test_the_prose_of_the_book_fits_every_study(page):
-    text = (root() / "book" / page).read_text()
+def test_the_prose_of_the_book_fits_every_study():
+    text = (root() / "book" / "methods.md").read_text()
     terms = re.compile(r"GPU-hours|hour[- ]to[- ]hour|made hour|`kvab\.[\w.]+`", re.IGNORECASE)
     assert ONLY_THE_PUBLISHED.findall(terms.sub("", text)) == []

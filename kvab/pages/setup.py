@@ -1,0 +1,355 @@
+"""Page 02: what was replayed, on which configurations, and what the gate says of it.
+
+Input: the evidence, whose runs carry their manifests, and its gate. Output: figures, tables and
+sentences, in the order of the page.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.ticker import EngFormatter
+
+from kvab.console import counted, number, percent, plain
+from kvab.pages.attribution import all_factors
+from kvab.pages.evidence import Evidence
+from kvab.pages.gate import REUSE_WORTH_SHARE, Gate
+from kvab.pages.printed import rejected
+from kvab.pages.tables import Table
+from kvab.pages.theme import WIDTH_IN, Drawing, drawn
+from kvab.requests.metrics import overloaded
+from kvab.study.manifests import Configuration, read_configuration
+from kvab.study.topology import flatten, read_topology
+from kvab.trace.describe import describe_rows
+
+BURSTY_SHARE = 0.5  # of the requests that share their timestamp with another
+LONG_PROMPTS = 4  # times the tokens of the answers
+LINE, BARS = "#333333", "#8c8c8c"
+
+
+def _prompt_tokens_an_answer_token(rows: pd.DataFrame) -> float:
+    return float(rows["input_tokens"].sum() / rows["output_tokens"].sum())
+
+
+def _repeated_share(rows: pd.DataFrame) -> float:
+    """Return the share of prompt tokens that repeat the beginning of an earlier prompt."""
+    return float(rows["reusable_tokens"].sum() / rows["input_tokens"].sum())
+
+
+def _times(ratio: float) -> str:
+    return f"{number(ratio, 0 if ratio >= 10 else 1)} times as many tokens as answers"
+
+
+def _together(evidence: Evidence) -> int:
+    """Return how many of the replayed requests share their timestamp with another."""
+    return int(evidence.replayed["arrival_ms"].duplicated(keep=False).sum())
+
+
+def _bursty(evidence: Evidence) -> bool:
+    return _together(evidence) > BURSTY_SHARE * len(evidence.replayed)
+
+
+def description_table(evidence: Evidence) -> Table:
+    """Return the description of the trace."""
+    description, trace = evidence.workload.description, evidence.manifest.trace
+    lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
+    caption = (
+        f"The whole trace; replayed were the first {trace.rows:,} of its "
+        f"{counted(trace.total_rows, 'request')}."
+        if trace.rows < trace.total_rows
+        else ""
+    )
+    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), caption, ("quantity",))
+
+
+def _per_tick(evidence: Evidence) -> pd.DataFrame:
+    counts = evidence.workload.table["arrival_ms"].value_counts().sort_index()
+    return counts.rename("requests").reset_index()
+
+
+@drawn("workload-arrivals", _per_tick, runs=False)
+def arrivals_figure(evidence: Evidence) -> Drawing:
+    """Draw requests a minute along the trace, and how many arrive at one tick of its clock."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6), width_ratios=[2, 1])
+    arrival_ms, trace = evidence.workload.table["arrival_ms"], evidence.workload.description
+    per_minute = (arrival_ms // 60_000).value_counts().sort_index()
+    left.step(per_minute.index, per_minute, where="mid", color=LINE, linewidth=1.2)
+    left.set(xlabel="minute of the trace", ylabel="requests a minute", ylim=(0, None))
+    bursts = arrival_ms.value_counts().value_counts().sort_index()
+    right.bar(bursts.index, bursts, color=BARS, width=0.8)
+    right.set(xlabel="requests at one tick", ylabel="ticks")
+    caption = (
+        f"{counted(trace['rows'], 'request')} at "
+        f"{counted(trace['distinct_timestamps'], 'timestamp')}, up to {trace['largest_burst']} at "
+        "one. Left: requests a minute along the trace. Right: how many requests come at one tick "
+        "of its clock."
+    )
+    alt = (
+        f"Left: requests a minute between {per_minute.min()} and {per_minute.max()} over "
+        f"{len(per_minute)} minutes. Right: histogram of burst sizes from {bursts.index.min()} "
+        f"to {bursts.index.max()}."
+    )
+    return figure, caption, alt
+
+
+def clock(evidence: Evidence) -> str:
+    """Return whether requests come in bursts, and what that means for statistics and repeats."""
+    together, total = _together(evidence), len(evidence.replayed)
+    if _bursty(evidence):
+        return (
+            f"The clock of the trace is coarse: {percent(together / total, 0)} of the requests "
+            "share their timestamp with others, and the order inside such a burst is not "
+            "recorded. A burst is therefore the smallest unit that the statistics resample, and a "
+            "repeat of a simulated run is a shuffle inside each burst."
+        )
+    alone = "no two of them share a timestamp"
+    some = f"{together:,} of {total:,} share their timestamp with another"
+    return (
+        f"Requests come {'mostly ' if together else ''}one by one: {some if together else alone}. "
+        "A burst, all requests of one timestamp, is the smallest unit that the statistics "
+        "resample, and a repeat of a simulated run is a shuffle inside bursts, which changes "
+        f"{'little' if together else 'nothing'} here."
+    )
+
+
+@drawn("workload-lengths", lambda e: e.workload.table, runs=False)
+def lengths_figure(evidence: Evidence) -> Drawing:
+    """Distributions of prompt and answer lengths, and of the reusable part of prompts."""
+    import seaborn as sns  # imports for seconds, which other pages need not wait for
+
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
+    table = evidence.workload.table
+    shares = 100 * table["reusable_tokens"] / table["input_tokens"]
+    shown = (
+        (table["input_tokens"], "prompt tokens", True),
+        (table["output_tokens"], "answer tokens", True),
+        (shares, "prompt seen before [%]", False),
+    )
+    for axes, (values, label, log) in zip(panels, shown, strict=True):
+        sns.histplot(x=values, ax=axes, log_scale=log, bins=40, color=BARS, edgecolor="none")
+        axes.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
+        if log:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panels[0].set_ylabel("requests")
+    caption = (
+        f"Prompts hold {_times(_prompt_tokens_an_answer_token(table))}, "
+        f"and {percent(_repeated_share(table), 0)} of prompt tokens had been seen before as a "
+        "prefix. Distributions of prompt length, answer length and the share of each prompt that "
+        "an earlier prompt began with."
+    )
+    alt = (
+        f"Histograms: prompts of median {table['input_tokens'].median():,.0f} tokens, answers of "
+        f"median {table['output_tokens'].median():,.0f}, and the share of each prompt that an "
+        f"earlier prompt began with, median {shares.median():.0f} per cent."
+    )
+    return figure, caption, alt
+
+
+def lengths(evidence: Evidence) -> str:
+    """Return what the lengths mean for the two latencies, and how many answers have no pace."""
+    rows = evidence.replayed
+    text = (
+        "Prompts are long against answers, so the time to first token is dominated by prefill "
+        "work, and prefill work is what a cached prefix saves."
+        if _prompt_tokens_an_answer_token(rows) >= LONG_PROMPTS
+        else "Answers hold a good part of all tokens, so the pace of decoding weighs as much as "
+        "the time to first token."
+    )
+    if one := int((rows["output_tokens"] == 1).sum()):
+        text += (
+            f" {counted(one, 'request')} with one answer token can never be *good* by AIPerf's "
+            "rule: there is no inter-token latency."
+        )
+    return text
+
+
+# --- the configurations -----------------------------------------------------------------------
+
+
+def _configuration(evidence: Evidence, name: str) -> Configuration:
+    """Return the manifests that the first run of a configuration used."""
+    return read_configuration(evidence.runs[name][0].path / "manifests", name)
+
+
+def topologies_table(evidence: Evidence) -> Table:
+    """Return what each configuration deploys."""
+    lines = []
+    for name, arm in evidence.arms.items():
+        topology = read_topology(_configuration(evidence, name))
+        workers = ", ".join(
+            f"{group.replicas} {role} x TP{group.tensor_parallel}"
+            for role, group in topology.groups.items()
+        )
+        lines.append({
+            "configuration": arm.label,
+            "role": arm.role,
+            "split": arm.factors.split,
+            "routing": arm.factors.routing,
+            "workers": workers,
+            "GPUs": topology.gpus,
+            "deployment": topology.deployment,
+        })  # fmt: skip
+    columns = ("configuration", "role", "split", "routing", "workers", "deployment")
+    return Table(pd.DataFrame(lines), "Read from the deploy.yaml of the runs.", columns)
+
+
+def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
+    """Return the fields in which two configurations differ, worker compared with worker.
+
+    Workers are matched by role; a role that only one configuration has is compared with the
+    worker that does its work in the other.
+    """
+    both = [_configuration(evidence, name) for name in (a, b)]
+    flat = [flatten(each) for each in both]
+    groups = [read_topology(each).groups for each in both]
+    workers = {group.component for each in groups for group in each.values()}
+    pairs = {"deployment": ("", "")}
+    for role in dict.fromkeys([*groups[0], *groups[1]]):
+        one, other = (each.get(role) or each.get("aggregated") for each in groups)
+        if one and other:
+            pairs[f"{role} worker"] = (f"{one.component}.", f"{other.component}.")
+    rows = []
+    for where, prefixes in pairs.items():
+        left, right = (
+            {
+                field.removeprefix(prefix): value
+                for field, value in fields.items()
+                if (field.startswith(prefix) if prefix else field.split(".")[0] not in workers)
+            }
+            for prefix, fields in zip(prefixes, flat, strict=True)
+        )
+        rows += [
+            (where, field, left.get(field, "–"), right.get(field, "–"))
+            for field in dict.fromkeys([*left, *right])
+            if left.get(field) != right.get(field)
+        ]
+    return pd.DataFrame(rows, columns=["where", "field", a, b])
+
+
+def differences_table(evidence: Evidence) -> Table:
+    """Return every field in which baseline and comparison differ."""
+    frame = _difference(evidence, evidence.study.baseline, evidence.study.comparison)
+    return Table(
+        frame,
+        "Workers are compared by role; a role that one of the two lacks, with the worker that does "
+        "its work there.",
+        tuple(frame.columns),
+    )
+
+
+def pairs_table(evidence: Evidence) -> Table:
+    """Return, for each pair of configurations that differ in one factor, the fields that do."""
+    lines = []
+    for (a, one), (b, other) in combinations(evidence.arms.items(), 2):
+        same_split = one.factors.split == other.factors.split
+        same_routing = one.factors.routing == other.factors.routing
+        if same_split != same_routing:
+            rows = _difference(evidence, a, b)
+            fields = dict.fromkeys(rows["where"] + ": " + rows["field"])
+            lines.append({
+                "pair": f"{one.label} / {other.label}",
+                "factor": "routing" if same_split else "split",
+                "fields that differ": "\n".join(fields),
+            })  # fmt: skip
+    columns = ("pair", "factor", "fields that differ")
+    return Table(pd.DataFrame(lines, columns=columns), "", columns)
+
+
+def unexpressed_table(evidence: Evidence) -> Table:
+    """Return the fields of the manifests that the simulator cannot express, and why."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for name, arm in evidence.arms.items():
+        for item in read_topology(_configuration(evidence, name)).unexpressed:
+            key = (item.component, item.field, str(item.value)[:60], item.why)
+            lines.setdefault(key, []).append(arm.short)
+    columns = ["component", "field", "value", "why"]
+    frame = pd.DataFrame(list(lines), columns=columns)
+    frame["in"] = [", ".join(shorts) for shorts in lines.values()]
+    return Table(frame, "", tuple(frame.columns))
+
+
+# --- the runs and their gate --------------------------------------------------------------------
+
+
+def runs_table(evidence: Evidence) -> Table:
+    """Return the runs that the book stands on."""
+    lines = [
+        {
+            "configuration": evidence.arms[name].label,
+            "repeat": run.manifest.repeat,
+            "order of rows": run.manifest.order,
+            "expected": f"{run.manifest.counts.expected:,}",
+            "received": f"{run.manifest.counts.received:,}",
+            "errors": f"{run.manifest.counts.errors:,}"
+            + rejected(int(overloaded(run.requests).sum())),
+            "status": run.manifest.status,
+            "ended (UTC)": f"{run.manifest.end:%Y-%m-%d %H:%M}",
+            "requests.parquet": run.manifest.files["requests.parquet"][:8],
+        }
+        for name, repeats in evidence.runs.items()
+        for run in repeats
+    ]
+    versions = ", ".join(f"{name} {v}" for name, v in evidence.manifest.versions.items())
+    return Table(pd.DataFrame(lines), f"Cluster {evidence.cluster}; {versions}.",
+                 ("configuration", "order of rows", "status"))  # fmt: skip
+
+
+def exclusions(evidence: Evidence) -> str:
+    """Return which declared configurations and repeats are missing, with the reason."""
+    study, arms = evidence.study, evidence.arms
+    lines = [
+        f"{arm.label}: not run on {plain(evidence.cluster)}"
+        for name, arm in study.configurations.items()
+        if name not in evidence.runs
+    ]
+    lines += [
+        f"{arms[name].label}: {len(repeats)} of {counted(study.repeats, 'repeat')}"
+        for name, repeats in evidence.runs.items()
+        if len(repeats) < study.repeats
+    ]
+    lines += [
+        f"{arms[name].label} r{run.manifest.repeat}: {plain(run.manifest.reason)}"
+        for name, repeats in evidence.runs.items()
+        for run in repeats
+        if run.manifest.status != "complete"
+    ]
+    if not lines:
+        return "Nothing is excluded: every declared configuration and repeat is there and whole."
+    return "Missing or incomplete:\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def gate_notice(judged: Gate) -> str:
+    """Return the outcome of the gate in one sentence."""
+    if judged.green:
+        return f":::{{tip}}\nThe gate is **green**: all {len(judged.checks)} checks passed.\n:::"
+    reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons)
+    return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"
+
+
+def gate_table(judged: Gate) -> Table:
+    """Return the checks: those that failed one by one, those that passed summed up."""
+    checks = judged.checks
+    failed = checks[~checks["passed"]].assign(outcome="FAILED")
+    passed = checks[checks["passed"]].groupby("check", sort=False, as_index=False).agg(
+        where=("where", lambda v: v.iloc[0] if len(v) == 1 else f"all {len(v)}"),
+        expected=("expected", "first"),
+        found=("found", lambda v: v.iloc[0] if v.nunique() == 1 else f"{v.iloc[0]} … {v.iloc[-1]}"),
+    )  # fmt: skip
+    shown = pd.concat([failed, passed.assign(outcome="passed")], ignore_index=True)
+    columns = ["check", "where", "expected", "found", "outcome"]
+    return Table(shown[columns], "", tuple(columns))
+
+
+def lesson(evidence: Evidence) -> str:
+    """Return what the page teaches: of the requests, and of what the configurations differ in."""
+    rows = evidence.replayed
+    repeated = _repeated_share(rows)
+    comes = "in bursts" if _bursty(evidence) else "mostly one by one"
+    worth = "is worth something" if repeated >= REUSE_WORTH_SHARE else "saves next to nothing"
+    return (
+        f"- Requests come {comes}, prompts hold {_times(_prompt_tokens_an_answer_token(rows))}, "
+        f"and {percent(repeated, 0)} of prompt tokens repeat the beginning of an earlier prompt: "
+        f"finding a cached prefix {worth}.\n- {all_factors(evidence)}"
+    )
