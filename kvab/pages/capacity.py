@@ -151,6 +151,7 @@ def source(swept: Sweep, runs: bool = True) -> str:
     )
 
 
+@unless_missing("")
 def headline(swept: Sweep) -> str:
     """Return the second headline: the load that each of the two main configurations carries."""
     study, carried = swept.study, _carried(swept, swept.headline)
@@ -173,19 +174,19 @@ def headline(swept: Sweep) -> str:
         f"{first}, "
         f"{phrases[1]} {second}: "
         f"{_compared(swept, f'{{ratio}} the {{load}} on {filled} GPUs')}"
-        f"{_in_brackets(swept.ratios.loc[swept.headline])}. {_hangs_on(swept)}"
+        f"{_in_brackets(swept.ratios.loc[swept.headline])}. {_depends_on(swept)}"
     )
 
 
-def _hangs_on(swept: Sweep) -> str:
+def _depends_on(swept: Sweep) -> str:
     """Return what the ratio is under the other reading of the clock, and at the other shares."""
     spread = swept.ratios_of(swept.spread_curves)
     row = spread.loc[swept.headline]
     others = _others(swept)
     return (
         "With the requests of each timestamp spread evenly until the next it is "
-        f"{ratio_text(row)}{_in_brackets(row)}. The ratio hangs on the share asked for as "
-        f"well{': ' + others if others else ''}."
+        f"{ratio_text(row)}{_in_brackets(row)}."
+        f"{f' The ratio depends on the share asked for: {others}.' if others else ''}"
     )
 
 
@@ -293,13 +294,18 @@ def _draw_carried(axes: Axes, swept: Sweep, carried: pd.DataFrame) -> None:
     axes.grid(axis="x")
 
 
-def load_caption(swept: Sweep) -> str:
-    """Return the caption of the load figure."""
+def _finding(swept: Sweep) -> str:
     carried = "the comparison carries {ratio} the baseline's {load}"
     ends = _in_brackets(swept.ratios.loc[swept.headline], f"{_level(swept)} ")
     return (
-        f"At {percent(swept.headline, 0)} good requests {_compared(swept, carried)}{ends}. "
-        f"Measured {CLOCK}. "
+        f"At {percent(swept.headline, 0)} good requests {_compared(swept, carried)}{ends}, {CLOCK}."
+    )
+
+
+def load_caption(swept: Sweep) -> str:
+    """Return the caption of the load figure."""
+    return (
+        f"{_finding(swept)} "
         "Above: good share against the speed of arrivals, each point one replay of "
         f"{_replays(swept)}, bands its workload interval. "
         f"Below: where each curve falls through {percent(swept.headline, 0)}, with the workload "
@@ -358,10 +364,10 @@ def repeats_table(swept: Sweep) -> Table:
 
 @unless_missing("")
 def loads(swept: Sweep) -> str:
-    """Return what the ratio hangs on, and what limits each configuration."""
+    """Return what limits each configuration."""
     return (
-        f"{_hangs_on(swept)} Near the highest share that a configuration can reach its curve is "
-        f"flat, so a small difference in share is a large one in load.\n\n{ceiling(swept)}"
+        "Near the highest share that a configuration can reach its curve is flat, so a small "
+        f"difference in share is a large one in load.\n\n{ceiling(swept)}"
     )
 
 
@@ -534,22 +540,20 @@ def _splits(swept: Sweep) -> str:
             f"{interval(row['difference_low'], row['difference_high'], 100)})."
         )
     elif swept.deployed:
-        sentences.append("It is the split that deploy.yaml deploys.")
+        sentences.append("It is the deployed split.")
     names = [*cells]
     at = names.index(best)
-    for side, beside in (("fewer", names[:at][-1:]), ("more", names[at + 1 :][:1])):
-        for name in beside:
-            cell = cells[name]
-            late, slow = (n / cell.requests for n in (cell.late_first_token, cell.slow_pace))
-            sentences.append(
-                f"One step to {side} prefill workers, {name}, keeps "
-                f"{percent(table.loc[name, 'share'])} good (first tokens beyond the bound "
-                f"{percent(late)}, answers slower than the bound {percent(slow)})."
-            )
+    for name in names[:at][-1:] + names[at + 1 :][:1]:
+        cell = cells[name]
+        late, slow = (n / cell.requests for n in (cell.late_first_token, cell.slow_pace))
+        sentences.append(
+            f"{name} keeps {percent(table.loc[name, 'share'])}: {percent(late)} miss the bound on "
+            f"the first token, {percent(slow)} that on the pace of the answer."
+        )
     return " ".join(sentences)
 
 
 @unless_missing("Nothing yet: sweep the load to learn it.")
 def lesson(swept: Sweep) -> str:
     """Return what the page teaches."""
-    return f"{headline(swept)} {cost(swept)}\n\n{_splits(swept)}"
+    return f"- {_finding(swept)}\n- {cost(swept)}\n- {_splits(swept)}"

@@ -255,7 +255,7 @@ def overview_table(clusters: Clusters) -> Table:
         })  # fmt: skip
     return Table(
         pd.DataFrame(lines),
-        "Comparison against baseline on each cluster, never pooled: requests × repeats, good share "
+        "Comparison against baseline on each cluster: requests × repeats, good share "
         f"({clusters.reference.study.statistics.percent} workload interval) and its verdict, "
         "ratios of means.",
         ("cluster", "verdict"),

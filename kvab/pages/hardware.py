@@ -140,7 +140,7 @@ def routing(held: Held) -> str:
     measured, simulated = _gains(held)
     judged = "understates" if simulated < min(measured) else "overstates"
     if min(measured) <= simulated <= max(measured):
-        judged = "does not misjudge"
+        judged = "neither understates nor overstates"
     gains = " and ".join(f"{signed(100 * gain, 0)} %" for gain in measured)
     return (
         f"The simulator {judged} KV routing: mean output over the ladder {gains} measured, "
@@ -183,13 +183,14 @@ def failures(held: Held) -> str:
         label, early = held.scenarios[name].arms[arm].label, _unsaturated(held, arm)
         rows = _of(held, "ttft_ms_mean", scenario=name, arm=arm)
         if router == "round_robin" and early.median() < 1:
-            lines.append(f"Below saturation the mean TTFT of {label} is far too optimistic: "
+            lines.append(f"Below saturation the simulated mean TTFT of {label} is too short: "
                          f"{_range(early)} of the measured.")  # fmt: skip
         queued = rows["cell"][rows["ratio"] > QUEUE_RATIO]
         if len(queued):
-            lines.append(f"At {', '.join(queued)} requests/s {label} has queues in simulation "
-                         "that the hardware did not have: the mean TTFT is up to "
-                         f"{number(rows['ratio'].max(), 0)} times the measured.")  # fmt: skip
+            lines.append(f"At {', '.join(queued)} requests/s the simulated mean TTFT of {label} "
+                         f"is more than {QUEUE_RATIO} and up to {number(rows['ratio'].max(), 0)} "
+                         "times the measured, as with queues that the hardware did not have."
+                         )  # fmt: skip
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -297,7 +298,7 @@ def ratios_table(held: Held) -> Table:
                      )  # fmt: skip
     caption = (
         "Simulated over measured. Noise floor: by how much the larger of two published figures "
-        "exceeds the smaller, at the median; a dash where there is one publication."
+        "exceeds the smaller, at the median; a dash where only one is published."
     )
     return Table(pd.DataFrame(lines), caption, ("scenario", "cluster", "metric"))
 
@@ -362,8 +363,8 @@ def meaning_table(held: Held) -> Table:
         for error in _errors(held)
     ]  # fmt: skip
     caption = (
-        "Which way each error pushes the comparison against the baseline: a time that is too short "
-        "favours who takes it. Output stands as the time for a token. Median and range."
+        "Which side each error favours: a time that is too short favours the side that spends it. "
+        "Output is given as the time for a token. Median and range."
     )
     return Table(pd.DataFrame(lines), caption, ("error of", "touches", "favours"))
 
@@ -406,9 +407,9 @@ def lesson(held: Held) -> str:
     count = sum(error.favours == BASELINE for error in errors)
     pushes = (
         f"{count} of {counted(len(errors), 'error')} favour the baseline, the others the "
-        "comparison; no number of this report was corrected for them."
+        "comparison. No number in this book is corrected for them."
     )
-    return "\n".join(f"- {text}" for text in (band(held), routing(held), pushes) if text)
+    return "\n".join(f"- {text}" for text in (routing(held), pushes) if text)
 
 
 # --- elsewhere -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The page on reproduction: how to make runs, whether they agree, how the setups differ.
+"""The page on reproduction: how to make runs, whether they agree, how the set-ups differ.
 
 Input: the clusters. Output: tables and sentences, in the order of the page.
 """
@@ -58,8 +58,7 @@ def whose(clusters: Clusters) -> str:
     return (
         f"Reference: {plain(clusters.known)}, {plain(reference.cluster)}, "
         f"{counted(reference.repeats, 'repeat')}. Compared with it: "
-        f"{plain(', '.join(clusters.others))}. Each cluster has lines of its own, never "
-        f"pooled.{out}"
+        f"{plain(', '.join(clusters.others))}.{out}"
     )
 
 

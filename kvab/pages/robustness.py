@@ -118,7 +118,8 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
         for row in others[~same].itertuples()
     )
     changes = f" What changes: {turned}." if turned else ""
-    return f"Choices that leave the verdict as declared: {counts}.{changes} {_surface(evidence)}"
+    kept = f"Choices that leave the verdict as declared: {counts}.{changes}"
+    return f"- {kept}\n- {_surface(evidence)}"
 
 
 def _surface(evidence: Evidence) -> str:

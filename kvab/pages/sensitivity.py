@@ -144,8 +144,8 @@ def _transfer_finding(answers: Answers) -> str:
     holds = (effects["ci_low"] > 0).all()
     return (
         f"A KV transfer of {_transfer(slowest[SETTING[TRANSFER][0]])} costs the comparison "
-        f"{number(cost, 1)} points against {_one(fastest[SETTING[TRANSFER][0]])}; it "
-        f"{'stays ahead at every bandwidth' if holds else 'does not stay ahead at all of them'}."
+        f"{number(cost, 1)} points against {_one(fastest[SETTING[TRANSFER][0]])}. It "
+        f"{'stays ahead' if holds else 'does not stay ahead'} at every bandwidth replayed."
     )
 
 
@@ -158,8 +158,8 @@ def transfer(answers: Answers) -> str:
     if declared in effects.index and np.inf in effects.index:
         worth = 100 * (effects.loc[np.inf, "difference"] - effects.loc[declared, "difference"])
         text += (
-            f" Left out, the transfer would change the difference by "
-            f"{signed(worth, 1)} points from that at the {declared:g} GB/s taken here."
+            f" A free transfer changes the difference by {signed(worth, 1)} points from that at "
+            f"the {declared:g} GB/s assumed in this book."
         )
     return text
 
@@ -183,17 +183,18 @@ def chunk_table(answers: Answers) -> Table:
 
 @unless_missing("")
 def chunk(answers: Answers) -> str:
-    """Return whether a chunk size rescues the baseline."""
+    """Return whether the baseline catches up at some chunk size."""
     study, cells = answers.study, answers.of(CHUNK)
     base, comp = (
         cells[cells["configuration"] == name].set_index("chunk_tokens")["good_share"]
         for name in (study.baseline, study.comparison)
     )
-    rescued = base.max() >= comp.min()
-    verdict = "does" if rescued else "does not"
+    finding = "No chunk size replayed lets the baseline catch up"
+    if base.max() >= comp.min():
+        finding = "At its best chunk size the baseline reaches the comparison at its worst"
     return (
-        f"Tuning the chunk {verdict} rescue the baseline: at its best chunk, {base.idxmax():,.0f} "
-        f"tokens, it keeps {percent(base.max())} of requests good; the comparison keeps "
+        f"{finding}: at {base.idxmax():,.0f} tokens, its best, the baseline keeps "
+        f"{percent(base.max())} of requests good; the comparison keeps "
         f"{percent(comp.min())} at its worst, {comp.idxmin():,.0f}, and {percent(comp.max())} at "
         f"its best, {comp.idxmax():,.0f}."
     )

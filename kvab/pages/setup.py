@@ -151,10 +151,10 @@ def lengths(evidence: Evidence) -> str:
     """Return what the lengths mean for the two latencies, and how many answers have no pace."""
     rows = evidence.replayed
     text = (
-        "Prompts are long against answers, so the time to first token is dominated by prefill "
-        "work, and prefill work is what a cached prefix saves."
+        "Prompts are long against answers: most tokens are prefilled, and prefill is what a "
+        "cached prefix saves."
         if _prompt_tokens_an_answer_token(rows) >= LONG_PROMPTS
-        else "Answers hold a good part of all tokens, so the pace of decoding weighs as much as "
+        else "Answers hold a good part of all tokens, so the pace of decoding matters as well as "
         "the time to first token."
     )
     if one := int((rows["output_tokens"] == 1).sum()):

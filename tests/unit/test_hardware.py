@@ -257,14 +257,14 @@ def test_the_page_says_where_the_simulator_fails_and_whom_that_favours(published
     assert "understates KV routing" in page.routing(published)
     assert "+120 % and +103 % measured" in page.routing(published)
     said = page.failures(published)
-    assert "far too optimistic" in said and "queues in simulation" in said
+    assert "is too short" in said and "queues that the hardware did not have" in said
     favours = page.meaning_table(published).frame.set_index("error of")["favours"]
     assert favours["TTFT of disaggregated workers with one user"] == "the comparison"
     assert favours["ITL of disaggregated workers"] == "the baseline"
     assert favours["output that KV routing gains"] == "the baseline"
     for scenario in published.scenarios.values():
         assert all(source.commit in page.sources(published) for source in scenario.sources)
-    assert page.band(published) in page.lesson(published)
+    assert page.routing(published) in page.lesson(published)
 
 
 def test_a_figure_that_two_simulations_share_counts_once(published):

@@ -225,16 +225,16 @@ def _tables_that_do_not_belong_together_are_rejected(checkout):
 
 
 def _sentences_follow_the_data(replayed):
-    """Made-up effects: an answer that flips, and a chunk that rescues the baseline."""
+    """Made-up effects: an answer that flips, and a chunk at which the baseline catches up."""
     effects = replayed.effects.assign(difference=-0.1, ci_low=-0.2, ci_high=-0.05)
     flipped = replace(replayed, effects=effects)
     assert "behind at 4" in sensitivity.times(flipped)
     assert "does not stay ahead" in sensitivity.transfer(flipped)
     cells = replayed.cells.copy()
     cells.loc[cells["configuration"] == "agg-round-robin", "good_share"] = 0.99
-    assert "does rescue" in sensitivity.chunk(replace(replayed, cells=cells))
+    assert "the baseline reaches" in sensitivity.chunk(replace(replayed, cells=cells))
     cells.loc[cells["configuration"] == "agg-round-robin", "good_share"] = 0.01
-    assert "does not rescue" in sensitivity.chunk(replace(replayed, cells=cells))
+    assert "No chunk size" in sensitivity.chunk(replace(replayed, cells=cells))
 
 
 def test_what_routing_gains_with_and_without_reuse_is_said():

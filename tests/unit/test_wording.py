@@ -390,8 +390,8 @@ def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
         "the median": {"ttft_ms": "no difference"},
     })  # fmt: skip
     assert robustness.lesson(made_up, GREEN).startswith(
-        "Choices that leave the verdict as declared: time to first token 1 of 2, good requests 2 "
-        "of 2. What changes: with the median, time to first token from better to no difference. "
+        "- Choices that leave the verdict as declared: time to first token 1 of 2, good requests 2 "
+        "of 2. What changes: with the median, time to first token from better to no difference.\n"
     )
     frame = robustness.choices_table(made_up, GREEN).frame.set_index("choice")
     assert frame.loc["other bounds", "TTFT [ms]"] == "–"
