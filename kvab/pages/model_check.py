@@ -37,7 +37,7 @@ from kvab.pages.theme import (
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs import summaries
-from kvab.runs.twins import FILE, FITS, NEAR, ORDERS, SENT, SHORT, TABLE
+from kvab.runs.twins import CHOSEN, FILE, FITS, NEAR, ORDERS, PAIRS, SENT, TABLE
 from kvab.study import Study, load_study, root
 
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -218,7 +218,7 @@ class Check:
 
 def _centre(by_order: pd.Series) -> float:
     """Return the mean over file order and shuffles: over orders that none has chosen."""
-    return float(by_order.drop([SENT, SHORT], errors="ignore").mean())
+    return float(by_order.drop(CHOSEN, errors="ignore").mean())
 
 
 def _errors(check: Check) -> pd.DataFrame:
@@ -229,8 +229,8 @@ def _errors(check: Check) -> pd.DataFrame:
     DataFrame
         ``configuration``, ``metric``, ``statistic``, ``live``, ``simulated`` (ms; shares of 1),
         ``error`` (simulated over live minus 1; for the good share the difference) and its workload
-        interval ``ci_low``, ``ci_high``; ``sent`` (the error in the order sent), ``centre``,
-        ``least`` and ``most`` (mean over file order and shuffles; ends over all orders).
+        interval ``ci_low``, ``ci_high``; ``sent`` and ``pairs`` (the error in those orders),
+        ``centre``, ``least`` and ``most`` (mean over file order and shuffles; ends over all).
     """
     from kvab.stats.compare import compare
 
@@ -253,7 +253,8 @@ def _errors(check: Check) -> pd.DataFrame:
                 "configuration": name, "metric": key, "statistic": statistic,
                 "live": row.baseline, "simulated": row.comparison, "error": off[FILE],
                 "ci_low": ends.low - (not share), "ci_high": ends.high - (not share),
-                "sent": off[SENT], "centre": _centre(off), "least": off.min(), "most": off.max(),
+                "sent": off[SENT], "pairs": off.get(PAIRS, np.nan), "centre": _centre(off),
+                "least": off.min(), "most": off.max(),
             })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -509,7 +510,7 @@ def run_to_run(check: Check) -> str:
         values = ", ".join(in_unit(key, value) for value in row)
         clauses.append(
             f"{name} {values} {unit} (sd {size(key, row.std())}; simulated orders "
-            f"{size(key, orders.drop([SENT, SHORT]).std())})"
+            f"{size(key, orders.drop(CHOSEN, errors='ignore').std())})"
         )
     return (
         f"The same {check.live.manifest.trace.rows:,} requests live, "
@@ -613,7 +614,7 @@ def orders(check: Check) -> str:
         "In the very order in which AIPerf sent the rows the error is "
         f"{percent(errors['sent'].abs().mean())} on average, in file order "
         f"{percent(errors['error'].abs().mean())}, averaged over orders "
-        f"{percent(errors['centre'].abs().mean())}."
+        f"{percent(errors['centre'].abs().mean())}.{_pairs(check)}"
     )
     if outside.empty:
         return text
@@ -623,6 +624,23 @@ def orders(check: Check) -> str:
         f" Of the {len(outside)} others the largest error is that of the {worst['statistic']} "
         f"{METRICS[worst['metric']].short} of {label} ({signed(100 * worst['centre'], 1)} %), "
         "which no order that was tried explains."
+    )
+
+
+def _pairs(check: Check) -> str:
+    """Return how far the mean latencies are off if the frontend reads two prompts at once."""
+    means = check.errors[check.errors["statistic"] == "mean"].dropna(subset="pairs")
+    if means.empty:
+        return ""
+    clauses = []
+    for key, rows in means.groupby("metric", sort=False):
+        ends = (percent(abs(rows[order]).mean()) for order in ("pairs", "centre"))
+        clauses.append(
+            "the mean {} is off by {} on average, not {}".format(METRICS[key].short, *ends)
+        )
+    return (
+        " In the order of a frontend that reads two prompts at once, so that a short one overtakes "
+        f"a long one, {'; '.join(clauses)}."
     )
 
 

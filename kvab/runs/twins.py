@@ -6,6 +6,7 @@ requests, the statistics of every order, and how well each speed of the frontend
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ from kvab.trace.reading import Trace, burst_order
 
 FOLDER = Path("model-check")
 TABLE, ORDERS, FITS = (FOLDER / f"{name}.parquet" for name in ("twins", "orders", "fits"))
-FILE, SENT, SHORT = "file", "sent", "shortest first"
+FILE, SENT, SHORT, PAIRS = "file", "sent", "shortest first", "read two at once"
+CHOSEN = [SENT, SHORT, PAIRS]  # orders that stand for something, apart from file and shuffles
 SHUFFLES, FITTED = 8, 2  # shuffles of every twin, and those in which the frontend is fitted
 NEAR = (0.8, 1.25)  # simulated over live TTFT of a request that is within a quarter
 KEPT = ["row", "arrival_ms", "input_tokens", "output_tokens", "requested_output_tokens",
@@ -66,7 +68,8 @@ def make_twins(
 
     The twin proper has the rows of a burst in the order of the run's file. The same rows are also
     simulated in the order in which AIPerf sent them, with the shortest prompts of a burst first
-    (a frontend that reads prompts side by side has those first), and in seeded shuffles: of these
+    (a frontend that reads all prompts side by side has those first), in the order in which a
+    frontend that reads two at once has read them, and in seeded shuffles: of these
     the statistics are kept, to tell what the order alone does. In file order and the first
     shuffles the frontend also takes each of the times that the study's key ``sensitivity`` has.
 
@@ -128,8 +131,21 @@ def _orders(run: Run, trace: Trace) -> dict[str, np.ndarray]:
     at_ms = trace.timestamp_ms[: len(run.requests)]
     sent = run.requests.sort_values(["arrival_ms", "send_lag_ms"])["row"].to_numpy()
     shuffled = {f"shuffle {n}": burst_order(at_ms, n) for n in range(1, SHUFFLES + 1)}
-    short = np.lexsort((trace.input_tokens[: len(at_ms)], at_ms))
-    return {FILE: burst_order(at_ms, run.manifest.seed), SENT: sent, SHORT: short} | shuffled
+    file, tokens = burst_order(at_ms, run.manifest.seed), trace.input_tokens[: len(at_ms)]
+    short, pairs = np.lexsort((tokens, at_ms)), np.lexsort((_read_ms(at_ms, tokens, file), at_ms))
+    return {FILE: file, SENT: sent, SHORT: short, PAIRS: pairs} | shuffled
+
+
+def _read_ms(
+    at_ms: np.ndarray, tokens: np.ndarray, order: np.ndarray, readers: int = 2, ms_per_1k: float = 1
+) -> np.ndarray:  # fmt: skip
+    """Return when each row's prompt is read by one of several readers who take them in order."""
+    read_ms, free_ms = np.zeros(len(order)), [0.0] * readers
+    for row in order:
+        start_ms = max(heapq.heappop(free_ms), at_ms[row])
+        read_ms[row] = start_ms + tokens[row] / 1000 * ms_per_1k
+        heapq.heappush(free_ms, read_ms[row])
+    return read_ms
 
 
 def _fitted() -> list[str]:

@@ -108,6 +108,16 @@ def test_an_effect_is_off_where_only_one_configuration_is(check):
     )
 
 
+def test_what_reading_two_at_once_would_do_is_said_of_each_mean(check):
+    made_up = replace(check)
+    made_up.__dict__["errors"] = check.errors.assign(pairs=0.02, centre=0.05)
+    text = model_check.orders(made_up)
+    assert "the mean TTFT is off by 2.0 % on average, not 5.0 %; the mean ITL is off by" in text
+    made_up = replace(check)
+    made_up.__dict__["errors"] = check.errors.assign(pairs=np.nan)
+    assert "two prompts" not in model_check.orders(made_up)
+
+
 def test_nothing_is_said_of_effects_unless_both_arms_were_run_live(check):
     study = check.live.study
     alone = {name: runs for name, runs in check.live.runs.items() if name != study.baseline}

@@ -43,10 +43,18 @@ def test_a_simulated_run_is_its_own_twin(made, small_runs):
 
 def test_every_order_has_its_statistics_and_the_frontend_is_fitted_in_some(made):
     _, orders, fits = made
-    assert orders.groupby("configuration")["order"].nunique().to_list() == [twins.SHUFFLES + 3] * 2
+    assert orders.groupby("configuration")["order"].nunique().to_list() == [twins.SHUFFLES + 4] * 2
     assert fits["order"].nunique() == twins.FITTED + 1
     declared = STUDY.sensitivity.frontend_ms_per_1k_tokens
     assert sorted(fits["frontend_ms_per_1k_tokens"].unique()) == sorted(declared)
+
+
+def test_of_two_prompts_read_at_once_the_short_one_is_ready_first():
+    at_ms, tokens = np.array([0, 0, 0, 0, 9]), np.array([3000, 1000, 1000, 500, 100])
+    read_ms = twins._read_ms(at_ms, tokens, np.arange(5))
+    assert read_ms.tolist() == [3, 1, 2, 2.5, 9.1]
+    one_by_one = twins._read_ms(at_ms, tokens, np.arange(5), readers=1)
+    assert one_by_one.tolist() == [3, 4, 5, 5.5, 9.1]
 
 
 def test_runs_of_another_trace_are_an_error(small_runs, recorded_trace, tmp_path):
