@@ -48,8 +48,10 @@ def provenance(bounds: Bounds) -> str:
     """Return the notice on top of the page."""
     swept, trace = bounds.swept, bounds.swept.summary.trace
     what = f"{plain(swept.summary.cluster['description'])}, replaying {plain(trace.name)}"
+    price = swept.declared(swept.study).gpu_dollars_per_hour
+    cost = f" Dollars assume {price:g} an hour for each GPU, as study.yaml says." if price else ""
     title = "Simulated, not measured" if swept.simulated else "Measured"
-    return f":::{{admonition}} {title}\n:class: important\n{what} slower and faster.\n:::"
+    return f":::{{admonition}} {title}\n:class: important\n{what} slower and faster.{cost}\n:::"
 
 
 def _leaders(bounds: Bounds) -> pd.DataFrame:

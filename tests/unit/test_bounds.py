@@ -165,11 +165,12 @@ def test_the_command_prints_what_the_tables_say(judged, checkout, capsys):
     assert asked() == 0
     lines = capsys.readouterr().out.splitlines()
     assert "judged at 1,000 and 25 ms, the next stricter ones" in lines[2]
-    for line, (name, option) in zip(lines[3:7], advice.options.items(), strict=True):
+    assert lines[3].endswith("3.0 dollars an hour for each GPU, as study.yaml assumes")
+    for line, (name, option) in zip(lines[4:8], advice.options.items(), strict=True):
         assert line.startswith(judged.swept.arms[name].label)
         assert f"{100 * option.good_share:.1f} % good" in line
-    assert lines[7].startswith("advice ")
-    assert len(lines) == 8 + len(advice.changes_if)
+    assert lines[8].startswith("advice ")
+    assert len(lines) == 9 + len(advice.changes_if)
 
 
 @pytest.mark.parametrize(
@@ -219,3 +220,4 @@ def test_the_page_counts_who_leads_and_its_data_stay_small():
         assert f"{judged.swept.arms[name].label} at {count} (" in said
     assert len(json.dumps(page.explorer(judged).data)) < 400_000
     assert page.explorer(None) is None and "kvab capacity" in page.provenance(None)
+    assert "Dollars assume 3 an hour for each GPU" in page.provenance(judged)
