@@ -642,7 +642,22 @@ def _pairs(check: Check) -> str:
         )
     return (
         " In the order of a frontend that reads two prompts at once, so that a short one overtakes "
-        f"a long one, {'; '.join(clauses)}."
+        f"a long one, {'; '.join(clauses)}.{_pairs_effect(check)}"
+    )
+
+
+def _pairs_effect(check: Check) -> str:
+    """Return how much of the gap between the effects on the mean TTFT that order leaves."""
+    arms, effects = (check.live.study.baseline, check.live.study.comparison), check.effects
+    if effects.empty:
+        return ""
+    row = effects[(effects["metric"] == "ttft_ms") & (effects["statistic"] == "mean")].iloc[0]
+    values = check.orders.set_index(["order", "metric", "statistic", "configuration"])["value"]
+    first, second = (values[PAIRS, "ttft_ms", "mean", name] for name in arms)
+    return (
+        f" The comparison then changes the mean TTFT by {signed(second - first)} ms, not "
+        f"{signed(row['centre'])}; live by {signed(row['live'])}, so "
+        f"{number(abs(second - first - row['live']))} ms remain unexplained."
     )
 
 

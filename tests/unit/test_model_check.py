@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kvab.pages import model_check
-from kvab.pages.model_check import FILE, SENT, Check, load_check
+from kvab.pages.model_check import FILE, PAIRS, SENT, Check, load_check
 from kvab.requests import metrics
 
 STUDY = "recipes/qwen3-32b/study.yaml"
@@ -113,6 +113,15 @@ def test_what_reading_two_at_once_would_do_is_said_of_each_mean(check):
     made_up.__dict__["errors"] = check.errors.assign(pairs=0.02, centre=0.05)
     text = model_check.orders(made_up)
     assert "the mean TTFT is off by 2.0 % on average, not 5.0 %; the mean ITL is off by" in text
+    orders, study = check.orders.copy(), check.live.study
+    live = check.errors.set_index(["configuration", "metric", "statistic"])["live"]
+    for name, late_ms in ((study.baseline, 40.0), (study.comparison, 10.0)):
+        cell = (orders["configuration"] == name) & (orders["order"] == PAIRS)
+        cell &= (orders["metric"] == "ttft_ms") & (orders["statistic"] == "mean")
+        orders.loc[cell, "value"] = live[name, "ttft_ms", "mean"] + late_ms
+    made_up = replace(check, orders=orders)
+    made_up.__dict__["errors"] = check.errors
+    assert "so 30.0 ms remain unexplained." in model_check.orders(made_up)
     made_up = replace(check)
     made_up.__dict__["errors"] = check.errors.assign(pairs=np.nan)
     assert "two prompts" not in model_check.orders(made_up)
@@ -133,7 +142,7 @@ def test_what_the_live_frontend_took_is_said_with_its_interval(check):
         runs = {}
         for nth, (name, repeats) in enumerate(check.live.runs.items()):
             hosts = [repeats[0].manifest.host | {"frontend_ms_per_1k_tokens": value}
-                     for value in values[nth::2]]  # fmt: skip
+                     for value in values[nth :: len(check.live.runs)]]  # fmt: skip
             manifests = [repeats[0].manifest.model_copy(update={"host": host}) for host in hosts]
             runs[name] = [replace(repeats[0], manifest=manifest) for manifest in manifests]
         return replace(check, live=replace(check.live, runs=runs))
