@@ -65,15 +65,6 @@ def question(evidence: Evidence) -> str:
     )
 
 
-def setups(evidence: Evidence) -> str:
-    """Return what baseline and comparison deploy."""
-    study = evidence.study
-    arms = {"Baseline": study.baseline, "Comparison": study.comparison}
-    return "\n".join(
-        f"- **{role}** {plain(evidence.topologies[name].describe())}" for role, name in arms.items()
-    )
-
-
 # --- what turns it around ------------------------------------------------------------------------
 
 
