@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import typer
 
-from kvab.requests.records import read_records
+from kvab.requests.aiperf import read_records
 from kvab.study import root
 
 SEEDS = "tests/data/aiperf/0.13.0"

@@ -1,4 +1,4 @@
-"""The command line, with the commands on what is declared; the notebooks call the same functions.
+"""The command line, with the commands on declarations and traces; the notebooks call the same code.
 
 Exit codes: 0 done, 2 wrong usage or input, 3 the cluster or a dependency failed, 4 the validity
 gate is red.
@@ -12,12 +12,13 @@ import io
 import logging
 import sys
 import unicodedata
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import kvab
-from kvab.cli import options, replaying, results, traces
+from kvab.cli import options, replaying, results
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, lacking, remedy
 
 app = typer.Typer(
@@ -107,9 +108,79 @@ def doctor(
         raise typer.Exit(3)
 
 
+BlockOption = Annotated[
+    int, typer.Option("--block-tokens", help="Prompt tokens that a hash id stands for.", min=1)
+]
+trace_app = typer.Typer(help="Fetch, describe, cut or generate a workload.", no_args_is_help=True)
+
+
+@trace_app.command()
+def fetch(
+    study: options.Study,
+    workload: options.Workload = "",
+    to: Annotated[Path | None, typer.Option(help="Where to put it; default: the cache.")] = None,
+) -> None:
+    """Download a workload's trace and check its sha256."""
+    from kvab.study import load_study
+    from kvab.trace.finding import fetch_trace
+
+    print(fetch_trace(load_study(study).on(workload).trace, to))
+
+
+@trace_app.command()
+def describe(
+    trace: options.TraceFile,
+    as_json: options.Json = False,
+    block_tokens: BlockOption = 512,
+) -> None:
+    """Print the figures of a trace, and what it does not say."""
+    from kvab.trace.describe import describe as description_of
+    from kvab.trace.describe import describe_rows
+    from kvab.trace.reading import read_trace
+
+    description = description_of(read_trace(trace, block_tokens=block_tokens))
+    if as_json:
+        options.print_json(description)
+    else:
+        options.print_table(describe_rows(description))
+
+
+@trace_app.command("slice")
+def slice_(
+    trace: options.TraceFile,
+    out: Annotated[Path, typer.Argument(help="Where to write the part.")],
+    rows: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
+    start_s: Annotated[float | None, typer.Option(help="From this second on.")] = None,
+    end_s: Annotated[float | None, typer.Option(help="Before this second.")] = None,
+    block_tokens: BlockOption = 512,
+) -> None:
+    """Write a part of a trace as a trace of its own."""
+    from kvab.trace.reading import read_trace, slice_trace, write_rows
+
+    read = read_trace(trace, block_tokens=block_tokens)
+    chosen = slice_trace(read, rows=rows, start_s=start_s, end_s=end_s)
+    write_rows(read, chosen, out)
+    print(f"{out}: {len(chosen):,} of {len(read):,} rows")
+
+
+@trace_app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Where to write the generated trace.")],
+    rows: Annotated[int, typer.Option(help="How many requests.")] = 12031,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal traces.")] = 1,
+) -> None:
+    """Generate a trace with the published marginals.
+
+    Whatever is replayed of it says GENERATED WORKLOAD.
+    """
+    from kvab.trace.synthesize import write_generated
+
+    print(write_generated(out, rows=rows, seed=seed))
+
+
 for part in (replaying, results):
     app.add_typer(part.app)
-app.add_typer(traces.trace_app, name="trace")
+app.add_typer(trace_app, name="trace")
 
 
 def main(arguments: list[str] | None = None) -> None:

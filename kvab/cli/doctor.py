@@ -15,9 +15,14 @@ from kvab.clusters import open_cluster
 from kvab.clusters.base import Finding, look
 from kvab.errors import InputError, KvabError, lacking
 from kvab.study import Study, check_product, load_cluster, load_study, root
-from kvab.study.benchmark import read_scripts
 from kvab.study.hardware import load_scenarios
-from kvab.study.manifests import BETA_FILE, Configuration, beta_text, read_configuration
+from kvab.study.manifests import (
+    BETA_FILE,
+    Configuration,
+    beta_text,
+    read_configuration,
+    read_scripts,
+)
 from kvab.study.topology import check_gpus, declared_topology
 from kvab.trace.finding import read_declared, trace_path
 

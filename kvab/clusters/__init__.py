@@ -11,7 +11,7 @@ def open_cluster(profile: Profile) -> Cluster:
 
         return SimulatedCluster(profile)
     if isinstance(profile, Live):
-        from kvab.clusters.live.cluster import LiveCluster
+        from kvab.clusters.live import LiveCluster
 
         return LiveCluster(profile)
     from kvab.clusters.kubernetes.run import KubernetesCluster

@@ -7,8 +7,10 @@ writes what they return, and tears down what fails. `kvab.clusters.open_cluster`
 
 from __future__ import annotations
 
+import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +21,7 @@ import numpy as np
 from kvab.declarations import Json, digest
 from kvab.errors import KvabError
 from kvab.study import Profile, Study
-from kvab.study.benchmark import read_scripts
-from kvab.study.manifests import Configuration, read_configuration
+from kvab.study.manifests import Configuration, Object, at, read_configuration, read_scripts
 from kvab.study.topology import Topology, declared_topology
 from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace.reading import Trace, burst_order
@@ -218,3 +219,50 @@ class ClusterRun(ABC):
         str
             What a later start resumes from, if anything.
         """
+
+
+Ask = Callable[..., tuple[int, str]]
+"""Called with a path, and a body to post; returns status and text, 0 if nobody answers."""
+ANSWERS_PER_WORKER = 2
+PROMPT = "Hello"  # shorter than a block: no cache is warm afterwards
+TOKEN = re.compile(r'content"\s*:\s*"[^"]')
+
+
+def missing_to_serve(ask: Ask, topology: Topology) -> Iterator[str]:
+    """Yield what is missing before every worker serves; completions are asked for last of all.
+
+    A model is listed seconds before a request to it succeeds, and the first answer of a program
+    takes seconds longer than others.
+    """
+    groups = topology.groups
+    model = next(iter(groups.values())).model
+    status, text = ask("v1/models")
+    models = [at(entry, "id") for entry in _listed(status, text, "data")]
+    if model not in models:
+        yield f"{model} is listed, now {', '.join(map(str, models)) or status or text}"
+    registered = {
+        (at(entry, "component"), at(entry, "instance_id"))
+        for entry in _listed(*ask("health"), "instances")
+        if at(entry, "endpoint") == "generate" and "router" not in str(at(entry, "component"))
+    }
+    wanted = sum(group.replicas for group in groups.values())
+    prefills = groups["prefill"].replicas if "prefill" in groups else 0
+    prefill = sum(component == "prefill" for component, _ in registered)
+    if prefill != prefills:
+        yield f"{prefills} prefill workers registered, now {prefill}"
+    if len(registered) - prefill != wanted - prefills:
+        yield f"{wanted - prefills} workers registered, now {len(registered) - prefill}"
+    messages = [{"role": "user", "content": PROMPT}]
+    body = {"model": model, "messages": messages, "max_tokens": 8, "stream": True}
+    for _ in range(ANSWERS_PER_WORKER * wanted):
+        status, text = ask("v1/chat/completions", body)
+        if status != 200 or "[DONE]" not in text or not TOKEN.search(text):
+            yield f"a streamed completion, now {status} {text[:120]}"
+
+
+def _listed(status: int, text: str, key: str) -> list[Object]:
+    """Return the list in an answer, empty if there is none."""
+    try:
+        return list(json.loads(text)[key]) if status == 200 else []
+    except (ValueError, LookupError, TypeError):
+        return []

@@ -106,7 +106,7 @@ def _by_row(
 ) -> tuple[pd.DataFrame, str, list[str]]:
     """Return the records by the row that was sent, whose tokens they count, and what was inferred.
 
-    To the columns of `kvab.requests.records.Records` come ``input_tokens``, ``output_tokens``,
+    To the columns of `kvab.requests.aiperf.Records` come ``input_tokens``, ``output_tokens``,
     ``start_ms`` and ``issued_ms``; ``error`` is null if a row was served. Counts that none can have
     are 0 or, of cached tokens, undefined.
     """
@@ -248,7 +248,7 @@ def _match_rows(
     Parameters
     ----------
     records : DataFrame
-        See `kvab.requests.records.Records`.
+        See `kvab.requests.aiperf.Records`.
     trace : Trace or None
         The trace that was replayed.
     folder : Path

@@ -12,8 +12,7 @@ import tempfile
 from pathlib import Path
 
 from kvab.errors import InputError
-from kvab.study.declaration import load_study, root
-from kvab.study.profiles import load_cluster
+from kvab.study.declaration import load_cluster, load_study, root
 
 NAME = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"  # it becomes part of Kubernetes labels
 NEXT = """\

@@ -6,7 +6,7 @@ from controllers import NAMESPACE, Controllers
 from node import Node
 
 from kvab.runs.replay import start
-from kvab.study.benchmark import read_scripts
+from kvab.study.manifests import read_scripts
 
 PROFILE = {
     "kind": "kubernetes",

@@ -11,7 +11,7 @@ from aiohttp import web
 from controllers import pending
 from node import Node
 
-from kvab.clusters.live.stack import Stack
+from kvab.clusters.stack import Stack
 from kvab.study import load_cluster
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import read_topology

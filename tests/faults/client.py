@@ -22,7 +22,7 @@ DAY_S = 86_400.0
 IMPORTED = """aisimulate.compiler aisimulate.config.cli aisimulate.config_adapter aisimulate.runner
     aisimulate_core.sdk.perf_database dynamo.llm dynamo.mocker.config dynamo.replay.api
     dynamo.router.simulation kubernetes.client kubernetes.config kubernetes.stream
-    kvab.requests.aiperf kvab.clusters.kubernetes.run kvab.clusters.live.cluster
+    kvab.requests.aiperf kvab.clusters.kubernetes.run kvab.clusters.live
     kvab.runs.replay kvab.clusters.simulated"""
 SERVER = multiprocessing.get_context("forkserver")
 

@@ -25,8 +25,7 @@ from kvab.requests.metrics import summarize
 from kvab.requests.table import PANDAS_TYPES, check_table
 from kvab.runs import folder as runs
 from kvab.study import Slo, load_cluster, root
-from kvab.study.benchmark import BENCHMARK_ENV
-from kvab.study.manifests import read_configuration
+from kvab.study.manifests import BENCHMARK_ENV, read_configuration
 from kvab.study.topology import flatten, read_topology
 from kvab.trace.reading import read_trace
 from kvab.trace.synthesize import synthesize

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from kvab.clusters import open_cluster
-from kvab.clusters.live.processes import Programs
+from kvab.clusters.stack import Programs
 from kvab.errors import DependencyError
 from kvab.runs import folder as runs
 from kvab.runs.replay import plan_job
@@ -113,7 +113,7 @@ def the_run(place, configuration="disagg-kv-router"):
 
 def test_programs_stop_with_the_one_that_started_them(place):
     code = (
-        "import time; from kvab.clusters.live.processes import Programs; programs = Programs()\n"
+        "import time; from kvab.clusters.stack import Programs; programs = Programs()\n"
         "programs.start('one', ['bash', '-c', 'sleep 1000 & trap : TERM; wait; sleep 1000'], {})\n"
         "print('up', flush=True); time.sleep(1000)"
     )
@@ -205,7 +205,7 @@ def test_a_busy_port_is_a_dependency(place, small_trace, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        monkeypatch.setattr("kvab.clusters.live.stack.free_port", lambda: taken.getsockname()[1])
+        monkeypatch.setattr("kvab.clusters.stack.free_port", lambda: taken.getsockname()[1])
         with pytest.raises(DependencyError, match="frontend ended with"):
             run.deploy()
     run.teardown(keep_answers=True)

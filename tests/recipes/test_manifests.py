@@ -20,8 +20,7 @@ import yaml
 
 from kvab.cli.doctor import check_declarations
 from kvab.errors import InputError
-from kvab.study.benchmark import read_scripts
-from kvab.study.manifests import read_configuration
+from kvab.study.manifests import read_configuration, read_scripts
 from kvab.study.topology import flatten, read_topology
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "qwen3-32b"

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvab.errors import InputError
-from kvab.requests.aiperf import read_artifacts
+from kvab.requests.aiperf import read_artifacts, read_records
 from kvab.requests.matching import from_aiperf
 from kvab.requests.metrics import good, summarize
-from kvab.requests.records import read_records
 from kvab.requests.table import SCHEMA
 from kvab.study import Slo
 from kvab.trace.reading import read_trace

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from kvab.clusters.live.stack import commands
 from kvab.clusters.simulated import prediction
+from kvab.clusters.stack import commands
 from kvab.errors import InputError
 from kvab.pages import sensitivity
 from kvab.requests.table import PARTS

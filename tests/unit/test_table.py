@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kvab.clusters.simulated import reached_ms, sent_ms
+from kvab.clusters.simulated import from_simulator, reached_ms, sent_ms
 from kvab.errors import DependencyError, InputError
-from kvab.requests.simulator import from_simulator
 from kvab.requests.table import PARTS, check_table
 from kvab.trace.reading import burst_order, read_trace
 

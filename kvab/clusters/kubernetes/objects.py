@@ -25,8 +25,7 @@ from kvab.clusters.kubernetes.api import DEPLOYMENT
 from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError
 from kvab.study import Kubernetes, Study
-from kvab.study.benchmark import read_scripts
-from kvab.study.manifests import FRONTEND, Configuration, Object, at, pod_templates
+from kvab.study.manifests import FRONTEND, Configuration, Object, at, pod_templates, read_scripts
 from kvab.trace.reading import write_rows
 
 STUDY_LABEL, USER, HOST = "kvab-study", "kvab-user", "kvab-host"

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from kvab.clusters import frontend
+from kvab.clusters.base import missing_to_serve
 from kvab.clusters.kubernetes import health, objects
 from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube, Pod, main_container
 from kvab.clusters.kubernetes.health import Stuck, Waiting, wait_until
@@ -153,7 +153,7 @@ def wait_ready(kube: Kube, run: Assembly, topology: Topology, uid: str) -> None:
             what = "the deployment was deleted or replaced by someone else while it came up"
             raise DependencyError(f"{name}: {what}; run again")
         pods, events = kube.list("Pod", health.selector(name)), kube.list("Event")
-        unmet = chain(health.of_objects(run.replicas, made, pods), frontend.unmet(ask, topology))
+        unmet = chain(health.of_objects(run.replicas, made, pods), missing_to_serve(ask, topology))
         if not (sign := next(unmet, "")):
             return None
         causes = chain(

@@ -22,7 +22,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from kvab.cache import cache_folder
-from kvab.clusters import simulated
+from kvab.clusters import simulated, stack
 from kvab.clusters.base import (
     Cluster,
     ClusterRun,
@@ -32,9 +32,7 @@ from kvab.clusters.base import (
     Job,
     Progress,
 )
-from kvab.clusters.live import stack
-from kvab.clusters.live.processes import Program
-from kvab.clusters.live.stack import Stack, model_config
+from kvab.clusters.stack import Program, Stack, model_config
 from kvab.console import Display
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.requests import aiperf

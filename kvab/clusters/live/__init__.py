@@ -1,1 +1,0 @@
-"""Dynamo's own processes and AIPerf on this machine."""
