@@ -135,7 +135,7 @@ def judged():
     from kvab.runs.bounds import Bounds
     from kvab.runs.sweep import load_sweep
     from kvab.stats.bootstrap import Design
-    from kvab.stats.bounds import at_bounds
+    from kvab.stats.crossings import at_bounds
 
     swept = load_sweep("recipes/qwen3-32b/study.yaml", "simulated-h200", "none")
     parts = []

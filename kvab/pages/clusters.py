@@ -102,7 +102,7 @@ class Clusters:
 
     @cached_property
     def agreements(self) -> dict[str, pd.DataFrame | str]:
-        """`kvab.stats.agreement` of each other cluster, or why there can be none.
+        """`kvab.stats.robustness.agreement` of each other cluster, or why there can be none.
 
         Where a gate is red, the cluster's or the reference's, every verdict is withheld.
         """
@@ -114,7 +114,7 @@ class Clusters:
         return agreements
 
     def _agreement(self, evidence: Evidence) -> pd.DataFrame | str:
-        from kvab.stats.agreement import agreement
+        from kvab.stats.robustness import agreement
 
         study = self.reference.study
 
@@ -264,7 +264,7 @@ def overview_table(clusters: Clusters) -> Table:
 
 def learned(clusters: Clusters) -> str:
     """Return for each cluster where it agrees with the published runs and where it differs."""
-    from kvab.stats.agreement import AGREE, DIFFER  # imports slowly, as all statistics do
+    from kvab.stats.robustness import AGREE, DIFFER  # imports slowly, as all statistics do
 
     lines = []
     for cluster, agreement in clusters.agreements.items():

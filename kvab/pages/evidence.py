@@ -207,14 +207,6 @@ class Evidence:
         return effect_by_groups(*both, workload, self.study.slo, **self._settings())
 
     @kept
-    def noise_floor(self) -> pd.DataFrame:
-        """What differs between runs of the baseline alone (`effects.noise_floor`)."""
-        from kvab.stats.effects import noise_floor
-
-        tables = self.tables(self.study.baseline)
-        return noise_floor(tables, self.study.slo, **self._settings())
-
-    @kept
     def robustness(self) -> pd.DataFrame:
         """The verdicts under other choices, see `kvab.stats.robustness.choices`."""
         from kvab.stats.robustness import choices

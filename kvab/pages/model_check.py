@@ -167,11 +167,11 @@ class Check:
 
     @cached_property
     def agreement(self) -> pd.DataFrame | None:
-        """Whether live and simulated effects agree; see `kvab.stats.agreement.agreement`.
+        """Whether live and simulated effects agree; see `kvab.stats.robustness.agreement`.
 
         The simulation counts as published; None unless both configurations were run live.
         """
-        from kvab.stats.agreement import agreement
+        from kvab.stats.robustness import agreement
 
         study = self.live.study
         if not self.live.runs.keys() >= {study.baseline, study.comparison}:

@@ -30,8 +30,8 @@ from kvab.pages.theme import (
 from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
 from kvab.runs.hours import EFFECTS
 from kvab.stats.contrasts import Contrast, Estimate
-from kvab.stats.effects import Noise, over_orders
-from kvab.stats.hours import HourToHour, hour_to_hour
+from kvab.stats.effects import HourToHour, Noise, hour_to_hour, noise
+from kvab.stats.pairing import metric_values
 from kvab.study import Arm
 
 VERDICTS = {
@@ -179,20 +179,21 @@ def statistics_table(evidence: Evidence) -> Table:
 
 def _noise(evidence: Evidence, key: str) -> Noise:
     """Return the baseline's noise over all orders of bursts replayed, else over its repeats."""
+    study = evidence.study
     if evidence.answers:
-        baseline = evidence.answers.orders["baseline"]
         column = key if key == "good_share" else f"{key}_mean"
-        return over_orders(baseline[column].to_numpy(), evidence.study.statistics.level)
-    floor = evidence.noise_floor.set_index("metric").loc[key]
-    replays = len(evidence.runs[evidence.study.baseline])
-    return Noise(replays, floor["largest_difference"], floor["smallest_detectable"])
+        means = evidence.answers.orders["baseline"][column].to_numpy()
+    else:
+        tables = evidence.tables(study.baseline)
+        means = np.array([np.nanmean(metric_values(table, study.slo)[key]) for table in tables])
+    return noise(means, study.statistics.level)
 
 
 def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
     """Return the verdict on each mean beside its margin, its intervals and the noise."""
     lines, notes = [], [*evidence.comparison.notes]
     for key, metric in METRICS.items():
-        result, noise = evidence.comparison.metrics[key], _noise(evidence, key)
+        result, floor = evidence.comparison.metrics[key], _noise(evidence, key)
         workload, runs = result.mean.difference, result.run_to_run.mean
         lines.append({
             "difference of": quantity(key, "mean"),
@@ -201,8 +202,8 @@ def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
             "margin": size(key, result.judgement.margin),
             "± workload": size(key, (workload.high - workload.low) / 2),
             "± run to run": size(key, (runs.high - runs.low) / 2),
-            "largest in A/A": size(key, noise.largest),
-            "detectable": size(key, noise.detectable),
+            "largest in A/A": size(key, floor.largest),
+            "detectable": size(key, floor.detectable),
         })  # fmt: skip
         if judged.green and (reason := undecided(evidence, key)):
             notes.append(f"{metric.label}:{reason}")
@@ -211,7 +212,7 @@ def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
         f"{variation(evidence)} Margins were declared beforehand. ±: half of each "
         f"{evidence.study.statistics.percent} interval; run to run over "
         f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, any two of "
-        f"{counted(noise.replays, 'replay')}. Detectable: the smallest true difference that one "
+        f"{counted(floor.replays, 'replay')}. Detectable: the smallest true difference that one "
         "replay of each would show four times in five." + "".join(f" {note}" for note in notes),
         ("difference of", "verdict"),
     )
@@ -219,13 +220,13 @@ def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
 
 def variation(evidence: Evidence) -> str:
     """Return whether the difference stands clear of the noise of a run."""
-    noise = _noise(evidence, "good_share")
-    if noise.replays < 2:
+    floor = _noise(evidence, "good_share")
+    if floor.replays < 2:
         return "With one repeat there is no comparison of the baseline with itself."
     return (
-        f"Of {counted(noise.replays, 'replay')} of the baseline"
+        f"Of {counted(floor.replays, 'replay')} of the baseline"
         f"{', each in another order' if evidence.answers else ''}, the two that differ most are "
-        f"{number(100 * noise.largest, 1)} points of good share apart; further replays may differ "
+        f"{number(100 * floor.largest, 1)} points of good share apart; further replays may differ "
         "more. The comparison differs from the baseline by "
         f"{both_shares(evidence.comparison.good.mean)[2]}."
     )

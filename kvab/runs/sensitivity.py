@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,16 +21,14 @@ from kvab.clusters.base import Job
 from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs.campaign import OfRuns, Replayed, Scope
-from kvab.stats.bootstrap import Sample
-from kvab.stats.pairing import metric_values
-from kvab.stats.robustness import judge_totals
+from kvab.stats.robustness import judge
 from kvab.study import Study, load_cluster, load_study
 from kvab.study.declaration import Sensitivity
 from kvab.study.variants import AS_DECLARED, Variant
 
 TRANSFER, FRONTEND, CHUNK = "KV transfer", "frontend", "chunk"
 REUSE, TENSOR = "reuse", "tensor parallelism"
-TIMES, CLOCK, AGAIN, ORDER = "step times", "clock", "again", "order"
+TIMES, AGAIN, ORDER = "step times", "again", "order"
 SETTING = {  # the columns that say what each sweep varies
     TRANSFER: ["kv_transfer_gb_per_s"],
     FRONTEND: ["frontend_ms_per_1k_tokens"],
@@ -39,16 +36,10 @@ SETTING = {  # the columns that say what each sweep varies
     TIMES: ["prefill_time_ratio", "decode_time_ratio"],
     REUSE: ["reuse"],
     TENSOR: ["tensor_parallel", "speed"],
-    CLOCK: ["spread"],
     AGAIN: ["again"],
 }
 
 STATISTICS = ("mean", "p50", "p90", "p99")
-READINGS = {  # those that are another reading of the same hour on the same cluster, in words
-    CLOCK: "bursts spread evenly until the next (replayed)",
-    TRANSFER: "KV transfer at {:g} GB/s (replayed)",
-    FRONTEND: "a frontend of {:g} ms for 1,000 tokens (replayed)",
-}
 
 
 class Summary(Replayed):
@@ -82,7 +73,7 @@ def plan_cells(scope: Scope) -> list[Cell]:
         normal, job = normal_runs[name], scope.job(name, variant)
         if variant.tensor_parallel and job.topology == normal.topology:
             job = scope.job(name, replace(variant, tensor_parallel=None))
-        moved = variant.spread or variant.again or (variant.speed, variant.reuse) != (1, 1)
+        moved = variant.again or (variant.speed, variant.reuse) != (1, 1)
         same = not moved and (job.cluster, job.topology) == (normal.cluster, normal.topology)
         return Cell(sweep, normal if same else job, variant)
 
@@ -117,7 +108,6 @@ def _variants(asked: Sensitivity) -> Iterator[tuple[str, Variant]]:
     for gpus in asked.tensor_parallel:
         for load in asked.tensor_loads:
             yield TENSOR, Variant(tensor_parallel=gpus, speed=load)
-    yield CLOCK, Variant(spread=True)
     for again in range(asked.again):
         yield AGAIN, Variant(again=again)
 
@@ -126,7 +116,7 @@ def _swept(study: Study, sweep: str) -> list[str]:
     """Return the configurations that a variant is replayed of."""
     if sweep == AGAIN:  # nothing but the KV router draws lots
         return [n for n, arm in study.configurations.items() if arm.factors.routing == "kv"]
-    if sweep in (TIMES, CLOCK):
+    if sweep == TIMES:
         return [study.baseline, study.comparison]
     return [*study.configurations]
 
@@ -152,30 +142,26 @@ def replay_sensitivity(
     read = {path: runs.read_run(path) for path in dict.fromkeys(cell.job.path for cell in cells)}
     fields = Answers.fields([(cell.job, read[cell.job.path]) for cell in cells])
     summary = Summary(**fields, schema=1, declared=asked)
-    return Answers(study, summary, True, *_tables(cells, read, scope)).write(scope.folder)
+    return Answers(study, summary, True, *_tables(study, cells, read)).write(scope.folder)
 
 
-def _tables(
-    cells: list[Cell], read: dict[Path, runs.Run], scope: Scope
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tables(study: Study, cells: list[Cell], read: dict[Path, runs.Run]) -> list[pd.DataFrame]:
     """Return the statistics and the effects of complete cells."""
-    study = scope.study
-    rows, totals = [], {}
+    rows, effects = [], []
+    settings_of: dict[tuple[str, Variant], dict[str, pd.DataFrame]] = {}
     for cell in cells:
         table = read[cell.job.path].requests
         rows.append(_row(cell, table))
         if cell.sweep != ORDER:
-            totals[cell.sweep, cell.variant, cell.job.configuration] = burst_totals(
-                cell.job, table, scope.burst
-            )
-    effects = []
-    settings = study.statistics.model_dump()
-    for sweep, variant in dict.fromkeys((cell.sweep, cell.variant) for cell in cells):
-        arms = [totals.get((sweep, variant, n)) for n in (study.baseline, study.comparison)]
-        if arms[0] is not None and arms[1] is not None:
-            judged = judge_totals(sweep, arms, study.margins, **settings)
+            setting = settings_of.setdefault((cell.sweep, cell.variant), {})
+            setting[cell.job.configuration] = table
+    arms, settings = {study.baseline, study.comparison}, study.statistics.model_dump()
+    for (sweep, variant), tables in settings_of.items():
+        if arms <= tables.keys():
+            both = [tables[study.baseline], tables[study.comparison]]
+            judged = judge(sweep, both, study.slo, study.margins, **settings)
             effects.append(judged.rename(columns={"choice": "sweep"}).assign(**_values(variant)))
-    return pd.DataFrame(rows), pd.concat(effects, ignore_index=True)
+    return [pd.DataFrame(rows), pd.concat(effects, ignore_index=True)]
 
 
 def _values(variant: Variant) -> dict[str, float]:
@@ -199,22 +185,6 @@ def _row(cell: Cell, table: pd.DataFrame) -> dict[str, object]:
         "good_share": summary["good"]["share"],
         **latencies,
     }
-
-
-def burst_totals(job: Job, table: pd.DataFrame, burst: np.ndarray) -> pd.DataFrame:
-    """Return a row a burst of the trace: sum and count of every metric.
-
-    Columns ``configuration``, ``burst`` and, for each metric, ``<metric>_sum`` (ms, or good
-    requests) and ``<metric>_count``. ``burst`` is that of each row of the trace.
-    """
-    at = burst[table["row"]]
-    bursts = int(at.max()) + 1
-    columns = {"configuration": job.configuration, "burst": np.arange(bursts, dtype="int32")}
-    for key, values in metric_values(table, job.study.slo).items():
-        sample = Sample.of(values, at, bursts)
-        columns[f"{key}_sum"] = sample.sums.astype("float32")
-        columns[f"{key}_count"] = sample.counts.astype("int32")
-    return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True)
@@ -255,22 +225,6 @@ class Answers(OfRuns[Summary, Sensitivity]):
         """Return comparison minus baseline of one metric at each setting of one sweep."""
         rows = self.effects[self.effects["sweep"] == sweep]
         return rows[rows["metric"] == metric]
-
-    @cached_property
-    def verdicts(self) -> pd.DataFrame:
-        """Verdicts under each other reading that was replayed, as rows of `robustness.choices`."""
-        profile = self.summary.cluster
-        effects = self.effects.astype({"spread": bool})
-        rows = []
-        for sweep, label in READINGS.items():
-            column = SETTING[sweep][0]
-            of = effects[effects["sweep"] == sweep]
-            of = of[of[column] != (profile.get(column) or (np.inf if sweep == TRANSFER else 0))]
-            named = [label.format(value).replace("at inf GB/s", "free") for value in of[column]]
-            rows.append(of.assign(choice=named))
-        columns = ["choice", "metric", "verdict", "baseline", "comparison", "difference",
-                   "ci_low", "ci_high"]  # fmt: skip
-        return pd.concat(rows, ignore_index=True)[columns]
 
 
 load_sensitivity = Answers.load

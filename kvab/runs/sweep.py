@@ -28,8 +28,7 @@ from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs.campaign import OfRuns, Replayed, Scope
 from kvab.stats.bootstrap import Design
-from kvab.stats.bounds import at_bounds
-from kvab.stats.crossings import Curves, crossing, curves
+from kvab.stats.crossings import Curves, at_bounds, crossing, curves
 from kvab.study import Study, load_study
 from kvab.study.declaration import Capacity
 from kvab.study.variants import AS_DECLARED, Variant
@@ -248,7 +247,7 @@ class Sweep(OfRuns[Summary, Capacity]):
     """A capacity sweep.
 
     ``table`` has the good requests of each cell and burst; ``bounds`` and ``best`` are as
-    `kvab.stats.bounds.at_bounds` returns them, of each load with bursts at once.
+    `kvab.stats.crossings.at_bounds` returns them, of each load with bursts at once.
     """
 
     table: pd.DataFrame

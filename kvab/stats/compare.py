@@ -29,7 +29,11 @@ from kvab.stats.bootstrap import (
     Sample,
     Settings,
     block_bursts,
+    hodges_lehmann,
+    hodges_lehmann_interval,
+    mcnemar_p,
     mean,
+    percentiles,
     replicate,
 )
 from kvab.stats.contrasts import (
@@ -56,7 +60,6 @@ from kvab.stats.pairing import (
     sample,
     values,
 )
-from kvab.stats.percentiles import hodges_lehmann, hodges_lehmann_interval, mcnemar_p, percentiles
 
 UNPAIRED = (
     "Unpaired: the runs replayed no schedule in common, so no request of one has its partner in "

@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from kvab.requests.metrics import COMPARED, LATENCIES, METRICS, PERCENTILES
-from kvab.stats.bootstrap import Design, Replicates, Sample, mean, replicate
+from kvab.stats.bootstrap import Design, Replicates, Sample, mean, percentiles, replicate
 from kvab.stats.pairing import sample
-from kvab.stats.percentiles import percentiles
 
 POWER = 0.8  # at which a difference counts as detectable
 

@@ -1,7 +1,7 @@
-"""Where the difference lies: by quantile, by group of requests, by configuration, in A/A runs.
+"""Where the difference lies, by quantile and by group; how far replays and hours differ.
 
-Input: requests tables, or paired ones of `kvab.stats.pairing`. Output: tables with workload
-intervals, as the figures show them.
+Input: requests tables, or paired ones of `kvab.stats.pairing`; statistics of many replays. Output:
+tables with workload intervals, as the figures show them; noise and hour-to-hour intervals.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from kvab.requests.metrics import LATENCIES, METRICS, Slo
-from kvab.stats.bootstrap import Settings, mean, replicate
-from kvab.stats.contrasts import POWER, difference_columns, two_arms
-from kvab.stats.pairing import BASELINE, COMPARISON, differences, join, pair, plan, sample, values
-from kvab.stats.percentiles import percentiles
+from kvab.requests.metrics import LATENCIES, Slo
+from kvab.stats.bootstrap import Settings, mean, percentiles, replicate
+from kvab.stats.contrasts import POWER, Estimate, difference_columns
+from kvab.stats.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
 
 QUANTILES = np.arange(1, 100) / 100
 
@@ -128,7 +127,6 @@ def effect_by_group(
     DataFrame
         A row a group: ``group``, ``pairs``, and for every metric ``<metric>_difference`` (of the
         means; over pairs served in both) with ``_ci_low`` and ``_ci_high``; for latencies also
-        ``<metric>_median_difference`` (median of the paired differences) and
         ``<metric>_faster_share``.
     """
     both = [values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)]
@@ -145,105 +143,9 @@ def effect_by_group(
             row[f"{key}_difference"] = float(effect.value)
             row[f"{key}_ci_low"], row[f"{key}_ci_high"] = map(float, effect.interval)
             if key in LATENCIES and within.values.size:
-                row[f"{key}_median_difference"] = np.median(within.values)
                 row[f"{key}_faster_share"] = (within.values < 0).mean()
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def noise_floor(
-    baseline_tables: Sequence[pd.DataFrame], slo: Slo, **settings: Unpack[Settings]
-) -> pd.DataFrame:
-    """Return what the study sees between runs of one configuration (A/A), and could see.
-
-    Parameters
-    ----------
-    baseline_tables : sequence of DataFrame
-        Requests tables of one configuration, one a repeat; every two of them are compared.
-    slo : Slo
-        Bounds of a good request.
-    **settings
-        ``level``, ``resamples``, ``seed``.
-
-    Returns
-    -------
-    DataFrame
-        A row a metric: ``metric``, ``run_pairs``, ``largest_difference`` (absolute, of the means;
-        of the shares), ``error`` (largest standard error of such a difference) and
-        ``smallest_detectable`` = (t for the level + t for power 0.8) x error. NaN with one repeat.
-
-    Notes
-    -----
-    Of two repeats the means are subtracted. All comparisons draw the same bursts, in blocks of the
-    median length that neighbouring repeats ask for (`kvab.stats.pairing.plan`).
-    """
-    names = [f"repeat {n}" for n in range(1, len(baseline_tables) + 1)]
-    first, second = np.triu_indices(len(names), 1)
-    columns = ["metric", "run_pairs", "largest_difference", "error", "smallest_detectable"]
-    if not first.size:
-        return pd.DataFrame([[key, 0] + 3 * [np.nan] for key in METRICS], columns=columns)
-    pairs = join({name: [table] for name, table in zip(names, baseline_tables, strict=True)})
-    repeats = [values(pairs, name, slo) for name in names]
-    lengths = [
-        plan(pairs, differences(*neighbours).values()).block_bursts
-        for neighbours in itertools.pairwise(repeats)
-    ]
-    design = plan(pairs, [], int(np.median(lengths)), **settings)
-    factor = design.critical() + design.critical(POWER)
-    rows = []
-    for key in METRICS:
-        means = two_arms(pairs, [repeat[key] for repeat in repeats], design, ["mean"])
-        between = means.map(lambda x: x[..., second, 0] - x[..., first, 0])
-        error = between.error.max()
-        rows.append([key, len(first), np.abs(between.value).max(), error, factor * error])
-    return pd.DataFrame(rows, columns=columns)
-
-
-class Noise(NamedTuple):
-    """What differs between replays of one configuration, of one metric.
-
-    Attributes
-    ----------
-    replays : int
-        How many.
-    largest : float
-        The largest difference between any two of them.
-    detectable : float
-        The smallest true difference that one replay of each of two configurations would show four
-        times in five.
-    """
-
-    replays: int
-    largest: float
-    detectable: float
-
-
-def over_orders(values: np.ndarray, level: float) -> Noise:
-    r"""Return the noise of a statistic over the orders that a configuration was replayed in.
-
-    Parameters
-    ----------
-    values : ndarray, shape (orders,)
-        The statistic of each replay; two or more.
-    level : float
-        Level at which a difference counts as shown.
-
-    Notes
-    -----
-    Orders are independent draws. One run of each shows a difference :math:`d` if
-    :math:`|d| > t_{level}\, s \sqrt 2`, with ``s`` their deviation; detectable is
-    :math:`(t_{level} + t_{power})\, s \sqrt 2`.
-
-    Examples
-    --------
-    >>> noise = over_orders(np.array([1.0, 2.0, 3.0]), 0.95)
-    >>> noise.largest, round(noise.detectable, 2)
-    (2.0, 7.58)
-    """
-    degrees = len(values) - 1
-    seen = special.stdtrit(degrees, (1 + level) / 2) + special.stdtrit(degrees, POWER)
-    detectable = float(seen * values.std(ddof=1) * np.sqrt(2))
-    return Noise(len(values), float(np.ptp(values)), detectable)
 
 
 def effect_by_groups(
@@ -272,3 +174,112 @@ def effect_by_groups(
         effect = effect_by_group(pairs, thirds, slo, **settings)
         parts.append(effect.astype({"group": str}).assign(by=by))
     return pd.concat(parts, ignore_index=True)
+
+
+# --- between replays, and between hours ---------------------------------------------------------
+
+
+class Noise(NamedTuple):
+    """What differs between replays of one configuration, of one metric.
+
+    Attributes
+    ----------
+    replays : int
+        How many.
+    largest : float
+        The largest difference between any two of them; NaN of one.
+    detectable : float
+        The smallest true difference that one replay of each of two configurations would show four
+        times in five; NaN of one.
+    """
+
+    replays: int
+    largest: float
+    detectable: float
+
+
+def noise(values: np.ndarray, level: float) -> Noise:
+    r"""Return the noise of a statistic over replays of one configuration (A/A).
+
+    Parameters
+    ----------
+    values : ndarray, shape (replays,)
+        The statistic of each replay.
+    level : float
+        Level at which a difference counts as shown.
+
+    Notes
+    -----
+    Replays, each in another order of its bursts, are independent draws. One of each configuration
+    shows a difference :math:`d` if :math:`|d| > t_{level}\, s \sqrt 2`, with ``s`` their deviation;
+    detectable is :math:`(t_{level} + t_{power})\, s \sqrt 2`.
+
+    Examples
+    --------
+    >>> of_three = noise(np.array([1.0, 2.0, 3.0]), 0.95)
+    >>> of_three.largest, round(of_three.detectable, 2)
+    (2.0, 7.58)
+    """
+    degrees = len(values) - 1
+    if not degrees:
+        return Noise(1, np.nan, np.nan)
+    seen = special.stdtrit(degrees, (1 + level) / 2) + special.stdtrit(degrees, POWER)
+    detectable = float(seen * values.std(ddof=1) * np.sqrt(2))
+    return Noise(len(values), float(np.ptp(values)), detectable)
+
+
+class HourToHour(NamedTuple):
+    """Intervals of one effect, and the share of made hours that ``another`` covers."""
+
+    mean: Estimate
+    another: Estimate
+    another_coverage: float
+
+
+def hour_to_hour(recorded: float, made: np.ndarray, level: float) -> HourToHour:
+    r"""Return the effect in other hours, from the effects in hours made of conversations.
+
+    Parameters
+    ----------
+    recorded : float
+        The effect (comparison minus baseline) in the recorded hour.
+    made : ndarray, shape (hours,)
+        The effects in made hours, three or more.
+    level : float
+        Level of the intervals.
+
+    Notes
+    -----
+    Made hours are bootstrap samples of the recorded one, with the conversation as unit [1]_: their
+    effects :math:`d_1, \dots, d_n` spread about theirs as the effect of a recorded hour spreads
+    about the mean effect of all hours of its kind. With their standard deviation :math:`s`, the
+    recorded effect :math:`\hat\theta` and :math:`t` the quantile of Student's t with n - 1 degrees:
+
+    - **the mean effect** over such hours lies in :math:`\hat\theta \pm t s` (the bootstrap's
+      standard interval, [1]_ section 13.3);
+    - **the effect in another hour**, which strays from that mean as much as the recorded one does
+      and independently, lies in :math:`\hat\theta \pm \sqrt 2 \, t s` (a prediction interval
+      [2]_). Its coverage is counted leaving one out: each made hour takes the place of the
+      recorded one, s comes from the others, and the share of these that it holds is taken.
+
+    References
+    ----------
+    .. [1] B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, Chapman & Hall (1993).
+    .. [2] G. J. Hahn and W. Q. Meeker, Statistical Intervals, Wiley (1991),
+       DOI 10.1002/9780470316771.
+    """
+
+    def half_width(of: np.ndarray) -> float:
+        return float(special.stdtrit(len(of) - 1, (1 + level) / 2) * of.std(ddof=1))
+
+    others = []
+    for at, effect in enumerate(made):
+        rest = np.delete(made, at)
+        others.append(np.mean(np.abs(rest - effect) <= np.sqrt(2) * half_width(rest)))
+    half = half_width(made)
+    wider = np.sqrt(2) * half
+    return HourToHour(
+        mean=Estimate(recorded, recorded - half, recorded + half),
+        another=Estimate(recorded, recorded - wider, recorded + wider),
+        another_coverage=float(np.mean(others)),
+    )

@@ -1,7 +1,8 @@
-"""Whether the verdicts survive other choices than those declared.
+"""Whether the verdicts survive other choices than those declared, and show elsewhere.
 
-Input: requests tables of two arms. Output: the verdicts under each choice, and the difference of
-the good share over a surface of service levels.
+Input: requests tables of two arms, here and elsewhere. Output: the verdicts under each choice, the
+difference of the good share over a surface of service levels, and whether two places agree: the
+difference of their differences.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import numpy as np
 import pandas as pd
 
 from kvab.requests.metrics import LATENCIES, METRICS, Bounds, Slo, good
-from kvab.stats.bootstrap import (
-    Design,
-    Replicates,
-    Sample,
-    Settings,
-    block_bursts,
-    mean,
-    replicate,
-)
+from kvab.stats.bootstrap import Design, Replicates, Settings, percentiles, replicate
 from kvab.stats.contrasts import difference, difference_columns, two_arms, verdicts
-from kvab.stats.pairing import BASELINE, COMPARISON, arm_table, pair, sample, values
-from kvab.stats.percentiles import percentiles
+from kvab.stats.pairing import (
+    BASELINE,
+    COMPARISON,
+    arm_table,
+    differences,
+    join,
+    pair,
+    plan,
+    sample,
+    values,
+)
 
 ARMS = (BASELINE, COMPARISON)
 BLOCK_FACTORS = (0.25, 0.5, 2.0)
@@ -35,6 +37,12 @@ TRIM_SHARE = 0.05
 ALONE = 3  # repeats that are judged by themselves; more would count one choice many times
 TTFT_GRID_MS = (500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
 ITL_GRID_MS = (10, 12.5, 15, 17.5, 20, 25, 30, 35, 40, 50)
+PLACES = ("published baseline", "published comparison", "your baseline", "your comparison")
+PUBLISHED, YOURS = np.array([-1.0, 1.0, 0.0, 0.0]), np.array([0.0, 0.0, -1.0, 1.0])
+EFFECTS = np.stack([PUBLISHED, YOURS, YOURS - PUBLISHED])
+AGREE, DIFFER, UNKNOWN = "agree", "differ", "cannot tell"
+
+Tables = Sequence[pd.DataFrame]
 
 
 def choices(
@@ -75,24 +83,26 @@ def choices(
     pairs = pair(baseline, comparison)
     bursts = int(pairs["burst"].max()) + 1
     design = Design(bursts, block_bursts, **settings)
-    declared = _means(pairs, design, slo)
+    declared = _statistic(pairs, design, slo)
     changed = {"as declared": declared}
     for block in _other_blocks(block_bursts, bursts):
-        changed[f"blocks of {_bursts(block)}"] = _means(
+        changed[f"blocks of {_bursts(block)}"] = _statistic(
             pairs, replace(design, block_bursts=block), slo
         )
-    for statistic in OTHER_STATISTICS:
-        changed[f"latencies by their {statistic}"] = _latencies(pairs, design, statistic)
+    for name in OTHER_STATISTICS:
+        changed[f"latencies by their {name}"] = _statistic(pairs, design, slo, name)
     changed["latencies by the median paired difference"] = _paired_medians(pairs, design)
-    good_alone = {f"SLO {other.ttft_ms:g} ms and {other.itl_ms:g} ms": (other, False)
-                  for other in other_slos}  # fmt: skip
-    good_alone["one-token answers judged by TTFT"] = (slo, True)
-    for choice, rule in good_alone.items():
-        changed[choice] = {"good_share": _means(pairs, design, *rule)["good_share"]}
+    good_alone = {
+        f"SLO {other.ttft_ms:g} ms and {other.itl_ms:g} ms": _statistic(pairs, design, other)
+        for other in other_slos
+    }
+    good_alone["one-token answers judged by TTFT"] = _statistic(pairs, design, slo, one_token=True)
+    for choice, arms in good_alone.items():
+        changed[choice] = {"good_share": arms["good_share"]}
     for choice, part in _parts(pairs):
         left = np.unique(part["burst"], return_inverse=True)[1]
         of_part = replace(design, bursts=int(left.max()) + 1)
-        changed[choice] = _means(part.assign(burst=left), of_part, slo)
+        changed[choice] = _statistic(part.assign(burst=left), of_part, slo)
     return pd.DataFrame(
         row
         for choice, arms in changed.items()
@@ -101,19 +111,14 @@ def choices(
     )
 
 
-def _means(
-    pairs: pd.DataFrame, design: Design, slo: Slo, one_token: bool = False
+def _statistic(
+    pairs: pd.DataFrame, design: Design, slo: Slo, name: str = "mean", one_token: bool = False
 ) -> dict[str, Replicates]:
-    """Return the mean of each metric in both arms."""
+    """Return a statistic of each metric in both arms; of the good share there is only the mean."""
     both = [values(pairs, arm, slo, one_token) for arm in ARMS]
-    return {key: two_arms(pairs, [arm[key] for arm in both], design, ["mean"]) for key in METRICS}
-
-
-def _latencies(pairs: pd.DataFrame, design: Design, statistic: str) -> dict[str, Replicates]:
-    """Return a statistic of each latency in both arms."""
     return {
-        key: two_arms(pairs, [pairs[f"{key}_{arm}"] for arm in ARMS], design, [statistic])
-        for key in LATENCIES
+        key: two_arms(pairs, [arm[key] for arm in both], design, [name])
+        for key in (METRICS if name == "mean" else LATENCIES)
     }
 
 
@@ -132,40 +137,19 @@ def _paired_medians(pairs: pd.DataFrame, design: Design) -> dict[str, Replicates
     return result
 
 
-def judge_totals(
+def judge(
     choice: str,
-    arms: Sequence[pd.DataFrame],
+    tables: Sequence[pd.DataFrame],
+    slo: Slo,
     margins: Mapping[str, float],
     **settings: Unpack[Settings],
 ) -> pd.DataFrame:
-    """Return the verdicts on the means from totals of every burst, as rows of `choices`.
-
-    Parameters
-    ----------
-    choice : str
-        What was chosen, as shown.
-    arms : sequence of DataFrame
-        Baseline and comparison: ``burst`` and, for each metric, ``<metric>_sum`` and
-        ``<metric>_count``.
-    margins, **settings
-        As in `choices`.
-    """
-    ordered = [arm.sort_values("burst") for arm in arms]
-    samples = {
-        key: [Sample.of_totals(arm[f"{key}_sum"], arm[f"{key}_count"]) for arm in ordered]
-        for key in METRICS
-    }
-    differences = [after.influences() - before.influences() for before, after in samples.values()]
-    design = Design(len(arms[0]), block_bursts(np.column_stack(differences)), **settings)
-
-    def means(both: Sequence[Sample]) -> Replicates:
-        return replicate(
-            design,
-            lambda weights: np.stack([mean(arm, weights) for arm in both], axis=1)[..., None],
-        )
-
-    means_of = {key: means(both) for key, both in samples.items()}
-    return pd.DataFrame(_judged(choice, means_of, margins))
+    """Return the verdicts on the means of one run of each arm, as rows of `choices`."""
+    baseline, comparison = tables
+    pairs = pair([baseline], [comparison])
+    paired = differences(*(values(pairs, arm, slo) for arm in ARMS))
+    design = plan(pairs, paired.values(), **settings)
+    return pd.DataFrame(_judged(choice, _statistic(pairs, design, slo), margins))
 
 
 def _judged(
@@ -253,3 +237,88 @@ def slo_surface(
     return table.assign(
         baseline=shares.value[0], comparison=shares.value[1], **difference_columns(shares)
     )
+
+
+# --- elsewhere ------------------------------------------------------------------------------------
+
+
+def agreement(
+    published: tuple[Tables, Tables],
+    yours: tuple[Tables, Tables],
+    slo: Slo,
+    margins: Mapping[str, float],
+    **settings: Unpack[Settings],
+) -> pd.DataFrame:
+    """Return whether two places agree on what the comparison gains over the baseline.
+
+    Parameters
+    ----------
+    published, yours : (sequence of DataFrame, sequence of DataFrame)
+        Requests tables of baseline and comparison, one a repeat. Of rows and repeats that only one
+        place has, nothing is used: like is compared with like.
+    slo : Slo
+        Bounds of a good request, the same for both places.
+    margins : mapping of str to float
+        Metric -> smallest difference that matters: a share of the published baseline's mean for
+        latencies, absolute for the good share.
+    **settings
+        ``level``, ``resamples``, ``seed``, as in `kvab.stats.compare.compare`.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by metric: ``rows`` and ``repeats`` used; ``published``, ``yours`` and ``gap``
+        (yours minus published), each with ``_low`` and ``_high`` of its workload interval, in the
+        metric's unit; ``margin``; ``verdict``.
+
+    Raises
+    ------
+    InputError
+        If the places have no row in common, or differ in the arrival or prompt length of one.
+
+    Notes
+    -----
+    The rule, first match wins, on the mean of each latency and on the good share:
+
+    1. *agree*: the whole interval of the gap lies within +- the margin.
+    2. *differ*: the interval excludes zero, and the gap is beyond the margin.
+    3. *cannot tell*: otherwise, and wherever there is no interval.
+
+    The same bursts are drawn in all four sets of runs, so what the workload does to all of them
+    cancels. What varies from run to run is not in the interval.
+    """
+    rows = _common(published, yours)
+    arms = dict(zip(PLACES, (*published, *yours), strict=True))
+    pairs = join({
+        name: [table[table["row"].isin(rows)] for table in tables] for name, tables in arms.items()
+    })  # fmt: skip
+    by_arm = [values(pairs, name, slo) for name in PLACES]
+    gaps = [EFFECTS[2] @ np.stack([arm[key] for arm in by_arm]) for key in METRICS]
+    design = plan(pairs, gaps, **settings)
+    lines = {}
+    for key in METRICS:
+        means = two_arms(pairs, [arm[key] for arm in by_arm], design, ["mean"])
+        effects = means.map(lambda x: EFFECTS @ x)
+        low, high = (end[:, 0] for end in effects.interval)
+        scale = abs(float(means.value[0, 0])) if key in LATENCIES else 1.0
+        line = {"rows": len(rows), "repeats": int(pairs["repeat"].max())}
+        for at, name in enumerate(("published", "yours", "gap")):
+            line |= {name: effects.value[at, 0], f"{name}_low": low[at], f"{name}_high": high[at]}
+        margin = margins.get(key, 0.0) * scale
+        lines[key] = line | {"margin": margin, "verdict": _verdict(line, margin)}
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("metric")
+
+
+def _common(published: tuple[Tables, Tables], yours: tuple[Tables, Tables]) -> np.ndarray:
+    first, second = (arms[0][0]["row"].to_numpy() for arms in (published, yours))
+    common = np.intersect1d(first, second)
+    return common if len(common) else second  # without any, pairing says what is wrong
+
+
+def _verdict(line: Mapping[str, float], margin: float) -> str:
+    gap, low, high = line["gap"], line["gap_low"], line["gap_high"]
+    if -margin <= low and high <= margin:
+        return AGREE
+    if (low > 0 or high < 0) and abs(gap) > margin:
+        return DIFFER
+    return UNKNOWN

@@ -9,9 +9,17 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from kvab.requests.metrics import percentile, statistics
-from kvab.stats.bootstrap import Design, Replicates, Sample, mean, replicate
+from kvab.stats.bootstrap import (
+    Design,
+    Replicates,
+    Sample,
+    hodges_lehmann,
+    mcnemar_p,
+    mean,
+    percentiles,
+    replicate,
+)
 from kvab.stats.contrasts import verdicts
-from kvab.stats.percentiles import hodges_lehmann, mcnemar_p, percentiles
 
 Q = [0, 1, 25, 50, 75, 90, 95, 99, 100]
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.signal import lfilter
 
-from kvab.stats.agreement import DIFFER, agreement
+from kvab.stats.robustness import DIFFER, agreement
 from kvab.study import Slo
 
 pytestmark = pytest.mark.slow

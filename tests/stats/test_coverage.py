@@ -13,12 +13,11 @@ import pytest
 from scipy.signal import lfilter
 
 from kvab.requests.metrics import METRICS
-from kvab.stats.bootstrap import block_bursts
+from kvab.stats.bootstrap import block_bursts, hodges_lehmann
 from kvab.stats.compare import paired_statistics
 from kvab.stats.contrasts import difference, two_arms, verdicts
 from kvab.stats.effects import QUANTILES, quantile_differences
 from kvab.stats.pairing import plan, sample
-from kvab.stats.percentiles import hodges_lehmann
 from kvab.study import root
 
 pytestmark = pytest.mark.slow

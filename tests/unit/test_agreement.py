@@ -6,7 +6,7 @@ import pytest
 
 from kvab.errors import InputError
 from kvab.requests.metrics import METRICS
-from kvab.stats.agreement import agreement
+from kvab.stats.robustness import agreement
 from kvab.study import Slo
 
 SLO = Slo(ttft_ms=2000, itl_ms=25)

@@ -12,8 +12,7 @@ from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs.bounds import Bounds, load_bounds
 from kvab.stats.bootstrap import Design
-from kvab.stats.bounds import at_bounds, good_within
-from kvab.stats.crossings import curves
+from kvab.stats.crossings import at_bounds, curves, good_within
 from kvab.study import load_study
 
 STUDY = "recipes/qwen3-32b/study.yaml"

@@ -10,7 +10,7 @@ from kvab.pages import clusters, reproduce
 from kvab.pages.clusters import WITHHELD, load_clusters
 from kvab.pages.evidence import load_evidence
 from kvab.runs import folder as runs
-from kvab.stats.agreement import AGREE, DIFFER, UNKNOWN
+from kvab.stats.robustness import AGREE, DIFFER, UNKNOWN
 from kvab.study import root
 
 STUDY = "recipes/qwen3-32b/study.yaml"

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t as student
 
 from kvab.errors import InputError
 from kvab.stats.bootstrap import Design, Replicates, Sample, block_bursts, replicate
 from kvab.stats.compare import compare
 from kvab.stats.contrasts import Estimate, verdicts
-from kvab.stats.effects import effect_by_group, noise_floor, quantile_differences, terciles
+from kvab.stats.effects import effect_by_group, noise, quantile_differences, terciles
 from kvab.stats.pairing import pair
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
@@ -306,37 +307,23 @@ def test_effects_by_group_recover_a_difference_that_one_group_has():
     found = effect_by_group(pair([baseline], [comparison]), groups, SLO, **FEW).set_index("group")
     assert found.loc["long", "ttft_ms_difference"] == pytest.approx(-100.0)
     assert found.loc["long", "ttft_ms_faster_share"] == 1.0
-    assert found.loc["short", "ttft_ms_median_difference"] == 0.0
+    assert found.loc["short", "ttft_ms_difference"] == 0.0
     assert found.loc["short", "good_share_ci_high"] == 0.0
     assert found["pairs"].sum() == 300
 
 
-def test_the_noise_floor_is_the_largest_difference_between_repeats():
-    # Of five repeats the first and the third lie furthest apart: every two are compared.
-    tables = [requests(arm=repeat) for repeat in range(5)]
-    for repeat, shift_ms in enumerate((-300, 0, 300, 0, 0)):
-        tables[repeat]["ttft_ms"] += shift_ms
-    floor = noise_floor(tables, SLO, **FEW).set_index("metric")
-    means = [table["ttft_ms"].mean() for table in tables]
-    assert np.argmin(means) == 0 and np.argmax(means) == 2
-    assert floor.loc["ttft_ms", "largest_difference"] == pytest.approx(max(means) - min(means))
-    assert floor.loc["ttft_ms", "run_pairs"] == 10
-    assert floor.loc["ttft_ms", "smallest_detectable"] > 2.8 * floor.loc["ttft_ms", "error"]
+def test_noise_is_that_of_two_replays_which_differ_most():
+    found = noise(np.array([4.0, 1.0, 3.0, 2.0]), 0.95)
+    assert (found.replays, found.largest) == (4, 3.0)
+    deviation = np.std([4.0, 1.0, 3.0, 2.0], ddof=1)
+    assert found.detectable == pytest.approx(
+        (student.ppf(0.975, 3) + student.ppf(0.8, 3)) * 2**0.5 * deviation
+    )
 
 
-def test_two_repeats_have_the_noise_of_their_comparison():
-    tables = [requests(arm=0), requests(arm=1)]
-    floor = noise_floor(tables, SLO, **FEW).set_index("metric")
-    compared = compare(tables[:1], tables[1:], SLO, **FEW)
-    for key, of in compared.metrics.items():
-        assert floor.loc[key, "largest_difference"] == pytest.approx(abs(of.mean.difference.value))
-        assert floor.loc[key, "smallest_detectable"] == pytest.approx(of.smallest_detectable)
-
-
-def test_the_noise_floor_of_one_repeat_is_unknown():
-    floor = noise_floor([requests()], SLO, **FEW)
-    assert (floor["run_pairs"] == 0).all()
-    assert floor["largest_difference"].isna().all()
+def test_the_noise_of_one_replay_is_unknown():
+    found = noise(np.array([4.0]), 0.95)
+    assert found.replays == 1 and np.isnan(found.largest) and np.isnan(found.detectable)
 
 
 def test_a_draw_weighs_every_burst_and_seeds_repeat():

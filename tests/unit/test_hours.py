@@ -16,7 +16,7 @@ from kvab.pages import outcome, robustness
 from kvab.pages.evidence import load_evidence
 from kvab.runs import hours
 from kvab.runs.replay import plan_job
-from kvab.stats.hours import hour_to_hour
+from kvab.stats.effects import hour_to_hour
 from kvab.study import load_study
 from kvab.study.variants import Variant
 from kvab.trace.conversations import find_conversations, made_hour, with_reuse

@@ -19,7 +19,6 @@ from kvab.runs.campaign import Scope
 from kvab.runs.replay import plan_job
 from kvab.runs.sensitivity import (
     AGAIN,
-    CLOCK,
     REUSE,
     TENSOR,
     TIMES,
@@ -189,11 +188,7 @@ def test_what_is_replayed_is_kept_read_and_said(replayed, checkout, small_trace,
     assert paces["disagg-kv-router", 4, 0.5] == paces["disagg-kv-router", 2, 0.5]
     of_none = checkout / "runs/qwen3-32b" / CLUSTER / "capacity/agg-kv-router/reuse0"
     assert runs.read_run(of_none).requests["cached_tokens"].sum() == 0
-    assert {*replayed.effects["sweep"]} >= {TRANSFER, TIMES, CLOCK}
-    choices = {*replayed.verdicts["choice"]}
-    assert "KV transfer at no time (replayed)" not in choices
-    assert any("free" in choice for choice in choices)
-    assert not replayed.verdicts.isna().any(axis=None)
+    assert {*replayed.effects["sweep"]} >= {TRANSFER, TIMES}
     run = runs.read_run(checkout / "runs/qwen3-32b" / CLUSTER / "disagg-kv-router/r1")
     assert run.requests[[*PARTS]].notna().all(axis=None)
     replay_sensitivity(STUDY, CLUSTER, None, small_trace)

@@ -359,9 +359,7 @@ def test_noise_is_told_of_the_repeats_at_hand_and_is_no_bound(published):
         (None, "Of 3 replays of the baseline, the two that differ most are 0.6 points"),
     ):
         evidence = replace(published)
-        evidence.__dict__.update(
-            answers=answers, noise_floor=published.noise_floor, comparison=published.comparison
-        )
+        evidence.__dict__.update(answers=answers, comparison=published.comparison)
         text = outcome.variation(evidence)
         assert text.startswith(said)
         assert "at most" not in text
@@ -487,7 +485,7 @@ def test_the_level_is_the_studys(published):
     study = published.study
     settings = study.statistics.model_copy(update={"level": 0.9})
     ninety = replace(published, study=study.model_copy(update={"statistics": settings}))
-    for name in ("comparison", "quantile_differences", "groups", "noise_floor"):
+    for name in ("comparison", "quantile_differences", "groups"):
         ninety.__dict__[name] = getattr(published, name)  # numbers matter not here
     for said in (
         outcome.headline(ninety, GREEN),
