@@ -221,12 +221,14 @@ def build(out: Path, book: Book) -> Path:
     index = _sphinx(source, out, book)
     (index.parent / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
     for name in further:  # what can be launched is the notebook that they were made from
-        page = index.with_name(f"{name}.html")
-        text = page.read_text(encoding="utf-8").replace(
-            f"notebooks/{name}.", f"notebooks/{OUTCOME}."
-        )
-        page.write_text(text, encoding="utf-8")
+        _edit(index.with_name(f"{name}.html"), rf"notebooks/{name}\.", f"notebooks/{OUTCOME}.")
+    if url := os.environ.get("KVAB_BOOK_URL", "").rstrip("/"):  # it is shown at any depth
+        _edit(index.with_name("404.html"), r'\b(href|src|action)="(?!#|[a-z]+:)', rf'\1="{url}/')
     return index
+
+
+def _edit(page: Path, pattern: str, instead: str) -> None:
+    page.write_text(re.sub(pattern, instead, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _add_files(source: Path, book: Book) -> None:

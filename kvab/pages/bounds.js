@@ -6,9 +6,12 @@ document.addEventListener("DOMContentLoaded", () => {
   const { grid, arms } = data;
   const keys = ["load", "ttft_ms", "itl_ms"];
   const slider = Object.fromEntries(keys.map((key) => [key, root.querySelector(`input[name=${key}]`)]));
-  const color = getComputedStyle(document.body).color;
+  const style = getComputedStyle(document.documentElement);
+  const ink = () => style.getPropertyValue("--pst-color-text-base").trim() || "#000";
+  const font = () => ({ color: ink(), family: style.getPropertyValue("--pst-font-family-base"), size: 13 });
+  const colour = (arm) => style.getPropertyValue(`--kvab-${arm.name}`).trim() || arm.color;
   const layout = {
-    margin: { l: 10, r: 10, t: 10, b: 45 }, height: 260, font: { color, size: 13 },
+    margin: { l: 10, r: 10, t: 10, b: 45 }, height: 260,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
   };
   const lines = { gridcolor: "rgba(128,128,128,0.35)", zeroline: false }, none = { showgrid: false, ticks: "" };
@@ -27,7 +30,7 @@ document.addEventListener("DOMContentLoaded", () => {
       const k = cell(at) * arms.length + n, hours = data.hours[at.load * arms.length + n];
       const good = data.good[k], tokens = data.tokens[k];
       return {
-        ...arm, n, share: (100 * good) / data.requests, low: data.low[k], high: data.high[k],
+        ...arm, n, color: colour(arm), share: (100 * good) / data.requests, low: data.low[k], high: data.high[k],
         hours: good ? number(hours / (good / 1000)) : "–",
         dollars: data.price && tokens ? number((data.price * hours) / (tokens / 1e6), 2) : "–",
       };
@@ -50,9 +53,9 @@ document.addEventListener("DOMContentLoaded", () => {
     Plotly.react(root.querySelector(".kvab-bars"), [{
       type: "bar", orientation: "h", y: rows.map((row) => row.label), x: rows.map((row) => row.share),
       marker: { color: rows.map((row) => row.color) }, hoverinfo: "skip",
-      error_x: { type: "data", symmetric: false, color,
+      error_x: { type: "data", symmetric: false, color: ink(),
         array: rows.map((row) => row.high - row.share), arrayminus: rows.map((row) => row.share - row.low) },
-    }], { ...layout, xaxis: { ...lines, range: [0, 102], title: { text: "good requests [%]" } }, yaxis: { automargin: true } }, settings);
+    }], { ...layout, font: font(), xaxis: { ...lines, range: [0, 102], title: { text: "good requests [%]" } }, yaxis: { automargin: true } }, settings);
   }
 
   function map(at) {
@@ -60,13 +63,13 @@ document.addEventListener("DOMContentLoaded", () => {
       const [best, , margin] = data.leads[cell({ ...at, ttft_ms: t, itl_ms: i })];
       return margin > 0 ? best : null;
     }));
-    const scale = arms.flatMap((arm, n) => [[n / arms.length, arm.color], [(n + 1) / arms.length, arm.color]]);
+    const scale = arms.flatMap((arm, n) => [[n / arms.length, colour(arm)], [(n + 1) / arms.length, colour(arm)]]);
     Plotly.react(root.querySelector(".kvab-map"), [
       { type: "heatmap", z, x: grid.ttft_ms.map(String), y: grid.itl_ms.map(String), showscale: false,
         zmin: -0.5, zmax: arms.length - 0.5, colorscale: scale, xgap: 1, ygap: 1, hoverinfo: "skip" },
       { type: "scatter", mode: "markers", x: [String(grid.ttft_ms[at.ttft_ms])], y: [String(grid.itl_ms[at.itl_ms])],
         marker: { size: 13, color: "#fff", line: { color: "#000", width: 3 } }, hoverinfo: "skip", showlegend: false },
-    ], { ...layout, height: 340, xaxis: { ...none, type: "category", title: { text: "TTFT within [ms]" }, tickangle: -45, automargin: true },
+    ], { ...layout, height: 340, font: font(), xaxis: { ...none, type: "category", title: { text: "TTFT within [ms]" }, tickangle: -45, automargin: true },
       yaxis: { ...none, type: "category", title: { text: "ITL within [ms]" }, automargin: true } }, settings);
   }
 
@@ -88,6 +91,7 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   for (const key of keys) slider[key].addEventListener("input", show);
+  new MutationObserver(show).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   root.hidden = false;
   show();
 });

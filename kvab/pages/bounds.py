@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 
 from kvab.console import counted, plain
-from kvab.pages.theme import WIDTH_IN, Drawing, arm_styles, drawn, unless_missing
+from kvab.pages.theme import COLOURS, WIDTH_IN, Drawing, arm_styles, drawn, unless_missing
 from kvab.runs.bounds import Bounds
 
 PLOTLY = "_static/plotly.min.js"  # written into the book when it is built
@@ -183,8 +183,8 @@ def explorer(bounds: Bounds) -> Explorer:
     start = {"load": 1.0, "ttft_ms": swept.study.slo.ttft_ms, "itl_ms": swept.study.slo.itl_ms}
     return Explorer({
         "grid": grid,
-        "arms": [{"label": html.escape(swept.arms[n].label), "color": styles[n]["color"]}
-                 for n in names],
+        "arms": [{"label": html.escape(swept.arms[n].label), "color": styles[n]["color"],
+                  "name": COLOURS[styles[n]["color"].lower()][0]} for n in names],
         "start": {key: int(np.searchsorted(grid[key], value, side="right")) - 1
                   for key, value in start.items()},
         "requests": int(shares["requests"].iloc[0]),

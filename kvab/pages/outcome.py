@@ -154,7 +154,7 @@ def statistics_table(evidence: Evidence) -> Table:
             row = result.metrics[key].statistics[name]
             texts = change(factor * row.baseline, factor * row.comparison, decimals)
             lines.append({
-                "": "good requests [%]" if key == "good_share" else quantity(key, name),
+                "metric": "good requests [%]" if key == "good_share" else quantity(key, name),
                 **dict(zip(("baseline", "comparison", "difference"), texts, strict=True)),
                 "interval": interval(row.difference.low, row.difference.high, factor),
                 "ratio": number(row.ratio.value, 2),
@@ -170,7 +170,7 @@ def statistics_table(evidence: Evidence) -> Table:
         f"{method.name}, {method.resamples:,} resamples, blocks of {number(method.block_s, 0)} s "
         "on average. They say how the numbers would move with other minutes at this offered load, "
         "not from run to run.",
-        ("",),
+        ("metric",),
     )
 
 
