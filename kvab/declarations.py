@@ -30,7 +30,7 @@ EXPECTED = {
 Json = dict[str, Any]  # a JSON object of unknown content
 Content = TypeVar("Content")
 Model = TypeVar("Model", bound=BaseModel)
-DEEPEST, MOST_VALUES = 100, 100_000  # of a YAML file; the study's own hold some hundred
+MOST_PARTS, DEEPEST = 200_000, 100  # of a YAML file as JSON; the study's own have some hundred
 
 
 class Declared(BaseModel):
@@ -104,7 +104,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
 @functools.lru_cache(maxsize=64)  # two hundred runs of a study hold four different manifests
 def _documents(text: str) -> list[object]:
-    return list(yaml.load_all(text, Loader=_UniqueKeys))
+    documents = list(yaml.load_all(text, Loader=_UniqueKeys))
+    _check_plain(documents)
+    return documents
 
 
 def read_yaml(path: Path) -> list[Any]:
@@ -114,13 +116,11 @@ def read_yaml(path: Path) -> list[Any]:
     ------
     InputError
         If the file is missing, unreadable, not YAML (with the line), repeats a key, or holds what
-        JSON cannot: a date, a value inside itself, aliases that unfold to more than `MOST_VALUES`.
+        JSON cannot: a date, a value inside itself, aliases that unfold to more than `MOST_PARTS`.
     """
     line = None
     try:
-        documents = copy.deepcopy(_documents(path.read_text(encoding="utf-8")))
-        _check_plain(path, documents)
-        return documents
+        return copy.deepcopy(_documents(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(
             expected="a file", got=error.strerror, path=path, fix="check the name"
@@ -129,30 +129,19 @@ def read_yaml(path: Path) -> list[Any]:
         got = "values nested too deeply"
     except yaml.MarkedYAMLError as error:
         got, line = str(error.problem), error.problem_mark.line + 1 if error.problem_mark else 1
-    except (yaml.YAMLError, ValueError) as error:  # a wrong date or Unicode too
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # a date or wrong Unicode too
         got = str(error).splitlines()[0]
     raise InputError(expected="YAML in UTF-8", got=got, path=path, line=line, fix="fix it")
 
 
-def _check_plain(path: Path, documents: list[object]) -> None:
-    """Reject values that are not those of JSON; an alias counts each time that it stands."""
-    values, count = [(document, 0) for document in documents], 0
-    while values:
-        value, depth = values.pop()
-        count += 1
-        if depth > DEEPEST or count > MOST_VALUES:
-            expected = f"at most {MOST_VALUES:,} values, {DEEPEST} deep"
-            raise InputError(
-                expected=expected, got="more, aliases unfolded", path=path, fix="fix it"
-            )
-        if isinstance(value, dict | list):
-            below = [*value, *value.values()] if isinstance(value, dict) else value
-            values += [(inner, depth + 1) for inner in below]
-        elif isinstance(value, str):
-            value.encode()
-        elif not isinstance(value, int | float | None):
-            got = f"{type(value).__name__} {value!s:.60}"
-            raise InputError(expected="texts and numbers", got=got, path=path, fix="quote it")
+def _check_plain(documents: list[object]) -> None:
+    """Reject what JSON cannot hold; an alias counts each time that it stands."""
+    depth = 0  # in parts, so that what unfolds to gigabytes is never made
+    for count, part in enumerate(json.JSONEncoder(ensure_ascii=False).iterencode(documents)):
+        part.encode()
+        depth += part.startswith(("[", "{")) - part.endswith(("]", "}"))
+        if count > MOST_PARTS or depth > DEEPEST:
+            raise ValueError(f"over {MOST_PARTS:,} values or {DEEPEST} deep, aliases unfolded")
 
 
 def read_declaration(path: Path, declaration: type[Model], **extra: object) -> Model:

@@ -4,6 +4,7 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 # What an OSError says of a place that cannot be written, rather than of a defect, and what to do.
@@ -48,6 +49,7 @@ class KvabError(Exception):
         return " ".join(super().__str__().split())
 
 
+@dataclass(eq=False)
 class InputError(KvabError):
     """A wrong argument, declaration, trace, manifest or run folder.
 
@@ -66,21 +68,14 @@ class InputError(KvabError):
     """
 
     exit_code = 2
-
-    def __init__(
-        self,
-        problem: str = "",
-        *,
-        expected: str = "",
-        got: str | None = "",
-        path: Path | str = "",
-        line: int | None = None,
-        key: str = "",
-        fix: str = "",
-    ) -> None:
-        super().__init__(problem)
-        self.problem, self.expected, self.got, self.fix = problem, expected, got, fix
-        self.path, self.line, self.key = path, line, key
+    problem: str = ""
+    _: KW_ONLY
+    expected: str = ""
+    got: str | None = ""
+    path: Path | str = ""
+    line: int | None = None
+    key: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         """Return the one line, also where the place was added after the error was raised."""

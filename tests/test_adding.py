@@ -250,12 +250,12 @@ print(Replay(replay.job).prepare())
 
 def test_a_kind_of_cluster(copy, small_trace, monkeypatch):
     assert named("A kind of cluster") == {
-        "kvab/study/declaration.py", "kvab/clusters/<kind>.py", "kvab/clusters/base.py",
+        "kvab/study/__init__.py", "kvab/clusters/<kind>.py", "kvab/clusters/base.py",
         "kvab/clusters/__init__.py", "kvab/runs/folder.py", "kvab/pages/theme.py",
         "kvab/pages/clusters.py", "recipes/clusters/<name>.yaml", "tests/unit/test_<kind>.py",
         "CHANGELOG.md",
     }  # fmt: skip
-    edit(copy, "kvab/study/declaration.py", "Profile = Annotated[", PROFILE)
+    edit(copy, "kvab/study/__init__.py", "Profile = Annotated[", PROFILE)
     (copy / "kvab/clusters/fixed.py").write_text(FIXED)
     edit(
         copy, "kvab/clusters/__init__.py", "    if isinstance(profile, Live):",

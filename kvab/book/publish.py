@@ -36,8 +36,7 @@ from kvab.runs.hours import MadeHours
 from kvab.runs.sensitivity import Answers
 from kvab.runs.summaries import workload_path
 from kvab.runs.sweep import Sweep
-from kvab.study import Study, load_study, root
-from kvab.study.declaration import FRAGMENT, WITH
+from kvab.study import FRAGMENT, WITH, Study, load_study, root
 from kvab.study.manifests import DEPLOY, PERF
 
 ROUNDED_MS = {"arrival_ms": 2, "ttft_ms": 1, "itl_ms": 2, "latency_ms": 1, "send_lag_ms": 2,

@@ -96,7 +96,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document only
 
 def on(study: Path, workload: str) -> Path:
     """Return how the study of a workload is named: its file, and the workload if not the first."""
-    from kvab.study.declaration import FRAGMENT
+    from kvab.study import FRAGMENT
 
     return Path(f"{study}{FRAGMENT}{workload}") if workload else study
 

@@ -7,6 +7,7 @@ writes what they return, and tears down what fails. `kvab.clusters.open_cluster`
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kvab.declarations import Json, digest
-from kvab.errors import KvabError
+from kvab.errors import DependencyError, KvabError
 from kvab.study import Profile, Study
 from kvab.study.manifests import Configuration, Object, at, read_configuration, read_scripts
 from kvab.study.topology import Topology, declared_topology
@@ -28,6 +29,8 @@ from kvab.trace.reading import Trace, burst_order
 
 if TYPE_CHECKING:  # what only looks at declarations does without, a third of a second sooner
     import pandas as pd
+
+    from kvab.requests.aiperf import Artifacts
 
 Progress = Callable[[int], None]
 """Called with the number of requests done so far."""
@@ -86,6 +89,15 @@ class Job:
         """Trace rows in sending order: the file's for repeat 1, else shuffled within bursts."""
         return burst_order(self.trace.timestamp_ms[: self.rows], self.study.seed(self.repeat))
 
+    def requests(self, read: Artifacts) -> pd.DataFrame:
+        """Return the requests table of what AIPerf left of the run."""
+        from kvab.requests.matching import from_aiperf
+        from kvab.requests.table import without_cached
+
+        requests = from_aiperf(read, self.trace, self.order())
+        split = self.topology.mode == "disaggregated"
+        return without_cached(requests) if split else requests
+
     def depends_on(self) -> Json:
         """Return what the result depends on; a run serves as long as none of it changes."""
         recipe = self.recipe
@@ -109,6 +121,21 @@ class Finding(NamedTuple):
 
     ok: bool
     what: str
+
+
+def installed(extra: str, *packages: str) -> dict[str, str]:
+    """Return the versions of packages.
+
+    Raises
+    ------
+    DependencyError
+        If one is not installed; the extra of kvab that brings it is named.
+    """
+    try:
+        return {name: importlib.metadata.version(name) for name in packages}
+    except importlib.metadata.PackageNotFoundError as error:
+        problem = f"the package {error.name} is not installed; run `make env`, or install kvab with"
+        raise DependencyError(f"{problem} its extra `{extra}`") from None
 
 
 def look(prefix: str, look_at: Callable[[], str]) -> Finding:

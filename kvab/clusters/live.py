@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import importlib.metadata
 import math
 import os
 import sys
@@ -18,7 +17,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
 from filelock import FileLock, Timeout
 
 from kvab.cache import cache_folder
@@ -31,13 +29,12 @@ from kvab.clusters.base import (
     Finding,
     Job,
     Progress,
+    installed,
 )
 from kvab.clusters.stack import Program, Stack, model_config
 from kvab.console import Display
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.requests import aiperf
-from kvab.requests.matching import from_aiperf
-from kvab.requests.table import without_cached
 from kvab.study import Live, Study
 from kvab.trace.reading import write_rows
 
@@ -56,15 +53,8 @@ class LiveCluster(Cluster):
 
     def identity(self) -> dict[str, object]:
         """Return hardware and backend, and the versions of the packages that serve and measure."""
-        try:
-            versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-        except importlib.metadata.PackageNotFoundError as error:
-            raise DependencyError(
-                f"the package {error.name} is not installed; run `make env`, or install kvab "
-                "with its extra `live`"
-            ) from None
         timing = {"hardware", "backend", "kv_transfer_gb_per_s"}
-        return {**self.profile.model_dump(include=timing), **versions}
+        return {**self.profile.model_dump(include=timing), **installed("live", *PACKAGES)}
 
     def check(self, study: Study) -> list[Finding]:
         """Return what this machine has and lacks for a live run; starts nothing."""
@@ -216,12 +206,7 @@ class LiveRun(ClusterRun):
             "frontend_ms_per_1k_tokens": stack.frontend_ms_per_1k_tokens(self.artifacts),
             "memory_gb": self.memory_gb,
         }
-        return Collected(requests=self._requests(read), artifacts=self._kept(), host=host)
-
-    def _requests(self, read: aiperf.Artifacts) -> pd.DataFrame:
-        requests = from_aiperf(read, self.job.trace, self.job.order())
-        split = self.job.topology.mode == "disaggregated"
-        return without_cached(requests) if split else requests
+        return Collected(requests=self.job.requests(read), artifacts=self._kept(), host=host)
 
     def _kept(self) -> dict[str, bytes]:
         paths = {name: self.artifacts / name for name in KEPT}
@@ -239,7 +224,7 @@ class LiveRun(ClusterRun):
         if self.replayed:
             files |= {f"artifacts/{name}": content for name, content in self._kept().items()}
             with contextlib.suppress(InputError):  # nothing was answered
-                answered = self._requests(aiperf.read_artifacts(self.artifacts))
+                answered = self.job.requests(aiperf.read_artifacts(self.artifacts))
         return Diagnostics(files=files, answered=answered)
 
     def teardown(self, *, keep_answers: bool) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib.metadata
 import json
 import os
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from kvab.clusters.base import (
     Finding,
     Job,
     Progress,
+    installed,
     look,
 )
 from kvab.declarations import Json
@@ -38,7 +39,7 @@ from kvab.errors import DependencyError, InputError
 from kvab.requests.table import itl_ms, typed
 from kvab.study import Live, Simulated, Study
 from kvab.study.topology import Topology, WorkerGroup, declared_topology
-from kvab.trace.reading import Trace
+from kvab.trace.reading import Trace, row_lines
 
 PACKAGES = ("ai-dynamo", "aisimulate")
 ALIKE_STEP_MS = 0.001
@@ -63,7 +64,7 @@ class SimulatedCluster(Cluster):
     def identity(self) -> dict[str, object]:
         """Return what the profile says of timing, and the versions of the simulator's packages."""
         timing = self.profile.model_dump(exclude={"kind", "name", "description"})
-        return {**timing, **package_versions()}
+        return {**timing, **installed("simulate", *PACKAGES)}
 
     def check(self, study: Study) -> list[Finding]:
         """Return whether the simulator is here, and whether it can time each configuration."""
@@ -110,23 +111,6 @@ class SimulatedRun(ClusterRun):
         return ""
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of the simulator's packages.
-
-    Raises
-    ------
-    DependencyError
-        If one is not installed.
-    """
-    try:
-        return {name: importlib.metadata.version(name) for name in PACKAGES}
-    except importlib.metadata.PackageNotFoundError as error:
-        raise DependencyError(
-            f"the simulator's package {error.name} is not installed; run `make env`, "
-            "or install kvab with its extra `simulate`"
-        ) from None
-
-
 def versions(profile: Simulated | Live) -> dict[str, str]:
     """Load the simulator; return the versions of its packages and of its measured kernel data.
 
@@ -135,7 +119,7 @@ def versions(profile: Simulated | Live) -> dict[str, str]:
     InputError
         If it has no data of the hardware with the backend.
     """
-    installed = package_versions()
+    packages = installed("simulate", *PACKAGES)
     os.environ.update(HF_HUB_OFFLINE="1")
     os.environ.setdefault("DYN_LOG", "error")
     from aisimulate_core.sdk.perf_database import get_version_slots
@@ -149,7 +133,7 @@ def versions(profile: Simulated | Live) -> dict[str, str]:
             f"{profile.hardware} with backend {profile.backend}; it has "
             f"{'hardware' if has else 'backends'} {', '.join(sorted(which))}"
         )
-    return {**installed, "kernel data": data}
+    return {**packages, "kernel data": data}
 
 
 def _listed(versions: dict[str, str]) -> str:
@@ -235,7 +219,10 @@ def simulated(
     # A file without a name: nothing is left of it, however this process ends.
     with tempfile.TemporaryFile(prefix="kvab-") as file:
         path = Path(f"/proc/self/fd/{file.fileno()}")
-        write_trace(path, trace, order, at_ms)
+        timestamp_ms = np.empty(len(trace))
+        timestamp_ms[order] = at_ms
+        timed = replace(trace, timestamp_ms=timestamp_ms, synthetic=False)
+        path.write_text("\n".join(row_lines(timed, order[np.argsort(at_ms, kind="stable")])))
         config = prediction(topology, profile, path, trace.block_tokens)
         if users:
             config["traffic"]["load"] = {"type": "concurrency", "concurrency": users}
@@ -391,20 +378,6 @@ def _workers(group: WorkerGroup) -> Json:
     }
 
 
-def write_trace(path: Path, trace: Trace, order: np.ndarray, at_ms: np.ndarray) -> None:
-    """Write the rows of ``order`` as a Mooncake trace, each at its time of ``at_ms``."""
-    with path.open("w", encoding="utf-8") as file:
-        for n in np.argsort(at_ms, kind="stable").tolist():
-            row = order[n]
-            record = {
-                "timestamp": float(at_ms[n]),
-                "input_length": int(trace.input_tokens[row]),
-                "output_length": int(trace.output_tokens[row]),
-                "hash_ids": list(trace.hash_ids[row]),
-            }
-            file.write(json.dumps(record) + "\n")
-
-
 def run_prediction(config: dict, on_progress: Progress | None) -> Report:
     """Run one prediction on Dynamo's offline replay; return its report, with every request."""
     from dynamo.llm import KvRouterConfig
@@ -459,9 +432,16 @@ def _compiled(config: dict) -> tuple[Any, Json]:
 
 def _engines(deployment: Any, speedup: dict[str, dict[str, float]]) -> Json:
     """Return how many workers of each role there are, and the arguments of their engines."""
+    from aisimulate.runner import materialize_engine_launch_config
+    from dynamo.mocker.config import normalize_mocker_config
 
-    def engine(role: str, arguments: Any) -> Any:
-        return _engine(deployment, role, arguments | speedup.get(role, {}))
+    def engine(role: str, arguments: Json) -> object:
+        settings = deployment.backend, deployment.backend_version, deployment.parallel_config
+        arguments = arguments | speedup.get(role, {})
+        with interrupted_later():
+            return normalize_mocker_config(
+                materialize_engine_launch_config(*settings, arguments, role)
+            )
 
     if deployment.deployment_mode == "agg":
         return {
@@ -474,22 +454,6 @@ def _engines(deployment: Any, speedup: dict[str, dict[str, float]]) -> Json:
         "num_prefill_workers": deployment.num_prefill_workers,
         "num_decode_workers": deployment.num_decode_workers,
     }
-
-
-def _engine(deployment: Any, role: str, arguments: Json) -> Any:
-    from aisimulate.runner import materialize_engine_launch_config
-    from dynamo.mocker.config import normalize_mocker_config
-
-    with interrupted_later():
-        return normalize_mocker_config(
-            materialize_engine_launch_config(
-                deployment.backend,
-                deployment.backend_version,
-                deployment.parallel_config,
-                arguments,
-                role,
-            )
-        )
 
 
 @contextlib.contextmanager

@@ -13,8 +13,7 @@ from kvab.pages.evidence import Evidence
 from kvab.pages.printed import size, with_ends
 from kvab.pages.tables import Table
 from kvab.requests.metrics import METRICS
-from kvab.study import root
-from kvab.study.declaration import PUBLISHED
+from kvab.study import PUBLISHED, root
 
 PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
 RULE = (

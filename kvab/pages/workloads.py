@@ -21,8 +21,7 @@ from kvab.pages.gate import WITHHELD, gate
 from kvab.pages.outcome import headline
 from kvab.pages.printed import comparison_lines
 from kvab.pages.tables import Table
-from kvab.study import Study, load_study, root
-from kvab.study.declaration import PUBLISHED
+from kvab.study import PUBLISHED, Study, load_study, root
 
 SHOWN = {"good_share": "good requests", "ttft_ms": "TTFT mean [ms]", "itl_ms": "ITL mean [ms]"}
 

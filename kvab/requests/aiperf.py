@@ -25,12 +25,14 @@ from kvab.declarations import Json
 from kvab.errors import InputError
 from kvab.requests.metrics import OVERLOAD, SCHEMA, STATISTICS, Slo
 
+FIX = "name a folder that `aiperf profile` wrote"
 LONGEST_LINE = 256 << 20  # bytes; the longest answers make lines of a few MB
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 CHUNKS = b'"inter_chunk_latency":{"value":['
 BUFFER_BYTES = 1 << 18
 ERROR_CHARACTERS = 300
 TO_MS = {"ms": 1.0, "s": 1e3, "sec": 1e3, "us": 1e-3, "ns": 1e-6}
+REMOVE = f"remove the line, or {FIX}"
 SESSION = "session_"  # AIPerf numbers the conversations of a seeded run by their row
 
 
@@ -198,7 +200,7 @@ def _odd_record(path: Path, number: int, line: bytes) -> _Record:
     except (ValueError, RecursionError) as error:  # also what msgspec raises
         start = line.strip()[:40].decode(errors="replace")
         raise InputError(expected="a record of AIPerf", got=f"{start!r} ({error})", path=path,
-                         line=number, fix="remove the line") from None  # fmt: skip
+                         line=number, fix=REMOVE) from None  # fmt: skip
 
 
 def _conversation(name: str | None) -> int:
@@ -235,20 +237,8 @@ NAMES = {
     "latency_ms": "request_latency",
 }
 NO_SUMMARY = "no summary of AIPerf beside the records: whether the run ended is not known"
-FIX = "name a folder that `aiperf profile` wrote"
 ONE_RUN = "put each run in its own folder"
 COPY = "copy it again"
-
-# What a tool's files hold that no others do; vLLM and SGLang write their means at a file's end.
-MARKS = {
-    "SGLang's bench_serving": (b'"total_output_tokens_retokenized"', b'"sglang'),
-    "vLLM's `vllm bench serve`": (b'"median_ttft_ms"',),
-    "GuideLLM": (b'"guidellm_version"', b'"generative_benchmark"'),
-    "inference-perf": (b'"load_summary"', b'"output_token_times"'),
-    "genai-perf": (b'"service_kind"',),
-}
-OURS = (b'"benchmark_phase"', b'"aiperf_version"')
-MOST_FILES, HEAD_BYTES, TAIL_BYTES = 200, 1 << 20, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -343,7 +333,6 @@ def read_artifacts(path: Path) -> Artifacts:
     if not folder.exists():
         got = "nothing of that name"
         raise InputError(expected="AIPerf artifacts", got=got, path=folder, fix=FIX)
-    check_tool(folder)
     if folder.is_file():
         folder, prefix = folder.parent, _prefix(folder)
     summary_file = _only(folder, prefix, _summaries(folder), "summary")
@@ -371,7 +360,7 @@ def _summaries(folder: Path) -> list[Path]:
         or (
             not _is_other(path)
             and path.stat().st_size <= LARGEST_SUMMARY
-            and "request_latency" in _read_json(path)
+            and "aiperf_version" in _read_json(path)
         )
     ]
 
@@ -557,35 +546,3 @@ def router_counters(folder: Path) -> dict[str, int]:
         }
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
         raise InputError("expected series of numbers, got others", path=path, fix=COPY) from None
-
-
-def check_tool(path: Path) -> None:
-    """Reject a file or folder of another tool than AIPerf, told by its content.
-
-    Raises
-    ------
-    InputError
-        Naming the tool.
-    """
-    other, files = None, sorted(path.rglob("*.json*")) if path.is_dir() else [path]
-    for file in files[:MOST_FILES]:
-        content = _ends(file) if file.is_file() else b""
-        if any(mark in content for mark in OURS):
-            return
-        tools = (tool for tool, marks in MARKS.items() if any(mark in content for mark in marks))
-        other = other or next(tools, None)
-    if other:
-        got = f"results of {other}, whose requests are measured and counted otherwise"
-        raise InputError(expected="AIPerf's artifacts", got=got, path=path,
-                         fix="benchmark the same server with `aiperf profile`")  # fmt: skip
-
-
-def _ends(path: Path) -> bytes:
-    """Return the first and the last bytes of a file; none of one that cannot be read."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-            file.seek(max(file.tell(), path.stat().st_size - TAIL_BYTES))
-            return head + file.read(TAIL_BYTES)
-    except OSError:
-        return b""

@@ -8,14 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import stat
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -27,6 +24,10 @@ MOST_FOLDERS = 2_000
 MOST_BYTES = 64 << 30
 FREE_BYTES = 256 << 20  # below this size an archive may unpack to any multiple of itself
 MOST_TIMES = 200  # larger; AIPerf's records pack to a tenth
+UNREADABLE = (
+    *(OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException),
+    *(NotImplementedError, RuntimeError, ValueError, OverflowError),
+)
 
 
 @contextlib.contextmanager
@@ -36,8 +37,8 @@ def folder_of(path: Path) -> Iterator[Path]:
     Raises
     ------
     InputError
-        If there is no such path; if it is not an archive, or one that holds a link, leaves its
-        folder or unpacks to far more than an archive of artifacts would.
+        If there is no such path; if it is not an archive, or one that leaves its folder or unpacks
+        to far more than an archive of artifacts would.
     """
     if path.is_dir() or (path.is_file() and ARTIFACT.search(path.name)):
         yield path
@@ -47,7 +48,14 @@ def folder_of(path: Path) -> Iterator[Path]:
         raise InputError(expected=expected, got="nothing of that name", path=path,
                          fix="check the name")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="kvab-") as name:
-        _unpack(path, Path(name))
+        try:
+            _unpack(path, Path(name))
+        except UNREADABLE as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            expected, fix = "a tar or zip archive that can be unpacked", "or name the folder itself"
+            raise InputError(
+                expected=expected, got=reason, path=path, fix=f"pack it again {fix}"
+            ) from None
         try:
             yield Path(name)
         except InputError as error:  # which names a folder that the user never saw
@@ -55,66 +63,36 @@ def folder_of(path: Path) -> Iterator[Path]:
 
 
 def _unpack(path: Path, into: Path) -> None:
+    """Unpack an archive; what would leave the folder ends it in a tar, and is kept in by zip."""
     left = min(MOST_BYTES, max(FREE_BYTES, MOST_TIMES * path.stat().st_size))
-    try:
-        for count, (name, size, content) in enumerate(_files(path), start=1):
-            left -= size  # no more can be read of a file than the archive says
-            if count > MOST_MEMBERS:
-                raise InputError(f"expected at most {MOST_MEMBERS:,} files, got more", path=path)
-            if left < 0:
-                problem = f"unpacks to over {MOST_TIMES} times its size, as no artifacts do"
-                fix = "if it is right, unpack it yourself and name the folder"
-                raise InputError(problem, path=path, fix=fix)
-            target = into / _inside(path, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as file:
-                shutil.copyfileobj(content, file)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException,
-            NotImplementedError, RuntimeError, ValueError) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        expected = "a tar or zip archive that can be unpacked"
-        raise InputError(expected=expected, got=reason, path=path,
-                         fix="pack it again or name the folder itself") from None  # fmt: skip
+    members = 0
 
+    def count(size: int) -> None:  # no more can be read of a file than the archive says
+        nonlocal left, members
+        left, members = left - size, members + 1
+        if members > MOST_MEMBERS:
+            raise InputError(f"expected at most {MOST_MEMBERS:,} files, got more", path=path)
+        if left < 0:
+            problem = f"unpacks to over {MOST_TIMES} times its size, as no artifacts do"
+            fix = "if it is right, unpack it yourself and name the folder"
+            raise InputError(problem, path=path, fix=fix)
 
-def _files(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Yield the name, size and content of each file in an archive."""
-    with path.open("rb") as file, contextlib.ExitStack() as opened:
-        if file.read(2) == b"PK":
+    def checked(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        count(member.size)
+        return tarfile.data_filter(member, folder)
+
+    with contextlib.ExitStack() as opened:
+        if zipfile.is_zipfile(path):
             zipped = opened.enter_context(zipfile.ZipFile(path))
             for entry in zipped.infolist():
-                if stat.S_ISLNK(entry.external_attr >> 16):
-                    raise _rejected(path, entry.filename, "a link")
-                if not entry.is_dir():
-                    with zipped.open(entry) as unzipped:
-                        yield entry.filename, entry.file_size, unzipped
+                count(entry.file_size)
+            zipped.extractall(into)
             return
         stream = None
         if path.suffix in (".zst", ".tzst"):
             stream = opened.enter_context(pa.input_stream(str(path), compression="zstd"))
-        members = opened.enter_context(tarfile.open(path, "r|" if stream else "r|*", stream))
-        for member in members:
-            if not (member.isdir() or member.isfile()):
-                raise _rejected(path, member.name, "a link or device")
-            if content := members.extractfile(member):
-                yield member.name, member.size, content
-
-
-def _inside(path: Path, name: str) -> PurePosixPath:
-    """Return where a file of an archive goes, rejected if it leaves the folder.
-
-    Tar's own ``data`` filter would put an absolute path inside in silence, and zip has none.
-    """
-    inside = PurePosixPath(name.replace("\\", "/"))
-    if inside.is_absolute() or ".." in inside.parts or ":" in str(inside).split("/")[0]:
-        raise _rejected(path, name, "a path that leaves the folder")
-    return inside
-
-
-def _rejected(path: Path, name: str, what: str) -> InputError:
-    return InputError(
-        f"expected files only, got {what} ({name!r:.80})", path=path, fix="pack it again"
-    )
+        tar = opened.enter_context(tarfile.open(path, "r|" if stream else "r|*", stream))
+        tar.extractall(into, filter=checked)
 
 
 def within(folder: Path, shown: Path) -> list[Path]:

@@ -31,8 +31,7 @@ from kvab.errors import InputError
 from kvab.runs import folder as runs
 from kvab.runs import replay_missing
 from kvab.runs.replay import plan_job
-from kvab.study import Arm, Slo, Study, load_cluster, load_study, root
-from kvab.study.declaration import PUBLISHED
+from kvab.study import PUBLISHED, Arm, Slo, Study, load_cluster, load_study, root
 from kvab.study.manifests import read_configuration
 from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace.reading import Trace

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from kvab.cache import write_beside
 from kvab.clusters import simulated
-from kvab.clusters.base import Progress
+from kvab.clusters.base import Progress, installed
 from kvab.declarations import Declared, digest
 from kvab.errors import DependencyError, InputError
 from kvab.runs.replay_missing import side_by_side
@@ -111,15 +111,15 @@ def simulate_missing(tasks: Sequence[Task], quiet: bool = False) -> None:
     """
     kept = [task.read() for task in tasks]
     try:
-        installed = simulated.package_versions()
+        versions = installed("simulate", *simulated.PACKAGES)
     except DependencyError:
         if None in kept:
             raise
-        installed = {}  # what is published is read without a simulator
+        versions = {}  # what is published is read without a simulator
     missing = [
         task
         for task, simulation in zip(tasks, kept, strict=True)
-        if simulation is None or not installed.items() <= simulation.versions.items()
+        if simulation is None or not versions.items() <= simulation.versions.items()
     ]
     for task in missing:
         task.check()

@@ -27,8 +27,7 @@ from kvab.runs import folder as runs
 from kvab.runs import replay_missing
 from kvab.runs.campaign import Campaign, Scope, announce
 from kvab.runs.campaign import Summary as Tables
-from kvab.study import Slo, Study
-from kvab.study.declaration import Hours
+from kvab.study import Hours, Slo, Study
 from kvab.trace.conversations import COMMON_SHARE, Conversations, find_conversations, made_hour
 from kvab.trace.describe import reusable_tokens
 from kvab.trace.reading import Trace

@@ -22,8 +22,7 @@ from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs.campaign import OfRuns, Replayed, Scope
 from kvab.stats.robustness import judge
-from kvab.study import Study, load_cluster, load_study
-from kvab.study.declaration import Sensitivity
+from kvab.study import Sensitivity, Study, load_cluster, load_study
 from kvab.study.variants import AS_DECLARED, Variant
 
 TRANSFER, FRONTEND, CHUNK = "KV transfer", "frontend", "chunk"

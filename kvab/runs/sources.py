@@ -22,8 +22,7 @@ from kvab.requests.aiperf import Artifacts
 from kvab.requests.archives import folder_of, within
 from kvab.requests.matching import LOST, from_aiperf
 from kvab.runs import folder as runs
-from kvab.study import Slo, Study, default_study, load_study, root
-from kvab.study.declaration import WITH
+from kvab.study import WITH, Slo, Study, default_study, load_study, root
 from kvab.trace.finding import find_trace, read_declared, trace_path
 from kvab.trace.reading import Trace
 

@@ -29,8 +29,7 @@ from kvab.runs import folder as runs
 from kvab.runs.campaign import OfRuns, Replayed, Scope
 from kvab.stats.bootstrap import Design
 from kvab.stats.crossings import Curves, at_bounds, crossing, curves
-from kvab.study import Study, load_study
-from kvab.study.declaration import Capacity
+from kvab.study import Capacity, Study, load_study
 from kvab.study.variants import AS_DECLARED, Variant
 
 Bursts = Literal["at once", "spread"]

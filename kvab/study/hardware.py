@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from kvab.declarations import Declared, checked, read_declaration
 from kvab.errors import InputError
-from kvab.study.declaration import Count, PageText, Positive, Simulated, root
+from kvab.study import Count, PageText, Positive, Simulated, root
 from kvab.study.topology import Router, Topology, WorkerGroup
 from kvab.trace.reading import Trace
 

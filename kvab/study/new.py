@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from kvab.errors import InputError
-from kvab.study.declaration import load_cluster, load_study, root
+from kvab.study import load_cluster, load_study, root
 
 NAME = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"  # it becomes part of Kubernetes labels
 NEXT = """\

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from kvab.console import counted
 from kvab.declarations import Json
 from kvab.errors import InputError
-from kvab.study.declaration import Count, Study
+from kvab.study import Count, Study
 from kvab.study.manifests import (
     DEPLOY,
     FRONTEND,

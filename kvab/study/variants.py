@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvab.errors import InputError
-from kvab.study.declaration import Profile, Simulated, Split
+from kvab.study import Profile, Simulated, Split
 from kvab.study.topology import Topology
 from kvab.trace.conversations import with_reuse
 from kvab.trace.reading import Trace, burst_order

@@ -9,7 +9,6 @@ import hashlib
 import http.client
 import logging
 import os
-import shutil
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from kvab.cache import cache_folder
+from kvab.cache import cache_folder, write_beside
 from kvab.declarations import Declared
 from kvab.errors import DependencyError, InputError
 from kvab.trace.reading import Trace, read_trace
@@ -117,56 +116,40 @@ def fetch_trace(source: TraceSource, destination: Path | None = None) -> Path:
         If another file lies at ``destination``.
     """
     path = destination or _cached(source)
-    with suppress(OSError), path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() == source.sha256:
+    with suppress(OSError):
+        if _sha256(path.read_bytes()) == source.sha256:
             return path
     if destination and destination.exists():
         raise InputError(expected="the declared trace or nothing", got="something else", path=path,
                          fix="choose another name")  # fmt: skip
-    return _download(source.url, source.sha256, path)
-
-
-def _download(url: str, sha256: str, destination: Path) -> Path:
-    """Fetch a file and return its path.
-
-    Raises
-    ------
-    DependencyError
-        If it cannot be fetched in three tries, or has another sha256.
-    """
-    beside = destination.with_name(f".{destination.name}.{os.getpid()}")
-    tries = Retrying(
-        stop=stop_after_attempt(TRIES),
-        wait=wait_exponential(multiplier=0.2, max=2),
-        retry=retry_if_exception_type(PASSING),
-        reraise=True,
-    )
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        got = tries(_fetch, url, beside)
-        if got != sha256:
-            problem = f"{url}: expected sha256 {sha256[:16]}…, got {got[:16]}…"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = _fetch(source.url)
+        if (got := _sha256(content)) != source.sha256:
+            problem = f"{source.url}: expected sha256 {source.sha256[:16]}…, got {got[:16]}…"
             raise DependencyError(f"{problem}; name the folder of a right copy in KVAB_TRACES")
-        beside.rename(destination)
+        write_beside(path, content)
     except (http.client.HTTPException, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise DependencyError(
-            f"{url}: cannot be fetched ({reason}); name a copy with --trace, or its folder in "
-            "KVAB_TRACES"
+            f"{source.url}: cannot be fetched ({reason}); name a copy with --trace, or its folder "
+            "in KVAB_TRACES"
         ) from None
-    finally:
-        with suppress(OSError):
-            beside.unlink()
-    return destination
+    return path
 
 
-def _fetch(url: str, to: Path) -> str:
-    """Stream an address to a file and return its sha256; a short body is an error."""
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@retry(
+    stop=stop_after_attempt(TRIES),
+    wait=wait_exponential(multiplier=0.2, max=2),
+    retry=retry_if_exception_type(PASSING),
+    reraise=True,
+)
+def _fetch(url: str) -> bytes:
+    """Return what lies at an address; a short body is an error."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-        size = int(answer.headers.get("Content-Length") or 0)
-        with to.open("w+b") as file:
-            shutil.copyfileobj(answer, file)
-            if size and file.tell() != size:
-                raise http.client.IncompleteRead(b"", size - file.tell())
-            file.seek(0)
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        content: bytes = answer.read()
+        return content

@@ -205,6 +205,11 @@ def write_rows(trace: Trace, rows: np.ndarray, path: Path) -> Path:
     InputError
         If the file exists, or its folder cannot be written.
     """
+    return write_lines(path, row_lines(trace, rows))
+
+
+def row_lines(trace: Trace, rows: np.ndarray) -> list[str]:
+    """Return chosen rows as Mooncake writes them, a line each."""
     lines = []
     for row in rows.tolist():
         at_ms = float(trace.timestamp_ms[row])
@@ -212,7 +217,7 @@ def write_rows(trace: Trace, rows: np.ndarray, path: Path) -> Path:
         values = (int(at_ms) if at_ms.is_integer() else at_ms, *tokens, trace.hash_ids[row])
         label = {"synthetic": True} if trace.synthetic else {}
         lines.append(json.dumps(dict(zip(FIELDS, values, strict=True)) | label))
-    return write_lines(path, lines)
+    return lines
 
 
 def write_lines(path: Path, lines: list[str], *, overwrite: bool = False) -> Path:

@@ -21,8 +21,7 @@ from kvab.runs.replay import plan_job
 from kvab.runs.sweep import load_sweep, replay_sweep
 from kvab.stats import crossings
 from kvab.stats.bootstrap import Design
-from kvab.study import load_study
-from kvab.study.declaration import Split
+from kvab.study import Split, load_study
 from kvab.study.topology import read_topology
 from kvab.study.variants import Variant
 from kvab.trace.reading import read_trace

@@ -308,10 +308,10 @@ def test_without_a_scenario_pages_say_so(folder, tmp_path):
 
 
 def test_what_is_published_is_read_without_the_simulator(tmp_path, monkeypatch, folder):
-    def lacking():
+    def lacking(*packages):
         raise DependencyError("the simulator is not installed")
 
-    monkeypatch.setattr(hardware.simulated, "package_versions", lacking)
+    monkeypatch.setattr(hardware, "installed", lacking)
     assert len(hold(load_scenarios("idle-prefill-qwen3-32b"), tmp_path / "runs").rows) == 2
     with pytest.raises(DependencyError):
         hold([read_scenario(folder)], tmp_path / "runs")

@@ -97,8 +97,8 @@ def tar_of(path, name, content=b"", **fields):
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
     [
-        ("../outside.jsonl", {}, "leaves the folder"),
-        ("/outside.jsonl", {}, "leaves the folder"),
+        ("../outside.jsonl", {}, "outside the destination"),
+        ("/outside.jsonl", {}, "expected a record a line, got none"),  # taken for outside.jsonl
         ("link", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "a link"),
     ],
 )
@@ -396,14 +396,13 @@ FOREIGN = {
 
 @pytest.mark.parametrize("tool", FOREIGN)
 @pytest.mark.parametrize("whole", [True, False])
-def test_results_of_another_tool_are_named(study, tmp_path, tool, whole):
+def test_results_of_another_tool_are_rejected(study, tmp_path, tool, whole):
     name, content = FOREIGN[tool]
-    folder = tmp_path / "results" / "deeper"
-    folder.mkdir(parents=True)
+    (folder := tmp_path / "results").mkdir()
     (folder / name).write_text(json.dumps(content))
-    with pytest.raises(InputError, match=f"got results of {tool}") as rejected:
-        read_source(folder.parent if whole else folder / name, study)
-    assert "\n" not in str(rejected.value)
+    with pytest.raises(InputError, match="name a folder that `aiperf profile` wrote") as rejected:
+        read_source(folder if whole else folder / name, study)
+    assert name in str(rejected.value) and "\n" not in str(rejected.value)
 
 
 def test_a_file_of_aiperf_stands_for_its_run(study, copy):

@@ -92,7 +92,7 @@ def test_the_digest_changes_with_the_content(checkout):
         (lambda c: c.update(colour="red"), "colour"),
         (lambda c: c["slo"].update(tpot_ms=1), "slo.tpot_ms"),
         (lambda c: workload(c).pop("sha256"), "workloads.conversation.sha256"),
-        (lambda c: c.update(trace=c.pop("workloads")["conversation"]), "trace"),
+        (lambda c: c.update(trace=c.pop("workloads")["conversation"]), "workloads"),
         (lambda c: c["workloads"].clear(), "workloads"),
         (lambda c: c["slo"].update(ttft_ms=-1), "slo.ttft_ms"),
         (lambda c: c.update(schema=2), "schema"),

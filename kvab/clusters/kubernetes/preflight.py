@@ -81,11 +81,6 @@ def versions(kube: Kube) -> dict[str, str]:
     return {"kubernetes": server_version(kube), "dynamographdeployments": ", ".join(names)}
 
 
-def run_findings(kube: Kube, run: Assembly) -> Iterator[Finding]:
-    """Yield what the cluster lacks for a run."""
-    return _findings(kube, [run])
-
-
 def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
     """Yield what a cluster lacks for the configurations of a study; nothing is created."""
     objects.check_profile(profile)
@@ -96,17 +91,17 @@ def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
         for recipe in recipes
     ]
     # Whoever asks waits for the answer: no long retries.
-    return _findings(Kube(profile).with_short_limits(), runs)
+    return findings(Kube(profile).with_short_limits(), runs)
 
 
-def _findings(kube: Kube, runs: list[Assembly]) -> Iterator[Finding]:
+def findings(kube: Kube, runs: list[Assembly]) -> Iterator[Finding]:
     """Yield what a cluster has or lacks, in the order in which a run needs it."""
     profile, study = runs[0].profile, runs[0].study
-    findings = basics(kube, profile, all_needs())
-    yield from findings
-    if not findings[0].ok:
+    first = basics(kube, profile, all_needs())
+    yield from first
+    if not first[0].ok:
         return
-    _, allowed, namespace, _ = findings
+    _, allowed, namespace, _ = first
     yield look("DynamoGraphDeployment", lambda: _definition(kube, runs))
     if namespace.ok:
         yield look("secret", lambda: _exists(kube, "Secret", profile.hf_token_secret,

@@ -39,8 +39,6 @@ from kvab.clusters.kubernetes.workloads import Look
 from kvab.declarations import Part
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.requests import aiperf
-from kvab.requests.matching import from_aiperf
-from kvab.requests.table import without_cached
 from kvab.study import Kubernetes, Study
 from kvab.study.manifests import Object, at
 
@@ -177,7 +175,7 @@ class KubernetesRun(ClusterRun):
             If the cluster lacks something, all of it in one line; or another client has the run.
         """
         objects.check_profile(self.profile)
-        listed = preflight.run_findings(self.kube, self.run)
+        listed = preflight.findings(self.kube, [self.run])
         missing = [finding.what for finding in listed if not finding.ok]
         if missing:
             raise DependencyError(f"cluster {self.profile.name}: {'; '.join(missing)}")
@@ -342,12 +340,10 @@ class KubernetesRun(ClusterRun):
             with self._files() as pod:
                 artifacts = files.bring(pod, self.folder, self.run_id, local)
             read = aiperf.read_artifacts(local)
-            requests = from_aiperf(read, self.job.trace, self.job.order())
+            requests = self.job.requests(read)
         except (files.Spoiled, InputError):
             self.replayed = False  # no later start could make anything of them
             raise
-        if self.job.topology.mode == "disaggregated":
-            requests = without_cached(requests)
         self.kept.versions["aiperf"] = read.version or "unknown"
         self.host["router"] |= aiperf.router_counters(local)
         shutil.rmtree(local.parent)  # with what other tries left there
