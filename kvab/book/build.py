@@ -134,6 +134,7 @@ def _book(path: Path, evidence: Evidence, judged: Gate) -> Book:
         name: parameters | {"cluster": other.cluster, "runs": str(other.folder)}
         for name, other in clusters.places.items()
         if (other.cluster, other.folder) != (cluster, folder)
+        and other.manifest.trace.rows == other.manifest.trace.total_rows
     }
     key = digest([shown, made, measured, source_digest(), lock])
     return Book(evidence, judged, parameters, others, key)
@@ -170,7 +171,8 @@ class Book:
     parameters : mapping
         For all notebooks; each takes those that it has.
     others : mapping of str to mapping
-        Parameters of the further clusters, by name; each gets an outcome page of its own.
+        Parameters of the further clusters that replayed the whole trace, by name; each gets an
+        outcome page of its own.
     key : str
         Digest of the runs and the code; a page whose notebook, parameters and these did not
         change is taken from the user's cache.
