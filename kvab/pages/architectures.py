@@ -1,7 +1,6 @@
-"""Drawings of what baseline and comparison deploy, and of a request's way through both.
+"""A drawing of what baseline and comparison deploy.
 
-Input: the evidence, whose runs carry their ``deploy.yaml`` and the times of each request. Output:
-figures.
+Input: the evidence, whose runs carry their ``deploy.yaml``. Output: a figure.
 """
 
 from __future__ import annotations

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
-from kvab.console import number, percent, plain, signed
+from kvab.console import counted, number, percent, plain, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import NO_VERDICT
 from kvab.pages.printed import quantity, with_ends
 from kvab.pages.tables import Table
-from kvab.pages.theme import WIDTH_IN, Drawing, drawn, legend_below
+from kvab.pages.theme import WIDTH_IN, Drawing, arm_styles, drawn, legend_below
 from kvab.stats.attribution import BOTH, BOTH_KEPT, FAILED, GOOD, LATE, ONE_TOKEN, SLOW
 
 LOOKS = {
@@ -36,6 +38,7 @@ PART_NAMES = {
     "transfer_ms": "KV transfer",
     "first_decode_ms": "first decode step",
 }
+NOT_RECORDED = "Only a simulation records when a worker admits a request and has read it."
 FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}
 
 
@@ -157,6 +160,177 @@ def anatomy_table(evidence: Evidence) -> Table | None:
         "TTFT in ms, over the requests of all repeats."
     )
     return Table(pd.DataFrame(lines), caption, ("configuration",))
+
+
+# --- one request, and one burst ------------------------------------------------------------------
+
+
+def _first_repeat(evidence: Evidence) -> dict[str, pd.DataFrame]:
+    """Return the requests of the first repeat of baseline and comparison, indexed by row."""
+    names = evidence.study.baseline, evidence.study.comparison
+    return {name: evidence.tables(name)[0].set_index("row") for name in names}
+
+
+def _typical(evidence: Evidence) -> pd.DataFrame:
+    """Return the first request nearest the baseline's median TTFT, by configuration."""
+    both = _first_repeat(evidence)
+    baseline_ms, comparison_ms = (table["ttft_ms"] for table in both.values())
+    row = (baseline_ms - baseline_ms.median())[comparison_ms.notna()].abs().idxmin()
+    return pd.concat({name: table.loc[[row]] for name, table in both.items()},
+                     names=["configuration"]).reset_index("row")  # fmt: skip
+
+
+@drawn("attribution-request", _typical)
+def request_figure(evidence: Evidence) -> Drawing:
+    """Draw the way of one request through baseline and comparison, to scale."""
+    requests, styles = _typical(evidence), arm_styles(evidence.arms)
+    bound_ms, last_ms = evidence.study.slo.ttft_ms, requests["latency_ms"]
+    if requests["queue_ms"].isna().any():
+        return NOT_RECORDED
+    figure, (first, whole) = plt.subplots(2, 1, figsize=(WIDTH_IN, 4), height_ratios=[5, 3])
+    for n, (name, parts) in enumerate(requests[[*PART_NAMES]].iterrows()):
+        label, color = evidence.arms[str(name)].label, styles[str(name)]["color"]
+        end, request = parts.cumsum(), requests.loc[name]
+        bars = first.barh(np.arange(len(parts)) + 0.38 * n, parts, 0.34, end - parts, color=color,
+                          label=label)  # fmt: skip
+        first.bar_label(
+            bars, [f"{ms:,.0f} ms" if ms else "none" for ms in parts], padding=3, fontsize=8.5
+        )
+        ttft_ms = request["ttft_ms"]
+        whole.barh(n, ttft_ms, 0.34, color=color, alpha=0.4)
+        whole.barh(n, last_ms[name] - ttft_ms, 0.34, ttft_ms, color=color)
+        text = f" {request['output_tokens']:,.0f} tokens, {request['itl_ms']:.1f} ms apart"
+        whole.text(0, n - 0.3, text, va="bottom")
+    first.set_yticks(np.arange(len(PART_NAMES)) + 0.19, PART_NAMES.values())
+    first.set(xlim=(0, 1.15 * max(bound_ms, requests["ttft_ms"].max())))
+    whole.set(xlabel="ms after arrival", yticks=[], ylim=(-0.8, 1.3))
+    for axes, title in ((first, "Until the first token"), (whole, "Until the last token")):
+        axes.set_title(title)
+        axes.grid(visible=False)
+        axes.invert_yaxis()
+    first.axvline(bound_ms, color="#333333", linewidth=0.9)
+    first.text(bound_ms, -0.2, "TTFT bound ", ha="right", va="top")
+    legend_below(figure, first)
+    return figure, *_of_request(requests)
+
+
+def _of_request(requests: pd.DataFrame) -> tuple[str, str]:
+    """Return the caption of a request's way and its alternative text."""
+    one = requests.iloc[0]
+    sooner = [f"{abs(ms):,.0f} ms {'sooner' if ms < 0 else 'later'}"
+              for ms in requests[["ttft_ms", "latency_ms"]].diff().iloc[1]]  # fmt: skip
+    caption = (
+        f"Under the comparison one typical request gets its first token {sooner[0]} and its last "
+        f"{sooner[1]}. It is the one nearest the baseline's median TTFT, the first of these in the "
+        f"first repeat: row {one['row']:,.0f}, a prompt of {one['input_tokens']:,.0f} tokens."
+    )
+    alt = "Bars along the time since arrival. " + " ".join(
+        f"{name}: {', '.join(f'{text} {parts[part]:,.0f} ms' for part, text in PART_NAMES.items())}"
+        f", last token at {parts['latency_ms']:,.0f} ms." for name, parts in requests.iterrows()
+    )  # fmt: skip
+    return caption, alt
+
+
+def _late(evidence: Evidence) -> pd.DataFrame:
+    """Return how many first tokens of each burst are late under both, and the change."""
+    bound_ms = evidence.study.slo.ttft_ms
+    late = pd.DataFrame({
+        name: (table["ttft_ms"] > bound_ms).groupby(table["arrival_ms"]).sum()
+        for name, table in _first_repeat(evidence).items()
+    })  # fmt: skip
+    return late.assign(change=late.iloc[:, 1] - late.iloc[:, 0])
+
+
+def _burst(evidence: Evidence) -> pd.DataFrame:
+    """Return the burst whose late requests change most, with what is unread when it comes."""
+    at_ms, tables = _late(evidence)["change"].abs().idxmax(), {}
+    for name, table in _first_repeat(evidence).items():
+        since_ms = table["arrival_ms"] - at_ms
+        shown = table[["prefill_worker", "input_tokens"]].assign(
+            arrival_ms=since_ms, admitted_ms=since_ms + table["queue_ms"],
+            first_token_ms=since_ms + table["ttft_ms"],
+        )  # fmt: skip
+        tables[name] = shown[(since_ms <= 0) & (shown["first_token_ms"] > 0)]
+    by = ["configuration", "prefill_worker", "first_token_ms"]
+    return pd.concat(tables, names=["configuration"]).sort_values(by)
+
+
+@drawn("attribution-burst", _burst)
+def burst_figure(evidence: Evidence) -> Drawing:
+    """Draw what each worker does with one burst of requests, under baseline and comparison."""
+    burst, both = _burst(evidence), _first_repeat(evidence)
+    if burst[["prefill_worker", "admitted_ms"]].isna().any(axis=None):
+        return NOT_RECORDED
+    styles, alt = arm_styles(evidence.arms), ""
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH_IN, 3.6), sharex=True)
+    for axes, name in zip(panels, both, strict=True):
+        label, requests = evidence.arms[name].label, burst.loc[name]
+        role, group = next(iter(evidence.topologies[name].groups.items()))
+        _bands(axes, requests, group.replicas, styles[name]["color"])
+        axes.axvline(evidence.study.slo.ttft_ms, color="#333333", linewidth=0.9)
+        axes.set_title(label)
+        axes.set(ylabel=f"{role} worker", xlabel="ms after the burst")
+        axes.locator_params(axis="x", nbins=4)
+        ends_ms = requests.groupby("prefill_worker")["first_token_ms"].max()
+        alt += f" {label}: " + ", ".join(f"{ms:,.0f}" for ms in ends_ms) + " ms."
+    panels[0].set_xlim(0, 1.03 * burst["first_token_ms"].max())
+    size = (burst.loc[evidence.study.baseline, "arrival_ms"] == 0).sum()
+    caption = (
+        f"{_of_bursts(evidence, size)} A thin line waits, a thick one is read, a grey one came "
+        "earlier; the vertical line is the TTFT bound."
+    )
+    return figure, caption, f"A band for each worker. Last first token of each.{alt}"
+
+
+def _of_bursts(evidence: Evidence, size: int) -> str:
+    """Return why requests wait, and how one burst of some size stands for all."""
+    late = _late(evidence)
+    before, after, _ = late.loc[late["change"].abs().idxmax()]
+    idle, other = (percent(_waiting_beside_idle(table), 0)
+                   for table in _first_repeat(evidence).values())  # fmt: skip
+    return (
+        f"Under the baseline {idle} of all waiting passes while another worker has no prompt to "
+        f"read; under the comparison {other}. Drawn is the burst of the first repeat where they "
+        f"differ most: of {counted(size, 'request')} {before} get their first token late under the "
+        f"baseline, {after} under the comparison. In {(late['change'] < 0).sum():,} of "
+        f"{counted(len(late), 'burst')} the comparison has fewer late, in "
+        f"{(late['change'] > 0).sum():,} more."
+    )
+
+
+def _bands(axes: Axes, requests: pd.DataFrame, workers: int, color: str) -> None:
+    """Draw a band for each worker with a line for each of its requests."""
+    middles, y = [], 0
+    for worker in range(workers):
+        lines = requests[requests["prefill_worker"] == worker]
+        at = y + np.arange(len(lines))
+        colors = [color if came == 0 else "#8c8c8c" for came in lines["arrival_ms"]]
+        axes.hlines(at, lines["arrival_ms"], lines["admitted_ms"], colors, linewidth=0.8)
+        axes.hlines(at, lines["admitted_ms"], lines["first_token_ms"], colors, linewidth=3)
+        rows = max(len(lines), 1)
+        middles.append(y + (rows - 1) / 2)
+        axes.axhline(y + rows, color="#e4e4e4", linewidth=0.8)
+        y += rows + 1
+    axes.set_yticks(middles, [str(worker + 1) for worker in range(workers)])
+    axes.set_ylim(y - 1, -1)
+    axes.grid(visible=False)
+
+
+def _waiting_beside_idle(table: pd.DataFrame) -> float:
+    """Return the share of all waiting that passes while another worker has nothing to read."""
+    admitted_ms = table["arrival_ms"] + table["queue_ms"]
+    moments = (
+        (table["arrival_ms"], 1, 1),
+        (admitted_ms, 0, -1),
+        (admitted_ms + table["prefill_ms"], -1, 0),
+    )
+    changes = pd.concat(
+        pd.DataFrame({"at_ms": at_ms, "worker": table["prefill_worker"], "unread": unread,
+                      "waiting": waiting}) for at_ms, unread, waiting in moments
+    ).sort_values("at_ms", kind="stable")  # fmt: skip
+    unread = pd.get_dummies(changes["worker"]).mul(changes["unread"], axis=0).cumsum()
+    waited_ms = changes["waiting"].cumsum() * -changes["at_ms"].diff(-1)
+    return float(waited_ms[(unread == 0).any(axis=1)].sum() / waited_ms.sum())
 
 
 def effects_table(evidence: Evidence) -> Table | None:

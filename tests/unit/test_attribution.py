@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from kvab.errors import InputError
+from kvab.pages.attribution import burst_figure, request_figure
 from kvab.stats.attribution import (
     ATTRIBUTED,
     BOTH_KEPT,
@@ -18,6 +19,9 @@ from kvab.stats.attribution import (
     attribute,
     misses,
 )
+from kvab.study import load_study
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import read_topology
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
 FEW = {"resamples": 100, "seed": 3}
@@ -148,3 +152,59 @@ def test_each_request_misses_for_one_reason():
     assert (120 * shares.loc["one"]).to_dict() == pytest.approx(counts)
     assert shares.loc["two", "good"] == pytest.approx((82 + 120) / 240)
     np.testing.assert_allclose(shares.sum(axis=1), 1)
+
+
+# Five requests at two timestamps, on two workers. Of the 6,300 ms that the baseline's wait, 6,200
+# pass while the second worker has nothing to read; of the comparison's 50 ms none.
+AT_MS = [0, 0, 0, 3000, 3000]
+WORKERS = {"baseline": [0, 0, 1, 0, 0], "comparison": [0, 0, 1, 0, 1]}
+QUEUE_MS = {"baseline": [0, 2900, 0, 2900, 500], "comparison": [0, 50, 0, 0, 0]}
+
+
+def evidence(known=True):
+    """Runs of baseline and comparison as a page sees them, their parts known or not."""
+    study = load_study("recipes/qwen3-32b/study.yaml")
+    tables, topologies = {}, {}
+    for role in ("baseline", "comparison"):
+        name = getattr(study, role)
+        topologies[name] = read_topology(read_configuration(study.configuration_folder(name), name))
+        queue_ms = np.array(QUEUE_MS[role], float)
+        tables[name] = pd.DataFrame({
+            "row": range(5), "arrival_ms": np.array(AT_MS, float), "input_tokens": 1000,
+            "output_tokens": 11, "ttft_ms": queue_ms + 100, "itl_ms": 10.0,
+            "latency_ms": queue_ms + 200, "prefill_worker": WORKERS[role],
+            "queue_ms": queue_ms if known else np.nan, "prefill_ms": 100.0, "transfer_ms": 0.0,
+            "first_decode_ms": 0.0,
+        })  # fmt: skip
+    return SimpleNamespace(
+        study=study, arms=study.configurations, topologies=topologies, cluster="a-cluster",
+        tables=lambda name: [tables[name]], simulated=True, synthetic=False, repeats=1,
+        manifest=SimpleNamespace(trace=SimpleNamespace(rows=5, name="a trace"), kind="simulated"),
+    )  # fmt: skip
+
+
+def test_the_request_nearest_the_median_is_followed_through_both():
+    panel = request_figure(evidence())
+    assert panel.caption.startswith(
+        "Under the comparison one typical request gets its first token 500 ms sooner and its last "
+        "500 ms sooner."
+    )
+    assert "row 4, a prompt of 1,000 tokens" in panel.caption
+    assert ">500 ms<" in panel.phone and panel.svg.count(">none<") == 5
+
+
+def test_the_burst_that_differs_most_is_drawn_and_waiting_beside_an_idle_worker_is_counted():
+    panel = burst_figure(evidence())
+    assert panel.caption.startswith(
+        "Under the baseline 98 % of all waiting passes while another worker has no prompt to read; "
+        "under the comparison 0 %."
+    )
+    assert "of 3 requests 1 get their first token late under the baseline, 0" in panel.caption
+    assert "In 2 of 2 bursts the comparison has fewer late, in 0 more." in panel.caption
+    assert len(panel.csv.decode().splitlines()) == 1 + 6
+
+
+@pytest.mark.parametrize("figure", [request_figure, burst_figure])
+def test_where_the_parts_of_a_time_are_not_recorded_the_page_says_so(figure):
+    panel = figure(evidence(known=False))
+    assert not panel.svg and panel.caption.startswith("Only a simulation records")
