@@ -134,15 +134,13 @@ def describe(
     block_tokens: BlockOption = 512,
 ) -> None:
     """Print the figures of a trace, and what it does not say."""
-    from kvab.trace.describe import describe as description_of
-    from kvab.trace.describe import describe_rows
-    from kvab.trace.reading import read_trace
+    from kvab.trace import reading
 
-    description = description_of(read_trace(trace, block_tokens=block_tokens))
+    description = reading.describe(reading.read_trace(trace, block_tokens=block_tokens))
     if as_json:
         options.print_json(description)
     else:
-        options.print_table(describe_rows(description))
+        options.print_table(reading.describe_rows(description))
 
 
 @trace_app.command("slice")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from kvab.clusters import open_cluster
@@ -75,16 +74,12 @@ def findings(study: Path, cluster: str) -> Iterable[Finding]:
     declared = load_study(study)
     yield Finding(True, f"study {declared.name}, version {declared.version}, in {root()}")
     for name in declared.configurations:
-        yield look(name, partial(_described, declared, name))
-    yield look("gpus", partial(_gpus, declared))
+        yield look(name, lambda: declared_topology(declared, name).describe())  # noqa: B023
+    yield look("gpus", lambda: _gpus(declared))
     yield from _of_cluster(declared, cluster)
     yield from _of_trace(declared)
     free = shutil.disk_usage(root()).free
     yield Finding(free > FREE_BYTES, f"{free / 1e9:.0f} GB free; runs and book need about 2 GB")
-
-
-def _described(declared: Study, name: str) -> str:
-    return declared_topology(declared, name).describe()
 
 
 def _gpus(declared: Study) -> str:

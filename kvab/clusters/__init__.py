@@ -14,6 +14,6 @@ def open_cluster(profile: Profile) -> Cluster:
         from kvab.clusters.live import LiveCluster
 
         return LiveCluster(profile)
-    from kvab.clusters.kubernetes.run import KubernetesCluster
+    from kvab.clusters.kubernetes import KubernetesCluster
 
     return KubernetesCluster(profile)

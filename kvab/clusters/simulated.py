@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,9 @@ from kvab.requests.table import itl_ms, typed
 from kvab.study import Live, Simulated, Study
 from kvab.study.topology import Topology, WorkerGroup, declared_topology
 from kvab.trace.reading import Trace, row_lines
+
+if TYPE_CHECKING:
+    from aisimulate.sweeper.replay import BackendDeploymentSpec, ReplaySpec
 
 PACKAGES = ("ai-dynamo", "aisimulate")
 ALIKE_STEP_MS = 0.001
@@ -392,28 +395,23 @@ def run_prediction(config: dict, on_progress: Progress | None) -> Report:
         if on_progress:
             on_progress(done)
 
+    telemetry = TelemetryOptions(sample_interval_ms=PROGRESS_INTERVAL_MS, callback=count)
     return run_trace_replay(
         trace_files=spec.workload["trace_paths"],
         trace_format="mooncake",
         trace_block_size=spec.workload["trace_block_size"],
         replay_concurrency=spec.workload.get("replay_concurrency"),
         router_mode=hook.get("router_mode", "round_robin"),
-        router_config=(
-            KvRouterConfig.from_json(json.dumps(hook["router_config"])) if hook else None
-        ),
+        router_config=KvRouterConfig.from_json(json.dumps(hook["router_config"])) if hook else None,
         performance_model_metadata=deployment.performance_model_metadata,
         capture_per_request=True,
         capture_planner_details=False,
-        telemetry_options=(
-            TelemetryOptions(sample_interval_ms=PROGRESS_INTERVAL_MS, callback=count)
-            if on_progress
-            else None
-        ),
+        telemetry_options=telemetry if on_progress else None,
         **_engines(deployment, config["speedup"]),
     )
 
 
-def _compiled(config: dict) -> tuple[Any, Json]:
+def _compiled(config: Json) -> tuple[ReplaySpec, Json]:
     """Return the replay's specification, and the router's settings."""
     from aisimulate.compiler import prediction_to_replay_spec
     from aisimulate.config.cli import CorePredictionConfig
@@ -430,14 +428,14 @@ def _compiled(config: dict) -> tuple[Any, Json]:
     return spec, router.runtime_hooks[0].config if router.runtime_hooks else {}
 
 
-def _engines(deployment: Any, speedup: dict[str, dict[str, float]]) -> Json:
+def _engines(deployment: BackendDeploymentSpec, speedup: dict[str, dict[str, float]]) -> Json:
     """Return how many workers of each role there are, and the arguments of their engines."""
     from aisimulate.runner import materialize_engine_launch_config
     from dynamo.mocker.config import normalize_mocker_config
 
-    def engine(role: str, arguments: Json) -> object:
+    def engine(role: str, given: Json | None) -> object:
         settings = deployment.backend, deployment.backend_version, deployment.parallel_config
-        arguments = arguments | speedup.get(role, {})
+        arguments = (given or {}) | speedup.get(role, {})
         with interrupted_later():
             return normalize_mocker_config(
                 materialize_engine_launch_config(*settings, arguments, role)

@@ -22,7 +22,7 @@ from kvab.pages.theme import WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import overloaded
 from kvab.study.manifests import Configuration, read_configuration
 from kvab.study.topology import flatten, read_topology
-from kvab.trace.describe import describe_rows
+from kvab.trace.reading import describe_rows
 
 BURSTY_SHARE = 0.5  # of the requests that share their timestamp with another
 LONG_PROMPTS = 4  # times the tokens of the answers

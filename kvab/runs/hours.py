@@ -29,8 +29,7 @@ from kvab.runs.campaign import Campaign, Scope, announce
 from kvab.runs.campaign import Summary as Tables
 from kvab.study import Hours, Slo, Study
 from kvab.trace.conversations import COMMON_SHARE, Conversations, find_conversations, made_hour
-from kvab.trace.describe import reusable_tokens
-from kvab.trace.reading import Trace
+from kvab.trace.reading import Trace, reusable_tokens
 
 STATISTICS = ("mean", "p50", "p90", "p99")
 # Metric and statistic of each effect that pages show; columns of the table are named alike.

@@ -20,8 +20,7 @@ from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
 from kvab.runs.folder import Run, parquet_bytes
-from kvab.trace.describe import describe, reusable_tokens
-from kvab.trace.reading import Trace
+from kvab.trace.reading import Trace, describe, reusable_tokens
 
 Tables = Mapping[str, Sequence[pd.DataFrame]]
 

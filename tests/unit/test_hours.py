@@ -20,8 +20,7 @@ from kvab.stats.effects import hour_to_hour
 from kvab.study import load_study
 from kvab.study.variants import Variant
 from kvab.trace.conversations import find_conversations, made_hour, with_reuse
-from kvab.trace.describe import reusable_tokens
-from kvab.trace.reading import Trace, read_trace
+from kvab.trace.reading import Trace, read_trace, reusable_tokens
 
 STUDY = "recipes/qwen3-32b/study.yaml"
 

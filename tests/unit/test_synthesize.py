@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from kvab.errors import InputError
-from kvab.trace.describe import describe, reusable_tokens
-from kvab.trace.reading import read_trace
+from kvab.trace.reading import describe, read_trace, reusable_tokens
 from kvab.trace.synthesize import generated, synthesize, write_generated
 
 REAL = os.environ.get("KVAB_TRACE")

@@ -13,9 +13,16 @@ import numpy as np
 import pytest
 
 from kvab.errors import DependencyError, InputError
-from kvab.trace.describe import describe, describe_rows, reusable_tokens
 from kvab.trace.finding import fetch_trace, find_trace
-from kvab.trace.reading import burst_order, read_trace, slice_trace, write_rows
+from kvab.trace.reading import (
+    burst_order,
+    describe,
+    describe_rows,
+    read_trace,
+    reusable_tokens,
+    slice_trace,
+    write_rows,
+)
 
 REAL = os.environ.get("KVAB_TRACE")
 needs_real = pytest.mark.skipif(

@@ -16,9 +16,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import tenacity
+import websocket
+from kubernetes import client, config
+from kubernetes.client.rest import ApiException
+from kubernetes.stream import stream
+from kubernetes.stream.ws_client import WSClient
 from urllib3.exceptions import HTTPError, SSLError
 
 from kvab.console import mask
@@ -26,13 +31,11 @@ from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import Kubernetes, manifests
 from kvab.study.manifests import Object
 
-if TYPE_CHECKING:
-    from kubernetes.stream.ws_client import WSClient
-
 Objects = list[Object]
 T = TypeVar("T")
 DEFINITION = "dynamographdeployments.nvidia.com"
 DEPLOYMENT, COMPONENT = manifests.KIND, "DynamoComponentDeployment"
+FAILURES = (ApiException, HTTPError, ConnectionError)  # of a call
 PASSING = (429, 500, 502, 503, 504)
 CALL_S = 60.0
 WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')  # RFC 9111, 5.5, as Kubernetes uses it
@@ -101,13 +104,6 @@ def rejection(text: str) -> Rule | None:
     return next((rule for rule in REJECTIONS if re.search(rule.words, text)), None)
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions of a failed call."""
-    from kubernetes.client.rest import ApiException
-
-    return (ApiException, HTTPError, ConnectionError)
-
-
 def passes(error: BaseException) -> bool:
     """Whether a failed call may succeed later: a restart, a lost connection, too many requests.
 
@@ -134,7 +130,7 @@ def explaining(what: str) -> Iterator[None]:
     """Turn the client's exceptions into errors that a user can act on."""
     try:
         yield
-    except failures() as error:
+    except FAILURES as error:
         text, status = message(error), getattr(error, "status", None)
         kind: type[KvabError] = DependencyError
         if status not in (None, 404, 409) and (rule := rejection(text)):
@@ -181,8 +177,6 @@ class Kube:
     """
 
     def __init__(self, profile: Kubernetes) -> None:
-        from kubernetes import client, config
-
         self.namespace, self.limits = profile.namespace, profile.limits
         settings = client.Configuration()
         settings.retries = False  # ours wait longer, and know what passes
@@ -346,7 +340,7 @@ class Kube:
         query = {"container": container, "tailLines": lines, "previous": str(previous).lower()}
         try:
             return mask(self._send("GET", self.path("Pod", pod) + "/log", query))
-        except failures():
+        except FAILURES:
             return ""
 
     def proxy(self, service: str, path: str, body: object = None) -> tuple[int, str]:
@@ -354,7 +348,7 @@ class Kube:
         where = f"/api/v1/namespaces/{self.namespace}/services/{service}:8000/proxy/{path}"
         try:
             return 200, self._send("GET" if body is None else "POST", where, {}, body)
-        except failures() as error:
+        except FAILURES as error:
             return getattr(error, "status", 0) or 0, message(error)
 
 
@@ -395,30 +389,28 @@ class Pod:
         DependencyError
             If no connection could be opened.
         """
-        import websocket
-
         with explaining(f"exec in pod {self.name}"):
-            stream = self.kube.retried(lambda: self._open(command))
+            opened = self.kube.retried(lambda: self._open(command))
         out, deadline = bytearray(), time.monotonic() + timeout_s
         try:
             for start in range(0, len(stdin), FRAME_BYTES):
-                stream.write_stdin(stdin[start : start + FRAME_BYTES])
-            while stream.is_open():
-                stream.update(timeout=1)
-                out += stream.read_channel(1) or b""
+                opened.write_stdin(stdin[start : start + FRAME_BYTES])
+            while opened.is_open():
+                opened.update(timeout=1)
+                out += opened.read_channel(1) or b""
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{command[0]} took over {timeout_s:g} s")
-            out += stream.read_channel(1) or b""
-            error_text = (stream.read_channel(2) or b"").decode("utf-8", "replace").strip()
-            code = stream.returncode
+            out += opened.read_channel(1) or b""
+            error_text = (opened.read_channel(2) or b"").decode("utf-8", "replace").strip()
+            code = opened.returncode
         except (websocket.WebSocketException, OSError) as error:
             raise Broken(f"exec in pod {self.name}: {error}") from None
         except (TypeError, LookupError, ValueError):  # of `returncode`: no status was sent
             raise Broken(f"exec in pod {self.name}: the connection was lost") from None
         finally:
             with suppress(websocket.WebSocketException, OSError):
-                stream.close()
-                stream.sock.shutdown()  # what `close` leaves out where the other side was first
+                opened.close()
+                opened.sock.shutdown()  # what `close` leaves out where the other side was first
         if code:
             arguments = command[4:] if command[1:2] == ("-c",) else command[1:]  # no script's text
             raise Failed(
@@ -429,11 +421,6 @@ class Pod:
         return bytes(out)
 
     def _open(self, command: tuple[str, ...]) -> WSClient:
-        import websocket
-        from kubernetes import client
-        from kubernetes.client.rest import ApiException
-        from kubernetes.stream import stream
-
         websocket.setdefaulttimeout(HANDSHAKE_S)
         try:
             opened = stream(
@@ -467,8 +454,6 @@ class Pod:
 
 def _unopened(cause: BaseException | None) -> BaseException:
     """Return a failed handshake as a failed call: its status and words, not its headers."""
-    from kubernetes.client.rest import ApiException
-
     if not isinstance(cause, Exception):  # the client takes Ctrl-C for a failed handshake
         return cause or ConnectionError("no connection")
     if not (status := getattr(cause, "status_code", 0)):

@@ -14,7 +14,6 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,11 +21,9 @@ from typing import NamedTuple
 
 from kvab.cache import write_beside
 from kvab.clusters.base import (
-    Cluster,
     ClusterRun,
     Collected,
     Diagnostics,
-    Finding,
     Job,
     Progress,
     Provenance,
@@ -39,7 +36,7 @@ from kvab.clusters.kubernetes.workloads import Look
 from kvab.declarations import Part
 from kvab.errors import DependencyError, InputError, KvabError
 from kvab.requests import aiperf
-from kvab.study import Kubernetes, Study
+from kvab.study import Kubernetes
 from kvab.study.manifests import Object, at
 
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{.*\})?\s+([-+.\deE]+|NaN)")
@@ -51,30 +48,6 @@ HITS = (
     "frontend_cached_tokens_sum",
 )
 GPU_QUERY = ("nvidia-smi", "--query-gpu=index,name,uuid", "--format=csv,noheader")
-
-
-class KubernetesCluster(Cluster):
-    """The cluster of a profile."""
-
-    def __init__(self, profile: Kubernetes) -> None:
-        self.profile = profile
-
-    def identity(self) -> dict[str, object]:
-        """Return what a result depends on beside the manifests and the trace."""
-        selector = sorted(self.profile.node_selector.items())
-        return {
-            "image": self.profile.image or "as in deploy.yaml",
-            "nodes": ",".join(f"{key}={value}" for key, value in selector),
-            "rdma": self.profile.rdma_resource or "",
-        }
-
-    def check(self, study: Study) -> Iterator[Finding]:
-        """Yield what the cluster has and lacks for the configurations of a study."""
-        return preflight.study_findings(study, self.profile)
-
-    def start(self, job: Job, *, take_over: bool = False) -> KubernetesRun:
-        """Return the run of a job, which may be under way on the cluster already."""
-        return KubernetesRun(self.profile, job, take_over=take_over)
 
 
 class Note(Part):
@@ -214,11 +187,9 @@ class KubernetesRun(ClusterRun):
         workloads.ensure(self.kube, scripts, lambda there: there.get("data") == scripts["data"])
         if present is None:
             self._record(self.new_id())
-            self._note("deploying")
             present = workloads.create(self.kube, self.run, self.run_id)
         else:
             self._record(present["metadata"]["annotations"][objects.RUN_ID])
-        self._note("deployed")
         self.uid = present["metadata"]["uid"]
         if workloads.find_job(self.kube, self.run) is None:
             workloads.wait_ready(self.kube, self.run, self.job.topology, self.uid)
@@ -264,7 +235,6 @@ class KubernetesRun(ClusterRun):
             before = self._serving()
             job["metadata"]["annotations"][objects.BEFORE] = json.dumps(before._asdict())
             present = self.kube.create(job)
-        self._note("replaying")
         before = Serving(**json.loads(objects.annotation(present, objects.BEFORE) or "{}"))
         self._wait_finished(before.restarts, on_progress or (lambda done: None))
         after = self._serving()
