@@ -1,9 +1,10 @@
-// The explorer: three sliders over the grid, a table of the configurations, bars, and the map at
-// the chosen load. Every figure is read from the page's own data; nothing is computed but the costs.
+// The explorer: a workload, three sliders over its grid, a table of the configurations, bars, and the
+// map at the chosen load. Every figure is read from the page's own data; nothing is computed but the costs.
 document.addEventListener("DOMContentLoaded", () => {
   const root = document.getElementById("kvab-explorer");
-  const data = JSON.parse(document.getElementById("kvab-bounds").textContent);
-  const { grid, arms } = data;
+  const workloads = JSON.parse(document.getElementById("kvab-bounds").textContent);
+  const workload = root.querySelector("select");
+  let data, grid, arms;
   const keys = ["load", "ttft_ms", "itl_ms"];
   const slider = Object.fromEntries(keys.map((key) => [key, root.querySelector(`input[name=${key}]`)]));
   const style = getComputedStyle(document.documentElement);
@@ -90,8 +91,19 @@ document.addEventListener("DOMContentLoaded", () => {
     frame = requestAnimationFrame(() => { if (window.Plotly) { bars(shown); map(at); } });
   }
 
+  function choose() {
+    data = workloads[workload.selectedIndex];
+    ({ grid, arms } = data);
+    for (const key of keys) {
+      slider[key].max = grid[key].length - 1;
+      slider[key].value = data.start[key];
+    }
+    show();
+  }
+
   for (const key of keys) slider[key].addEventListener("input", show);
   new MutationObserver(show).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  workload.addEventListener("change", choose);
   root.hidden = false;
-  show();
+  choose();
 });

@@ -1,6 +1,6 @@
-"""Page 13: which configuration at your bounds and load: a map, and an explorer that works offline.
+"""Page 13: which configuration at your bounds and load: maps, and an explorer that works offline.
 
-Input: a sweep judged at a grid of bounds. Output: the static map, and the explorer: native sliders
+Input: a sweep judged at a grid of bounds. Output: the static maps, and the explorer: native sliders
 whose script (``bounds.js``) reads the counts from the page itself; plotly draws for it.
 """
 
@@ -18,12 +18,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 
-from kvab.console import counted, plain
+from kvab.console import counted, percent, plain
 from kvab.pages.theme import COLOURS, WIDTH_IN, Drawing, arm_styles, drawn, unless_missing
 from kvab.runs.bounds import Bounds
+from kvab.stats.crossings import GOOD_REQUEST, GOOD_TOKEN
 
 PLOTLY = "_static/plotly.min.js"  # written into the book when it is built
-SHOWN = 6  # loads of the map
+SHOWN = 6  # loads of a map
+MOST_GOOD = "most requests are kept good by"
+FEWEST_HOURS = "a good request takes the fewest GPU-hours with"
+FEWEST_DOLLARS = "output tokens of good requests cost least with"
 LABELS = {"load": "Load", "ttft_ms": "First token within", "itl_ms": "Next ones within, each"}
 HEADS = ("configuration", "good requests", "workload interval [%]",
          "GPU-hours for 1,000 good", "dollars for 1M good output tokens")  # fmt: skip
@@ -54,9 +58,8 @@ def provenance(bounds: Bounds) -> str:
     return f":::{{admonition}} {title}\n:class: important\n{what} slower and faster.{cost}\n:::"
 
 
-def _leaders(bounds: Bounds) -> pd.DataFrame:
+def _leaders(leads: pd.DataFrame) -> pd.DataFrame:
     """Return who leads at each point of the grid: ``best``, ``sure`` (beyond noise)."""
-    leads = bounds.leads
     ahead = leads["margin"] > 0
     return pd.DataFrame({"best": leads["best"].where(ahead), "sure": ahead & (leads["low"] > 0)})
 
@@ -71,7 +74,23 @@ def _loads(bounds: Bounds) -> list[float]:
 @drawn("bounds-map", lambda b: b.best, source=_source)
 def map_figure(bounds: Bounds) -> Drawing:
     """Who keeps most requests good, by both bounds: a panel for each of some loads."""
-    loads, leaders = _loads(bounds), _leaders(bounds)
+    return _maps(bounds, bounds.leads, MOST_GOOD)
+
+
+@drawn("bounds-requests", lambda b: b.cheapest(GOOD_REQUEST).reset_index(), source=_source)
+def requests_map(bounds: Bounds) -> Drawing:
+    """Whose good requests take the fewest GPU-hours, in the same way."""
+    return _maps(bounds, bounds.cheapest(GOOD_REQUEST), FEWEST_HOURS)
+
+
+@drawn("bounds-tokens", lambda b: b.cheapest(GOOD_TOKEN).reset_index(), source=_source)
+def tokens_map(bounds: Bounds) -> Drawing:
+    """Whose output tokens of good requests cost least, in the same way."""
+    return _maps(bounds, bounds.cheapest(GOOD_TOKEN), FEWEST_DOLLARS)
+
+
+def _maps(bounds: Bounds, leads: pd.DataFrame, what: str) -> Drawing:
+    loads, leaders = _loads(bounds), _leaders(leads)
     columns = 3 if len(loads) > 4 else 2
     rows = -(-len(loads) // columns)
     figure, panels = plt.subplots(
@@ -87,9 +106,9 @@ def map_figure(bounds: Bounds) -> Drawing:
     for axes in panels[:, 0]:
         axes.set_ylabel("ITL within [ms]")
     caption = (
-        f"{lead(bounds, 1.0 if 1.0 in loads else loads[0])} Each field a pair of bounds, its "
-        "letters and colour the configuration that keeps most requests good there; faint where its "
-        "lead is within noise, empty on a tie."
+        f"{lead(bounds, 1.0 if 1.0 in loads else loads[0], leads, what)} Each field a pair of "
+        "bounds, its letters and colour the configuration that leads there; faint where its lead "
+        "is within noise, empty on a tie."
     )
     return figure, caption, f"Small maps of bounds, one for each load. {caption}"
 
@@ -119,46 +138,62 @@ def _panel(axes: Axes, bounds: Bounds, leaders: pd.DataFrame) -> None:
     axes.grid(visible=False)
 
 
-def lead(bounds: Bounds, load: float) -> str:
+def lead(bounds: Bounds, load: float, leads: pd.DataFrame, what: str) -> str:
     """Return at how many pairs of bounds each configuration leads at a load, the most first."""
-    leaders, arms = _leaders(bounds).loc[load], bounds.swept.arms
+    leaders, arms = _leaders(leads).loc[load], bounds.swept.arms
     counts = leaders["best"].value_counts()
     clauses = []
     for name, count in counts.items():
         sure = int(leaders.loc[leaders["best"] == name, "sure"].sum())
         clauses.append(f"{arms[str(name)].label} at {count} ({sure} beyond noise)")
+    text = f"Of {len(leaders)} pairs of bounds at load {load:g}, {what} {', '.join(clauses)}."
+    if what == MOST_GOOD:
+        return text
+    saved = leads.loc[load, "margin"]
     return (
-        f"Of {len(leaders)} pairs of bounds at load {load:g}, most requests are kept good by "
-        + (f"{', by '.join(clauses)}.")
+        f"{text} That is {percent(saved.median())} less than with the next one at the median "
+        f"pair, {percent(saved.max())} at most."
     )
 
 
 @unless_missing("")
 def lesson(bounds: Bounds) -> str:
-    """Return what the map says of the lowest load, the trace's own, and the highest."""
+    """Return what the maps say of the lowest load, the trace's own, and the highest."""
     loads = bounds.grid["load"]
     shown = sorted({loads[0], 1.0, loads[-1]} & {*loads})
-    return "\n".join(f"- {lead(bounds, load)}" for load in shown)
+    maps = {MOST_GOOD: bounds.leads, FEWEST_HOURS: bounds.cheapest(GOOD_REQUEST)}
+    lines = [lead(bounds, load, leads, what) for what, leads in maps.items() for load in shown]
+    most, least = (_leaders(of)["best"] for of in (bounds.leads, bounds.cheapest(GOOD_TOKEN)))
+    both = most.notna() & least.notna()
+    lines.append(
+        f"At {percent((most == least)[both].mean(), 0)} of all points with a lead the "
+        "configuration that keeps most requests good also has the cheapest good output tokens."
+    )
+    return "\n".join(f"- {line}" for line in lines)
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """The explorer, which shows itself in a notebook; without scripts nothing of it is seen."""
+    """The explorer, which shows itself in a notebook; without scripts nothing of it is seen.
 
-    data: dict[str, Any]
+    ``data`` holds what each workload's sweep says; the first is shown first.
+    """
+
+    data: list[dict[str, Any]]
 
     def _repr_html_(self) -> str:
         content = json.dumps(self.data, separators=(",", ":")).replace("</", "<\\/")
         heads = "".join(f'<th scope="col">{head}</th>' for head in HEADS)
+        names = "".join(f"<option>{of['workload']}</option>" for of in self.data)
         sliders = "".join(
             f'<label>{label}: <output name="{key}"></output>'
-            f'<input type="range" name="{key}" min="0" max="{len(self.data["grid"][key]) - 1}" '
-            f'value="{self.data["start"][key]}"></label>'
+            f'<input type="range" name="{key}" min="0"></label>'
             for key, label in LABELS.items()
         )
         script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
         return (
-            f'<section id="kvab-explorer" aria-label="Explorer of bounds and load" hidden>{sliders}'
+            '<section id="kvab-explorer" aria-label="Explorer of bounds and load" hidden>'
+            f"<label>Workload: <select>{names}</select></label>{sliders}"
             '<p aria-live="polite"></p><div class="kvab-table" role="region" tabindex="0" '
             f'aria-label="Configurations at these bounds"><table><thead><tr>{heads}</tr></thead>'
             '<tbody></tbody></table></div><div class="kvab-bars" aria-hidden="true"></div>'
@@ -169,9 +204,12 @@ class Explorer:
         )
 
 
-@unless_missing(None)
-def explorer(bounds: Bounds) -> Explorer:
-    """Return the explorer, which begins at the study's own bounds and load."""
+def explorer(every: list[Bounds]) -> Explorer | None:
+    """Return the explorer of workloads, which begins at the study's own bounds and load."""
+    return Explorer([*map(_explored, every)]) if every else None
+
+
+def _explored(bounds: Bounds) -> dict[str, Any]:
     swept, grid = bounds.swept, bounds.grid
     names = [*swept.arms]
     styles = arm_styles(swept.arms)
@@ -181,7 +219,8 @@ def explorer(bounds: Bounds) -> Explorer:
     leads = bounds.leads
     hours = {(cell.load, cell.configuration): cell.gpu_hours_spent for cell in swept.load_cells}
     start = {"load": 1.0, "ttft_ms": swept.study.slo.ttft_ms, "itl_ms": swept.study.slo.itl_ms}
-    return Explorer({
+    return {
+        "workload": swept.study.workload,
         "grid": grid,
         "arms": [{"label": html.escape(swept.arms[n].label), "color": styles[n]["color"],
                   "name": COLOURS[styles[n]["color"].lower()][0]} for n in names],
@@ -199,7 +238,7 @@ def explorer(bounds: Bounds) -> Explorer:
         "hours": [hours[load, name] for load in grid["load"] for name in names],
         "price": swept.declared(swept.study).gpu_dollars_per_hour,
         "level": swept.study.statistics.percent,
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def _exact(shares: pd.Series) -> list[float | None]:

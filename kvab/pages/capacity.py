@@ -26,7 +26,7 @@ from kvab.pages.theme import (
     unequal,
     unless_missing,
 )
-from kvab.runs.sweep import AT_ONCE, SPREAD, Sweep
+from kvab.runs.sweep import AT_ONCE, SPREAD, Cell, Sweep
 
 DARK = "#333333"
 CLOCK = "while the requests of one timestamp arrive at one instant"
@@ -129,8 +129,8 @@ def provenance(swept: Sweep) -> str:
     versions = ", ".join(f"{plain(name)} {plain(text)}" for name, text in summary.versions.items())
     made_up = " **GENERATED WORKLOAD: the requests are generated.**" if swept.synthetic else ""
     text = (
-        f"{plain(summary.cluster['description'])}. {whose}: {len(swept.load_cells)} cells of load "
-        f"and {len(swept.split_cells)} of the split, each one replay of {_replays(swept)} of "
+        f"{plain(summary.cluster['description'])}. {whose}: "
+        f"{counted(len(summary.cells), 'cell')}, each one replay of {_replays(swept)} of "
         f"{plain(summary.trace.name)}, made from "
         f"{summary.first:%Y-%m-%d %H:%M} to {summary.last:%Y-%m-%d %H:%M} UTC with {versions}."
         f"{made_up}{unequal(swept.arms, swept.gpus)}"
@@ -180,14 +180,16 @@ def headline(swept: Sweep) -> str:
 
 def _depends_on(swept: Sweep) -> str:
     """Return what the ratio is under the other reading of the clock, and at the other shares."""
-    spread = swept.ratios_of(swept.spread_curves)
-    row = spread.loc[swept.headline]
-    others = _others(swept)
-    return (
-        "With the requests of each timestamp spread evenly until the next it is "
-        f"{ratio_text(row)}{_in_brackets(row)}."
-        f"{f' The ratio depends on the share asked for: {others}.' if others else ''}"
-    )
+    texts = []
+    if swept.bursty:
+        row = swept.ratios_of(swept.spread_curves).loc[swept.headline]
+        texts.append(
+            "With the requests of each timestamp spread evenly until the next it is "
+            f"{ratio_text(row)}{_in_brackets(row)}."
+        )
+    if others := _others(swept):
+        texts.append(f"The ratio depends on the share asked for: {others}.")
+    return " ".join(texts)
 
 
 @unless_missing("")
@@ -197,16 +199,21 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
         return ""
     at_once = swept.ratios.loc[swept.headline]
     spread = swept.ratios_of(swept.spread_curves).loc[swept.headline]
-    ends = f" ({_level(swept)} {ends_text(at_once)})" if exact(at_once) else ""
+    ends = _in_brackets(at_once, f"{_level(swept)} ")
     kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
     kind += ", GENERATED WORKLOAD" if swept.synthetic else ""
     outdated, others = f" {_outdated(swept)}" if swept.changes else "", _others(swept)
     carries = f"the comparison carries {_range(swept, swept.headline)} the {{load}}"
+    readings = f"{_times(at_once)}{ends}"
+    if swept.bursty:
+        readings += (
+            f" if a timestamp's requests come at once, {_times(spread)}{_in_brackets(spread)} if "
+            "spread until the next"
+        )
     return (
         f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good "
-        f"**{_compared(swept, carries)}** of the baseline: {_times(at_once)}{ends} if a "
-        f"timestamp's requests come at once, {_times(spread)}{_in_brackets(spread)} if spread "
-        f"until the next{'; ' * bool(others)}{others} (*{kind}*).{outdated}"
+        f"**{_compared(swept, carries)}** of the baseline: {readings}"
+        f"{'; ' * bool(others)}{others} (*{kind}*).{outdated}"
     )
 
 
@@ -279,7 +286,7 @@ def _draw_carried(axes: Axes, swept: Sweep, carried: pd.DataFrame) -> None:
         axes.plot(ends, [at, at], color=style["color"], linewidth=2.5, alpha=0.45)
         if exact(row):
             axes.plot(row["low"], at, color=style["color"], marker=style["marker"])
-        if exact(spread.loc[name]):
+        if swept.bursty and exact(spread.loc[name]):
             axes.plot(spread.loc[name, "low"], at, color=style["color"], marker=style["marker"],
                       markerfacecolor="white")  # fmt: skip
         axes.annotate(
@@ -309,7 +316,7 @@ def load_caption(swept: Sweep) -> str:
         "Above: good share against the speed of arrivals, each point one replay of "
         f"{_replays(swept)}, bands its workload interval. "
         f"Below: where each curve falls through {percent(swept.headline, 0)}, with the workload "
-        "interval; hollow, with each burst spread until the next."
+        f"interval{'; hollow, with each burst spread until the next' * swept.bursty}."
     )
 
 
@@ -319,14 +326,15 @@ def loads_table(swept: Sweep) -> Table:
     loads, statistics = _loads(swept), swept.study.statistics
     per_gpu = "" if len(set(swept.gpus.values())) == 1 else ", per GPU"
     names = [*(arm.label for arm in swept.arms.values()), f"comparison / baseline{per_gpu}"]
+    readings = [(swept.ratios, False), (swept.ratios_of(swept.spread_curves), True)]
+    readings = readings[: 1 + swept.bursty]
     columns = {
-        "configuration": names * 2,
-        "bursts": [bursts for bursts in (AT_ONCE, SPREAD) for _ in names],
+        "configuration": names * len(readings),
+        "bursts": [SPREAD if spread else AT_ONCE for _, spread in readings for _ in names],
     }
-    at_once, spread = swept.ratios, swept.ratios_of(swept.spread_curves)
-    for target in at_once.index:
+    for target in swept.ratios.index:
         cells = []
-        for ratios, of_spread in ((at_once, False), (spread, True)):
+        for ratios, of_spread in readings:
             carried = _carried(swept, target, of_spread).loc[[*swept.arms]]
             cells += [(load_text(row["low"], row["high"]), ends_text(row, loads))
                       for _, row in carried.iterrows()]  # fmt: skip
@@ -344,30 +352,29 @@ def loads_table(swept: Sweep) -> Table:
     )
 
 
-@unless_missing(None)
-def repeats_table(swept: Sweep) -> Table:
-    """Return the load that the main configurations carry, by repeat."""
-    wide = swept.repeated.set_index(["configuration", "bursts", "repeat"]).sort_index()
-    lines = []
-    for name, bursts in dict.fromkeys(zip(swept.repeated["configuration"],
-                                          swept.repeated["bursts"], strict=True)):  # fmt: skip
-        if name in (swept.study.baseline, swept.study.comparison):
-            repeats = {f"repeat {n}": load_text(*ends) for n, ends in
-                       wide.loc[name, bursts].iterrows()}  # fmt: skip
-            lines.append({"configuration": swept.arms[name].label, "bursts": bursts, **repeats})
-    caption = (
-        f"Load that keeps {percent(swept.headline, 0)} good; the loads next to it were replayed "
-        "again in other orders of each burst's requests."
-    )
-    return Table(pd.DataFrame(lines), caption, ("configuration", "bursts"))
-
-
 @unless_missing("")
 def loads(swept: Sweep) -> str:
-    """Return what limits each configuration."""
+    """Return what limits each configuration, and what the order within bursts is worth."""
     return (
         "Near the highest share that a configuration can reach its curve is flat, so a small "
-        f"difference in share is a large one in load.\n\n{ceiling(swept)}"
+        f"difference in share is a large one in load.\n\n{ceiling(swept)}{_orders(swept)}"
+    )
+
+
+def _orders(swept: Sweep) -> str:
+    """Return between which loads the repeats of the main configurations lie."""
+    repeated = swept.repeated.groupby(["bursts", "configuration"], sort=False)
+    clauses = [
+        f"{swept.arms[name].label} {load_text(*of[['low', 'high']].min())} to "
+        f"{load_text(*of[['low', 'high']].max())} with bursts {bursts}"
+        for (bursts, name), of in repeated
+        if len(of) > 1
+    ]
+    if not clauses:
+        return ""
+    return (
+        "\n\nReplayed in other orders of each burst's requests, the load that keeps "
+        f"{percent(swept.headline, 0)} good goes from least to most: {'; '.join(clauses)}."
     )
 
 
@@ -384,8 +391,9 @@ def ceiling(swept: Sweep) -> str:
     if missed:
         best = swept.spread_curves.shares["share"].max()
         out = (
-            f" So with bursts at once no configuration keeps {' or '.join(missed)} at any load "
-            f"replayed; spread, the highest share is {percent(best)}."
+            f" So{' with bursts at once' * swept.bursty} no configuration keeps "
+            f"{' or '.join(missed)} at any load replayed"
+            f"{f'; spread, the highest share is {percent(best)}' * swept.bursty}."
         )
     reasons = []
     if cell.late_first_token:
@@ -397,12 +405,12 @@ def ceiling(swept: Sweep) -> str:
     even = (
         f"Even at {lowest:g} times the trace's speed, of the comparison's requests "
         f"{' and '.join(reasons)}. Slower arrivals do not change that: a long prompt takes as long "
-        "to prefill, and requests of one timestamp still arrive together. "
+        f"to prefill{', and requests of one timestamp still arrive together' * swept.bursty}. "
     )
     return (
         f"{even if reasons else ''}The highest share anywhere is "
         f"{percent(top['share'])} ({swept.arms[top['configuration']].label} at {top['load']:g}x)."
-        f"{out if missed else ''}"
+        f"{out}"
     )
 
 
@@ -439,14 +447,25 @@ def cost(swept: Sweep) -> str:
     return f"The least GPU-hours for each thousand good requests: {'; '.join(clauses)}."
 
 
-# --- the split ----------------------------------------------------------------------------------
+# --- layouts of the workers -----------------------------------------------------------------
 
 
-@drawn("capacity-split", lambda s: s.curves.splits, source=source)
+def _split_cells(swept: Sweep) -> dict[str, Cell]:
+    """Return the cells of the comparison's splits at the trace's own speed, by label."""
+    return swept.layout_cells.get((swept.study.comparison, 1.0), {})
+
+
+@drawn("capacity-split", lambda s: s.layouts(s.study.comparison, 1.0), source=source)
 def split_figure(swept: Sweep) -> Drawing:
     """Good share, mean TTFT and p99 ITL by how the workers are split."""
+    cells = _split_cells(swept)
+    if not cells:
+        return "No other split was replayed."
     figure, (good, ttft, itl) = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.7))
-    table, cells = swept.curves.splits, swept.split_cells
+    table, deployed = (
+        swept.layouts(swept.study.comparison, 1.0),
+        swept.deployed(swept.study.comparison, 1.0),
+    )
     at, names = np.arange(len(cells)), [*cells]
     good.vlines(at, 100 * table["low"], 100 * table["high"], color=COMPARISON, alpha=0.45,
                 linewidth=2.5)  # fmt: skip
@@ -457,7 +476,7 @@ def split_figure(swept: Sweep) -> Drawing:
     )
     for axes, values, label in shown:
         axes.plot(at, values, color=COMPARISON, linestyle="--", linewidth=1)
-        filled = [COMPARISON if name == swept.deployed else "white" for name in names]
+        filled = [COMPARISON if name == deployed else "white" for name in names]
         axes.scatter(at, values, marker="s", s=32, c=filled, edgecolors=COMPARISON, zorder=3)
         axes.set(ylabel=label, xlim=(-0.5, len(names) - 0.5))
         axes.set_xticks(at, names)
@@ -480,80 +499,88 @@ def split_figure(swept: Sweep) -> Drawing:
     return figure, split_caption(swept), alt
 
 
-def _best_split(swept: Sweep) -> str:
-    return swept.curves.splits["share"].idxmax()
-
-
 def split_caption(swept: Sweep) -> str:
     """Return the caption of the split figure."""
-    splits, best = swept.curves.splits, _best_split(swept)
-    others = splits.drop(best)["share"]
+    shares = swept.layouts(swept.study.comparison, 1.0)["share"]
+    best = shares.idxmax()
+    others = shares.drop(best)
     keeps = f"{best} keeps most requests good"
-    if not others.empty and others.max() == splits.loc[best, "share"]:
+    if not others.empty and others.max() == shares[best]:
         keeps = f"No split keeps more requests good than {best}"
     second = "" if others.empty else f"; the next best, {others.idxmax()}, {percent(others.max())}"
     router = swept.arms[swept.study.comparison].factors.routing
     behind = "the KV router" if router == "kv" else f"{router} routing"
     return (
-        f"{keeps}, {percent(splits.loc[best, 'share'])}{second}. Good "
+        f"{keeps}, {percent(shares[best])}{second}. Good "
         f"share with its {_level(swept)}, mean TTFT and p99 ITL by split at the trace's own speed, "
         f"behind {behind}; the filled point is the split of deploy.yaml."
     )
 
 
 @unless_missing(None)
-def splits_table(swept: Sweep) -> Table:
-    """Return the metrics of each split of the comparison's workers."""
-    lines = []
-    for name, cell in swept.split_cells.items():
-        row, deployed = swept.curves.splits.loc[name], name == swept.deployed
-        ends = interval(row["difference_low"], row["difference_high"], 100)
-        lines.append({
-            "split": name + (" (deployed)" if deployed else ""),
-            "good": percent(row["share"]),
-            f"{swept.study.statistics.percent} interval [%]":
-                f"{number(100 * row['low'], 1)} to {number(100 * row['high'], 1)}",
-            "points from the deployed": "–" if deployed else ends,
-            "TTFT mean [ms]": number(cell.ttft_ms.mean),
-            "TTFT p99": number(cell.ttft_ms.p99),
-            "ITL p50 [ms]": number(cell.itl_ms.p50),
-            "ITL p99": number(cell.itl_ms.p99),
-            "GPU-hours a thousand good": _hours(cell.gpu_hours),
-        })  # fmt: skip
+def layouts_table(swept: Sweep) -> Table | None:
+    """Return good share and latencies of each layout of the workers, by load."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for (name, load), cells in swept.layout_cells.items():
+        rows, deployed = swept.layouts(name, load), swept.deployed(name, load)
+        for label, cell in cells.items():
+            marked = label + " (deployed)" * (label == deployed)
+            line = lines.setdefault((name, label), {"configuration": swept.arms[name].label,
+                                                    "layout": marked})  # fmt: skip
+            row = rows.loc[label]
+            points = f"{signed(100 * row['difference'], 1)} points"
+            ends = interval(row["difference_low"], row["difference_high"], 100)
+            line[f"at {load:g}x"] = (
+                f"{percent(row['share'])} good"
+                f"{f', {points} ({ends})' * (deployed not in (None, label))}\n"
+                f"TTFT {number(cell.ttft_ms.mean)} ms, ITL {number(cell.itl_ms.mean)} ms"
+            )
+    if not lines:
+        return None
     caption = (
-        f"{swept.arms[swept.study.comparison].label} at the trace's own speed, xPyD: x prefill and "
-        f"y decode workers, {counted(next(iter(swept.split_cells.values())).gpus, 'GPU')} in all. "
-        "Intervals are workload intervals; the differences are paired."
+        "Workers laid out otherwise on the same GPUs. xPyD: x prefill and y decode workers; TPn: n "
+        "GPUs for each aggregated worker, of as many workers as fit. Points: from the deployed "
+        f"layout, paired, with the {_level(swept)}. TTFT and ITL are means."
     )
-    return Table(pd.DataFrame(lines), caption, ("split",))
+    return Table(pd.DataFrame(lines.values()), caption, ("configuration", "layout"))
 
 
-def _splits(swept: Sweep) -> str:
-    """Return which split serves best, and what fails on either side of it."""
-    table, best, cells = swept.curves.splits, _best_split(swept), swept.split_cells
-    sentences = [f"**{best}** keeps {percent(table.loc[best, 'share'])} of requests good."]
-    if swept.deployed and swept.deployed != best:
-        row = table.loc[best]
-        sentences.append(
-            f"The deployed {swept.deployed} keeps {percent(table.loc[swept.deployed, 'share'])}: "
-            f"{signed(100 * row['difference'], 1)} points for {best} ({_level(swept)} "
-            f"{interval(row['difference_low'], row['difference_high'], 100)})."
-        )
-    elif swept.deployed:
-        sentences.append("It is the deployed split.")
+def best_layout(swept: Sweep, name: str, load: float) -> str:
+    """Return which layout of a configuration serves best at a load, against the deployed one."""
+    rows, deployed = swept.layouts(name, load), swept.deployed(name, load)
+    best = rows["share"].idxmax()
+    row = rows.loc[best]
+    text = f"{best} keeps {percent(row['share'])} good"
+    if deployed in (None, best):
+        return text + ", the deployed layout" * (best == deployed)
+    ends = interval(row["difference_low"], row["difference_high"], 100)
+    return (
+        f"{text}, {signed(100 * row['difference'], 1)} points on the deployed {deployed} ({ends})"
+    )
+
+
+@unless_missing("")
+def layouts(swept: Sweep) -> str:
+    """Return which layout serves best at each load, and what fails on either side of a split."""
+    lines = [
+        f"- {swept.arms[name].label} at {load:g}x: {best_layout(swept, name, load)}."
+        for name, load in swept.layout_cells
+    ]
+    cells = _split_cells(swept)
     names = [*cells]
-    at = names.index(best)
-    for name in names[:at][-1:] + names[at + 1 :][:1]:
-        cell = cells[name]
-        late, slow = (n / cell.requests for n in (cell.late_first_token, cell.slow_pace))
-        sentences.append(
-            f"{name} keeps {percent(table.loc[name, 'share'])}: {percent(late)} miss the bound on "
-            f"the first token, {percent(slow)} that on the pace of the answer."
-        )
-    return " ".join(sentences)
+    if cells:
+        at = names.index(swept.layouts(swept.study.comparison, 1.0)["share"].idxmax())
+        for name in names[:at][-1:] + names[at + 1 :][:1]:
+            cell = cells[name]
+            late, slow = (n / cell.requests for n in (cell.late_first_token, cell.slow_pace))
+            lines.append(
+                f"- {name} at 1x: {percent(late)} miss the bound on the first token, "
+                f"{percent(slow)} that on the pace of the answer."
+            )
+    return "\n".join(lines)
 
 
 @unless_missing("Nothing yet: sweep the load to learn it.")
 def lesson(swept: Sweep) -> str:
     """Return what the page teaches."""
-    return f"- {_finding(swept)}\n- {cost(swept)}\n- {_splits(swept)}"
+    return f"- {_finding(swept)}\n- {cost(swept)}\n{layouts(swept)}"

@@ -30,7 +30,6 @@ from kvab.runs.sensitivity import (
     FRONTEND,
     REUSE,
     SETTING,
-    TENSOR,
     TIMES,
     TRANSFER,
     Answers,
@@ -230,27 +229,6 @@ def reuse(answers: Answers) -> str:
     return (
         f"The KV router instead of round-robin changes the good share by {'; by '.join(clauses)}."
     )
-
-
-@unless_missing(None)
-def tensor_table(answers: Answers) -> Table | None:
-    """Return good share and mean TTFT by GPUs of an aggregated worker, at some loads."""
-    cells = answers.of(TENSOR)
-    if cells.empty:
-        return None
-    lines = []
-    for (name, gpus), of in cells.groupby(["configuration", "tensor_parallel"], sort=False):
-        if answers.arms[name].factors.split != "aggregated":
-            continue  # its workers stay as they are
-        line = {"configuration": answers.arms[name].label, "GPUs a worker": f"{gpus:g}"}
-        for load, rows in of.groupby("speed"):
-            share, ttft, itl = rows.iloc[0][["good_share", "ttft_ms_mean", "itl_ms_mean"]]
-            line[f"load {load:g}x: good, mean TTFT, mean ITL"] = (
-                f"{percent(share)}\n{number(ttft)} ms\n{number(itl)} ms"
-            )
-        lines.append(line)
-    caption = "Fewer aggregated workers of more GPUs each, on the same GPUs."
-    return Table(pd.DataFrame(lines), caption, ("configuration",))
 
 
 @drawn("sensitivity-times", lambda a: a.effects_of(TIMES, "good_share"), source=_source)

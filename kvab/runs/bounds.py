@@ -1,8 +1,8 @@
 """The capacity sweep at bounds and a load of one's own: which configuration to take, and its cost.
 
-Input: the tables ``bounds`` and ``best`` of a sweep, of loads with bursts at once. Output: what is
-advised. Nothing is interpolated: a bound between two that were judged counts as the stricter one,
-and a load that was not swept is rejected.
+Input: the tables ``bounds``, ``best`` and ``costs`` of a sweep, of loads with bursts at once.
+Output: what is advised. Nothing is interpolated: a bound between two that were judged counts as the
+stricter one, and a load that was not swept is rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pandas as pd
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs.sweep import Sweep, load_sweep
-from kvab.study import Study
+from kvab.study import Study, load_study
 
 AXES = ["load", "ttft_ms", "itl_ms"]
 FIX = "run `kvab capacity`, which keeps complete cells"
@@ -136,6 +136,7 @@ class Bounds:
     swept: Sweep
     table: pd.DataFrame
     best: pd.DataFrame
+    costs: pd.DataFrame
 
     @property
     def simulated(self) -> bool:
@@ -161,6 +162,10 @@ class Bounds:
     def leads(self) -> pd.DataFrame:
         """``best`` by load and bounds."""
         return self.best.set_index(AXES).sort_index()
+
+    def cheapest(self, per: str) -> pd.DataFrame:
+        """Return ``costs`` of one of `COSTS` by load and bounds."""
+        return self.costs[self.costs["per"] == per].set_index(AXES).sort_index()
 
     def check(self) -> None:
         """Reject tables that lack a cell of their grid.
@@ -250,11 +255,19 @@ def load_bounds(study: str | Path | Study, cluster: str, folder: str | Path) -> 
         If the sweep's files do not belong together, or lack a cell.
     """
     swept = load_sweep(study, cluster, folder)
-    if swept is None or swept.bounds is None or swept.best is None:
+    if swept is None or swept.bounds is None or swept.best is None or swept.costs is None:
         return None
-    bounds = Bounds(swept, swept.bounds, swept.best)
+    bounds = Bounds(swept, swept.bounds, swept.best, swept.costs)
     bounds.check()
     return bounds
+
+
+def load_every(study: str | Path | Study, cluster: str, folder: str | Path) -> list[Bounds]:
+    """Return the bounds of every workload of a study that has some, the study's own first."""
+    read = load_study(study)
+    names = sorted(read.workloads, key=lambda name: name != read.workload)
+    judged = (load_bounds(read.on(name), cluster, folder) for name in names)
+    return [bounds for bounds in judged if bounds]
 
 
 def advise(study: Study, cluster: str, folder: Path, bounds: metrics.Bounds, load: float) -> Advice:

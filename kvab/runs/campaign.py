@@ -99,6 +99,11 @@ class Scope:
         """The burst of each row of the trace, from 0, in the order of their times."""
         return np.unique(self.trace.timestamp_ms, return_inverse=True)[1]
 
+    @cached_property
+    def bursty(self) -> bool:
+        """Whether more than one request in a hundred shares its time with another."""
+        return bool((np.bincount(self.burst)[self.burst] > 1).mean() > 0.01)
+
     def job(self, name: str, variant: Variant = AS_DECLARED, repeat: int = 1) -> Job:
         """Return a cell of a configuration as a job; see `plan_job`."""
         return plan_job(self.study, self.cluster, name, repeat, self.rows, self.trace, self.folder,

@@ -9,7 +9,7 @@ machine's runs, else the published ones, as one object.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -26,7 +26,7 @@ from kvab.study import Sensitivity, Study, load_cluster, load_study
 from kvab.study.variants import AS_DECLARED, Variant
 
 TRANSFER, FRONTEND, CHUNK = "KV transfer", "frontend", "chunk"
-REUSE, TENSOR = "reuse", "tensor parallelism"
+REUSE = "reuse"
 TIMES, AGAIN, ORDER = "step times", "again", "order"
 SETTING = {  # the columns that say what each sweep varies
     TRANSFER: ["kv_transfer_gb_per_s"],
@@ -34,7 +34,6 @@ SETTING = {  # the columns that say what each sweep varies
     CHUNK: ["chunk_tokens"],
     TIMES: ["prefill_time_ratio", "decode_time_ratio"],
     REUSE: ["reuse"],
-    TENSOR: ["tensor_parallel", "speed"],
     AGAIN: ["again"],
 }
 
@@ -70,9 +69,7 @@ def plan_cells(scope: Scope) -> list[Cell]:
 
     def cell(sweep: str, name: str, variant: Variant) -> Cell:
         normal, job = normal_runs[name], scope.job(name, variant)
-        if variant.tensor_parallel and job.topology == normal.topology:
-            job = scope.job(name, replace(variant, tensor_parallel=None))
-        moved = variant.again or (variant.speed, variant.reuse) != (1, 1)
+        moved = variant.again or variant.reuse != 1
         same = not moved and (job.cluster, job.topology) == (normal.cluster, normal.topology)
         return Cell(sweep, normal if same else job, variant)
 
@@ -104,9 +101,6 @@ def _variants(asked: Sensitivity) -> Iterator[tuple[str, Variant]]:
             yield TIMES, Variant(prefill_time_ratio=prefill, decode_time_ratio=decode)
     for share in asked.reuse:
         yield REUSE, Variant(reuse=share)
-    for gpus in asked.tensor_parallel:
-        for load in asked.tensor_loads:
-            yield TENSOR, Variant(tensor_parallel=gpus, speed=load)
     for again in range(asked.again):
         yield AGAIN, Variant(again=again)
 

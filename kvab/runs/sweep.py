@@ -2,11 +2,12 @@
 
 Input: the study's key ``capacity``. Output: ``runs/<study>/<cluster>/capacity/``: a run folder for
 each cell that is not a normal run already, ``capacity.parquet`` (good requests of each cell and
-burst), ``bounds.parquet`` and ``best.parquet`` (every load at other bounds of a good request) and
-``capacity.json`` (what was replayed, and a summary of each cell). Loads are swept under
-both readings of the trace's clock: a burst's requests at once, and spread evenly until the next
-burst; the two main configurations are repeated at the loads next to a crossing. `load_sweep` reads
-the tables, of this machine's runs, else the published ones, as one object.
+burst), ``bounds.parquet``, ``best.parquet`` and ``costs.parquet`` (every load at other bounds of a
+good request) and ``capacity.json`` (what was replayed, and a summary of each cell). Loads are swept
+under both readings of the trace's clock, if it has bursts: a burst's requests at once, and spread
+evenly until the next burst; the two main configurations are repeated at the loads next to a
+crossing. `load_sweep` reads the tables, of this machine's runs, else the published ones, as one
+object.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -28,14 +30,14 @@ from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs.campaign import OfRuns, Replayed, Scope
 from kvab.stats.bootstrap import Design
-from kvab.stats.crossings import Curves, at_bounds, crossing, curves
+from kvab.stats.crossings import Curves, at_bounds, crossing, curves, layouts
 from kvab.study import Capacity, Study, load_study
-from kvab.study.variants import AS_DECLARED, Variant
+from kvab.study.variants import Variant
 
 Bursts = Literal["at once", "spread"]
 AT_ONCE: Bursts = "at once"
 SPREAD: Bursts = "spread"
-Planned = tuple[Job, str | None]  # a cell, and the label of its split
+Planned = tuple[Job, str | None]  # a cell, and the label of its layout
 Replay = tuple[Job, str | None, runs.Run]
 
 
@@ -50,7 +52,8 @@ class Latency(Declared):
 class Cell(Declared):
     """One cell of the sweep; ``split`` is null for the cells of the load curves.
 
-    ``bursts`` is how the requests of a burst come, ``repeat`` which order of them is replayed.
+    Else it names the layout of the workers, such as 6P2D or TP4. ``bursts`` is how the requests of
+    a burst come, ``repeat`` which order of them is replayed.
     """
 
     configuration: str
@@ -94,40 +97,47 @@ class Summary(Replayed):
 
 
 def plan_cells(scope: Scope) -> list[Planned]:
-    """Return every cell as a job, with the label of its split or None.
+    """Return every cell as a job, with the label of its layout or None.
 
     A cell that changes nothing is the first normal run of its configuration.
 
     Raises
     ------
     InputError
-        If no sweep is declared, or a split does not fit.
+        If no sweep is declared, or a layout does not fit.
     """
     study, swept = scope.study, Sweep.declared(scope.study)
     cells: list[Planned] = [
         (scope.job(name, Variant(speed=load, spread=spread)), None)
         for name in study.configurations
         for load in swept.loads
-        for spread in (False, True)
+        for spread in (False, True)[: 1 + scope.bursty]
     ]
-    groups = scope.job(study.comparison).topology.groups
-    deployed = {role: group.replicas for role, group in groups.items()}
-    for split in swept.splits:
-        changed = split.model_dump() != deployed
-        variant = Variant(split=split) if changed else AS_DECLARED
-        cells.append((scope.job(study.comparison, variant), split.label))
+    layouts = [(study.comparison, split, None, split.label) for split in swept.splits]
+    layouts += [
+        (name, None, gpus, f"TP{gpus}")
+        for name, arm in study.configurations.items()
+        for gpus in swept.tensor_parallel
+        if arm.factors.split == "aggregated"
+    ]
+    for load in swept.layout_loads:
+        for name, split, gpus, label in layouts:
+            job = scope.job(name, Variant(speed=load, split=split, tensor_parallel=gpus))
+            deployed = scope.job(name, Variant(speed=load))
+            cells.append((deployed if job.topology == deployed.topology else job, label))
     return cells
 
 
 def plan_repeats(scope: Scope, cells: list[Planned]) -> list[Planned]:
     """Return further repeats of the main configurations at the loads next to their crossing.
 
-    The crossing is that of the headline's good share; its cells must be complete.
+    The crossing is that of the headline's good share; its cells must be complete. Of a trace
+    without bursts nothing is repeated: there is one order.
     """
     study, swept = scope.study, Sweep.declared(scope.study)
     repeats: list[Planned] = []
     for name in (study.baseline, study.comparison):
-        for spread in (False, True):
+        for spread in (False, True) if scope.bursty else ():
             curve = sorted(
                 (job.variant.speed, job)
                 for job, split in cells
@@ -178,18 +188,21 @@ def _judged(swept: Sweep, results: list[Replay], burst: np.ndarray) -> dict[str,
             tables[job.variant.speed][job.configuration] = run.requests
     if not asked.ttft_ms:
         return {}
+    hours = defaultdict[float, dict[str, float]](dict)
+    for cell in swept.load_cells:
+        hours[cell.load][cell.configuration] = cell.gpu_hours_spent
     burst = burst[: swept.summary.trace.rows]
     settings = swept.study.statistics.model_dump()
     design = Design(burst.max() + 1, swept.curves.block_bursts, **settings)
-    parts = {load: at_bounds(of, burst, asked.ttft_ms, asked.itl_ms, design)
+    parts = {load: at_bounds(of, hours[load], burst, asked.ttft_ms, asked.itl_ms, design)
              for load, of in tables.items()}  # fmt: skip
-    bounds, best = (
+    made = (
         pd.concat({load: part[n] for load, part in parts.items()}, names=["load", None])
         .reset_index("load")
         .reset_index(drop=True)
-        for n in (0, 1)
+        for n in range(3)
     )
-    return {"bounds": bounds, "best": best}
+    return dict(zip(("bounds", "best", "costs"), made, strict=True))
 
 
 def _bursts(job: Job, split: str | None, run: runs.Run, burst: np.ndarray) -> pd.DataFrame:
@@ -245,20 +258,21 @@ def _rounded(value: float | None) -> float | None:
 class Sweep(OfRuns[Summary, Capacity]):
     """A capacity sweep.
 
-    ``table`` has the good requests of each cell and burst; ``bounds`` and ``best`` are as
-    `kvab.stats.crossings.at_bounds` returns them, of each load with bursts at once.
+    ``table`` has the good requests of each cell and burst; ``bounds``, ``best`` and ``costs`` are
+    as `kvab.stats.crossings.at_bounds` returns them, of each load with bursts at once.
     """
 
     table: pd.DataFrame
     bounds: pd.DataFrame | None = None
     best: pd.DataFrame | None = None
+    costs: pd.DataFrame | None = None
 
     KEY = "capacity"
     COMMAND = "kvab capacity"
     PLACE = Path("capacity/capacity.json")
     SUMMARY = Summary
     TABLES: ClassVar = {"table": "capacity.parquet", "bounds": "bounds.parquet",
-                        "best": "best.parquet"}  # fmt: skip
+                        "best": "best.parquet", "costs": "costs.parquet"}  # fmt: skip
 
     @property
     def headline(self) -> float:
@@ -272,9 +286,18 @@ class Sweep(OfRuns[Summary, Capacity]):
         return [c for c in self.summary.cells if (c.split, c.bursts, c.repeat) == kept]
 
     @property
-    def split_cells(self) -> dict[str, Cell]:
-        """Cells of the splits, by label."""
-        return {cell.split: cell for cell in self.summary.cells if cell.split}
+    def bursty(self) -> bool:
+        """Whether bursts were also replayed spread; a trace without any has one reading."""
+        return any(cell.bursts == SPREAD for cell in self.summary.cells)
+
+    @cached_property
+    def layout_cells(self) -> dict[tuple[str, float], dict[str, Cell]]:
+        """Cells of the layouts of workers by label, by configuration and load."""
+        of = defaultdict[tuple[str, float], dict[str, Cell]](dict)
+        for cell in self.summary.cells:
+            if cell.split:
+                of[cell.configuration, cell.load][cell.split] = cell
+        return dict(of)
 
     @cached_property
     def gpus(self) -> dict[str, int]:
@@ -290,44 +313,48 @@ class Sweep(OfRuns[Summary, Capacity]):
         """Return the ratios of loads of one reading of the clock, per GPU."""
         return of.ratios * (self.gpus[self.study.baseline] / self.gpus[self.study.comparison])
 
-    @cached_property
-    def deployed(self) -> str | None:
-        """Label of the split that ``deploy.yaml`` had, None if it was not swept."""
-        deployed = next(
-            cell.workers
-            for cell in self.load_cells
-            if (cell.configuration, cell.load) == (self.study.comparison, 1)
-        )
-        labels = [name for name, cell in self.split_cells.items() if cell.workers == deployed]
-        return labels[0] if labels else None
+    def deployed(self, name: str, load: float) -> str | None:
+        """Return the label of the layout that ``deploy.yaml`` had, None if it was not swept."""
+        workers = next(cell.workers for cell in self.load_cells if cell.configuration == name)
+        cells = self.layout_cells[name, load].items()
+        return next((label for label, cell in cells if cell.workers == workers), None)
+
+    def layouts(self, name: str, load: float) -> pd.DataFrame:
+        """Return the good shares of a configuration's layouts, see `crossings.layouts`."""
+        table = self.table[self.table["split"].notna()]
+        table = table[(table["configuration"] == name) & (table["load"] == load)]
+        labels = [*self.layout_cells[name, load]]
+        settings = self.study.statistics.model_dump()
+        return layouts(table, labels, self.deployed(name, load), **settings)
 
     def _changes(self) -> list[str]:
         changes, now = super()._changes(), self.declared(self.study)
         if {cell.load for cell in self.load_cells} != set(now.loads):
             changes.append("other loads are declared")
-        if {*self.split_cells} != {split.label for split in now.splits}:
-            changes.append("other splits are declared")
+        labels = {split.label for split in now.splits} | {f"TP{n}" for n in now.tensor_parallel}
+        swept = {(cell.load, cell.split) for cell in self.summary.cells if cell.split}
+        if swept != {*product(now.layout_loads, labels)}:
+            changes.append("other layouts of the workers are declared")
         return changes
 
     @cached_property
     def curves(self) -> Curves:
-        """Shares, crossings, ratios and splits with bursts at once, with workload intervals."""
+        """Shares, crossings and ratios with bursts at once, with workload intervals."""
         return self._curves(AT_ONCE)
 
     @cached_property
     def spread_curves(self) -> Curves:
-        """The same with every burst spread until the next; of splits nothing."""
-        return self._curves(SPREAD)
+        """The same with every burst spread until the next."""
+        return self._curves(SPREAD) if self.bursty else self.curves
 
     def _curves(self, bursts: Bursts) -> Curves:
         study, table = self.study, self.table
 
         def compute() -> Curves:
+            first = (table["bursts"] == bursts) & (table["repeat"] == 1)
             return curves(
-                table[(table["bursts"] == bursts) & (table["repeat"] == 1)],
+                table[first & table["split"].isna()],
                 [*self.arms],
-                [*self.split_cells] if bursts == AT_ONCE else [],
-                self.deployed,
                 arms=(study.baseline, study.comparison),
                 targets=self.declared(study).good_shares,
                 **study.statistics.model_dump(),

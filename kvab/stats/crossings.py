@@ -36,6 +36,9 @@ from scipy import special
 from kvab.requests import metrics
 from kvab.stats.bootstrap import Design, Replicates, Settings, block_bursts, replicate
 
+COSTS = GOOD_REQUEST, GOOD_TOKEN = "good request", "good output token"
+"""What the GPU-hours of a replay are divided by."""
+
 
 def crossing(loads: np.ndarray, shares: np.ndarray, target: float) -> np.ndarray:
     """Return the largest load at which the share falls through the target.
@@ -152,9 +155,6 @@ class Curves:
         known of the load that keeps it: equal where it was found), ``ci_low``, ``ci_high``.
     ratios : DataFrame
         Indexed by target: the load of the comparison over that of the baseline, columns as above.
-    splits : DataFrame
-        Indexed by split: ``share``, ``low``, ``high``, and the paired ``difference`` from the
-        deployed split with ``difference_low``, ``difference_high``.
     block_bursts : int
         Mean block length of the resamples.
     """
@@ -162,15 +162,12 @@ class Curves:
     shares: pd.DataFrame
     loads: pd.DataFrame
     ratios: pd.DataFrame
-    splits: pd.DataFrame
     block_bursts: int
 
 
 def curves(
     table: pd.DataFrame,
     names: list[str],
-    splits: list[str],
-    deployed: str | None,
     *,
     arms: tuple[str, str],
     targets: Sequence[float],
@@ -181,12 +178,9 @@ def curves(
     Parameters
     ----------
     table : DataFrame
-        A row a cell and burst: ``configuration``, ``load``, ``split`` (null in a load cell),
-        ``burst``, ``requests``, ``good``.
-    names, splits : list of str
-        Configurations and splits that were swept, in their order.
-    deployed : str or None
-        The split that the differences are from; the first if none.
+        A row a cell and burst: ``configuration``, ``load``, ``burst``, ``requests``, ``good``.
+    names : list of str
+        Configurations that were swept, in their order.
     arms : (str, str)
         Baseline and comparison, of whose loads the ratio is.
     targets : sequence of float
@@ -194,11 +188,10 @@ def curves(
     **settings
         ``level``, ``resamples``, ``seed``.
     """
-    of_load = table[table["split"].isna()]
-    wide = of_load.pivot_table("good", ["configuration", "load"], "burst")
+    wide = table.pivot_table("good", ["configuration", "load"], "burst")
     loads = wide.index.levels[1].to_numpy(float)
     good = np.stack([wide.loc[name].loc[loads].to_numpy(float) for name in names])
-    requests = of_load.groupby("burst")["requests"].first().to_numpy()
+    requests = table.groupby("burst")["requests"].first().to_numpy()
 
     def crossings(of: np.ndarray) -> np.ndarray:
         return np.stack([crossing(loads, of, target) for target in targets], axis=-2)
@@ -221,7 +214,6 @@ def curves(
         shares=pd.DataFrame(ends, per_load).reset_index(),
         loads=_ends(kept, index).reset_index(),
         ratios=_ends(ratios, pd.Index(targets, name="target")),
-        splits=_splits(table, splits, deployed, requests, **settings),
         block_bursts=design.block_bursts,
     )
 
@@ -233,25 +225,37 @@ def _ends(kept: Replicates, index: pd.Index) -> pd.DataFrame:
     return pd.DataFrame({**columns, "ci_low": low.ravel(), "ci_high": high.ravel()}, index)
 
 
-def _splits(
-    table: pd.DataFrame,
-    names: list[str],
-    deployed: str | None,
-    requests: np.ndarray,
-    **settings: Unpack[Settings],
+def layouts(
+    table: pd.DataFrame, names: list[str], deployed: str | None, **settings: Unpack[Settings]
 ) -> pd.DataFrame:
-    """Return good share and paired difference from the deployed split, with intervals."""
-    if not names:
-        return pd.DataFrame()
-    of_split = table[table["split"].notna()]
-    good = of_split.pivot_table("good", "split", "burst").loc[names].to_numpy(float)
+    """Return good share and paired difference from the deployed layout, with intervals.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A row a layout and burst: ``split``, ``burst``, ``requests``, ``good``.
+    names : list of str
+        Layouts of one configuration at one load, in their order.
+    deployed : str or None
+        The layout that the differences are from; the first if none.
+    **settings
+        ``level``, ``resamples``, ``seed``.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by layout: ``share``, ``low``, ``high``, ``difference``, ``difference_low``,
+        ``difference_high``.
+    """
+    good = table.pivot_table("good", "split", "burst").loc[names].to_numpy(float)
+    requests = table.groupby("burst")["requests"].first().to_numpy()
     reference = names.index(deployed) if deployed else 0
     differences = [other - good[reference] for n, other in enumerate(good) if n != reference]
     design = plan(requests, [*good, *differences], **settings)
-    by_split = shares(requests, good, design)
-    difference = by_split.map(lambda x: x - x[..., [reference]])
-    low, high = by_split.share_interval
-    rows = {"share": by_split.value, "low": low, "high": high}
+    by_layout = shares(requests, good, design)
+    difference = by_layout.map(lambda x: x - x[..., [reference]])
+    low, high = by_layout.share_interval
+    rows = {"share": by_layout.value, "low": low, "high": high}
     rows["difference"] = difference.value
     rows["difference_low"], rows["difference_high"] = difference.interval
     return pd.DataFrame(rows, pd.Index(names, name="split"))
@@ -263,7 +267,7 @@ def _splits(
 def good_within(
     table: pd.DataFrame, burst: np.ndarray, ttft_ms: Sequence[float], itl_ms: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return good requests of each burst, and output tokens of all good ones, at every two bounds.
+    """Return good requests of each burst, and output tokens of good ones, at every two bounds.
 
     Parameters
     ----------
@@ -277,38 +281,39 @@ def good_within(
     Returns
     -------
     tuple of ndarray
-        Counts of shape (TTFTs, ITLs, bursts), tokens of shape (TTFTs, ITLs); what is good is
-        decided as in `kvab.requests.metrics.good`.
+        Counts and tokens of shape (TTFTs, ITLs, bursts); what is good is decided as in
+        `kvab.requests.metrics.good`.
     """
     measured = metrics.good(table, metrics.Bounds(np.inf, np.inf))
     rows = table[measured]
     first = np.searchsorted(ttft_ms, rows["ttft_ms"].to_numpy(float))  # the strictest it meets
     second = np.searchsorted(itl_ms, rows["itl_ms"].to_numpy(float))
     counts = np.zeros((len(ttft_ms) + 1, len(itl_ms) + 1, burst.max() + 1), "int32")
-    tokens = np.zeros(counts.shape[:2], "int64")
+    tokens = np.zeros(counts.shape, "int64")
     np.add.at(counts, (first, second, burst[measured]), 1)
-    np.add.at(tokens, (first, second), rows["output_tokens"].to_numpy("int64"))
+    np.add.at(tokens, (first, second, burst[measured]), rows["output_tokens"].to_numpy("int64"))
     within = (of.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] for of in (counts, tokens))
     return next(within), next(within)
 
 
 def at_bounds(
-    tables: Mapping[str, pd.DataFrame], burst: np.ndarray, ttft_ms: Sequence[float],
-    itl_ms: Sequence[float], design: Design,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Return the share of good requests of every configuration, and who leads, at every two bounds.
+    tables: Mapping[str, pd.DataFrame], gpu_hours: Mapping[str, float], burst: np.ndarray,
+    ttft_ms: Sequence[float], itl_ms: Sequence[float], design: Design,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Return the share of good requests of every configuration, who leads, and who costs least.
 
     Parameters
     ----------
     tables : mapping of str to DataFrame
         Requests tables of the same rows, in the same order, by configuration: two or more.
+    gpu_hours : mapping of str to float
+        What the replay of each took.
     burst : ndarray of int
         The burst of each request, from 0.
     ttft_ms, itl_ms : sequence of float
         Bounds, rising.
     design : Design
-        The resampling plan: the same bursts at every two bounds and in all configurations, so that
-        a lead is paired.
+        The resampling plan.
 
     Returns
     -------
@@ -317,6 +322,8 @@ def at_bounds(
         ``high`` (workload interval of the share), ``good_output_tokens``; and ``ttft_ms``,
         ``itl_ms``, ``best``, ``next`` (the first two configurations by share), ``margin``,
         ``low``, ``high`` (best minus next, paired). Equal shares stand in the order of ``tables``.
+        The third is like the second for each ``per`` of `COSTS`: the first two by least cost, and
+        ``margin`` the share of the next one's cost that the best saves.
     """
     names, requests = np.array([*tables]), np.bincount(burst)
     pairs = (good_within(of, burst, ttft_ms, itl_ms) for of in tables.values())
@@ -331,22 +338,47 @@ def at_bounds(
             "good": counts.sum(axis=-1, dtype="int32").ravel(),
             "low": low.ravel().astype("float32"),
             "high": high.ravel().astype("float32"),
-            "good_output_tokens": tokens.ravel(),
+            "good_output_tokens": tokens.sum(axis=-1).ravel(),
         },
         index,
     )
-    first, second = np.argsort(-share.value, axis=0, kind="stable")[:2]
-    at = np.ogrid[: len(ttft_ms), : len(itl_ms)]
-    lead = share.map(lambda of: of[(..., first, *at)] - of[(..., second, *at)])
-    low, high = lead.interval
-    leading = pd.DataFrame(
-        {
-            "best": names[first].ravel(),
-            "next": names[second].ravel(),
-            "margin": lead.value.ravel(),
-            "low": low.ravel(),
-            "high": high.ravel(),
-        },
-        pd.MultiIndex.from_product(grid.values(), names=[*grid]),
+    of_bounds = pd.MultiIndex.from_product(grid.values(), names=[*grid])
+    hours = np.array([gpu_hours[name] for name in names])[:, None, None]
+    made = zip(COSTS, (share, shares(requests, tokens, design)), strict=True)
+    costs = {
+        per: _first_two(of.map(lambda x: x / hours), names, of_bounds, relative=True)
+        for per, of in made
+    }
+    return (
+        every.reset_index(),
+        _first_two(share, names, of_bounds).reset_index(),
+        pd.concat(costs, names=["per"]).reset_index(),
     )
-    return every.reset_index(), leading.reset_index()
+
+
+def _first_two(
+    of: Replicates, names: np.ndarray, index: pd.MultiIndex, relative: bool = False
+) -> pd.DataFrame:
+    """Return the two configurations with the most of something, and by how much the first leads.
+
+    ``relative`` is that as a share of what the first one has; 0 where that is nothing.
+    """
+    first, second = np.argsort(-of.value, axis=0, kind="stable")[:2]
+    at = np.ogrid[: first.shape[0], : first.shape[1]]
+
+    def ahead(x: np.ndarray) -> np.ndarray:
+        most, margin = x[(..., first, *at)], x[(..., first, *at)] - x[(..., second, *at)]
+        if not relative:
+            return margin
+        return np.divide(margin, most, out=np.zeros_like(margin), where=most > 0)
+
+    lead = of.map(ahead)
+    low, high = lead.interval
+    columns = {
+        "best": names[first].ravel(),
+        "next": names[second].ravel(),
+        "margin": lead.value.ravel(),
+        "low": low.ravel(),
+        "high": high.ravel(),
+    }
+    return pd.DataFrame(columns, index)

@@ -106,10 +106,12 @@ class Split(Declared):
 
 
 class Capacity(Declared):
-    """The sweep: arrival speeds, the good shares asked for, and splits of the comparison.
+    """The sweep: arrival speeds, the good shares asked for, and layouts on the same GPUs.
 
-    ``repeats`` of the two main configurations are replayed at the loads next to a crossing. Every
-    load is judged at every two bounds of ``ttft_ms`` and ``itl_ms``.
+    At ``layout_loads`` the comparison's workers are laid out as each of ``splits``, and those of
+    aggregated configurations with ``tensor_parallel`` GPUs each. ``repeats`` of the two main
+    configurations are replayed at the loads next to a crossing. Every load is judged at every two
+    bounds of ``ttft_ms`` and ``itl_ms``.
     """
 
     loads: list[Positive]
@@ -117,6 +119,8 @@ class Capacity(Declared):
     headline: float
     repeats: Count = 1
     splits: list[Split]
+    tensor_parallel: list[Count] = Field(default_factory=list)
+    layout_loads: list[Positive] = Field(default=[1.0])
     ttft_ms: list[Positive] = Field(default_factory=list)
     itl_ms: list[Positive] = Field(default_factory=list)
     gpu_dollars_per_hour: Positive | None = None
@@ -128,6 +132,8 @@ class Capacity(Declared):
         for key in ("good_shares", "ttft_ms", "itl_ms"):
             if (values := getattr(self, key)) != sorted(set(values)):
                 raise ValueError(f"{key} that rise")
+        if not {*self.layout_loads} <= {*self.loads} or 1 not in self.layout_loads:
+            raise ValueError("layout_loads of the loads, 1 among them")
         if bool(self.ttft_ms) != bool(self.itl_ms):
             raise ValueError("ttft_ms and itl_ms, or neither")
         if self.headline not in self.good_shares:
@@ -147,8 +153,7 @@ class Sensitivity(Declared):
 
     ``kv_transfer_gb_per_s`` and ``frontend_ms_per_1k_tokens`` are a profile's, ``chunk_tokens``
     the engines' --max-num-batched-tokens, ``time_ratios`` stretch steps of prefill and decode,
-    ``reuse`` is the share of conversations that keep what they reuse of others and of themselves,
-    ``tensor_parallel`` the GPUs of each aggregated worker at each of ``tensor_loads``;
+    ``reuse`` is the share of conversations that keep what they reuse of others and of themselves;
     ``again`` replays of the very same order show what the router's own chance is worth.
     """
 
@@ -157,8 +162,6 @@ class Sensitivity(Declared):
     chunk_tokens: list[Count]
     time_ratios: list[Positive]
     reuse: list[Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=list)
-    tensor_parallel: list[Count] = Field(default_factory=list)
-    tensor_loads: list[Positive] = Field(default_factory=list)
     again: Count
 
 

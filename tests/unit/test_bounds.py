@@ -10,9 +10,9 @@ import pytest
 from kvab.cli import main
 from kvab.errors import InputError
 from kvab.requests import metrics
-from kvab.runs.bounds import Bounds, load_bounds
+from kvab.runs.bounds import Bounds, load_bounds, load_every
 from kvab.stats.bootstrap import Design
-from kvab.stats.crossings import at_bounds, curves, good_within
+from kvab.stats.crossings import GOOD_REQUEST, GOOD_TOKEN, at_bounds, curves, good_within
 from kvab.study import load_study
 
 STUDY = "recipes/qwen3-32b/study.yaml"
@@ -29,7 +29,8 @@ def test_good_requests_are_those_of_the_metric_at_every_two_bounds(made_requests
         for m, itl_ms in enumerate(ITL_MS):
             good = metrics.good(table, metrics.Bounds(ttft_ms, itl_ms))
             assert counts[n, m].tolist() == np.bincount(BURST, good).tolist()
-            assert tokens[n, m] == table["output_tokens"][good].sum()
+            expected = np.bincount(BURST, good * table["output_tokens"])
+            assert tokens[n, m].tolist() == expected.tolist()
 
 
 def test_shares_at_the_studys_bounds_are_those_of_the_load_curves(made_requests):
@@ -38,17 +39,17 @@ def test_shares_at_the_studys_bounds_are_those_of_the_load_curves(made_requests)
                     for name, seed, slower in (("a", 1, 1.0), ("b", 2, 0.9))}
              for load in (0.5, 1.0)}  # fmt: skip
     table = pd.concat(
-        pd.DataFrame({"configuration": name, "load": load, "split": pd.NA,
+        pd.DataFrame({"configuration": name, "load": load,
                       "burst": np.arange(40), "requests": 5,
                       "good": np.bincount(BURST, metrics.good(of, slo))})
         for load, arms in loads.items() for name, of in arms.items()
     )  # fmt: skip
     settings = {"level": 0.95, "resamples": 300, "seed": 7}
-    swept = curves(table, ["a", "b"], [], None, arms=("a", "b"), targets=[0.3], **settings)
+    swept = curves(table, ["a", "b"], arms=("a", "b"), targets=[0.3], **settings)
     expected = swept.shares.set_index(["configuration", "load"])
     design = Design(40, swept.block_bursts, **settings)
     for load, arms in loads.items():
-        bounds, best = at_bounds(arms, BURST, TTFT_MS, ITL_MS, design)
+        bounds, best, _ = at_bounds(arms, {"a": 1, "b": 1}, BURST, TTFT_MS, ITL_MS, design)
         rows = bounds.query("ttft_ms == 1000 and itl_ms == 25").set_index("configuration")
         for name in arms:
             row = expected.loc[name, load]
@@ -62,10 +63,27 @@ def test_shares_at_the_studys_bounds_are_those_of_the_load_curves(made_requests)
 
 
 def test_equal_shares_stand_in_the_order_of_the_study_and_lead_by_nothing(made_requests):
-    same = made_requests(3)
-    _, best = at_bounds({"a": same, "b": same}, BURST, TTFT_MS, ITL_MS, Design(40, 2, 0.95, 100))
-    assert {*best["best"]} == {"a"} and {*best["next"]} == {"b"}
-    assert (best[["margin", "low", "high"]] == 0).all(axis=None)
+    same, hours = made_requests(3), {"a": 16.0, "b": 16.0}
+    design = Design(40, 2, 0.95, 100)
+    for of in at_bounds({"a": same, "b": same}, hours, BURST, TTFT_MS, ITL_MS, design)[1:]:
+        assert {*of["best"]} == {"a"} and {*of["next"]} == {"b"}
+        assert (of[["margin", "low", "high"]] == 0).all(axis=None)
+
+
+def test_who_costs_least_is_who_spends_least_on_a_good_request_or_token(made_requests):
+    tables = {"a": made_requests(3), "b": made_requests(3, 1.3)}
+    hours, design = {"a": 24.0, "b": 16.0}, Design(40, 2, 0.95, 100)
+    bounds, best, costs = at_bounds(tables, hours, BURST, TTFT_MS, ITL_MS, design)
+    counts = bounds.set_index(["ttft_ms", "itl_ms", "configuration"]).sort_index()
+    columns = {GOOD_REQUEST: "good", GOOD_TOKEN: "good_output_tokens"}
+    assert {*costs["per"]} == {*columns}
+    for row in costs.itertuples():
+        of = counts.loc[row.ttft_ms, row.itl_ms][columns[row.per]]
+        cost = {name: hours[name] / of[name] if of[name] else np.inf for name in tables}
+        assert cost[row.best] <= cost[row.next]
+        saved = 0 if np.isinf(cost[row.best]) else 1 - cost[row.best] / cost[row.next]
+        assert row.margin == pytest.approx(saved) and row.low <= row.margin <= row.high
+    assert {*best["best"]} == {"a"} and "b" in {*costs["best"]}  # fewer good ones, but cheaper
 
 
 def test_an_advice_has_the_numbers_of_the_tables(judged):
@@ -138,7 +156,7 @@ def test_a_table_that_lacks_a_cell_is_rejected(judged, table):
 def test_where_none_keeps_any_request_good_none_is_advised(judged):
     none = judged.table.assign(good=0, low=0.0, high=0.0, good_output_tokens=0)
     best = judged.best.assign(margin=0.0, low=0.0, high=0.0)
-    advice = Bounds(judged.swept, none, best).at(1000, 25, 1)
+    advice = Bounds(judged.swept, none, best, judged.costs).at(1000, 25, 1)
     assert advice.configuration is None and advice.within_noise and not advice.changes_if
     assert {option.gpu_hours_per_1000_good for option in advice.options.values()} == {None}
 
@@ -188,7 +206,7 @@ def test_what_cannot_be_advised_is_one_line(judged, checkout, capsys, options, s
 
 
 def test_without_tables_of_bounds_the_command_says_how_to_make_them(judged, checkout, capsys):
-    for swept in (None, replace(judged.swept, bounds=None, best=None)):
+    for swept in (None, replace(judged.swept, bounds=None, best=None, costs=None)):
         if swept:
             swept.write(checkout / "runs")
         assert load_bounds(STUDY, CLUSTER, "runs") is None
@@ -211,12 +229,18 @@ def test_the_study_declares_a_grid_with_its_own_bounds():
 def test_the_page_counts_who_leads_and_its_data_stay_small():
     from kvab.pages import bounds as page
 
-    judged = load_bounds(STUDY, CLUSTER, "book/published")
-    said = page.lead(judged, 1.0)
-    leads = judged.leads.loc[1.0]
-    assert said.startswith(f"Of {len(leads)} pairs of bounds at load 1,")
-    for name, count in leads[leads["margin"] > 0]["best"].value_counts().items():
-        assert f"{judged.swept.arms[name].label} at {count} (" in said
-    assert len(json.dumps(page.explorer(judged).data)) < 400_000
-    assert page.explorer(None) is None and "kvab capacity" in page.provenance(None)
+    every = load_every(STUDY, CLUSTER, "book/published")
+    judged = every[0]
+    for what, leads in ((page.MOST_GOOD, judged.leads),
+                        (page.FEWEST_DOLLARS, judged.cheapest(GOOD_TOKEN))):  # fmt: skip
+        said = page.lead(judged, 1.0, leads, what)
+        leads = leads.loc[1.0]
+        assert said.startswith(f"Of {len(leads)} pairs of bounds at load 1, {what}")
+        for name, count in leads[leads["margin"] > 0]["best"].value_counts().items():
+            assert f"{judged.swept.arms[name].label} at {count} (" in said
+    assert f"{100 * leads['margin'].median():.1f} % less" in said
+    data = page.explorer(every).data
+    assert [of["workload"] for of in data] == ["conversation", "mooncake-synthetic"]
+    assert all(len(json.dumps(of)) < 400_000 for of in data)
+    assert page.explorer([]) is None and "kvab capacity" in page.provenance(None)
     assert "Dollars assume 3 an hour for each GPU" in page.provenance(judged)

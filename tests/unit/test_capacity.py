@@ -135,7 +135,8 @@ def small_sweep(checkout):
     for ablation in ("agg-kv-router", "disagg-round-robin"):
         content["configurations"].pop(ablation)
     splits = [{"prefill": 4, "decode": 4}, {"prefill": 6, "decode": 2}]
-    content["capacity"].update(loads=[1, 4], splits=splits, repeats=2)
+    content["capacity"].update(loads=[1, 4], splits=splits, tensor_parallel=[4], layout_loads=[1],
+                               repeats=2)  # fmt: skip
     (checkout / STUDY).write_text(yaml.safe_dump(content))
     return checkout
 
@@ -151,7 +152,7 @@ def started(folder, trace):
 
 def test_a_sweep_stopped_goes_on_where_it_was(small_sweep, small_trace):
     pytest.importorskip("aisimulate", reason="the simulator (extra `simulate`) is not installed")
-    folder, cells = small_sweep / "runs", 9  # eight of load under two clocks, one of split
+    folder, cells = small_sweep / "runs", 10  # eight of load under two clocks, two of layouts
     first = started(folder, small_trace)
     until = time.monotonic() + 120
     while not (done := [*folder.glob("**/[!.]*/run.json")]) and time.monotonic() < until:
@@ -173,12 +174,18 @@ def test_a_sweep_stopped_goes_on_where_it_was(small_sweep, small_trace):
 
     swept = load_sweep(STUDY, "simulated-h200", folder)
     assert swept.own
-    assert (len(swept.load_cells), [*swept.split_cells]) == (4, ["4P4D", "6P2D"])
+    assert len(swept.load_cells) == 4
+    assert {key: [*cells] for key, cells in swept.layout_cells.items()} == {
+        ("disagg-kv-router", 1): ["4P4D", "6P2D"], ("agg-round-robin", 1): ["TP4"],
+    }  # fmt: skip
+    assert swept.layout_cells["agg-round-robin", 1]["TP4"].workers == {"aggregated": 4}
     repeats = [cell for cell in swept.summary.cells if cell.repeat == 2]
     assert len({(cell.configuration, cell.bursts) for cell in repeats}) == 4
     assert {*swept.repeated["repeat"]} == {1, 2}
-    assert not capacity.repeats_table(swept).frame.isna().any(axis=None)
-    assert swept.deployed == "6P2D"
+    assert "Replayed in other orders" in capacity.loads(swept)
+    assert swept.deployed("disagg-kv-router", 1) == "6P2D"
+    assert swept.deployed("agg-round-robin", 1) is None
+    assert not capacity.layouts_table(swept).frame.drop(columns="at 1x").isna().any(axis=None)
     assert swept.changes == ["it replayed another trace than the study's"]
     normal = runs.read_run(folder / "qwen3-32b/simulated-h200/agg-round-robin/r1")
     assert normal.manifest.depends_on.get("arrival speed") is None
@@ -289,16 +296,53 @@ def test_what_is_said_of_loads_is_said_of_the_clock_that_they_were_measured_unde
 
 
 def test_the_interval_of_a_split_stays_within_0_and_100_percent(published):
-    splits = published.curves.splits
+    splits = published.layouts("disagg-kv-router", 1)
     assert (splits["low"] > 0).all() and (splits["high"] < 1).all()
     assert (splits["low"] < splits["share"]).all() and (splits["share"] < splits["high"]).all()
+
+
+def test_layouts_are_compared_with_the_deployed_one_at_each_load(published):
+    frame = capacity.layouts_table(published).frame.set_index(["configuration", "layout"])
+    assert [*frame.columns] == ["at 0.5x", "at 1x"]
+    assert len(frame) == 5 + 2 * 2 and not frame.isna().any(axis=None)
+    for load in (0.5, 1.0):
+        rows = published.layouts("agg-kv-router", load)
+        cells = published.layout_cells["agg-kv-router", load]
+        assert published.deployed("agg-kv-router", load) == "TP2"
+        shares = {label: cell.share for label, cell in cells.items()}
+        assert rows["share"].to_dict() == pytest.approx(shares)
+        row = rows.loc["TP4"]
+        assert row["difference"] == pytest.approx(shares["TP4"] - shares["TP2"])
+        assert row["difference_low"] < row["difference"] < row["difference_high"]
+        text = frame.loc[("Aggregated, KV router", "TP4"), f"at {load:g}x"]
+        assert text.startswith(f"{100 * row['share']:.1f} % good, ")
+    assert (rows.loc["TP2", ["difference", "difference_low", "difference_high"]] == 0).all()
+    said = capacity.layouts(published)
+    assert "at 1x: 6P2D keeps 84.4 % good, the deployed layout." in said
+    assert "- 7P1D at 1x: " in said
+
+
+def test_a_trace_without_bursts_has_one_reading():
+    swept = load_sweep(f"{STUDY}#mooncake-synthetic", "simulated-h200", PUBLISHED)
+    assert not swept.bursty and swept.changes == []
+    assert {cell.bursts for cell in swept.summary.cells} == {"at once"}
+    assert {*capacity.loads_table(swept).frame["bursts"]} == {"at once"}
+    short = capacity.second_headline(swept, SimpleNamespace(green=True))
+    for said in (
+        capacity.headline(swept),
+        short,
+        capacity.loads(swept),
+        capacity.load_caption(swept),
+    ):
+        assert "spread" not in said and "other orders" not in said
+    assert "2." in short and " times the load** of the baseline" in short
 
 
 def test_splits_that_serve_alike_are_not_ranked(published):
     assert "keeps most requests good" in capacity.split_caption(published)
     alike = replace(published)
-    splits = published.curves.splits.assign(share=0.9)
-    alike.__dict__["curves"] = replace(published.curves, splits=splits)
+    splits = published.layouts("disagg-kv-router", 1).assign(share=0.9)
+    alike.__dict__["layouts"] = lambda name, load: splits
     assert capacity.split_caption(alike).startswith("No split keeps more requests good than 3P5D")
 
 

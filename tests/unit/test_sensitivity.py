@@ -20,7 +20,6 @@ from kvab.runs.replay import plan_job
 from kvab.runs.sensitivity import (
     AGAIN,
     REUSE,
-    TENSOR,
     TIMES,
     TRANSFER,
     load_sensitivity,
@@ -163,7 +162,7 @@ def replayed(checkout, small_trace):
     content["sensitivity"] = {
         "kv_transfer_gb_per_s": ["free", 50, 5], "frontend_ms_per_1k_tokens": [1],
         "chunk_tokens": [1024, 8192], "time_ratios": [1, 1.3], "reuse": [1, 0],
-        "tensor_parallel": [2, 4], "tensor_loads": [0.5, 1], "again": 2,
+        "again": 2,
     }  # fmt: skip
     (checkout / STUDY).write_text(yaml.safe_dump(content))
     replay_sensitivity(STUDY, CLUSTER, None, small_trace)
@@ -182,10 +181,6 @@ def test_what_is_replayed_is_kept_read_and_said(replayed, checkout, small_trace,
     assert slower[1, 1.3] == pytest.approx(1.3 * slower[1, 1], rel=0.05)
     assert len(replayed.of(AGAIN)) == 4
     assert {*replayed.of(REUSE)["reuse"]} == {0, 1} and len(replayed.of(REUSE)) == 8
-    tensor = replayed.of(TENSOR).set_index(["configuration", "tensor_parallel", "speed"])
-    paces = tensor["itl_ms_mean"]
-    assert len(tensor) == 16 and paces["agg-round-robin", 4, 1] < paces["agg-round-robin", 2, 1]
-    assert paces["disagg-kv-router", 4, 0.5] == paces["disagg-kv-router", 2, 0.5]
     of_none = checkout / "runs/qwen3-32b" / CLUSTER / "capacity/agg-kv-router/reuse0"
     assert runs.read_run(of_none).requests["cached_tokens"].sum() == 0
     assert {*replayed.effects["sweep"]} >= {TRANSFER, TIMES}
@@ -239,13 +234,3 @@ def test_what_routing_gains_with_and_without_reuse_is_said():
     said = sensitivity.reuse(answers)
     assert f"{gain[1]:+.1f} points with all reuse and {gain[0]:+.1f} with 0 % of it" in said
     assert list(sensitivity.reuse_table(answers).frame["share"]) == ["1", "0.5", "0"]
-
-
-def test_larger_workers_are_compared_at_each_load():
-    answers = load_sensitivity(STUDY, CLUSTER, "book/published")
-    frame = sensitivity.tensor_table(answers).frame
-    assert sorted(frame["GPUs a worker"].unique()) == ["2", "4"]
-    assert [name.split(":")[0] for name in frame.columns[2:]] == ["load 0.5x", "load 1x"]
-    cells = answers.of(TENSOR).set_index(["configuration", "tensor_parallel", "speed"])
-    share = cells.loc[("agg-round-robin", 4, 1.0), "good_share"]
-    assert f"{100 * share:.1f} %" in frame.iloc[2, 3]
