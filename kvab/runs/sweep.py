@@ -113,16 +113,16 @@ def plan_cells(scope: Scope) -> list[Planned]:
         for load in swept.loads
         for spread in (False, True)[: 1 + scope.bursty]
     ]
-    layouts = [(study.comparison, split, None, split.label) for split in swept.splits]
+    layouts = [(study.comparison, Variant(split=split), split.label) for split in swept.splits]
     layouts += [
-        (name, None, gpus, f"TP{gpus}")
+        (name, Variant(tensor_parallel=gpus), f"TP{gpus}")
         for name, arm in study.configurations.items()
         for gpus in swept.tensor_parallel
         if arm.factors.split == "aggregated"
     ]
     for load in swept.layout_loads:
-        for name, split, gpus, label in layouts:
-            job = scope.job(name, Variant(speed=load, split=split, tensor_parallel=gpus))
+        for name, variant, label in layouts:
+            job = scope.job(name, replace(variant, speed=load))
             deployed = scope.job(name, Variant(speed=load))
             cells.append((deployed if job.topology == deployed.topology else job, label))
     return cells
