@@ -49,10 +49,10 @@ class Display:
             self.last, self.last_s = note, passed_s
 
 
-def progress_bar(unit: str, clock: ProgressColumn, quiet: bool = False) -> Progress:
+def progress_bar(unit: str, clock: ProgressColumn) -> Progress:
     """Return a bar on standard error: how many of all, in which unit, and a clock."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)
-    return Progress(*columns, clock, console=Console(stderr=True), disable=quiet)
+    return Progress(*columns, clock, console=Console(stderr=True))
 
 
 VALUE = r"""(?:'[^'\n]*'|"(?:[^"\\\n]|\\.)*"|[^\s"',\]}\\]+)"""

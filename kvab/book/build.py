@@ -28,12 +28,12 @@ from kvab.console import counted, plain, progress_bar
 from kvab.declarations import digest
 from kvab.errors import DependencyError, GateError, InputError
 from kvab.pages.bounds import PLOTLY
-from kvab.pages.clusters import load_clusters
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import Gate, gate
 from kvab.pages.index import short_answer, social_card
 from kvab.pages.model_check import load_check
 from kvab.pages.outcome import headline
+from kvab.pages.reproduce import load_clusters
 from kvab.pages.workloads import load_workloads
 from kvab.runs import folder as runs
 from kvab.runs.hardware import load_hardware

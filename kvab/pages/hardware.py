@@ -41,7 +41,6 @@ BASELINE, COMPARISON = "the baseline", "the comparison"
 OUTPUT, TTFT, ITL = "output_tokens_per_s", "ttft_ms", "itl_ms"
 ROUTING = {"round_robin": STYLES["baseline"], "kv": ABLATIONS[0]}
 QUICK_MS = 1000  # measured mean TTFT below which a cluster is not saturated
-QUEUE_RATIO = 2  # simulated over measured mean TTFT that speaks of a queue the hardware lacked
 
 
 def _source(held: Held, runs: bool = True) -> str:
@@ -86,7 +85,7 @@ def _ladder(held: Held) -> tuple[str, dict[str, str]] | None:
     return None
 
 
-@drawn("hardware-ladder", lambda held: held.cells, source=_source)
+@drawn("hardware-ladder", lambda held: held.rows, source=_source)
 def ladder_figure(held: Held) -> Drawing:
     """Every metric by request rate: what was measured as points, what was simulated as a line."""
     if (found := _ladder(held)) is None:
@@ -122,11 +121,10 @@ def ladder_figure(held: Held) -> Drawing:
     return figure, caption, "Six panels by request rate: output, TTFT and ITL of two routers."
 
 
-def _gains(held: Held, cell: str = LADDER) -> tuple[list[float], float]:
+def _gains(held: Held) -> tuple[list[float], float]:
     """Return what KV routing brings over round-robin in output: measured, and simulated."""
     name, routers = _ladder(held) or ("", {})
-    rows = _of(held, OUTPUT, scenario=name)
-    of = rows[rows["cell"] == cell].set_index("arm")
+    of = _of(held, OUTPUT, scenario=name, cell=LADDER).set_index("arm")
     kv, base = (of.loc[routers[router]] for router in ("kv", "round_robin"))
     measured = [k / b - 1 for k, b in zip(kv["measured"], base["measured"], strict=True)]
     return measured, kv["simulated"] / base["simulated"] - 1
@@ -148,50 +146,10 @@ def routing(held: Held) -> str:
     )
 
 
-@unless_missing(None)
-def routing_table(held: Held) -> Table | None:
-    """Return what KV routing brings at each rate."""
-    if (found := _ladder(held)) is None:
-        return None
-    lines = []
-    for cell in held.scenarios[found[0]].workload.cells:
-        measured, simulated = _gains(held, cell)
-        lines.append(
-            {"requests/s": "all, mean" if cell == LADDER else cell}
-            | {
-                f"measured ({n})": f"{signed(100 * gain, 0)} %"
-                for n, gain in enumerate(measured, 1)
-            }
-            | {"simulated": f"{signed(100 * simulated, 0)} %"}
-        )
-    return Table(pd.DataFrame(lines), "Output of KV routing over round-robin's.", ("requests/s",))
-
-
 def _unsaturated(held: Held, arm: str) -> pd.Series:
     """Return ratios of the mean TTFT of an arm where the measured one is small."""
     rows = _of(held, "ttft_ms_mean", arm=arm)
     return rows["ratio"][rows["measured"].str[0] < QUICK_MS]
-
-
-@unless_missing("")
-def failures(held: Held) -> str:
-    """Return where the simulation of the ladder is wrong, beside its gain."""
-    if (found := _ladder(held)) is None:
-        return ""
-    lines, name = [], found[0]
-    for router, arm in found[1].items():
-        label, early = held.scenarios[name].arms[arm].label, _unsaturated(held, arm)
-        rows = _of(held, "ttft_ms_mean", scenario=name, arm=arm)
-        if router == "round_robin" and early.median() < 1:
-            lines.append(f"Below saturation the simulated mean TTFT of {label} is too short: "
-                         f"{_range(early)} of the measured.")  # fmt: skip
-        queued = rows["cell"][rows["ratio"] > QUEUE_RATIO]
-        if len(queued):
-            lines.append(f"At {', '.join(queued)} requests/s the simulated mean TTFT of {label} "
-                         f"is more than {QUEUE_RATIO} and up to {number(rows['ratio'].max(), 0)} "
-                         "times the measured, as with queues that the hardware did not have."
-                         )  # fmt: skip
-    return "\n".join(f"- {line}" for line in lines)
 
 
 # --- idle prefill, and the disaggregated grid ----------------------------------------------------
@@ -265,42 +223,7 @@ def grid_figure(held: Held) -> Drawing:
     )
 
 
-@unless_missing(None)
-def grid_table(held: Held) -> Table | None:
-    """Return every cell of the disaggregated grid, with each KV transfer."""
-    if (grid := _grid(held)).empty:
-        return None
-    scenario = held.scenarios[grid["scenario"].iloc[0]]
-    lines = []
-    for (tokens, users), cell in grid.groupby(["input_tokens", "users"]):
-        line = {"input, users": f"{tokens:,}, {users}"}
-        for metric, of in cell.groupby("metric", sort=False):
-            numbers = [of["measured"].iloc[0][0], *of["simulated"]]
-            line[METRICS[str(metric)]] = "\n".join(map(number, numbers))
-        lines.append(line)
-    order = ", then ".join(["measured", *(arm.label for arm in scenario.arms.values())])
-    return Table(pd.DataFrame(lines), f"Each cell: {order}.", ("input, users",))
-
-
 # --- what it means -------------------------------------------------------------------------------
-
-
-@unless_missing(None)
-def ratios_table(held: Held) -> Table:
-    """Return median and range of the ratios of every cluster and metric."""
-    lines = []
-    for (name, arm, metric), of in held.rows.groupby(["scenario", "arm", "metric"], sort=False):
-        scenario = held.scenarios[str(name)]
-        floor = held.summary(str(name))[str(metric)]["noise_floor"]
-        lines.append({"scenario": scenario.title, "cluster": scenario.arms[str(arm)].label,
-                      "metric": METRICS[str(metric)], "figures": len(of),
-                      "median (range)": _range(of["ratio"]), "noise floor": percent(floor)}
-                     )  # fmt: skip
-    caption = (
-        "Simulated over measured. Noise floor: by how much the larger of two published figures "
-        "exceeds the smaller, at the median; a dash where only one is published."
-    )
-    return Table(pd.DataFrame(lines), caption, ("scenario", "cluster", "metric"))
 
 
 class Error(NamedTuple):

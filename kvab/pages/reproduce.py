@@ -1,19 +1,28 @@
-"""The page on reproduction: how to make runs, whether they agree, how the set-ups differ.
+"""The page on reproduction: how to make runs, what each cluster gains, whether they agree.
 
-Input: the clusters. Output: tables and sentences, in the order of the page.
+Input: a folder of runs and the published ones. Output: one object that a notebook loads, and its
+tables and sentences, in the order of the page. Clusters are compared, never pooled.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
 import pandas as pd
 
-from kvab.console import counted, plain
-from kvab.pages.clusters import Clusters
-from kvab.pages.evidence import Evidence
+from kvab.cache import remember, source_digest
+from kvab.console import counted, interval, number, plain
+from kvab.declarations import digest
+from kvab.errors import InputError
+from kvab.pages.evidence import Evidence, load_evidence, load_published
+from kvab.pages.gate import WITHHELD, Gate, gate
+from kvab.pages.outcome import both_shares
 from kvab.pages.printed import size, with_ends
 from kvab.pages.tables import Table
-from kvab.requests.metrics import METRICS
-from kvab.study import PUBLISHED, root
+from kvab.requests.metrics import LATENCIES, METRICS
+from kvab.study import PUBLISHED, Study, load_study, root
 
 PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
 RULE = (
@@ -21,6 +30,127 @@ RULE = (
     "yours minus {known}. Agree: the whole {level} workload interval of the gap lies within ± the "
     "margin. Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
 )
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Every cluster that has runs of both configurations.
+
+    Attributes
+    ----------
+    reference : Evidence
+        The published runs that the others are compared with; where a study has none, those of its
+        first cluster.
+    known : str
+        What pages call the reference: ``published``, or the cluster's name.
+    places : dict of str to Evidence
+        The clusters by the name that pages give them: the reader's, then the published.
+    left_out : dict of str to str
+        The clusters whose runs cannot be read or compared, each with why and the remedy.
+    """
+
+    reference: Evidence
+    known: str
+    places: dict[str, Evidence]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def others(self) -> dict[str, Evidence]:
+        """The clusters whose runs are not those of the reference."""
+        key = self.reference.key
+        return {name: evidence for name, evidence in self.places.items() if evidence.key != key}
+
+    @cached_property
+    def gates(self) -> dict[str, Gate]:
+        """The validity gate of each cluster, by its name."""
+        return {name: gate(evidence) for name, evidence in self.places.items()}
+
+    @cached_property
+    def verdicts(self) -> dict[str, str]:
+        """The verdict on each cluster's good share, by its name; withheld where its gate is red."""
+        return {
+            name: evidence.comparison.good.verdict if self.gates[name].green else WITHHELD
+            for name, evidence in self.places.items()
+        }
+
+    @cached_property
+    def agreements(self) -> dict[str, pd.DataFrame | str]:
+        """`kvab.stats.robustness.agreement` of each other cluster, or why there can be none.
+
+        Where a gate is red, the cluster's or the reference's, every verdict is withheld.
+        """
+        agreements = {name: self._agreement(evidence) for name, evidence in self.others.items()}
+        sound = gate(self.reference).green
+        for name, table in agreements.items():
+            if isinstance(table, pd.DataFrame) and not (sound and self.gates[name].green):
+                agreements[name] = table.assign(verdict=WITHHELD)
+        return agreements
+
+    def _agreement(self, evidence: Evidence) -> pd.DataFrame | str:
+        from kvab.stats.robustness import agreement
+
+        study = self.reference.study
+
+        def compute() -> pd.DataFrame:
+            published, yours = (
+                (runs.tables(study.baseline), runs.tables(study.comparison))
+                for runs in (self.reference, evidence)
+            )
+            settings = study.statistics.model_dump()
+            return agreement(published, yours, study.slo, study.margins, **settings)
+
+        key = digest([self.reference.key, evidence.key, source_digest()])
+        try:
+            return remember(key, "agreement", compute)
+        except InputError as error:
+            return str(error)
+
+
+def load_clusters(
+    study: str | Path | Study, folder: str | Path, published: str | Path = "book/published"
+) -> Clusters:
+    """Return every cluster with runs of both configurations, in a folder and published.
+
+    Raises
+    ------
+    InputError
+        If there is none, or a run is damaged.
+    """
+    study = load_study(study)
+    own, left_out = _read(study, folder)
+    if (root() / folder).resolve() != (root() / published).resolve():
+        known = {evidence.key for evidence in own.values()}
+        public, more = _read(study, published)
+        left_out |= {f"{name} (published)": why for name, why in more.items()}
+        own |= {f"{name} (published)": evidence for name, evidence in public.items()
+                if evidence.key not in known}  # fmt: skip
+    try:
+        return Clusters(load_published(study, published), "published", own, left_out)
+    except InputError:  # a study of one's own has nothing published yet
+        if not own:
+            raise
+        first = next(iter(own))
+        return Clusters(own[first], first, own, left_out)
+
+
+def _read(study: Study, folder: str | Path) -> tuple[dict[str, Evidence], dict[str, str]]:
+    """Return the clusters with runs of both configurations, and why others are left out."""
+    both = {study.baseline, study.comparison}
+    clusters, left_out = {}, {}
+    for path in sorted((root() / folder / study.name).glob("*/")):
+        if not any(path.glob(f"{study.baseline}/r*/run.json")):
+            continue
+        try:
+            evidence = load_evidence(study, path.name, folder)
+            # Gate and comparison are wanted of every cluster, and kept.
+            if both <= evidence.runs.keys() and gate(evidence) and evidence.comparison:
+                clusters[path.name] = evidence
+        except InputError as error:
+            left_out[path.name] = (
+                f"{path}: left out of the book, for its runs cannot be compared; move the folder "
+                f"away, or replay or import it again ({error})"
+            )
+    return clusters, left_out
 
 
 def commands(clusters: Clusters) -> str:
@@ -41,6 +171,42 @@ def commands(clusters: Clusters) -> str:
         f"kvab run{options} --configuration {study.comparison}\n"
         f"kvab compare runs/{study.name}/{cluster}/{both}/r1\n"
         "```"
+    )
+
+
+def overview_table(clusters: Clusters) -> Table:
+    """Return what the comparison gains on each cluster."""
+    lines = []
+    for name, evidence in clusters.places.items():
+        metrics = evidence.comparison.metrics
+        good = metrics["good_share"].mean
+        before, after, points = both_shares(good)
+        line = {
+            "cluster": f"{name}\n({evidence.manifest.kind})",
+            "verdict": clusters.verdicts[name],
+            "requests": f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
+            "good": f"{before} % → {after} %",
+            "difference [points]": f"{points}\n"
+            f"({interval(good.difference.low, good.difference.high, 100)})",
+        }
+        for key in LATENCIES:
+            ratio = metrics[key].mean.ratio
+            ends = f"{number(ratio.low, 2)} to {number(ratio.high, 2)}"
+            line[f"{METRICS[key].short} ratio"] = f"{number(ratio.value, 2)}\n({ends})"
+        lines.append(line)
+    return Table(pd.DataFrame(lines), overview_caption(clusters), ("cluster", "verdict"))
+
+
+def overview_caption(clusters: Clusters) -> str:
+    """Return on how many clusters the comparison is better, and what the table holds."""
+    verdicts = list(clusters.verdicts.values())
+    withheld = verdicts.count(WITHHELD)
+    red = f" (withheld on {withheld}, whose gate is red)" if withheld else ""
+    return (
+        f"The comparison's good share is better on {verdicts.count('better')} of "
+        f"{counted(len(verdicts), 'cluster')}{red}. Requests × repeats, good share and its "
+        "verdict, ratios of the mean latencies, comparison over baseline; in brackets "
+        f"{clusters.reference.study.statistics.percent} workload intervals."
     )
 
 
@@ -115,3 +281,28 @@ def _setup(evidence: Evidence) -> dict[str, str]:
         "study version": str(manifest.study_version),
         **manifest.versions,
     }
+
+
+def learned(clusters: Clusters) -> str:
+    """Return for each cluster where it agrees with the published runs and where it differs."""
+    from kvab.stats.robustness import AGREE, DIFFER  # imports slowly, as all statistics do
+
+    lines = []
+    for cluster, agreement in clusters.agreements.items():
+        name = plain(cluster)
+        if isinstance(agreement, str):
+            lines.append(f"- **{name}** cannot be compared: {plain(agreement)}.")
+            continue
+        verdicts = agreement["verdict"]
+        if (verdicts == WITHHELD).all():
+            lines.append(f"- **{name}**: {WITHHELD}, so nothing is said of agreement.")
+            continue
+        clauses = []
+        for verdict, verb in ((AGREE, "agrees"), (DIFFER, "differs")):
+            metrics = [METRICS[key].label.lower() for key in agreement.index[verdicts == verdict]]
+            clauses += [f"{verb} on {' and '.join(metrics)}"] if metrics else []
+        rest = len(agreement) - sum(verdicts.isin([AGREE, DIFFER]))
+        clauses += [f"cannot tell on {rest} of {counted(len(agreement), 'metric')}"] if rest else []
+        rows = counted(agreement["rows"].iloc[0], "row")
+        lines.append(f"- **{name}**, {rows}: {', '.join(clauses)}.")
+    return "\n".join(lines) or "Nothing yet: add a cluster of your own."

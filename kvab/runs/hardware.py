@@ -101,7 +101,7 @@ class Task:
             raise
 
 
-def simulate_missing(tasks: Sequence[Task], quiet: bool = False) -> None:
+def simulate_missing(tasks: Sequence[Task]) -> None:
     """Simulate the tasks that no file of this simulator's version is of, side by side.
 
     Raises
@@ -124,7 +124,7 @@ def simulate_missing(tasks: Sequence[Task], quiet: bool = False) -> None:
     for task in missing:
         task.check()
     if missing:
-        side_by_side(sorted(missing, key=lambda task: -task.rows), _simulate, quiet)
+        side_by_side(sorted(missing, key=lambda task: -task.rows), _simulate)
 
 
 def _simulate(task: Task, on_progress: Progress) -> None:
@@ -251,10 +251,10 @@ def _tasks(scenarios: Sequence[Scenario], runs: Path) -> list[Task]:
     return [Task(scenario, arm, runs) for scenario in scenarios for arm in scenario.arms]
 
 
-def hold(scenarios: Sequence[Scenario], runs: Path, quiet: bool = False) -> Held:
+def hold(scenarios: Sequence[Scenario], runs: Path) -> Held:
     """Simulate what is missing of scenarios, and return it beside what was measured."""
     tasks = _tasks(scenarios, runs)
-    simulate_missing(tasks, quiet)
+    simulate_missing(tasks)
     held = _held(tasks)
     assert held is not None
     return held

@@ -76,9 +76,7 @@ def replay_study(
     return replayed.path
 
 
-def replay_all(
-    jobs: list[Job], *, on: str | None = None, quiet: bool = False, take_over: bool = False
-) -> None:
+def replay_all(jobs: list[Job], *, on: str | None = None, take_over: bool = False) -> None:
     """Replay jobs side by side, one a core, under one progress bar in requests.
 
     Only the simulator runs side by side: for other kinds see `replay_in_turn`. ``on`` names a
@@ -100,12 +98,10 @@ def replay_all(
     if jobs[0].cluster.kind != "simulated":
         replay_in_turn(jobs, take_over)
         return
-    side_by_side(jobs, _replay_run, quiet)
+    side_by_side(jobs, _replay_run)
 
 
-def side_by_side(
-    jobs: Sequence[Work], replay: Callable[[Work, Progress], Result], quiet: bool = False
-) -> list[Result]:
+def side_by_side(jobs: Sequence[Work], replay: Callable[[Work, Progress], Result]) -> list[Result]:
     """Return what the replays of jobs, which have ``rows``, return: one a core, under one bar.
 
     Raises
@@ -120,7 +116,7 @@ def side_by_side(
     pool = ProcessPoolExecutor(min(len(jobs), len(os.sched_getaffinity(0))), context)
     try:
         pending = [pool.submit(_carry_out, replay, n, job) for n, job in enumerate(jobs)]
-        return _follow(jobs, pending, quiet)
+        return _follow(jobs, pending)
     except BrokenProcessPool:
         raise DependencyError(
             "a replay's process died (out of memory?); run the same command again: "
@@ -134,9 +130,9 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
 
 
-def _follow(jobs: Sequence[Work], pending: list[Future[Result]], quiet: bool) -> list[Result]:
+def _follow(jobs: Sequence[Work], pending: list[Future[Result]]) -> list[Result]:
     """Show how many requests are done until every replay has ended; return what each returned."""
-    with progress_bar("requests, left", TimeRemainingColumn(), quiet) as bar:
+    with progress_bar("requests, left", TimeRemainingColumn()) as bar:
         total = bar.add_task(counted(len(jobs), "replay"), total=sum(job.rows for job in jobs))
         done = dict.fromkeys(range(len(jobs)), 0)
         while not all(future.done() for future in pending):

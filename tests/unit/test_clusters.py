@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from kvab.errors import InputError
-from kvab.pages import clusters, reproduce
-from kvab.pages.clusters import WITHHELD, load_clusters
+from kvab.pages import reproduce
 from kvab.pages.evidence import load_evidence
+from kvab.pages.reproduce import WITHHELD, load_clusters
 from kvab.runs import folder as runs
 from kvab.stats.robustness import AGREE, DIFFER, UNKNOWN
 from kvab.study import root
@@ -47,7 +47,7 @@ def test_a_cluster_with_a_red_gate_agrees_with_nothing(doctored, sound):
     assert found.verdicts["live-cpu"] == WITHHELD
     assert found.verdicts["live-cpu (published)"] != WITHHELD
     assert set(found.agreements["live-cpu"]["verdict"]) == {WITHHELD}
-    said = clusters.learned(found) + clusters.forest_caption(found)
+    said = reproduce.learned(found) + reproduce.overview_table(found).caption
     assert "withheld" in said and "withheld on 1" in said
     assert not [word for word in ("agrees", "differs", UNKNOWN) if word in said]
     shown = reproduce.agreement_table(found).frame["verdict"].tolist()

@@ -17,10 +17,10 @@ from kvab.book import build
 from kvab.console import plain
 from kvab.errors import InputError
 from kvab.pages import attribution, index, outcome, robustness, theme
-from kvab.pages.clusters import WITHHELD, load_clusters
 from kvab.pages.evidence import load_evidence
 from kvab.pages.gate import gate
 from kvab.pages.outcome import NO_VERDICT, RED, VERDICTS
+from kvab.pages.reproduce import WITHHELD, load_clusters
 from kvab.runs import folder as runs
 from kvab.study import root
 

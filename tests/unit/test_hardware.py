@@ -144,7 +144,7 @@ def test_what_the_simulator_does_not_know_is_named(folder, tmp_path, old, new, l
     text = (folder / "scenario.yaml").read_text().replace(old, new)
     (folder / "scenario.yaml").write_text(text)
     with pytest.raises(InputError) as error:
-        hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
+        hold([read_scenario(folder)], tmp_path / "runs")
     assert (error.value.path, error.value.line) == (folder / "scenario.yaml", line)
     assert new in str(error.value)
 
@@ -210,7 +210,7 @@ def test_a_scenario_from_elsewhere_is_simulated_once(folder, tmp_path, capsys, m
 
 def test_stages_are_told_apart_and_must_drain(folder, tmp_path):
     staged(folder)
-    held = hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
+    held = hold([read_scenario(folder)], tmp_path / "runs")
     simulated = held.cells.set_index(["cell", "metric"])["simulated"]
     assert {cell for cell, _ in simulated.index} == {"3", LADDER}
     assert simulated["3", "ttft_ms_p50"] <= simulated["3", "ttft_ms_p90"] < 1000
@@ -221,7 +221,7 @@ def test_stages_are_told_apart_and_must_drain(folder, tmp_path):
     )
     (folder / "scenario.yaml").write_text(text)
     with pytest.raises(InputError, match="s or more, got") as error:
-        hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
+        hold([read_scenario(folder)], tmp_path / "runs")
     assert error.value.key == "workload.drain_s" and error.value.line
 
 
@@ -256,9 +256,9 @@ def published(tmp_path_factory):
 def test_the_page_says_where_the_simulator_fails_and_whom_that_favours(published):
     assert "understates KV routing" in page.routing(published)
     assert "+120 % and +103 % measured" in page.routing(published)
-    said = page.failures(published)
-    assert "is too short" in said and "queues that the hardware did not have" in said
-    favours = page.meaning_table(published).frame.set_index("error of")["favours"]
+    errors = page.meaning_table(published).frame.set_index("error of")
+    favours = errors["favours"]
+    assert "0.60 (0.47 to 0.84)" == errors.loc["TTFT below saturation behind round-robin"].iloc[1]
     assert favours["TTFT of disaggregated workers with one user"] == "the comparison"
     assert favours["ITL of disaggregated workers"] == "the baseline"
     assert favours["output that KV routing gains"] == "the baseline"
@@ -275,8 +275,7 @@ def test_a_figure_that_two_simulations_share_counts_once(published):
 def test_the_figures_are_drawn_and_the_tables_whole(published):
     for panel in (page.ladder_figure(published), page.grid_figure(published)):
         assert panel.svg and panel.alt and panel.csv
-    tables = (page.routing_table, page.idle_table, page.grid_table, page.ratios_table)
-    for table in (made(published).frame for made in tables):
+    for table in (page.idle_table(published).frame, page.meaning_table(published).frame):
         assert len(table) and not table.isin(["nan", "NaN"]).any(axis=None)
     assert page.effects_table(published).frame["verdict"].iloc[0] == "against"
     assert {effect.what for effect in load_effects()} == {"KV routing", "disaggregation"}
@@ -299,10 +298,9 @@ def test_without_a_scenario_pages_say_so(folder, tmp_path):
     for shown in (page.provenance, page.lesson):
         assert "et: hold" in shown(None) or "kvab hardware" in shown(None)
     assert page.band(None) == "" and page.ladder_figure(None) is None
-    alone = hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
-    assert page.routing(alone) == page.failures(alone) == ""
-    assert page.routing_table(alone) is None and not page.ladder_figure(alone).svg
-    assert not page.grid_figure(alone).svg and page.grid_table(alone) is None
+    alone = hold([read_scenario(folder)], tmp_path / "runs")
+    assert page.routing(alone) == ""
+    assert not page.ladder_figure(alone).svg and not page.grid_figure(alone).svg
     assert page.meaning_table(alone).frame.empty and page.idle_table(alone).frame.empty
     assert "output" not in page.band(alone) and "TTFT" in page.band(alone)
 
@@ -318,11 +316,11 @@ def test_what_is_published_is_read_without_the_simulator(tmp_path, monkeypatch, 
 
 
 def test_what_another_simulator_simulated_is_simulated_again(folder, tmp_path):
-    hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
+    hold([read_scenario(folder)], tmp_path / "runs")
     (path,) = (tmp_path / "runs/hardware").iterdir()
     kept = json.loads(path.read_text())
     path.write_text(json.dumps(kept | {"versions": kept["versions"] | {"aisimulate": "0.1"}}))
-    hold([read_scenario(folder)], tmp_path / "runs", quiet=True)
+    hold([read_scenario(folder)], tmp_path / "runs")
     assert json.loads(path.read_text()) == kept
 
 
@@ -332,7 +330,7 @@ def test_publishing_copies_what_is_declared_and_removes_the_rest(checkout):
     (published / "hardware/old.json").write_text("{}")
     hardware.publish_hardware(checkout / "runs", published)
     assert [path.name for path in published.glob("hardware/*")] == ["old.json"]  # nothing simulated
-    hold(load_scenarios("idle-prefill-qwen3-32b"), checkout / "runs", quiet=True)
+    hold(load_scenarios("idle-prefill-qwen3-32b"), checkout / "runs")
     hardware.publish_hardware(checkout / "runs", published)
     names = {path.name for path in published.glob("hardware/*")}
     assert names == {path.name for path in (checkout / "runs/hardware").iterdir()}

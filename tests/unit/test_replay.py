@@ -147,7 +147,7 @@ def test_replays_side_by_side_leave_whole_runs(small_trace, tmp_path):
     jobs = [
         job(small_trace, tmp_path, name, rows=20) for name in ("agg-kv-router", "agg-round-robin")
     ]
-    replay_missing.replay_all(jobs, quiet=True)
+    replay_missing.replay_all(jobs)
     assert [runs.read_run(each.path).manifest.counts.received for each in jobs] == [20, 20]
 
 
@@ -156,8 +156,8 @@ def test_a_shorter_run_moves_the_longer_aside_and_it_comes_back(small_trace, tmp
         job(small_trace, tmp_path, "agg-kv-router"),
         job(small_trace, tmp_path, "agg-kv-router", rows=10),
     )
-    replay_missing.replay_all([whole], quiet=True)
-    replay_missing.replay_all([part], quiet=True)
+    replay_missing.replay_all([whole])
+    replay_missing.replay_all([part])
     assert len(runs.read_run(part.path).requests) == 10
     assert [run.state for run in replay_missing.plan([whole])] == ["complete"]
     assert len(runs.read_run(whole.path).requests) == 40
