@@ -30,11 +30,10 @@ from kvab.requests.archives import folder_of
 from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
 from kvab.runs import twins
-from kvab.runs.folder import RunManifest
+from kvab.runs.folder import RunManifest, workload_path
 from kvab.runs.hardware import publish_hardware
 from kvab.runs.hours import MadeHours
 from kvab.runs.sensitivity import Answers
-from kvab.runs.summaries import workload_path
 from kvab.runs.sweep import Sweep
 from kvab.study import FRAGMENT, WITH, Study, load_study, root
 from kvab.study.manifests import DEPLOY, PERF

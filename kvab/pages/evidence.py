@@ -24,10 +24,8 @@ from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
 from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
-from kvab.runs import summaries
-from kvab.runs.folder import Run, RunManifest
+from kvab.runs.folder import Run, RunManifest, Workload, load_workload
 from kvab.runs.sources import NOT_STREAMED
-from kvab.runs.summaries import Workload, load_workload
 from kvab.study import Arm, Study, load_study, root
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import Topology, read_topology
@@ -245,13 +243,21 @@ class Evidence:
 
     @cached_property
     def minutes(self) -> pd.DataFrame:
-        """Good share and median TTFT by minute, see `kvab.runs.summaries.minutes`."""
-        return summaries.minutes(self.requests)
+        """Good share (of 1) and median TTFT by configuration and arrival minute, repeats pooled."""
+        minute = (self.requests["arrival_ms"] // 60_000).astype(int).rename("minute")
+        grouped = self.requests.groupby(["configuration", minute])
+        return grouped.agg(good=("good", "mean"), ttft_ms=("ttft_ms", "median"))
 
     @cached_property
     def percentiles(self) -> pd.DataFrame:
-        """Percentiles of each latency, see `kvab.runs.summaries.percentiles`."""
-        return summaries.percentiles(self._all())
+        """Percentiles (0 to 100 by 1/8) of each latency by configuration, repeats pooled."""
+        places = pd.Index(np.linspace(0, 100, 801), name="percentile")
+        parts = {}
+        for name, tables in self._all().items():
+            pooled = pd.concat(tables)
+            columns = {key: metrics.percentile(pooled[key], places.to_numpy()) for key in LATENCIES}
+            parts[name] = pd.DataFrame(columns, places)
+        return pd.concat(parts, names=["configuration"])
 
     @cached_property
     def anatomy(self) -> pd.DataFrame:
@@ -270,7 +276,7 @@ class Evidence:
         rows, slo = [], self.study.slo
         for name, tables in self._all().items():
             rates = [metrics.summarize(table, slo)["good"]["rps"] for table in tables]
-            reuse = [summaries.reuse(run) for run in self.runs[name]]
+            reuse = [run.reuse for run in self.runs[name]]
             row = metrics.summarize(pd.concat(tables), slo) | {"configuration": name}
             row["good"]["rps"] = np.array(rates, float).mean()
             rows.append(row | {"reuse": np.array(reuse, float).mean()})

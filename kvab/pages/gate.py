@@ -27,7 +27,6 @@ from kvab.declarations import digest
 from kvab.pages.evidence import Evidence
 from kvab.requests import metrics
 from kvab.requests.aiperf import SERVER_METRICS
-from kvab.runs import summaries
 from kvab.runs.folder import Run, RunManifest
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import Topology, read_topology
@@ -183,7 +182,7 @@ def _repeat_checks(runs: list[Run]) -> Iterator[Outcome]:
 
 
 def _cache_checks(run: Run, evidence: Evidence) -> Iterator[Outcome]:
-    share, workload = summaries.reuse(run), evidence.workload.table
+    share, workload = run.reuse, evidence.workload.table
     if share is None:
         return  # a disaggregated frontend does not report it, only a KV router counts it
     if run.requests["cached_tokens"].notna().any():
@@ -253,6 +252,6 @@ def _versions(manifest: RunManifest) -> tuple[list[tuple[str, str]], list[str]]:
 
 def _reuse(evidence: Evidence, configuration: str | None) -> float | None:
     """Return the mean share of prompt tokens from cache over the runs that tell it, if any."""
-    shares = [summaries.reuse(run) for run in evidence.runs.get(configuration or "", [])]
+    shares = [run.reuse for run in evidence.runs.get(configuration or "", [])]
     known = [share for share in shares if share is not None]
     return float(np.mean(known)) if known else None

@@ -36,7 +36,6 @@ from kvab.pages.theme import (
 )
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES, METRICS
-from kvab.runs import summaries
 from kvab.runs.twins import CHOSEN, FILE, FITS, NEAR, ORDERS, PAIRS, SENT, TABLE
 from kvab.study import Study, load_study, root
 
@@ -230,7 +229,7 @@ class Check:
         """Share of prompt tokens from cache: indexed by configuration, ``live``, ``simulated``."""
         rows = {
             name: {
-                "live": summaries.reuse(self.live.runs[name][0]),
+                "live": self.live.runs[name][0].reuse,
                 "simulated": metrics.cached_share(self.twin(name)),
             }
             for name in self.live.runs

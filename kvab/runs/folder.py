@@ -3,7 +3,8 @@
 ``runs/<study>/<cluster>/<configuration>/r<repeat>/`` holds ``run.json``, ``requests.parquet``,
 ``artifacts/`` and ``manifests/``. A folder that exists is whole: it is written beside its place
 and renamed in. Beside it lies the lock of the one start that may make it, which is free again when
-its process ends, in whatever way.
+its process ends, in whatever way. In the study's folder lies the workload of each trace, so that a
+book can be built where the trace itself is missing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -21,18 +23,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field, ValidationError
 
-from kvab.cache import write
+from kvab.cache import write, write_beside
 from kvab.declarations import Declared, Json, inside
 from kvab.errors import DependencyError, InputError, KvabError, writing
+from kvab.requests import metrics
 from kvab.requests.table import SCHEMA, check_table
 from kvab.study import Slo, Study
-from kvab.trace.reading import Trace
+from kvab.trace.reading import Trace, describe, reusable_tokens
 
 log = logging.getLogger("kvab")
 SMALL, QUICK = 19, 3  # a tenth smaller, or fifty times as fast
@@ -95,6 +99,15 @@ class Run:
     path: Path
     manifest: RunManifest
     requests: pd.DataFrame
+
+    @property
+    def reuse(self) -> float | None:
+        """Share of prompt tokens from cache: of the requests, else as the router counted."""
+        counted = self.manifest.host.get("router") or {}
+        share = metrics.cached_share(self.requests)
+        if share is None and "cached_prefix_tokens" in counted:
+            return counted["cached_prefix_tokens"] / int(self.requests["input_tokens"].sum())
+        return share
 
 
 def run_fields(
@@ -378,6 +391,69 @@ def find_state(path: Path, depends_on: Json) -> tuple[State, str]:
                 set_aside(path)
             return state(aside.rename(path), depends_on)
     return present
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A trace without its hash ids.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row a trace row: ``row`` int32, ``arrival_ms`` float64 (from 0), ``input_tokens``,
+        ``output_tokens`` and ``reusable_tokens`` int32 (prompt tokens that an earlier row had
+        already brought: what an unlimited cache would reuse).
+    description : dict
+        What ``kvab trace describe --json`` prints.
+    """
+
+    table: pd.DataFrame
+    description: Json
+
+
+def workload_path(folder: Path, sha256: str) -> Path:
+    """Return where a trace's workload lies in a study's folder of runs."""
+    return folder / "workloads" / f"{sha256[:12]}.parquet"
+
+
+def save_workload(trace: Trace, folder: Path) -> Path:
+    """Write the workload of a trace into a study's folder of runs, once, and return its path."""
+    path = workload_path(folder, trace.sha256)
+    if path.exists() and path.with_suffix(".json").exists():
+        return path
+    table = pd.DataFrame(
+        {
+            "row": np.arange(len(trace), dtype="int32"),
+            "arrival_ms": trace.arrival_ms,
+            "input_tokens": trace.input_tokens,
+            "output_tokens": trace.output_tokens,
+            "reusable_tokens": reusable_tokens(trace).astype("int32"),
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(describe(trace), indent=2) + "\n"
+    write_beside(path.with_suffix(".json"), text.encode())
+    write_beside(path, parquet_bytes([table]))
+    return path
+
+
+def load_workload(folder: Path, sha256: str) -> Workload:
+    """Return the workload of the trace with this sha256.
+
+    Raises
+    ------
+    InputError
+        If the study's folder of runs does not hold it.
+    """
+    path = workload_path(folder, sha256)
+    try:
+        description = json.loads(path.with_suffix(".json").read_bytes())
+        return Workload(pd.read_parquet(path), description)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected the workload of the runs, got {error}; "
+            "run `kvab report` where the trace is"
+        ) from None
 
 
 class RunLock:

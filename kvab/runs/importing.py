@@ -23,7 +23,6 @@ from kvab.requests.table import without_cached
 from kvab.runs import folder as runs
 from kvab.runs.replay import plan_job
 from kvab.runs.sources import NOT_STREAMED, SUMMARIZE, SUMMARY_ONLY, Hints, Source, opened
-from kvab.runs.summaries import save_workload
 from kvab.study import Study, load_cluster, root
 from kvab.study.manifests import Configuration, read_configuration
 from kvab.study.topology import read_topology
@@ -79,7 +78,7 @@ def import_runs(
             for number, source in enumerate(sources, repeat)
         ]
         for trace, target, manifest, files, _ in ready:
-            save_workload(trace, folder / study.name)
+            runs.save_workload(trace, folder / study.name)
             runs.write_run(target, manifest, files)
     return [(target, remarks) for _, target, _, _, remarks in ready]
 

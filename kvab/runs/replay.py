@@ -24,8 +24,7 @@ from kvab.console import mask
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
 from kvab.requests.table import not_replayed
 from kvab.runs import folder as runs
-from kvab.runs.folder import RunLock, run_fields
-from kvab.runs.summaries import save_workload
+from kvab.runs.folder import RunLock, run_fields, save_workload
 from kvab.study import Study, check_product, load_cluster, load_study, root
 from kvab.study.topology import check_gpus, declared_topology
 from kvab.study.variants import AS_DECLARED, Variant

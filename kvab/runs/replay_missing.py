@@ -24,7 +24,6 @@ from kvab.console import counted, progress_bar
 from kvab.errors import DependencyError, KvabError
 from kvab.runs import folder as runs
 from kvab.runs.replay import Replay, plan_job
-from kvab.runs.summaries import save_workload
 from kvab.study import Study, load_cluster
 from kvab.trace.reading import Trace
 
@@ -63,7 +62,7 @@ def replay_study(
 ) -> Path:  # fmt: skip
     """Replay every run of the study that does not serve as it is; return where the trace is."""
     replayed = workload(study, cluster, rows, repeats, trace, on)
-    save_workload(replayed, folder / study.name)
+    runs.save_workload(replayed, folder / study.name)
     planned = plan(
         plan_job(study, cluster, name, repeat, rows, replayed, folder)
         for name in study.configurations
