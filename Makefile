@@ -11,7 +11,7 @@ COMPILE := pip compile pyproject.toml --all-extras --universal --python-version 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env venv lint test coverage test-slow test-hostile report book capacity publish check bench faults fuzz audit licences readme lock clean live
+.PHONY: help env venv lint test coverage test-slow test-hostile report book pdf capacity publish check bench faults fuzz audit licences readme lock clean live
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,9 @@ report: env ## replay what is missing and build the whole book; ends with the he
 
 book: env ## build the book from the published runs: no simulator, no trace
 	$(BIN)/kvab report --from book/published
+
+pdf: book ## print the main pages of that book into one PDF, which its first page then links
+	$(BIN)/python .ci/pdf.py book/_build/html
 
 capacity: env ## sweep load and split on the simulated cluster (about ten minutes on two cores)
 	$(BIN)/kvab capacity

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -188,6 +189,32 @@ def test_on_paper_a_page_is_its_title_text_and_figures(book, browser):
     page.close()
     assert [name for name, there in seen.items() if there] == ["h1", "figure .kvab-wide"]
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") < 6
+
+
+def test_on_paper_nothing_is_wider_than_the_page(book, browser):
+    """An A4 page is 688 pixels wide between the margins that kvab.css sets."""
+    page, cut = browser.new_page(viewport={"width": 688, "height": 1000}), []
+    page.emulate_media(media="print")
+    for path in sorted(book[1].parent.glob("*.html")):
+        page.goto(path.as_uri())
+        cut += page.evaluate(
+            "[...document.querySelectorAll('article table, article svg')].filter("
+            "e => e.getBoundingClientRect().right > innerWidth + 1).map("
+            "e => e.outerHTML.slice(0, 80))"
+        )
+    page.close()
+    assert cut == []
+
+
+def test_the_main_pages_are_one_pdf_that_the_first_page_links(book, chromium, tmp_path):
+    folder = tmp_path / "html"
+    shutil.copytree(book[1].parent, folder)
+    for _ in range(2):
+        subprocess.run([sys.executable, ROOT / ".ci" / "pdf.py", folder], check=True)
+    pdf = (folder / "kvab.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and 20 < pdf.count(b"/Type /Page\n") < 40
+    assert (folder / "index.html").read_text().count('href="kvab.pdf"') == 1
+    assert "kvab.pdf" not in book[1].read_text()
 
 
 def test_a_shared_address_shows_the_answer(book, browser):
