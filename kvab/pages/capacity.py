@@ -28,6 +28,7 @@ from kvab.pages.theme import (
 )
 from kvab.runs.sweep import AT_ONCE, SPREAD, Cell, Sweep
 
+CHEAPEST = "The least GPU-hours for each thousand good requests: "
 DARK = "#333333"
 CLOCK = "while the requests of one timestamp arrive at one instant"
 NO_SWEEP = (
@@ -444,7 +445,7 @@ def cost(swept: Sweep) -> str:
             f"{swept.arms[name].label} {number(cell.gpu_hours)} at {cell.load:g}x, where "
             f"{percent(cell.share)} are good"
         )
-    return f"The least GPU-hours for each thousand good requests: {'; '.join(clauses)}."
+    return f"{CHEAPEST}{'; '.join(clauses)}."
 
 
 # --- layouts of the workers -----------------------------------------------------------------
@@ -539,7 +540,8 @@ def layouts_table(swept: Sweep) -> Table | None:
         return None
     caption = (
         "Workers laid out otherwise on the same GPUs. xPyD: x prefill and y decode workers; TPn: n "
-        "GPUs for each aggregated worker, of as many workers as fit. Points: from the deployed "
+        "GPUs for each aggregated worker, of as many workers as fit; disaggregated ones keep "
+        "theirs. Points: from the deployed "
         f"layout, paired, with the {_level(swept)}. TTFT and ITL are means."
     )
     return Table(pd.DataFrame(lines.values()), caption, ("configuration", "layout"))
@@ -559,6 +561,20 @@ def best_layout(swept: Sweep, name: str, load: float) -> str:
     )
 
 
+def best_of_all(swept: Sweep, load: float) -> str:
+    """Return which layout of any configuration serves best at a load, against the comparison."""
+    rows = swept.every_layout(load)
+    name, label = rows["share"].idxmax()
+    row, arms = rows.loc[(name, label)], swept.arms
+    text = f"{arms[name].label} as {label} keeps {percent(row['share'])} good"
+    deployed = swept.deployed(swept.study.comparison, load)
+    if deployed is None or (name, label) == (swept.study.comparison, deployed):
+        return text
+    ends = interval(row["difference_low"], row["difference_high"], 100)
+    points = f"{signed(100 * row['difference'], 1)} points on the comparison's {deployed}"
+    return f"{text}, {points} ({ends})"
+
+
 @unless_missing("")
 def layouts(swept: Sweep) -> str:
     """Return which layout serves best at each load, and what fails on either side of a split."""
@@ -566,6 +582,8 @@ def layouts(swept: Sweep) -> str:
         f"- {swept.arms[name].label} at {load:g}x: {best_layout(swept, name, load)}."
         for name, load in swept.layout_cells
     ]
+    loads = dict.fromkeys(load for _, load in swept.layout_cells)
+    lines += [f"- Of all layouts at {load:g}x, {best_of_all(swept, load)}." for load in loads]
     cells = _split_cells(swept)
     names = [*cells]
     if cells:

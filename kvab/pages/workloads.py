@@ -13,14 +13,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvab.console import number, percent
+from kvab.console import number, percent, plain
 from kvab.errors import InputError
 from kvab.pages.attribution import steps
+from kvab.pages.capacity import (
+    CHEAPEST,
+    best_layout,
+    best_of_all,
+    cost,
+    ends_text,
+    load_text,
+    ratio_text,
+)
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
 from kvab.pages.outcome import headline
-from kvab.pages.printed import comparison_lines
+from kvab.pages.printed import comparison_lines, with_ends
 from kvab.pages.tables import Table
+from kvab.runs.sweep import load_sweep
 from kvab.study import PUBLISHED, Study, load_study, root
 
 SHOWN = {"good_share": "good requests", "ttft_ms": "TTFT mean [ms]", "itl_ms": "ITL mean [ms]"}
@@ -38,11 +48,14 @@ class Workloads:
         Name of the cluster.
     places : dict of str to Evidence
         Those with runs of both main configurations, by their name in study.yaml.
+    folder : path
+        The folder of runs; sweeps that it lacks are the published ones.
     """
 
     study: Study
     cluster: str
     places: dict[str, Evidence]
+    folder: str | Path = PUBLISHED
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
@@ -67,7 +80,19 @@ def load_workloads(
             evidence = load_evidence(of, cluster, folder if own else published)
             if {of.baseline, of.comparison} <= evidence.runs.keys():
                 places[name] = evidence
-    return Workloads(declared, cluster, places)
+    return Workloads(declared, cluster, places, folder)
+
+
+def notice(workloads: Workloads) -> str:
+    """Return the notice on top of the page: where, and every workload that was replayed."""
+    if not workloads.places:
+        return ""
+    traces = [plain(of.manifest.trace.name) + " (GENERATED WORKLOAD)" * of.synthetic
+              for of in workloads.places.values()]  # fmt: skip
+    first = next(iter(workloads.places.values()))
+    title = "Simulated, not measured" if first.simulated else f"On {plain(workloads.cluster)}"
+    what = f"{plain(first.manifest.cluster['description'])}, replaying each by itself"
+    return f":::{{admonition}} {title}\n:class: important\n{what}: {', '.join(traces)}.\n:::"
 
 
 def finding(workloads: Workloads) -> str:
@@ -132,10 +157,61 @@ def table(workloads: Workloads) -> Table:
     return Table(frame, caption, ("what",))
 
 
+def sweeps_table(workloads: Workloads) -> Table | None:
+    """Return what the load sweep of each workload says: loads, layouts, and the least cost."""
+    columns: dict[str, dict[str, str]] = {}
+    for name in workloads.study.workloads:
+        swept = load_sweep(workloads.study.on(name), workloads.cluster, workloads.folder)
+        if swept is None:
+            continue
+        share, ratio = percent(swept.headline, 0), swept.ratios.loc[swept.headline]
+        carried = swept.curves.loads.set_index(["target", "configuration"]).loc[swept.headline]
+        cells = columns[name] = {
+            f"{arm.label}: load that keeps {share} good": load_text(
+                *carried.loc[key, ["low", "high"]]
+            )
+            for key, arm in swept.arms.items()
+        }
+        cells["comparison / baseline"] = f"{ratio_text(ratio)}\n({ends_text(ratio)})"
+        for key, load in swept.layout_cells:
+            label = f"{swept.arms[key].label}: best layout at {load:g}x"
+            cells[label] = best_layout(swept, key, load)
+        for load in dict.fromkeys(load for _, load in swept.layout_cells):
+            cells[f"best of all layouts at {load:g}x"] = best_of_all(swept, load)
+        cells["cheapest good requests"] = cost(swept).removeprefix(CHEAPEST)
+        if swept.changes:
+            cells["does not fit what is declared now"] = "; ".join(swept.changes)
+    if not columns:
+        return None
+    caption = (
+        "The load sweep of each workload, in multiples of its own arrival speed, bursts at once. "
+        f"In brackets {workloads.study.statistics.percent} workload intervals; points are paired."
+    )
+    frame = pd.DataFrame(columns).fillna("not swept").rename_axis("what").reset_index()
+    return Table(frame, caption, ("what",))
+
+
+def _effects(evidence: Evidence) -> str:
+    """Return what routing and split bring to the good share, with intervals where all four ran."""
+    if not gate(evidence).green:
+        return f"{WITHHELD}."
+    if evidence.missing:
+        return f"{steps(evidence)}; these differences have no interval here."
+    table = evidence.attribution.table
+    rows = table[table["metric"] == "good_share"]
+    effects = (
+        f"{row.effect} {with_ends('good_share', row.value, row.ci_low, row.ci_high, gap=' ')}"
+        for row in rows.itertuples()
+    )
+    return (
+        f"{steps(evidence)}. Main effects in points, with their "
+        f"{evidence.study.statistics.percent} workload interval: {', '.join(effects)}."
+    )
+
+
 def lesson(workloads: Workloads) -> str:
     """Return what the factors bring on each workload, and what two workloads cannot show."""
-    lines = [f"- `{name}`. {steps(evidence) if gate(evidence).green else WITHHELD}."
-             for name, evidence in workloads.places.items()]  # fmt: skip
+    lines = [f"- `{name}`. {_effects(evidence)}" for name, evidence in workloads.places.items()]
     if len(lines) > 1:
         lines.append("- Workloads differ in load, lengths and reuse at once: which of these makes "
                      "the difference is not shown here.")  # fmt: skip

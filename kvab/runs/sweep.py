@@ -327,6 +327,20 @@ class Sweep(OfRuns[Summary, Capacity]):
         settings = self.study.statistics.model_dump()
         return layouts(table, labels, self.deployed(name, load), **settings)
 
+    def every_layout(self, load: float) -> pd.DataFrame:
+        """Return the good shares of all layouts, against the comparison as it is deployed.
+
+        Indexed by configuration and layout, of a load at which the comparison's were swept.
+        """
+        table = self.table[self.table["split"].notna() & (self.table["load"] == load)]
+        pairs = table[["configuration", "split"]].drop_duplicates()
+        labels = [f"{name} {label}" for name, label in pairs.itertuples(index=False)]
+        of = table.assign(split=table["configuration"] + " " + table["split"])
+        deployed = self.deployed(self.study.comparison, load)
+        reference = f"{self.study.comparison} {deployed}" if deployed else None
+        rows = layouts(of, labels, reference, **self.study.statistics.model_dump())
+        return rows.set_index(pd.MultiIndex.from_frame(pairs))
+
     def _changes(self) -> list[str]:
         changes, now = super()._changes(), self.declared(self.study)
         if {cell.load for cell in self.load_cells} != set(now.loads):

@@ -10,6 +10,7 @@ from kvab.pages import workloads
 from kvab.pages.evidence import load_evidence
 from kvab.pages.gate import WITHHELD
 from kvab.pages.workloads import Workloads, load_workloads
+from kvab.runs.sweep import load_sweep
 from kvab.study import load_study, root
 
 STUDY, CLUSTER = "recipes/qwen3-32b/study.yaml", "simulated-h200"
@@ -80,6 +81,45 @@ def test_only_requests_that_failed_and_are_too_long_are_counted(evidence):
     assert workloads.too_long(served) == 0
     served.__dict__["requests"] = evidence.requests.assign(error="503 busy")
     assert workloads.too_long(served) == 10
+
+
+def test_the_notice_names_every_workload(judged):
+    said = workloads.notice(load_workloads(STUDY, CLUSTER, "book/published"))
+    assert "conversation trace, Mooncake FAST25 synthetic trace." in said
+    assert "Simulated, not measured" in said and "GENERATED" not in said
+    assert workloads.notice(judged()) == ""
+
+
+def test_effects_have_the_interval_of_the_attribution(judged, evidence):
+    shown = judged(one="better")
+    rows = evidence.attribution.table.query("metric == 'good_share'").set_index("effect")
+    for name, row in rows.iterrows():
+        ends = (
+            f"{100 * row[key]:+.1f}".replace("-", "−") for key in ("value", "ci_low", "ci_high")
+        )
+        assert "{} {} ({} to {})".format(name, *ends) in workloads.lesson(shown)
+    runs = {name: of for name, of in evidence.runs.items() if name != "agg-kv-router"}
+    fewer = replace(shown, places={"one": replace(evidence, runs=runs)})
+    assert "no interval" in workloads.lesson(fewer)
+
+
+def test_sweeps_stand_side_by_side():
+    shown = workloads.sweeps_table(load_workloads(STUDY, CLUSTER, "book/published"))
+    cells = shown.frame.set_index("what")
+    assert [*cells.columns] == ["conversation", "mooncake-synthetic"]
+    for name in cells.columns:
+        swept = load_sweep(load_study(STUDY).on(name), CLUSTER, "book/published")
+        ratio = swept.ratios.loc[swept.headline, "low"]
+        assert cells.loc["comparison / baseline", name].startswith(f"{ratio:.2f} times\n(")
+        for load in (0.5, 1.0):
+            rows = swept.every_layout(load)
+            best = rows["share"].idxmax()
+            text = cells.loc[f"best of all layouts at {load:g}x", name]
+            assert text.startswith(f"{swept.arms[best[0]].label} as {best[1]} keeps ")
+            assert f"{100 * rows.loc[best, 'share']:.1f} % good" in text
+            of_one = swept.layouts(swept.study.comparison, load)
+            expected = rows.loc[swept.study.comparison, "share"]
+            assert of_one["share"].to_dict() == pytest.approx(expected.to_dict())
 
 
 def test_what_was_learned_takes_few_lines(judged):
