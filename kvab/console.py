@@ -162,11 +162,9 @@ def percent(share: float | None, decimals: int = 1) -> str:
     return "–" if share is None or np.isnan(share) else f"{number(100 * share, decimals)} %"
 
 
-def interval(
-    low: float | None, high: float | None, factor: float = 1, *, none: str = "too few blocks"
-) -> str:
+def interval(low: float | None, high: float | None, factor: float = 1) -> str:
     """Return an interval in words, or why there is none."""
     if low is None or high is None or np.isnan(low) or np.isnan(high):
-        return f"no interval: {none}"
+        return "no interval: too few blocks"
     bounds = f"{signed(factor * low, 1 if factor != 1 else None)} to "
     return bounds + signed(factor * high, 1 if factor != 1 else None)

@@ -123,10 +123,6 @@ class Records:
     warmup: int
     cut_off: bool
 
-    def __len__(self) -> int:
-        """Return the number of requests."""
-        return len(self.table)
-
 
 def read_records(path: Path) -> Records:
     """Return the records of a file of JSON lines, plain, ``.gz``, ``.bz2`` or ``.zst``.

@@ -52,8 +52,6 @@ class Metric:
         Unit as shown; shown value = stored value x ``factor``.
     column : str or None
         Column of the requests table; None for a share over rows.
-    scale : {'log', 'linear'}
-        Axis on which its distribution is drawn.
     better : {'lower', 'higher'}
         Direction of improvement.
     factor : float
@@ -65,7 +63,6 @@ class Metric:
     short: str
     unit: str
     column: str | None
-    scale: Literal["log", "linear"]
     better: Literal["lower", "higher"]
     factor: float = 1.0
 
@@ -73,10 +70,10 @@ class Metric:
 METRICS = {
     metric.key: metric
     for metric in (
-        Metric("ttft_ms", "Time to first token", "TTFT", "ms", "ttft_ms", "log", "lower"),
-        Metric("itl_ms", "Inter-token latency", "ITL", "ms", "itl_ms", "log", "lower"),
-        Metric("latency_ms", "Request latency", "latency", "ms", "latency_ms", "log", "lower"),
-        Metric("good_share", "Good requests", "good", "%", None, "linear", "higher", 100.0),
+        Metric("ttft_ms", "Time to first token", "TTFT", "ms", "ttft_ms", "lower"),
+        Metric("itl_ms", "Inter-token latency", "ITL", "ms", "itl_ms", "lower"),
+        Metric("latency_ms", "Request latency", "latency", "ms", "latency_ms", "lower"),
+        Metric("good_share", "Good requests", "good", "%", None, "higher", 100.0),
     )
 }
 """All metrics in display order; `LATENCIES` are those measured on each request."""
@@ -218,18 +215,16 @@ def cached_share(table: pd.DataFrame) -> float | None:
     return int(rows["cached_tokens"].sum()) / prompt_tokens if prompt_tokens else None
 
 
-def summarize(table: pd.DataFrame, slo: Slo, expected: int | None = None) -> Json:
+def summarize(table: pd.DataFrame, slo: Slo) -> Json:
     """Return the summary of one run, the document of ``kvab summarize --json`` (schema 1).
 
     Parameters
     ----------
     table : DataFrame
-        The requests table, one row a trace row.
+        The requests table, one row a trace row that should have been served; a lost one stands
+        with an error.
     slo : Slo
         Bounds of a good request, in milliseconds.
-    expected : int, optional
-        Rows that should have been served: the denominator of the good share. By default those
-        of the table, where a lost row stands with an error.
 
     Returns
     -------
@@ -238,18 +233,16 @@ def summarize(table: pd.DataFrame, slo: Slo, expected: int | None = None) -> Jso
         answers were not streamed, see `streamed`). Latency statistics are over
         served rows, ``good.share`` over expected rows, rates over `duration_s`.
     """
-    expected = len(table) if expected is None else int(expected)
-    answered = served(table)
     n_good = int(good(table, slo).sum()) if streamed(table) else None
     seconds = duration_s(table)
-    rows = table[answered]
+    rows, expected = table[served(table)], len(table)
     received, output_tokens = len(rows), int(rows["output_tokens"].sum())
     return {
         "schema": SCHEMA,
         "requests": {
             "expected": expected,
             "received": received,
-            "errors": len(table) - received,
+            "errors": expected - received,
             "overload": int(overloaded(table).sum()),
             "one_token": int((rows["output_tokens"] == 1).sum()),
         },

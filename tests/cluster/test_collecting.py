@@ -12,7 +12,7 @@ from controllers import NAMESPACE
 from node import SECRET_TEXT
 from store import Conflict
 
-from kvab.clusters.kubernetes import api, files
+from kvab.clusters.kubernetes import files
 from kvab.errors import DependencyError
 from kvab.runs import folder as runs
 
@@ -46,15 +46,22 @@ def test_a_cut_stream_is_resumed_in_parts(emulated, small_trace, monkeypatch):
     assert run.manifest.counts.received == 40
 
 
+def impatient(replay):
+    """Let a replay give up a connection that is lost again and again."""
+    kube = replay.cluster.kube
+    kube.limits = kube.limits.model_copy(update={"retry_s": 0.3})
+    return replay
+
+
 def test_what_an_earlier_try_brought_is_not_fetched_again(emulated, small_trace, monkeypatch):
     monkeypatch.setattr(files, "PART_BYTES", 10_000)
-    monkeypatch.setattr(api, "TRIES", 2)
-    replay = emulated.finished(small_trace)
-    broken = Fault("EXEC", r"profile_export.jsonl 20001", cut=0, times=2)
+    replay = impatient(emulated.finished(small_trace))
+    broken = Fault("EXEC", r"profile_export.jsonl 20001", cut=0, times=99)
     emulated.server.faults.append(broken)
     cluster = replay.cluster
-    with pytest.raises(api.Broken):
+    with pytest.raises(DependencyError, match=r"exec in pod .*-files: .*connection was lost"):
         cluster.collect()
+    broken.times = 0
     emulated.server.seen.clear()
     requests = cluster.collect().requests
     assert len(requests) == 40
@@ -121,14 +128,13 @@ def test_a_full_disk_frees_the_gpus_and_a_later_start_collects(emulated, small_t
     assert emulated.left() == []
 
 
-def test_a_connection_lost_for_good_while_collecting_loses_no_replay(
-    emulated, small_trace, monkeypatch
-):
-    monkeypatch.setattr(api, "TRIES", 2)
-    replay = emulated.finished(small_trace)
-    emulated.server.faults.append(Fault("EXEC", "profile_export.jsonl", cut=0, times=2))
+def test_a_connection_lost_for_good_while_collecting_loses_no_replay(emulated, small_trace):
+    replay = impatient(emulated.finished(small_trace))
+    broken = Fault("EXEC", "profile_export.jsonl", cut=0, times=99)
+    emulated.server.faults.append(broken)
     with pytest.raises(DependencyError, match="run the same command again to collect"):
         replay.collect()
+    broken.times = 0
     assert emulated.left() == []
     run_id = replay.cluster.run_id
     run = runs.read_run(emulated.run(small_trace))
@@ -136,14 +142,13 @@ def test_a_connection_lost_for_good_while_collecting_loses_no_replay(
     assert applied["metadata"]["annotations"]["kvab-run-id"] == run_id
 
 
-def test_changed_manifests_are_replayed_although_older_artifacts_wait(
-    emulated, small_trace, monkeypatch
-):
-    monkeypatch.setattr(api, "TRIES", 1)
-    replay = emulated.finished(small_trace)
-    emulated.server.faults.append(Fault("EXEC", "profile_export.jsonl", cut=0))
+def test_changed_manifests_are_replayed_although_older_artifacts_wait(emulated, small_trace):
+    replay = impatient(emulated.finished(small_trace))
+    broken = Fault("EXEC", "profile_export.jsonl", cut=0, times=99)
+    emulated.server.faults.append(broken)
     with pytest.raises(DependencyError):
         replay.collect()
+    broken.times = 0
     path = emulated.checkout / "recipes/qwen3-32b/vllm/disagg-kv-router/deploy.yaml"
     path.write_text(path.read_text().replace('"0.90"', '"0.85"'))
     run = runs.read_run(emulated.run(small_trace))

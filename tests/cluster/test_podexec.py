@@ -38,7 +38,7 @@ def test_a_refused_handshake_is_final_and_told_without_its_headers(emulated, pod
     forbidden = 'pods "p" is forbidden: User "me" cannot create resource "pods/exec"'
     emulated.server.faults.append(Fault("GET", EXEC, status, words.get(status, forbidden), 9))
     with pytest.raises(DependencyError) as raised:
-        pod.retried("true")
+        pod.run("true")
     assert said in str(raised.value)
     assert "Handshake" not in str(raised.value)
     assert "Content-Type" not in str(raised.value)
@@ -48,7 +48,7 @@ def test_a_refused_handshake_is_final_and_told_without_its_headers(emulated, pod
 @pytest.mark.parametrize("status", [0, 429, 500, 503])
 def test_a_handshake_that_may_succeed_later_is_tried_again(emulated, pod, status):
     emulated.server.faults.append(Fault("GET", EXEC, status, "apiserver is shutting down", 2))
-    assert pod.retried("echo", "here") == b"here\n"
+    assert pod.run("echo", "here") == b"here\n"
     assert tries(emulated) == 3
 
 
@@ -56,7 +56,7 @@ def test_a_stream_that_never_opens_is_given_up_in_time(emulated, pod):
     pod.kube.limits = pod.kube.limits.model_copy(update={"retry_s": 0.5})
     emulated.server.faults.append(Fault("GET", EXEC, 500, "container not found", 99))
     with pytest.raises(DependencyError) as raised:
-        pod.retried("true")
+        pod.run("true")
     assert "exec in pod p: the API server failed with status 500: container not" in str(
         raised.value
     )
@@ -69,12 +69,12 @@ def test_ctrl_c_while_a_stream_opens_is_no_failed_handshake(pod, monkeypatch):
 
     monkeypatch.setattr("kubernetes.stream.ws_client.create_websocket", stop)
     with pytest.raises(KeyboardInterrupt):
-        pod.retried("true")
+        pod.run("true")
 
 
 def test_a_command_that_fails_is_no_lost_connection(emulated, pod):
     with pytest.raises(api.Failed, match="exit code 1"):
-        pod.retried("false")
+        pod.run("false")
     assert tries(emulated) == 1
 
 

@@ -186,7 +186,7 @@ def test_a_cut_off_last_line_is_left_out_and_said(copy, trace):
     file = folder / "profile_export.jsonl"
     file.write_bytes(file.read_bytes()[:-200])
     artifacts = read_artifacts(folder)
-    assert len(artifacts.records) == 59
+    assert len(artifacts.records.table) == 59
     assert artifacts.partial == "the records file is cut off"
     assert "ends inside a record" in artifacts.notes[0]
     assert (from_aiperf(artifacts, trace)["error"] == "no record").sum() == 1
@@ -252,7 +252,7 @@ def test_memory_does_not_grow_with_the_chunk_times(copy, tmp_path):
     path = tmp_path / "profile_export.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for _ in range(50)))
     tracemalloc.start()
-    assert len(read_records(path)) == 50
+    assert len(read_records(path).table) == 50
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < path.stat().st_size / 5
@@ -266,6 +266,6 @@ def test_a_damaged_line_is_read_or_refused_never_a_crash(at, byte, tmp_path_fact
     line = line[: line.index(b"\n") + 1]
     path.write_bytes(line[:at] + byte + line[at + len(byte) :])
     try:
-        assert len(read_records(path)) <= 2
+        assert len(read_records(path).table) <= 2
     except InputError as error:
         assert "\n" not in str(error)

@@ -104,12 +104,6 @@ def test_summary_counts_expected_received_errors_and_one_token():
     assert summary["good"]["share"] == 0.5
 
 
-def test_the_good_share_is_over_expected_rows():
-    summary = summarize(table(), SLO, expected=8)
-    assert summary["requests"]["expected"] == 8
-    assert summary["good"]["share"] == 0.5
-
-
 def test_rates_run_from_the_first_send_to_the_last_end():
     rows = table(arrival_ms=[0.0, 3000.0], send_lag_ms=[100.0, np.nan], latency_ms=[500.0, 2100.0])
     summary = summarize(rows, SLO)

@@ -354,11 +354,8 @@ class Kube:
 
 FRAME_BYTES = 64 * 2**10
 HANDSHAKE_S = 20.0
-TRIES = 8  # of a stream that breaks
-
-
-class Broken(DependencyError):
-    """A stream ended before its command did."""
+# The last three are those of `returncode` where no status was sent.
+STREAM_ERRORS = (websocket.WebSocketException, OSError, TypeError, LookupError, ValueError)
 
 
 class Failed(DependencyError):
@@ -378,20 +375,20 @@ class Pod:
         self.kube, self.name, self.container = kube, pod["metadata"]["name"], main_container(pod)
 
     def run(self, *command: str, stdin: bytes = b"", timeout_s: float = 300) -> bytes:
-        """Return what a command writes to its standard output.
+        """Return what a command writes to its standard output; it is repeated if a stream breaks.
 
         Raises
         ------
-        Broken
-            If the connection was lost; the command may be repeated.
         Failed
             If the command failed.
         DependencyError
-            If no connection could be opened.
+            If no connection could be opened, or every one was lost.
         """
         with explaining(f"exec in pod {self.name}"):
-            opened = self.kube.retried(lambda: self._open(command))
-        out, deadline = bytearray(), time.monotonic() + timeout_s
+            return self.kube.retried(lambda: self._once(command, stdin, timeout_s))
+
+    def _once(self, command: tuple[str, ...], stdin: bytes, timeout_s: float) -> bytes:
+        opened, out, deadline = self._open(command), bytearray(), time.monotonic() + timeout_s
         try:
             for start in range(0, len(stdin), FRAME_BYTES):
                 opened.write_stdin(stdin[start : start + FRAME_BYTES])
@@ -403,10 +400,8 @@ class Pod:
             out += opened.read_channel(1) or b""
             error_text = (opened.read_channel(2) or b"").decode("utf-8", "replace").strip()
             code = opened.returncode
-        except (websocket.WebSocketException, OSError) as error:
-            raise Broken(f"exec in pod {self.name}: {error}") from None
-        except (TypeError, LookupError, ValueError):  # of `returncode`: no status was sent
-            raise Broken(f"exec in pod {self.name}: the connection was lost") from None
+        except STREAM_ERRORS as error:
+            raise ConnectionError(f"the connection was lost ({error})") from None
         finally:
             with suppress(websocket.WebSocketException, OSError):
                 opened.close()
@@ -440,16 +435,6 @@ class Pod:
             raise _unopened(error.__context__) from None
         opened.sock.settimeout(None)
         return opened
-
-    def retried(self, *command: str, stdin: bytes = b"") -> bytes:
-        """Return a command's output; a lost connection is tried again."""
-        again = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Broken),
-            stop=tenacity.stop_after_attempt(TRIES),
-            wait=tenacity.wait_exponential(multiplier=0.2, max=10),
-            reraise=True,
-        )
-        return again(self.run, *command, stdin=stdin)
 
 
 def _unopened(cause: BaseException | None) -> BaseException:

@@ -53,7 +53,7 @@ def upload(pod: Pod, content: bytes, target: str) -> None:
         'mkdir -p "$(dirname "$1")" && { [ -f "$1" ] && sha256sum "$1" | grep -q "^$2" || '
         'echo wanted && : >"$1.part"; }'
     )
-    if not pod.retried("sh", "-c", script, "sh", target, wanted):
+    if not pod.run("sh", "-c", script, "sh", target, wanted):
         return
     # The channel of standard input has no end: the size says when a part is whole. A part that is
     # sent again starts at its own place.
@@ -63,9 +63,9 @@ def upload(pod: Pod, content: bytes, target: str) -> None:
     )
     for start in range(0, len(content), PART_BYTES):
         part = content[start : start + PART_BYTES]
-        pod.retried("sh", "-c", write, "sh", target, str(len(part)), str(start), stdin=part)
+        pod.run("sh", "-c", write, "sh", target, str(len(part)), str(start), stdin=part)
     finish = 'sha256sum "$1.part" | grep -q "^$2" && mv "$1.part" "$1"'
-    pod.retried("sh", "-c", finish, "sh", target, wanted)
+    pod.run("sh", "-c", finish, "sh", target, wanted)
 
 
 def download(
@@ -111,7 +111,7 @@ def _fetch(pod: Pod, source: str, sha256: str, path: Path) -> Iterator[int]:
             part = bytes(PART_BYTES)
             while len(part) == PART_BYTES:
                 arguments = (source, str(out.tell() + 1), str(PART_BYTES))
-                part = pod.retried("sh", "-c", script, "sh", *arguments)
+                part = pod.run("sh", "-c", script, "sh", *arguments)
                 out.write(part)
                 yield out.tell()
         with path.open("rb") as here:
@@ -136,7 +136,7 @@ def bring(pod: Pod, folder: str, run_id: str, local: Path) -> dict[str, bytes]:
         If the connection is lost for good.
     """
     try:
-        marker = Marker.model_validate_json(pod.retried("cat", f"{folder}/{MARKER}"))
+        marker = Marker.model_validate_json(pod.run("cat", f"{folder}/{MARKER}"))
     except (Failed, ValueError):
         raise Spoiled(
             f"{folder}/{MARKER}: the benchmark did not finish its artifacts; see its log in "
@@ -163,7 +163,7 @@ def bring_run(pod: Pod, folder: str, target: Path) -> None:
     Failed
         If there is none.
     """
-    listed = pod.retried("cat", f"{folder}/run.json")
+    listed = pod.run("cat", f"{folder}/run.json")
     try:
         sums = inside(json.loads(listed)["files"])
     except (ValueError, LookupError, TypeError, AttributeError):
