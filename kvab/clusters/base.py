@@ -248,6 +248,8 @@ class ClusterRun(ABC):
         """
 
 
+# --- whether Dynamo's frontend serves ----------------------------------------------------------
+
 Ask = Callable[..., tuple[int, str]]
 """Called with a path, and a body to post; returns status and text, 0 if nobody answers."""
 ANSWERS_PER_WORKER = 2

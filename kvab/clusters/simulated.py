@@ -224,8 +224,8 @@ def simulated(
         path = Path(f"/proc/self/fd/{file.fileno()}")
         timestamp_ms = np.empty(len(trace))
         timestamp_ms[order] = at_ms
-        timed = replace(trace, timestamp_ms=timestamp_ms, synthetic=False)
-        path.write_text("\n".join(row_lines(timed, order[np.argsort(at_ms, kind="stable")])))
+        moved = replace(trace, timestamp_ms=timestamp_ms, synthetic=False)
+        path.write_text("\n".join(row_lines(moved, order[np.argsort(at_ms, kind="stable")])))
         config = prediction(topology, profile, path, trace.block_tokens)
         if users:
             config["traffic"]["load"] = {"type": "concurrency", "concurrency": users}
@@ -469,6 +469,8 @@ def interrupted_later() -> Iterator[None]:
     if came:
         raise KeyboardInterrupt
 
+
+# --- its records as the requests table ---------------------------------------------------------
 
 FIELDS = [
     "arrival_time_ms", "input_length", "requested_output_length", "output_length", "ttft_ms",

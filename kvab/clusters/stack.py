@@ -139,6 +139,8 @@ class Programs:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+# --- Dynamo's programs -------------------------------------------------------------------------
+
 LOOPBACK = "127.0.0.1"
 READY_S = 180.0
 POLL_S = 0.5

@@ -215,6 +215,8 @@ def _error_text(record: _Record) -> str | None:
     return " ".join(error.split())[:ERROR_CHARACTERS] or "an error without a text"
 
 
+# --- the folder --------------------------------------------------------------------------------
+
 RECORDS = "profile_export.jsonl"
 PACKED = ("", ".gz", ".zst", ".bz2")
 SUMMARY = "profile_export_aiperf.json"

@@ -340,6 +340,8 @@ def load_study(path: str | Path | Study = "") -> Study:
     return study.on(workload) if workload else study
 
 
+# --- the cluster profiles: where configurations are deployed -----------------------------------
+
 PRODUCT = "nvidia.com/gpu.product"
 
 

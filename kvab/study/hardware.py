@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from kvab.declarations import Declared, checked, read_declaration
 from kvab.errors import InputError
 from kvab.study import Count, PageText, Positive, Simulated, root
-from kvab.study.topology import Router, Topology, WorkerGroup
+from kvab.study.topology import Engine, Router, Topology, WorkerGroup
 from kvab.trace.reading import Trace
 
 FILE, FIGURES = "scenario.yaml", "measured.csv"
@@ -45,17 +45,10 @@ class Source(Declared):
     licence: str
 
 
-class Engine(Declared):
-    """Settings of all workers, as the engine's arguments have them."""
+class MeasuredEngine(Engine):
+    """Backend and settings of all workers."""
 
     backend: str
-    model: str
-    context_length: Count
-    block_size: Literal[16, 32, 64, 128]
-    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)]
-    prefix_caching: bool
-    max_batched_tokens: Count
-    max_sequences: Count
 
 
 class Workers(Declared):
@@ -229,7 +222,7 @@ class Scenario(Declared):
     title: PageText
     sources: Annotated[list[Source], Field(min_length=1)]
     assumed: list[PageText]
-    engine: Engine
+    engine: MeasuredEngine
     arms: dict[str, MeasuredArm]
     workload: Annotated[SharedPrefix | ClosedLoop, Field(discriminator="kind")]
     folder: Path = Field(exclude=True)

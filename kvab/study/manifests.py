@@ -212,6 +212,8 @@ def read_scripts(study: Path) -> Json:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
+# --- deploy.yaml -------------------------------------------------------------------------------
+
 Object = Json
 DEPLOY, PERF = "deploy.yaml", "perf.yaml"
 KIND, ALPHA, BETA = "DynamoGraphDeployment", "nvidia.com/v1alpha1", "nvidia.com/v1beta1"

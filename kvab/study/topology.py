@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import AfterValidator, Field
 
 from kvab.console import counted
-from kvab.declarations import Json
+from kvab.declarations import Declared, Json, checked
 from kvab.errors import InputError
 from kvab.study import Count, Study
 from kvab.study.manifests import (
     DEPLOY,
+    FIX,
     FRONTEND,
     KIND,
     VLLM,
@@ -101,23 +101,27 @@ def _power_of_two(value: int) -> int:
     return value
 
 
-@checked_dataclass(frozen=True)
-class WorkerGroup:
-    """The identical workers of one role; lengths in tokens, the memory fraction a share of 1."""
+class Engine(Declared):
+    """Settings of an engine; lengths in tokens, the memory fraction a share of 1."""
 
-    component: str
-    replicas: Count
-    gpus_per_worker: Count
-    image: str
     model: str
     context_length: Count
-    kv_events: bool
-    tensor_parallel: Count
     block_size: Annotated[int, Field(ge=1, le=512), AfterValidator(_power_of_two)]
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)]
     prefix_caching: bool
     max_batched_tokens: Count
     max_sequences: Count
+
+
+class WorkerGroup(Engine):
+    """The identical workers of one role."""
+
+    component: str
+    replicas: Count
+    gpus_per_worker: Count
+    image: str
+    kv_events: bool
+    tensor_parallel: Count
 
 
 class Unexpressed(NamedTuple):
@@ -143,6 +147,11 @@ class Topology:
     def gpus(self) -> int:
         """GPUs of all workers."""
         return sum(group.replicas * group.gpus_per_worker for group in self.groups.values())
+
+    def with_workers(self, **changes: int) -> Topology:
+        """Return the topology with the same changes of all workers."""
+        groups = {role: one.model_copy(update=changes) for role, one in self.groups.items()}
+        return replace(self, groups=groups)
 
     def describe(self) -> str:
         """Return the topology in one sentence."""
@@ -248,14 +257,12 @@ def _group(configuration: Configuration, part: Component) -> WorkerGroup:
         "kv_events": events.get("enable_kv_cache_events") is True,
     }
     try:
-        group = WorkerGroup(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][-1])
+        group = checked(values, WorkerGroup, configuration.folder / DEPLOY, FIX)
+    except InputError as error:
         keys = {flag.sets: f"args.{name}" for name, flag in FLAGS.items()}
-        key = keys.get(field, field.replace("gpus_per_worker", "resources.limits.gpu"))
-        got = "nothing" if first["type"] == "missing" else repr(first["input"])
-        configuration.reject(f"{part.name}.{key}", f"a valid value ({first['msg']})", got)
+        keys["gpus_per_worker"] = "resources.limits.gpu"
+        error.key = f"{part.name}.{keys.get(error.key, error.key)}"
+        raise
     _check_group(configuration, part, group)
     return group
 

@@ -149,11 +149,7 @@ class Variant:
             If it has no prefill and decode workers, or would use another number of GPUs.
         """
         if self.chunk_tokens:
-            chunked = {
-                role: replace(group, max_batched_tokens=self.chunk_tokens)
-                for role, group in topology.groups.items()
-            }
-            topology = replace(topology, groups=chunked)
+            topology = topology.with_workers(max_batched_tokens=self.chunk_tokens)
         if self.tensor_parallel and topology.mode == "aggregated":
             topology = _in_parallel(topology, self.tensor_parallel)
         if self.split is None:
@@ -167,7 +163,8 @@ class Variant:
                 fix="sweep a disaggregated configuration",
             )
         groups = {
-            role: replace(group, replicas=numbers[role]) for role, group in topology.groups.items()
+            role: group.model_copy(update={"replicas": numbers[role]})
+            for role, group in topology.groups.items()
         }
         varied = replace(topology, groups=groups)
         if varied.gpus != topology.gpus:
@@ -190,11 +187,7 @@ def _in_parallel(topology: Topology, gpus: int) -> Topology:
             path=topology.deployment,
             fix="compare workers on equal hardware",
         )
-    groups = {
-        role: replace(group, replicas=replicas, gpus_per_worker=gpus, tensor_parallel=gpus)
-        for role, group in topology.groups.items()
-    }
-    return replace(topology, groups=groups)
+    return topology.with_workers(replicas=replicas, gpus_per_worker=gpus, tensor_parallel=gpus)
 
 
 AS_DECLARED = Variant()

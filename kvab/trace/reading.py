@@ -232,6 +232,9 @@ def write_lines(path: Path, lines: list[str], *, overwrite: bool = False) -> Pat
     return path
 
 
+# --- its figures -------------------------------------------------------------------------------
+
+
 def describe(trace: Trace) -> Json:
     """Return the figures of a trace, the document of ``kvab trace describe --json``.
 

@@ -109,7 +109,8 @@ class Lease:
             If another client has taken the run over.
         """
         with self._lock:
-            self.check()
+            if self.lost:
+                raise Held(self.lost)
             if self.held is None:
                 return
             spec = {**self.held["spec"], "renewTime": _now()}
@@ -122,7 +123,7 @@ class Lease:
                     return
                 by = f"taken over by {_named(present)}" if present else "ended by another client"
                 self.lost = f"{self.run}: {by}; this client stops and removes nothing"
-                self.check()
+                raise Held(self.lost) from None
 
     def is_lost(self) -> bool:
         """Whether another client has taken the run over, as far as the API server can be asked."""
@@ -130,16 +131,10 @@ class Lease:
             self.renew()
         return bool(self.lost)
 
-    def check(self) -> None:
-        """Raise Held if another client is known to have taken the run over."""
-        if self.lost:
-            raise Held(self.lost)
-
     def guard(self, changes: bool) -> None:
         """Let a call pass that another client did not forbid; one that changes something renews."""
-        if changes:
+        if changes or self.lost:
             self.renew()
-        self.check()
 
     def explain(self, error: KvabError) -> KvabError:
         """Return why a wait ended: that another client has taken the run over, if it has."""
