@@ -101,7 +101,7 @@ def test_what_is_not_whole_is_refused(whole, tmp_path):
         "is missing": {name: text for name, text in files.items() if name != table},
         "is not listed": files | {"runs/more": b""},
         "no readable bundle.json": {name: text for name, text in files.items() if name != CONTENTS},
-        "leaves the folder": files | {"../out": b""},
+        "outside the destination": files | {"../out": b""},
     }
     for said, held in wrong.items():
         path = repacked(held, tmp_path / "wrong.tar.zst")

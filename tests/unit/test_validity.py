@@ -1,11 +1,13 @@
 """The gate's look at caches and at images."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from kvab.pages.gate import _arm_checks, _cache_checks
+from kvab.runs.folder import Run
 
 ALIKE = SimpleNamespace(gpus=SimpleNamespace(differ=True))  # a study that does not compare GPUs
 
@@ -24,7 +26,7 @@ def cold(cached_tokens):
             "error": pd.array([None] * 3, dtype="string"),
         }
     )
-    run = SimpleNamespace(requests=requests, manifest=SimpleNamespace(host={}))
+    run = Run(Path(), SimpleNamespace(host={}), requests)
     evidence = SimpleNamespace(workload=SimpleNamespace(table=workload), reusable_share=1024 / 3000)
     checks = {name: passed for name, _, _, passed in _cache_checks(run, evidence)}
     return checks["caches cold at the start"]
@@ -81,7 +83,7 @@ def reuse_check(kv_tokens, control=True):
             host={}, trace=SimpleNamespace(rows=2, sha256="a"), cluster={}, versions={},
             study_version=1, repeat=1,
         )  # fmt: skip
-        return SimpleNamespace(requests=requests, manifest=manifest)
+        return Run(Path(), manifest, requests)
 
     runs = {"kv": [run(kv_tokens)]} | ({"rr": [run([0, 100])]} if control else {})
     arms = {
