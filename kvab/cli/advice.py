@@ -16,13 +16,13 @@ UNITS = {
 def advice_lines(advice: Advice) -> list[tuple[str, str]]:
     """Return labels and values: what was judged, each configuration, and which one to take."""
     swept, arms = advice.swept, advice.swept.arms
-    price = Sweep.declared(swept.study).gpu_dollars_per_hour
+    price = number(Sweep.declared(swept.study).gpu_dollars_per_hour, 2)
     whose = "this machine's sweep" if swept.own else "the published sweep"
     lines = [
         ("workload", f"{swept.summary.trace.name}, {advice.load:g} times its arrival speed"),
         ("cluster", f"{swept.cluster}, {whose}{', simulated' * swept.simulated}"),
         ("bounds", _bounds(advice)),
-        *[("price", f"{price} dollars an hour for each GPU, as study.yaml assumes")] * bool(price),
+        ("price", f"{price} dollars an hour for each GPU, as study.yaml assumes"),
         *((arms[name].label, _option(option)) for name, option in advice.options.items()),
         ("advice", _recommended(advice)),
     ]

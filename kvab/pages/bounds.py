@@ -217,7 +217,6 @@ def _explored(bounds: Bounds) -> dict[str, Any]:
         pd.MultiIndex.from_product([*grid.values(), names], names=bounds.shares.index.names)
     )
     leads = bounds.leads
-    hours = {(cell.load, cell.configuration): cell.gpu_hours_spent for cell in swept.load_cells}
     start = {"load": 1.0, "ttft_ms": swept.study.slo.ttft_ms, "itl_ms": swept.study.slo.itl_ms}
     return {
         "workload": swept.study.workload,
@@ -235,7 +234,7 @@ def _explored(bounds: Bounds) -> dict[str, Any]:
             (names.index(name) for name in leads["best"]),
             (names.index(name) for name in leads["next"]),
             *(_exact(leads[key]) for key in ("margin", "low", "high")), strict=True)],
-        "hours": [hours[load, name] for load in grid["load"] for name in names],
+        "hours": [bounds.gpu_hours[load, name] for load in grid["load"] for name in names],
         "price": swept.declared(swept.study).gpu_dollars_per_hour,
         "level": swept.study.statistics.percent,
     }  # fmt: skip

@@ -20,6 +20,7 @@ import pandas as pd
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs.sweep import Sweep, load_sweep
+from kvab.stats.crossings import COSTS
 from kvab.study import Study, load_study
 
 AXES = ["load", "ttft_ms", "itl_ms"]
@@ -167,6 +168,12 @@ class Bounds:
         """Return ``costs`` of one of `COSTS` by load and bounds."""
         return self.costs[self.costs["per"] == per].set_index(AXES).sort_index()
 
+    @cached_property
+    def gpu_hours(self) -> dict[tuple[float, str], float]:
+        """What each replay took, by load and configuration."""
+        cells = self.swept.load_cells
+        return {(cell.load, cell.configuration): cell.gpu_hours_spent for cell in cells}
+
     def check(self) -> None:
         """Reject tables that lack a cell of their grid.
 
@@ -175,16 +182,19 @@ class Bounds:
         InputError
             Naming the first that is missing.
         """
-        whole = pd.MultiIndex.from_product(self.grid.values(), names=AXES)
-        arms = pd.Index(self.swept.arms, name="configuration")
-        every = whole.to_frame().merge(arms.to_frame(), how="cross").to_numpy().tolist()
-        missing = pd.MultiIndex.from_tuples(map(tuple, every)).difference(self.shares.index)
-        missing = missing if len(missing) else whole.difference(self.leads.index)
-        if len(missing):
-            got = " and ".join(
-                f"{key} {value:g}" for key, value in zip(AXES, missing[0], strict=False)
-            )
-            raise InputError(f"its table of bounds lacks a cell ({got})", path=Sweep.PLACE, fix=FIX)
+        whole, arms = [*self.grid.values()], [*self.swept.arms]
+        held = {
+            "bounds": (self.shares.index, [*whole, arms]),
+            "best": (self.leads.index, whole),
+            **{per: (self.cheapest(per).index, whole) for per in COSTS},
+            "replays": (pd.MultiIndex.from_tuples(self.gpu_hours), [whole[0], arms]),
+        }
+        for table, (index, asked) in held.items():
+            missing = pd.MultiIndex.from_product(asked).difference(index)
+            if len(missing):
+                got = " and ".join(map(str, missing[0]))
+                raise InputError(f"its table of {table} lacks a cell: {got}", path=Sweep.PLACE,
+                                 fix=FIX)  # fmt: skip
 
     def at(self, ttft_ms: float, itl_ms: float, load: float) -> Advice:
         """Return what the sweep says at two bounds, in ms, and a load.
@@ -212,10 +222,8 @@ class Bounds:
         )  # fmt: skip
 
     def _option(self, load: float, name: str, row: pd.Series) -> Option:
-        cell = next(
-            of for of in self.swept.load_cells if (of.configuration, of.load) == (name, load)
-        )
-        hours, price = cell.gpu_hours_spent, Sweep.declared(self.swept.study).gpu_dollars_per_hour
+        hours = self.gpu_hours[load, name]
+        price = Sweep.declared(self.swept.study).gpu_dollars_per_hour
         good, tokens = int(row["good"]), int(row["good_output_tokens"])
         return Option(
             good / int(row["requests"]),
@@ -281,6 +289,7 @@ def advise(study: Study, cluster: str, folder: Path, bounds: metrics.Bounds, loa
     Sweep.declared(study)
     judged = load_bounds(study, cluster, folder)
     if judged is None:
+        command = f"kvab capacity --workload {study.workload}"
         raise InputError(f"no sweep of {study.name} was judged at bounds yet",
-                         path=folder / study.name / cluster, fix=FIX)  # fmt: skip
+                         path=folder / study.name / cluster, fix=f"run `{command}`")  # fmt: skip
     return judged.at(*bounds, load)

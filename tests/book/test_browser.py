@@ -384,13 +384,15 @@ SET = """(at) => {
 
 def test_the_explorer_says_what_kvab_advise_prints(book, browser):
     from kvab.cli.advice import advice_lines
-    from kvab.runs.bounds import load_bounds
+    from kvab.runs.bounds import load_every
 
-    bounds = load_bounds("recipes/qwen3-32b/study.yaml", "simulated-h200", "book/published")
-    grid, rng = bounds.grid, np.random.default_rng(20261128)
+    every = load_every("recipes/qwen3-32b/study.yaml", "simulated-h200", "book/published")
+    rng = np.random.default_rng(20261128)
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.goto((book[1].parent / "13_bounds.html").as_uri(), wait_until="load")
-    for _ in range(50):
+    for bounds in [*every] * 50:
+        grid = bounds.grid
+        page.select_option("#kvab-explorer select", bounds.swept.study.workload)
         at = {key: int(rng.integers(len(values))) for key, values in grid.items()}
         shown = page.evaluate(SET, at)
         chosen = {key: grid[key][n] for key, n in at.items()}

@@ -40,7 +40,8 @@ def cluster(emulated):
     content = yaml.safe_load((emulated.checkout / STUDY).read_text())
     for name in set(content["configurations"]) - set(ARMS):
         content["configurations"].pop(name)
-    content["capacity"].update(loads=[1, 4], repeats=1, splits=[{"prefill": 6, "decode": 2}])
+    content["capacity"].update(loads=[1, 4], repeats=1, splits=[{"prefill": 6, "decode": 2}],
+                               tensor_parallel=[4], layout_loads=[1])  # fmt: skip
     (emulated.checkout / STUDY).write_text(yaml.safe_dump(content))
     emulated.profile(limits={"prepare_s": 30}, **PODS)
     return emulated
@@ -101,13 +102,16 @@ def test_a_sweep_on_a_cluster_is_the_sweep_of_this_machine(cluster, small_trace,
     process = capacity(cluster, small_trace)
     out, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "8 cells: 0 complete, 8 to replay" in said  # four of load under each of two clocks
-    assert "of 8 cells done, 0 failed" in said
+    # Four of load under each of two clocks, and one with larger workers.
+    assert "9 cells: 0 complete, 9 to replay" in said
+    assert "of 9 cells done, 0 failed" in said
     swept = json.loads(
         (cluster.runs / "qwen3-32b/simulated-h200/capacity/capacity.json").read_text()
     )
     assert out.strip().endswith("capacity")
-    assert len(swept["cells"]) == 9  # one of the split, which is that of a cell of load
+    assert len(swept["cells"]) == 10  # one of the split, which is that of a cell of load
+    assert {*swept["tables"]} == {"capacity.parquet", "bounds.parquet", "best.parquet",
+                                  "costs.parquet"}  # fmt: skip
     assert cluster.left() == []
     claims = cluster.store.find("persistentvolumeclaims")
     assert [claim["metadata"]["name"] for claim in claims] == ["perf-cache"]

@@ -145,12 +145,26 @@ def test_what_was_not_swept_is_rejected(judged, asked, key, expected):
     assert caught.value.key == key and caught.value.expected.startswith(expected)
 
 
-@pytest.mark.parametrize("table", ["table", "best"])
-def test_a_table_that_lacks_a_cell_is_rejected(judged, table):
+@pytest.mark.parametrize(
+    ("table", "name"), [("table", "bounds"), ("best", "best"), ("costs", "good request")]
+)
+def test_a_table_that_lacks_a_cell_is_rejected(judged, table, name):
     judged.check()
-    lacking = replace(judged, **{table: getattr(judged, table).drop(index=7)})
-    with pytest.raises(InputError, match=r"lacks a cell \(load 0\.\d+ and ttft_ms "):
+    lacking = replace(judged, **{table: getattr(judged, table).drop(index=0)})
+    with pytest.raises(InputError, match=rf"table of {name} lacks a cell: 0\.125 and \d+\.0 and "):
         lacking.check()
+
+
+def test_a_sweep_that_lacks_a_replay_is_one_line(judged, checkout, capsys):
+    lacking = ("agg-kv-router", 1, None)
+    cells = [cell for cell in judged.swept.summary.cells
+             if (cell.configuration, cell.load, cell.split) != lacking]  # fmt: skip
+    summary = judged.swept.summary.model_copy(update={"cells": cells})
+    replace(judged.swept, summary=summary).write(checkout / "runs")
+    assert asked() == 2
+    error = capsys.readouterr().err
+    assert "its table of replays lacks a cell: 1.0 and agg-kv-router" in error
+    assert error.count("\n") == 1
 
 
 def test_where_none_keeps_any_request_good_none_is_advised(judged):
@@ -182,7 +196,7 @@ def test_the_command_prints_what_the_tables_say(judged, checkout, capsys):
     assert asked() == 0
     lines = capsys.readouterr().out.splitlines()
     assert "judged at 1,000 and 25 ms, the next stricter ones" in lines[2]
-    assert lines[3].endswith("3.0 dollars an hour for each GPU, as study.yaml assumes")
+    assert lines[3].endswith("3.00 dollars an hour for each GPU, as study.yaml assumes")
     for line, (name, option) in zip(lines[4:8], advice.options.items(), strict=True):
         assert line.startswith(judged.swept.arms[name].label)
         assert f"{100 * option.good_share:.1f} % good" in line
@@ -212,7 +226,8 @@ def test_without_tables_of_bounds_the_command_says_how_to_make_them(judged, chec
         assert load_bounds(STUDY, CLUSTER, "runs") is None
         assert asked() == 2
         error = capsys.readouterr().err
-        assert "no sweep of qwen3-32b was judged at bounds yet; run `kvab capacity`" in error
+        said = "no sweep of qwen3-32b was judged at bounds yet; run `kvab capacity --workload "
+        assert f"{said}conversation`" in error
         assert error.count("\n") == 1
     assert asked("--workload", "nothing") == 2
     assert "no workload 'nothing'" in capsys.readouterr().err
