@@ -215,12 +215,12 @@ class Evidence:
         return choices(*self._both(), study.slo, **settings)
 
     @kept
-    def slo_surface(self) -> pd.DataFrame:
-        """Difference of the good share by bounds, see `kvab.stats.robustness.slo_surface`."""
-        from kvab.stats.robustness import slo_surface
+    def by_itl_bound(self) -> pd.DataFrame:
+        """Difference of the good share by bound, see `kvab.stats.robustness.by_itl_bound`."""
+        from kvab.stats.robustness import by_itl_bound
 
         settings = self._settings() | self._block()
-        return slo_surface(*self._both(), self.study.slo, **settings)
+        return by_itl_bound(*self._both(), self.study.slo, **settings)
 
     @cached_property
     def made_hours(self) -> MadeHours | None:

@@ -83,8 +83,7 @@ def where(values: Iterable[float], holds: Iterable[bool]) -> str:
 
 def _by_itl(evidence: Evidence) -> tuple[pd.Series, pd.Series, pd.Series]:
     """Return, at the study's TTFT bound and by ITL bound: points, whether each arm leads."""
-    surface = evidence.slo_surface
-    rows = surface[surface["ttft_ms"] == evidence.study.slo.ttft_ms].set_index("itl_ms")
+    rows = evidence.by_itl_bound
     return 100 * rows["difference"], rows["band_low"] > 0, rows["band_high"] < 0
 
 

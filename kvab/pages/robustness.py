@@ -1,4 +1,4 @@
-"""Page 07: the surface of bounds, the verdicts under other choices, and what survives them.
+"""Page 07: the verdicts under other choices, what survives them, and other hours.
 
 Input: the evidence and its gate. Output: what the notebook shows.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.patches import Rectangle
 
-from kvab.console import interval, number, percent, signed
+from kvab.console import interval, percent
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
 from kvab.pages.outcome import NO_VERDICT, hour_effects
@@ -18,59 +17,7 @@ from kvab.pages.printed import changed, quantity, size
 from kvab.pages.tables import Table
 from kvab.pages.theme import COMPARISON, GREY, WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import METRICS
-
-
-@drawn("robustness-slo-surface", lambda e: e.slo_surface)
-def slo_surface_figure(evidence: Evidence) -> Drawing:
-    """Draw the difference of the good share for every pair of bounds, the named ones outlined."""
-    import seaborn as sns  # imports for seconds, which other pages need not wait for
-
-    figure, axes = plt.subplots(1, 1, figsize=(WIDTH_IN, 3.9))
-    surface = evidence.slo_surface
-    points = 100 * surface["difference"]
-    certain = (surface["band_low"] > 0) | (surface["band_high"] < 0)
-    texts = [signed(p, 1) + ("" if sure else "?") for p, sure in zip(points, certain, strict=True)]
-    cells = surface.assign(points=points, text=texts)
-    grid, text = (
-        cells.pivot(index="itl_ms", columns="ttft_ms", values=column).sort_index()
-        for column in ("points", "text")
-    )
-    reach = np.abs(grid.to_numpy()).max()
-    sns.heatmap(
-        grid, ax=axes, cmap="PuOr_r", vmin=-reach, vmax=reach, annot=text, fmt="",
-        annot_kws={"fontsize": 7}, linewidths=0.6,
-        cbar_kws={"label": "good share, difference [points]"},
-    )  # fmt: skip
-    axes.invert_yaxis()
-    for at, slo in enumerate([evidence.study.slo, *evidence.study.other_slos]):
-        if slo.ttft_ms in grid.columns and slo.itl_ms in grid.index:
-            corner = (grid.columns.get_loc(slo.ttft_ms), grid.index.get_loc(slo.itl_ms))
-            line = (0, (2, 1)) if at else "-"
-            box = Rectangle(corner, 1, 1, fill=False, linewidth=2, linestyle=line, zorder=3)
-            axes.add_patch(box)
-    axes.set_xticks(np.arange(len(grid.columns)) + 0.5, [f"{v / 1000:g}" for v in grid.columns])
-    axes.set_yticks(np.arange(len(grid.index)) + 0.5, [f"{v:g}" for v in grid.index], rotation=0)
-    axes.set(xlabel="TTFT bound [s]", ylabel="ITL bound [ms]")
-    caption = slo_surface_caption(evidence)
-    return figure, caption, f"Grid of differences by TTFT and ITL bound. {caption}"
-
-
-def slo_surface_caption(evidence: Evidence) -> str:
-    """Return under how many bounds the comparison wins and loses, and what is outlined."""
-    surface, study = evidence.slo_surface, evidence.study
-    wins, loses = surface["band_low"] > 0, surface["band_high"] < 0
-    finding = f"The comparison keeps more requests good under {wins.sum()} of {len(surface)} bounds"
-    if loses.any():
-        slowest_ms = surface.loc[loses, "itl_ms"].max()
-        finding += f" and fewer under {loses.sum()}, all with an ITL bound of {slowest_ms:g} ms"
-        finding += " or less"
-    others = " and ".join(f"{slo.ttft_ms:g}/{slo.itl_ms:g} ms" for slo in study.other_slos)
-    dashed = f", dashed {others}" if others else ""
-    return (
-        f"{finding}. Difference of the good share in points; a question mark where the band that "
-        f"holds for all bounds at once includes zero. Outlined: {study.slo.ttft_ms:g}/"
-        f"{study.slo.itl_ms:g} ms, the study's bounds{dashed}."
-    )
+from kvab.runs.hours import MadeHours
 
 
 def _verdicts(evidence: Evidence) -> pd.DataFrame:
@@ -118,26 +65,7 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
         for row in others[~same].itertuples()
     )
     changes = f" What changes: {turned}." if turned else ""
-    kept = f"Choices that leave the verdict as declared: {counts}.{changes}"
-    return f"- {kept}\n- {_surface(evidence)}"
-
-
-def _surface(evidence: Evidence) -> str:
-    surface = evidence.slo_surface
-    wins, loses = surface[surface["band_low"] > 0], surface[surface["band_high"] < 0]
-    if loses.empty or wins.empty:
-        return "No pair of bounds on the grid turns the difference of the good share around."
-    slowest_ms, fastest_ms = loses["itl_ms"].max(), wins["itl_ms"].min()
-    text = (
-        f"The bounds matter more: under {len(loses)} of {len(surface)} pairs of bounds the "
-        "comparison keeps **fewer** requests good"
-    )
-    if slowest_ms < fastest_ms:
-        text += (
-            f", all with an ITL bound of {slowest_ms:g} ms or less. The ITL bound decides who "
-            "leads, the TTFT bound by how much"
-        )
-    return f"{text}."
+    return f"- Choices that leave the verdict as declared: {counts}.{changes}"
 
 
 # --- from hour to hour -------------------------------------------------------------------------
@@ -146,7 +74,8 @@ def _surface(evidence: Evidence) -> str:
 @drawn("robustness-hours", lambda e: e.made_hours.effects)
 def hours_figure(evidence: Evidence) -> Drawing:
     """Draw the effects in made hours as points, and the recorded ones with their intervals."""
-    if not (effects := hour_effects(evidence)):
+    made, effects = evidence.made_hours, hour_effects(evidence)
+    if made is None:
         return "No hours were made of the workload of these runs (kvab resample)."
     figure, panels = plt.subplots(len(effects), 1, figsize=(WIDTH_IN, 1.05 * len(effects)))
     for axes, effect in zip(panels, effects, strict=True):
@@ -172,27 +101,22 @@ def hours_figure(evidence: Evidence) -> Drawing:
         "hour-to-hour intervals, of the mean over such hours and of another one "
         f"({evidence.study.statistics.percent} each). With each made hour in the place of the "
         f"recorded one, the last covers each of the others in {percent(min(covered))} to "
-        f"{percent(max(covered))} of cases."
+        f"{percent(max(covered))} of cases. {_brought(made)}"
     )
     return figure, caption, f"A strip for each metric. {caption}"
 
 
-def loads_table(evidence: Evidence) -> Table | None:
-    """Return what the recorded hour brings beside what the made ones bring."""
-    if not (made := evidence.made_hours):
-        return None
-    lines = []
-    for name, recorded in made.summary.recorded.items():
-        least, most = made.table[name].min(), made.table[name].max()
-        line = {"what an hour brings": name.replace("_", " "), "recorded": number(recorded, 0)}
-        line["made hours"] = f"{number(least, 0)} to {number(most, 0)}"
-        line["recorded is"] = "among them" if least <= recorded <= most else "outside"
-        lines.append(line)
-    among = sum(line["recorded is"] == "among them" for line in lines)
-    caption = (
-        f"The recorded hour lies among the made ones in {among} of {len(lines)} quantities. "
-        f"{made.summary.hours} made hours, lowest to highest, each of as many conversations as the "
-        f"{made.summary.conversations:,} of this workload, drawn anew and begun at other times. "
-        "Reusable tokens: what an unlimited cache would serve."
+def _brought(made: MadeHours) -> str:
+    """Return whether the recorded hour brings what the made ones bring."""
+    outside = [
+        name.replace("_", " ")
+        for name, recorded in made.summary.recorded.items()
+        if not made.table[name].min() <= recorded <= made.table[name].max()
+    ]
+    count = len(made.summary.recorded)
+    beyond = f" (not in {', '.join(outside)})" if outside else ""
+    return (
+        f"In {count - len(outside)} of {count} quantities the recorded hour lies among "
+        f"the {made.summary.hours} made ones{beyond}, each of as many conversations as the "
+        f"{made.summary.conversations:,} of this workload."
     )
-    return Table(pd.DataFrame(lines), caption, ("what an hour brings", "recorded is"))

@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.console import counted, interval, number, percent, plain, signed
-from kvab.pages.gate import Gate
 from kvab.pages.hardware import mark_measured
-from kvab.pages.outcome import VERDICTS
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     COMPARISON,
@@ -22,7 +20,6 @@ from kvab.pages.theme import (
     drawn,
     unless_missing,
 )
-from kvab.requests.metrics import METRICS
 from kvab.runs.hardware import load_hardware
 from kvab.runs.sensitivity import (
     AGAIN,
@@ -287,53 +284,18 @@ def times(answers: Answers) -> str:
     )
 
 
-@unless_missing(None)
-def verdicts_table(answers: Answers, judged: Gate) -> Table | None:
-    """Return at how many combinations of errors each verdict comes out, if any may be stated."""
-    if not judged.green:
-        return None
-    lines = []
-    for key, metric in METRICS.items():
-        effects = answers.effects_of(TIMES, key)
-        counts = effects["verdict"].value_counts()
-        least, most = (metric.factor * end for end in (effects["difference"].min(),
-                                                       effects["difference"].max()))  # fmt: skip
-        decimals = 1 if key == "good_share" else None
-        lines.append(
-            {"metric": metric.label}
-            | {verdict: str(counts.get(verdict, 0)) for verdict in VERDICTS}
-            | {"difference of the mean": f"{signed(least, decimals)} to {signed(most, decimals)}"}
-        )
-    caption = (
-        f"How often each verdict comes out over the {len(answers.effects_of(TIMES, key))} "
-        "combinations, by the study's rule, and the range of the difference (ms; points)."
-    )
-    return Table(pd.DataFrame(lines), caption, ("metric",))
-
-
-@unless_missing(None)
-def again_table(answers: Answers) -> Table:
+@unless_missing("")
+def again(answers: Answers) -> str:
     """Return how far replays of the very same order lie apart behind the KV router."""
-    lines = []
+    clauses = []
     for name, of in answers.of(AGAIN).groupby("configuration", sort=False):
-        line = {"configuration": answers.arms[name].label, "replays": len(of)}
-        for column, label, factor, decimals in (
-            ("good_share", "good [%]", 100, 2),
-            ("ttft_ms_mean", "mean TTFT [ms]", 1, 0),
-            ("ttft_ms_p99", "p99 TTFT [ms]", 1, 0),
-            ("itl_ms_mean", "mean ITL [ms]", 1, 2),
-        ):
-            values = factor * of[column]
-            line[label] = (
-                f"{number(values.min(), decimals)} to {number(values.max(), decimals)}\n"
-                f"(sd {number(values.std(), decimals)})"
-            )
-        lines.append(line)
-    caption = (
-        "The same requests in the same order, replayed again: what differs is the chance by which "
-        "the router breaks ties. Least to most, and standard deviation."
-    )
-    return Table(pd.DataFrame(lines), caption, ("configuration",))
+        shares, ttft_ms = 100 * of["good_share"], of["ttft_ms_mean"]
+        clauses.append(
+            f"{answers.arms[name].label} keeps {number(shares.min(), 2)} to "
+            f"{number(shares.max(), 2)} % of requests good (sd {number(shares.std(), 2)} points), "
+            f"with a mean TTFT of {number(ttft_ms.min(), 0)} to {number(ttft_ms.max(), 0)} ms"
+        )
+    return f"The same requests in the same order, replayed again: {'; '.join(clauses)}."
 
 
 @unless_missing("Nothing yet: replay other values to learn it.")

@@ -1,8 +1,8 @@
 """Whether the verdicts survive other choices than those declared, and show elsewhere.
 
 Input: requests tables of two arms, here and elsewhere. Output: the verdicts under each choice, the
-difference of the good share over a surface of service levels, and whether two places agree: the
-difference of their differences.
+difference of the good share by bound, and whether two places agree: the difference of their
+differences.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ BLOCK_FACTORS = (0.25, 0.5, 2.0)
 OTHER_STATISTICS = ("p50", "p99")
 TRIM_SHARE = 0.05
 ALONE = 3  # repeats that are judged by themselves; more would count one choice many times
-TTFT_GRID_MS = (500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
 ITL_GRID_MS = (10, 12.5, 15, 17.5, 20, 25, 30, 35, 40, 50)
 PLACES = ("published baseline", "published comparison", "your baseline", "your comparison")
 PUBLISHED, YOURS = np.array([-1.0, 1.0, 0.0, 0.0]), np.array([0.0, 0.0, -1.0, 1.0])
@@ -190,7 +189,7 @@ def _parts(pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"repeat {repeat} alone", pairs[pairs["repeat"] == repeat]
 
 
-def slo_surface(
+def by_itl_bound(
     baseline: Sequence[pd.DataFrame],
     comparison: Sequence[pd.DataFrame],
     slo: Slo,
@@ -198,14 +197,14 @@ def slo_surface(
     block_bursts: int,
     **settings: Unpack[Settings],
 ) -> pd.DataFrame:
-    """Return the difference of the good share for every pair of bounds on a grid.
+    """Return the difference of the good share by ITL bound, at the declared TTFT bound.
 
     Parameters
     ----------
     baseline, comparison : sequence of DataFrame
         Requests tables, one a repeat.
     slo : Slo
-        The declared bounds, part of the grid.
+        The declared bounds; that of the ITL is part of the grid.
     block_bursts : int
         Block length of the declared comparison.
     **settings
@@ -214,29 +213,24 @@ def slo_surface(
     Returns
     -------
     DataFrame
-        ``ttft_ms``, ``itl_ms``, ``baseline``, ``comparison``, ``difference`` (shares of 1),
-        ``ci_low``, ``ci_high`` (each pair of bounds by itself) and ``band_low``, ``band_high``
-        (all at once, see `kvab.stats.bootstrap.Replicates.band`).
+        Indexed by ``itl_ms``: ``baseline``, ``comparison``, ``difference`` (shares of 1),
+        ``ci_low``, ``ci_high`` (each bound by itself) and ``band_low``, ``band_high`` (all at
+        once, see `kvab.stats.bootstrap.Replicates.band`).
     """
     pairs = pair(baseline, comparison)
     design = Design(int(pairs["burst"].max()) + 1, block_bursts, **settings)
-    grid = [
-        (ttft_ms, itl_ms)
-        for ttft_ms in sorted({*TTFT_GRID_MS, slo.ttft_ms})
-        for itl_ms in sorted({*ITL_GRID_MS, slo.itl_ms})
-    ]
+    grid_ms = sorted({*ITL_GRID_MS, slo.itl_ms})
+    bounds = [Bounds(slo.ttft_ms, itl_ms) for itl_ms in grid_ms]
     tables = [arm_table(pairs, arm) for arm in ARMS]
-    bounds = [Bounds(ttft_ms=ttft_ms, itl_ms=itl_ms) for ttft_ms, itl_ms in grid]
     sums = np.stack([[sample(pairs, good(table, of)).sums for of in bounds] for table in tables])
     counts = sample(pairs, np.ones(len(pairs))).counts
     shares = replicate(
         design,
         lambda weights: np.moveaxis(sums @ weights.T, -1, 0) / (weights @ counts)[:, None, None],
     )
-    table = pd.DataFrame(grid, columns=["ttft_ms", "itl_ms"])
-    return table.assign(
-        baseline=shares.value[0], comparison=shares.value[1], **difference_columns(shares)
-    )
+    columns = {"baseline": shares.value[0], "comparison": shares.value[1]}
+    index = pd.Index(grid_ms, name="itl_ms")
+    return pd.DataFrame({**columns, **difference_columns(shares)}, index)
 
 
 # --- elsewhere ------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -190,17 +189,13 @@ def test_what_is_replayed_is_kept_read_and_said(replayed, checkout, small_trace,
     assert " 0 to replay" in capsys.readouterr().err
     texts = [show(replayed) for show in (
         sensitivity.provenance, sensitivity.transfer, sensitivity.chunk, sensitivity.times,
-        sensitivity.lesson,
+        sensitivity.again, sensitivity.lesson,
     )]  # fmt: skip
     assert not any("nan" in text for text in texts)
     for table in (
         sensitivity.transfer_table, sensitivity.frontend_table, sensitivity.chunk_table,
-        sensitivity.again_table,
     ):  # fmt: skip
         assert not table(replayed).frame.isna().any(axis=None)
-    counts = sensitivity.verdicts_table(replayed, SimpleNamespace(green=True))
-    assert not counts.frame.isna().any(axis=None)
-    assert sensitivity.verdicts_table(replayed, SimpleNamespace(green=False)) is None
     for figure in (sensitivity.transfer_figure, sensitivity.times_figure):
         assert figure(replayed).svg
     _sentences_follow_the_data(replayed)

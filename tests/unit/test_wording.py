@@ -273,12 +273,12 @@ def test_a_difference_is_that_of_the_printed_numbers(pair, decimals, expected):
 def surface(evidence, differences):
     """Evidence of these differences in points by ITL bound, each half a point uncertain."""
     rows = [
-        {"ttft_ms": evidence.study.slo.ttft_ms, "itl_ms": itl_ms, "difference": points / 100,
+        {"itl_ms": itl_ms, "difference": points / 100,
          "band_low": (points - 0.5) / 100, "band_high": (points + 0.5) / 100}
         for itl_ms, points in differences.items()
     ]  # fmt: skip
     made_up = comparing(evidence)
-    made_up.__dict__["slo_surface"] = pd.DataFrame(rows)
+    made_up.__dict__["by_itl_bound"] = pd.DataFrame(rows).set_index("itl_ms")
     return made_up
 
 
@@ -380,7 +380,6 @@ def verdicts_on(choices):
 
 def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
     made_up = replace(published)
-    made_up.__dict__.update(slo_surface=published.slo_surface)
     made_up.__dict__["robustness"] = verdicts_on({
         "as declared": {"ttft_ms": "better", "good_share": "better"},
         "other blocks": {"ttft_ms": "better", "good_share": "better"},
@@ -389,7 +388,7 @@ def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
     })  # fmt: skip
     assert robustness.lesson(made_up, GREEN).startswith(
         "- Choices that leave the verdict as declared: time to first token 1 of 2, good requests 2 "
-        "of 2. What changes: with the median, time to first token from better to no difference.\n"
+        "of 2. What changes: with the median, time to first token from better to no difference."
     )
     frame = robustness.choices_table(made_up, GREEN).frame.set_index("choice")
     assert frame.loc["other bounds", "TTFT [ms]"] == "–"
