@@ -194,7 +194,7 @@ def request_figure(evidence: Evidence) -> Drawing:
         bars = first.barh(np.arange(len(parts)) + 0.38 * n, parts, 0.34, end - parts, color=color,
                           label=label)  # fmt: skip
         first.bar_label(
-            bars, [f"{ms:,.0f} ms" if ms else "none" for ms in parts], padding=3, fontsize=8.5
+            bars, [f"{ms:,.0f} ms" if ms else "–" for ms in parts], padding=3, fontsize=8.5
         )
         ttft_ms = request["ttft_ms"]
         whole.barh(n, ttft_ms, 0.34, color=color, alpha=0.4)

@@ -188,7 +188,7 @@ def sweeps_table(workloads: Workloads) -> Table | None:
         f"In brackets {workloads.study.statistics.percent} workload intervals; points are paired."
     )
     frame = pd.DataFrame(columns).fillna("not swept").rename_axis("what").reset_index()
-    return Table(frame, caption, ("what",))
+    return Table(frame, caption, tuple(frame))
 
 
 def _effects(evidence: Evidence) -> str:
