@@ -210,7 +210,7 @@ def test_no_sentence_of_hostile_runs_is_more_than_text(tmp_path):
     judged = gate(evidence)
     for said in (
         banner(evidence), index.answer(evidence, judged), index.how_known(evidence),
-        setup.exclusions(evidence), setup.gate_notice(judged),
+        setup.exclusions(evidence), setup.finding(evidence, judged),
     ):  # fmt: skip
         inside = said.strip(":").partition("\n")[2].rpartition("\n")[0] if ":::" in said else said
         kinds, _ = leaves(as_html(inside))

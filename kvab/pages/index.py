@@ -21,6 +21,7 @@ from kvab.pages.capacity import second_headline
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import RED, counterpoint, headline
+from kvab.pages.sensitivity import without_reuse
 from kvab.pages.theme import GREY, THEME, arm_styles, origin, unequal
 from kvab.runs.sweep import Sweep
 
@@ -104,7 +105,7 @@ def by_bounds(evidence: Evidence, judged: Gate) -> str:
         "no ITL bound turns the answer around"
     )  # fmt: skip
     return (
-        f"**[Which bounds?](07_robustness)** With TTFT within {evidence.study.slo.ttft_ms / 1000:g}"
+        f"**[Which bounds?](13_bounds)** With TTFT within {evidence.study.slo.ttft_ms / 1000:g}"
         f" s {decides}: {', '.join(leads) or 'neither is ahead at any on the grid'}."
     )
 
@@ -127,7 +128,24 @@ def by_load(swept: Sweep | None, judged: Gate) -> str:
     return (
         f"{second_headline(swept, judged)} At the same load, the difference is least at {least:g} "
         f"times the trace's speed ({signed(points[least], 1)} points) and most at {most:g} times "
-        f"({signed(points[most], 1)} points)."
+        f"({signed(points[most], 1)} points).{_other_layouts(swept)}"
+    )
+
+
+def _other_layouts(swept: Sweep) -> str:
+    """Return what the other configurations keep good with their workers laid out best."""
+    comparison = swept.study.comparison
+    if (comparison, 1.0) not in swept.layout_cells:
+        return ""
+    rows = swept.every_layout(1.0).drop(comparison, level=0)
+    if rows.empty:
+        return ""
+    name, layout = rows["share"].idxmax()
+    best = rows.loc[(name, layout)]
+    return (
+        f" Of all layouts of the other configurations, {swept.arms[name].label} as {layout} serves "
+        f"best: {percent(best['share'])} good, {signed(100 * best['difference'], 1)} points on the "
+        "comparison."
     )
 
 
@@ -160,7 +178,8 @@ def advice(evidence: Evidence, judged: Gate, swept: Sweep | None) -> str:
     )
     repeated = percent(evidence.reusable_share, 0)
     measure = [
-        f"your prompts repeat less: here {repeated} of prompt tokens begin like an earlier prompt.",
+        f"your prompts repeat less: here {repeated} of prompt tokens begin like an earlier prompt."
+        f"{without_reuse(evidence.answers)}",
         "you serve another model, or on other GPUs or networks: [run it there](reproduce).",
     ]
     if evidence.simulated:

@@ -117,11 +117,9 @@ def losses(evidence: Evidence) -> str:
     result, groups, clauses = evidence.comparison, evidence.groups, []
     slower = groups[groups["ttft_ms_faster_share"] < 0.5]
     if len(slower):
-        worst = slower.loc[slower["ttft_ms_faster_share"].idxmin()]
         clauses.append(
             f"in {len(slower)} of {counted(len(groups), 'group')} of requests most get their first "
-            f"token later (worst at {worst['by']} of {worst['group']}: "
-            f"{percent(worst['ttft_ms_faster_share'], 0)} get it sooner)"
+            "token later"
         )
     clauses += [
         f"the {statistic} {METRICS[key].short} is {signed(row.difference.value)} ms"

@@ -205,27 +205,42 @@ def reuse_table(answers: Answers) -> Table | None:
     return _table(answers, REUSE, "share", "{:g}", caption)
 
 
+def _router_gains(answers: Answers) -> pd.DataFrame:
+    """Return the points that the KV router gains on round-robin: by reuse, a column a split."""
+    cells, arms = answers.of(REUSE), answers.study.configurations
+    cells = cells[cells["configuration"].isin(arms)]
+    factors = [arms[name].factors for name in cells["configuration"]]
+    if not {"kv", "round-robin"} <= {each.routing for each in factors}:
+        return pd.DataFrame()
+    shares = cells.assign(
+        routing=[each.routing for each in factors], split=[each.split for each in factors]
+    ).pivot_table("good_share", "reuse", ["routing", "split"], "last")
+    return 100 * (shares["kv"] - shares["round-robin"]).dropna(axis=1)
+
+
 @unless_missing("")
 def reuse(answers: Answers) -> str:
     """Return what the KV router gains with and without anything to reuse, by split."""
-    cells, arms = answers.of(REUSE), answers.study.configurations
-    if cells.empty:
+    gains = _router_gains(answers)
+    clauses = [
+        f"{signed(gain.iloc[-1], 1)} points with all reuse and {signed(gain.iloc[0], 1)} "
+        f"with {percent(gain.index[0], 0)} of it where workers are {split}"
+        for split, gain in gains.items()
+    ]
+    if not clauses:
         return ""
-    shares = cells.pivot(index="reuse", columns="configuration", values="good_share")
-    clauses = []
-    for split in dict.fromkeys(arm.factors.split for arm in arms.values()):
-        names = {arm.factors.routing: name for name, arm in arms.items()
-                 if arm.factors.split == split}  # fmt: skip
-        if not {"kv", "round-robin"} <= names.keys():
-            continue
-        gain = 100 * (shares[names["kv"]] - shares[names["round-robin"]])
-        clauses.append(
-            f"{signed(gain.iloc[-1], 1)} points with all reuse and {signed(gain.iloc[0], 1)} "
-            f"with {percent(shares.index[0], 0)} of it where workers are {split}"
-        )
     return (
         f"The KV router instead of round-robin changes the good share by {'; by '.join(clauses)}."
     )
+
+
+@unless_missing("")
+def without_reuse(answers: Answers) -> str:
+    """Return in short what is left of the KV router's gains with least to reuse."""
+    gains = _router_gains(answers).head(1)
+    left = [f"{signed(gain.iloc[0], 1)} points to {split} workers" for split, gain in gains.items()]
+    share = percent(gains.index[0], 0) if left else ""
+    return f" With {share} of that reuse the KV router brings {' and '.join(left)}." if left else ""
 
 
 @drawn("sensitivity-times", lambda a: a.effects_of(TIMES, "good_share"), source=_source)

@@ -51,6 +51,20 @@ def _bursty(evidence: Evidence) -> bool:
     return _together(evidence) > BURSTY_SHARE * len(evidence.replayed)
 
 
+def finding(evidence: Evidence, judged: Gate) -> str:
+    """Return whether the runs may be compared, and how much differs between them."""
+    if not judged.green:
+        reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons)
+        return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"
+    fields = len(_difference(evidence, evidence.study.baseline, evidence.study.comparison))
+    return (
+        f"**The runs may be compared: all {len(judged.checks)} checks passed.** "
+        f"{counted(len(evidence.arms), 'configuration')} replayed the same "
+        f"{counted(len(evidence.replayed), 'request')}, {counted(evidence.repeats, 'time')} each; "
+        f"baseline and comparison differ in {counted(fields, 'field')} of their deploy.yaml."
+    )
+
+
 def description_table(evidence: Evidence) -> Table:
     """Return the description of the trace."""
     description, trace = evidence.workload.description, evidence.manifest.trace
@@ -97,17 +111,19 @@ def arrivals_figure(evidence: Evidence) -> Drawing:
 def clock(evidence: Evidence) -> str:
     """Return whether requests come in bursts, and what that means for statistics and repeats."""
     together, total = _together(evidence), len(evidence.replayed)
+    some = f"{together:,} of {total:,}"
     if _bursty(evidence):
         return (
-            f"The clock of the trace is coarse: {percent(together / total, 0)} of the requests "
-            "share their timestamp with others, and the order inside such a burst is not "
-            "recorded. A burst is therefore the smallest unit that the statistics resample, and a "
-            "repeat of a simulated run is a shuffle inside each burst."
+            "The clock of the trace is coarse: "
+            f"{'all' if together == total else some} requests share their timestamp with others, "
+            "and the order inside such a burst is not recorded. A burst is therefore the smallest "
+            "unit that the statistics resample, and a repeat of a simulated run is a shuffle "
+            "inside each burst."
         )
     alone = "no two of them share a timestamp"
-    some = f"{together:,} of {total:,} share their timestamp with another"
+    shared = f"{some} share their timestamp with another" if together else alone
     return (
-        f"Requests come {'mostly ' if together else ''}one by one: {some if together else alone}. "
+        f"Requests come {'mostly ' if together else ''}one by one: {shared}. "
         "A burst, all requests of one timestamp, is the smallest unit that the statistics "
         "resample, and a repeat of a simulated run is a shuffle inside bursts, which changes "
         f"{'little' if together else 'nothing'} here."
@@ -318,14 +334,6 @@ def exclusions(evidence: Evidence) -> str:
     if not lines:
         return "Nothing is excluded: every declared configuration and repeat is there and whole."
     return "Missing or incomplete:\n\n" + "\n".join(f"- {line}" for line in lines)
-
-
-def gate_notice(judged: Gate) -> str:
-    """Return the outcome of the gate in one sentence."""
-    if judged.green:
-        return f":::{{tip}}\nThe gate is **green**: all {len(judged.checks)} checks passed.\n:::"
-    reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons)
-    return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"
 
 
 def gate_table(judged: Gate) -> Table:

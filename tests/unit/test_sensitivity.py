@@ -10,6 +10,7 @@ import yaml
 
 from kvab.clusters.simulated import prediction
 from kvab.clusters.stack import commands
+from kvab.console import signed
 from kvab.errors import InputError
 from kvab.pages import sensitivity
 from kvab.requests.table import PARTS
@@ -228,4 +229,10 @@ def test_what_routing_gains_with_and_without_reuse_is_said():
     gain = 100 * (shares["disagg-kv-router"] - shares["disagg-round-robin"])
     said = sensitivity.reuse(answers)
     assert f"{gain[1]:+.1f} points with all reuse and {gain[0]:+.1f} with 0 % of it" in said
+    aggregated = 100 * (shares["agg-kv-router"] - shares["agg-round-robin"])[0]
+    assert sensitivity.without_reuse(answers) == (
+        f" With 0 % of that reuse the KV router brings {signed(aggregated, 1)} points to "
+        f"aggregated workers and {signed(gain[0], 1)} points to disaggregated workers."
+    )
+    assert not sensitivity.without_reuse(None)
     assert list(sensitivity.reuse_table(answers).frame["share"]) == ["1", "0.5", "0"]

@@ -17,6 +17,7 @@ from kvab.pages import attribution, index, outcome, reproduce, robustness, setup
 from kvab.pages.evidence import load_evidence
 from kvab.pages.theme import arm_styles, markdown
 from kvab.requests.metrics import METRICS
+from kvab.runs.sweep import load_sweep
 from kvab.stats.contrasts import Estimate, Judgement
 from kvab.study import root
 
@@ -290,7 +291,8 @@ def swept(published, comparison, baseline):
         for name, shares in zip(ARMS, (baseline, comparison), strict=True)
         for load, share in shares.items()
     ]  # fmt: skip
-    return SimpleNamespace(study=published.study, curves=SimpleNamespace(shares=pd.DataFrame(rows)))
+    shares = SimpleNamespace(shares=pd.DataFrame(rows))
+    return SimpleNamespace(study=published.study, curves=shares, layout_cells={})
 
 
 def test_the_first_page_names_the_bounds_at_which_either_arm_leads(published):
@@ -523,3 +525,12 @@ def test_the_prose_of_the_book_fits_every_study():
     text = (root() / "book" / "methods.md").read_text()
     terms = re.compile(r"GPU-hours|hour[- ]to[- ]hour|made hour|`kvab\.[\w.]+`", re.IGNORECASE)
     assert ONLY_THE_PUBLISHED.findall(terms.sub("", text)) == []
+
+
+def test_the_best_layout_of_the_other_configurations_stands_beside_the_comparison(published):
+    swept = load_sweep(published.study, published.cluster, "book/published")
+    rows = swept.every_layout(1.0).drop(published.study.comparison, level=0)
+    best = rows["share"].idxmax()
+    assert f"{published.arms[best[0]].label} as {best[1]} serves best: " in (
+        index.by_load(swept, GREEN)
+    )
