@@ -5,12 +5,13 @@ Input: a study and a cluster. Output: the headline and the path of the built HTM
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +223,8 @@ def build(out: Path, book: Book) -> Path:
         files.result()
     index = _sphinx(source, out, book)
     (index.parent / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
+    for page in index.parent.glob("*.html"):
+        _move_tables(page)
     for name in further:  # what can be launched is the notebook that they were made from
         _edit(index.with_name(f"{name}.html"), rf"notebooks/{name}\.", f"notebooks/{OUTCOME}.")
     if url := os.environ.get("KVAB_BOOK_URL", "").rstrip("/"):  # it is shown at any depth
@@ -229,7 +232,19 @@ def build(out: Path, book: Book) -> Path:
     return index
 
 
-def _edit(page: Path, pattern: str, instead: str) -> None:
+def _move_tables(page: Path) -> None:
+    """Move the tables of a page's figures into files beside it, each with an address to read."""
+
+    def moved(link: re.Match[str]) -> str:
+        file = page.parent / "data" / page.stem / link[1]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(base64.b64decode(link[2]))
+        return f'download="{link[1]}" href="data/{page.stem}/{link[1]}"'
+
+    _edit(page, r'download="([^"]+)" href="data:text/csv;base64,([^"]*)"', moved)
+
+
+def _edit(page: Path, pattern: str, instead: str | Callable[[re.Match[str]], str]) -> None:
     page.write_text(re.sub(pattern, instead, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 

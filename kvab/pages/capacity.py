@@ -287,11 +287,13 @@ def _draw_carried(axes: Axes, swept: Sweep, carried: pd.DataFrame) -> None:
         axes.plot(ends, [at, at], color=style["color"], linewidth=2.5, alpha=0.45)
         if exact(row):
             axes.plot(row["low"], at, color=style["color"], marker=style["marker"])
+        right = np.nanmax(ends)
         if swept.bursty and exact(spread.loc[name]):
             axes.plot(spread.loc[name, "low"], at, color=style["color"], marker=style["marker"],
                       markerfacecolor="white")  # fmt: skip
+            right = max(right, spread.loc[name, "low"])
         axes.annotate(
-            load_text(row["low"], row["high"]), (np.nanmax(ends), at), (6, 0),
+            load_text(row["low"], row["high"]), (right, at), (7, 0),
             textcoords="offset points", va="center", fontsize=8, fontweight="bold",
             color=style["color"],
         )  # fmt: skip

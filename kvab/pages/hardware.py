@@ -21,6 +21,7 @@ from kvab.pages.evidence import Evidence
 from kvab.pages.tables import Table
 from kvab.pages.theme import (
     ABLATIONS,
+    EDGE,
     GREY,
     PLAIN,
     STYLES,
@@ -386,7 +387,7 @@ def mark_measured(held: Held, axes: Axes, grid: pd.DataFrame) -> str:
                     f"{signed(100 * (ratios.max() - 1), 0)} % for {step}")  # fmt: skip
     (left, right), (bottom, top) = cells
     corner, size = (left - 0.08, bottom - 0.08), (right - left + 0.16, top - bottom + 0.16)
-    axes.add_patch(Rectangle(corner, *size, fill=False, linestyle="--", linewidth=1.5))
+    axes.add_patch(Rectangle(corner, *size, fill=False, linestyle="--", edgecolor=EDGE))
     inside = grid.iloc[int(bottom) : int(np.ceil(top)) + 1, int(left) : int(np.ceil(right)) + 1]
     least, most = inside.min().min(), inside.max().max()
     return (

@@ -370,18 +370,23 @@ def errors_table(check: Check) -> Table:
     return Table(pd.DataFrame(lines), caption, ("configuration", "metric"))
 
 
-@drawn("check-requests", lambda c: c.pairs, source=_source)
+def _ratios(check: Check) -> pd.DataFrame:
+    """Return the quantiles of simulated over live TTFT of a request, for each configuration."""
+    pairs = check.pairs
+    ratio = (pairs["ttft_ms_twin"] / pairs["ttft_ms_live"]).groupby(pairs["configuration"])
+    return ratio.quantile(np.linspace(0, 1, 401)).unstack("configuration").rename_axis("share")
+
+
+@drawn("check-requests", _ratios, source=_source)
 def requests_figure(check: Check) -> Drawing:
     """How far single requests are off: share of requests by simulated over live TTFT."""
     figure, axes = plt.subplots(figsize=(WIDTH_IN, 2.6))
     axes.axvspan(*NEAR, color="#f0f0f0")
     axes.axvline(1, color=LINE, linewidth=0.9)
-    at = np.linspace(0, 1, 401)
-    groups = check.pairs.groupby("configuration", sort=False)
-    for (name, rows), style in zip(groups, arm_styles(check.live.arms).values(), strict=True):
-        ratio = (rows["ttft_ms_twin"] / rows["ttft_ms_live"]).dropna()
-        axes.plot(ratio.quantile(at), 100 * at, color=style["color"], linestyle=style["linestyle"],
-                  label=check.live.arms[str(name)].label)  # fmt: skip
+    ratios = _ratios(check)
+    for name, style in arm_styles(check.live.arms).items():
+        axes.plot(ratios[name], 100 * ratios.index, color=style["color"],
+                  linestyle=style["linestyle"], label=check.live.arms[name].label)  # fmt: skip
     axes.set(xscale="log", xlim=(0.2, 5), xlabel="simulated over live TTFT of a request [log]",
              ylabel="requests up to it [%]")  # fmt: skip
     axes.set_xticks([0.2, 0.5, 1, 2, 5])

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator
 
 from kvab.console import change, counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
@@ -406,6 +407,7 @@ def over_time_figure(evidence: Evidence) -> Drawing:
     ttft.axhline(bound_ms, color="#333333", linewidth=0.9)
     ttft.set(ylabel="median TTFT\n[ms, log scale]", xlabel="minute of the trace", yscale="log")
     ttft.yaxis.set_major_formatter(PLAIN)
+    ttft.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ttft.yaxis.set_minor_formatter(PLAIN)
     ttft.annotate("SLO", (0, bound_ms), (2, -9), textcoords="offset points", fontsize=7)
     legend_below(figure, good)

@@ -50,17 +50,16 @@ def _source(answers: Answers, runs: bool = True) -> str:
 
 @unless_missing(NOT_REPLAYED)
 def provenance(answers: Answers) -> str:
-    """Return the notice on top of the page: what was replayed, and at which values it counts."""
+    """Return what was replayed, and at which values it counts."""
     cluster, trace = answers.summary.cluster, answers.summary.trace
     made_up = " **GENERATED WORKLOAD: the requests are generated.**" if answers.synthetic else ""
     return (
-        ":::{admonition} Simulated, not measured\n:class: important\n"
         f"{plain(cluster['description'])}: {counted(len(answers.cells), 'replay')} of "
         f"{counted(trace.rows, 'request')} of {plain(trace.name)}. Where the values below do not "
         "say otherwise, the KV transfer is "
         f"{_transfer(cluster['kv_transfer_gb_per_s'] or np.inf)} and the "
         f"frontend takes {cluster['frontend_ms_per_1k_tokens']:g} ms for each 1,000 prompt tokens."
-        f"{made_up}\n:::"
+        f"{made_up}"
     )
 
 
@@ -252,13 +251,16 @@ def times_figure(answers: Answers) -> Drawing:
     open_ = (grid["ci_low"] <= 0) & (grid["ci_high"] >= 0)
     figure, axes = plt.subplots(figsize=(WIDTH_IN, 3.2))
     most = float(abs(values.to_numpy()).max())
-    axes.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto", origin="lower")
+    image = axes.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto", origin="lower")
     for y, row in enumerate(values.to_numpy()):
         for x, value in enumerate(row):
             mark = "?" if open_.iloc[y, x] else ""
             dark = abs(value) > 0.6 * most
-            axes.text(x, y, signed(value, 1) + mark, ha="center", va="center", fontsize=8,
-                      color="white" if dark else "#222222")  # fmt: skip
+            axes.text(
+                x, y, signed(value, 1) + mark, ha="center", va="center", fontsize=8,
+                color="white" if dark else "#222222",
+                bbox={"facecolor": image.to_rgba(value), "linewidth": 0, "pad": 1},
+            )  # fmt: skip
     axes.set_xticks(range(len(values.columns)), [_change(v) for v in values.columns])
     axes.set_yticks(range(len(values.index)), [_change(v) for v in values.index])
     axes.set(xlabel="time of a step that prefills", ylabel="time of a step that decodes")

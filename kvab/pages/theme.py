@@ -12,7 +12,7 @@ import io
 import itertools
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
@@ -43,10 +44,12 @@ WIDTH_IN, PHONE_IN = 7.4, 3.4
 SMALLEST_PT = 8.0  # at the width of a phone 11 pixels high
 NAME_LENGTH, LINE_LENGTH = 16, 40  # characters of a name and of a line on a phone
 LINE_IN = 0.15  # height of a line of text
-TICKS_LENGTH, MANY_TEXTS = 30, 40  # beyond, ticks and what stands in a panel are turned
+MANY_TEXTS = 40  # beyond, what stands in a panel is turned
+GAP, GROWTH, GROWTHS = 1, 1.15, 8  # pixels around a text; how a figure grows, how often
 MANY_POINTS, IMAGE_DPI = 500, 200  # beyond as many, points are one image
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 BASELINE, COMPARISON, GREY = "#0072B2", "#D55E00", "#767676"
+EDGE = "#111111"  # of an outline on a map, whose colours are the same in the dark
 STYLES = {
     "baseline": {"color": BASELINE, "linestyle": "-", "marker": "o"},
     "comparison": {"color": COMPARISON, "linestyle": "--", "marker": "s"},
@@ -89,6 +92,7 @@ COLOURS = {
     "#ffffff": ("paper", ""),
     "#222222": ("failed", ""),
     "#e4e4e4": ("grid", ""),
+    "#f0f0f0": ("grid", ""),
     "#767676": ("muted", "#6b6b6b"),
     "#8c8c8c": ("bars", ""),
     "#d9d9d9": ("good", ""),
@@ -308,11 +312,9 @@ def _coloured(tag: re.Match[str]) -> str:
 
 
 def _reflow(figure: Figure) -> None:
-    """Make a drawn figure fit a phone: panels below each other, long names on several lines."""
+    """Make a drawn figure fit a phone: panels below each other, no text over another."""
     panels = [axes for axes in figure.axes if axes.get_subplotspec()]
     rows, columns = panels[0].get_gridspec().get_geometry()  # type: ignore[union-attr]
-    height_in, stretched = figure.get_figheight(), 1.0
-    heights = [axes.get_position().height * height_in for axes in panels]
     grid = GridSpec(len(panels), 1, figure)
     for n, axes in enumerate(panels):
         if columns > 1:
@@ -320,26 +322,40 @@ def _reflow(figure: Figure) -> None:
             axes.tick_params(labelleft=True)
         names = [label.get_text() for label in axes.get_yticklabels()]
         if max(map(len, names), default=0) > NAME_LENGTH:
-            names = [textwrap.fill(name, NAME_LENGTH) for name in names]
-            lines_in = LINE_IN * sum(name.count("\n") + 1 for name in names)
-            stretched = max(stretched, lines_in / heights[n])
-            axes.set_yticks(axes.get_yticks(), names)
+            axes.set_yticks(axes.get_yticks(), [textwrap.fill(name, NAME_LENGTH) for name in names])
         axes.set_xlabel(textwrap.fill(axes.get_xlabel(), LINE_LENGTH))
-        low, high = sorted(axes.get_xlim())
-        below = [len(label.get_text()) for label in axes.get_xticklabels()
-                 if low <= label.get_position()[0] <= high]  # fmt: skip
-        if max(below, default=0) * len(below) >= TICKS_LENGTH:
-            axes.tick_params(axis="x", labelrotation=90)
         for text in axes.texts if len(axes.texts) > MANY_TEXTS else ():
             text.set_rotation(90)
     stacked = len(panels) / rows if columns > 1 else 1
-    figure.set_size_inches(PHONE_IN, height_in * stacked * stretched)
+    figure.set_size_inches(PHONE_IN, figure.get_figheight() * stacked)
     for legend in [*figure.legends]:
         names = [text.get_text() for text in legend.get_texts()]
         figure.set_figheight(figure.get_figheight() + LINE_IN * len(names))
         handles = [handle for handle in legend.legend_handles if handle]
         figure.legend(handles, names, loc="outside lower left", frameon=False)
         legend.remove()
+    figure.draw_without_rendering()
+    for axes in panels:
+        if _overlap(_labels(axes.xaxis)):
+            axes.tick_params(axis="x", labelrotation=90)
+    for _ in range(GROWTHS):
+        figure.draw_without_rendering()
+        if not any(_overlap(_labels(axes.yaxis)) or _overlap(axes.texts) for axes in panels):
+            break
+        figure.set_figheight(figure.get_figheight() * GROWTH)
+
+
+def _labels(axis: Axis) -> list[Text]:
+    """Return the labels of an axis that are in view."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    return [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]
+
+
+def _overlap(texts: Iterable[Text]) -> bool:
+    """Return whether two texts of a drawn figure come too close."""
+    boxes = [text.get_window_extent().padded(GAP) for text in texts if text.get_text()]
+    return any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def arm_styles(arms: dict[str, Arm]) -> dict[str, dict[str, str]]:
@@ -360,5 +376,6 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if legend := axes.get_legend():
         legend.remove()
-    columns = 4 if sum(map(len, labels)) < 90 else 2  # what fits the width of a figure
+    fitting = sum(map(len, labels)) + 8 * len(labels) < 122  # the width of a figure
+    columns = len(labels) if fitting else 2
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

@@ -1,7 +1,5 @@
 """Every page of the built book in a real browser: nothing broken, nothing from the network."""
 
-import base64
-import io
 import json
 import os
 import re
@@ -79,6 +77,15 @@ def visits(book, browser):
             ),
             "links": page.evaluate("[...document.querySelectorAll('main a[href]')].map(a=>a.href)"),
             "ids": page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"),
+            "link_texts": page.evaluate(
+                "[...document.querySelectorAll('main a[href]')].map(a => a.innerText.trim())"
+            ),
+            "notices": page.locator(".admonition-title", has_text="Simulated, not").count(),
+            "title": page.title(),
+            "description": page.evaluate(
+                "document.querySelector('meta[name=description]')?.content ?? ''"
+            ),
+            "bytes": path.stat().st_size,
             "uri": path.as_uri(),
         }
         page.close()
@@ -125,6 +132,30 @@ def test_internal_links_lead_somewhere(visits):
     assert not any("404.html" in link for visit in visits.values() for link in visit["links"])
 
 
+def test_every_page_has_a_title_and_a_description_of_its_own(visits):
+    told = [visit for name, visit in visits.items() if name != "search.html"]
+    for key in ("title", "description"):
+        texts = [visit[key] for visit in told if "05_outcome-" not in visit["uri"]]
+        assert len({*texts}) == len(texts) and min(map(len, texts)) > 10, key
+
+
+def test_no_page_is_heavier_than_a_megabyte(visits):
+    heavy = {name: visit["bytes"] for name, visit in visits.items() if visit["bytes"] > 1_000_000}
+    assert heavy == {}
+
+
+def test_no_page_says_twice_that_it_is_simulated(visits):
+    assert [name for name, visit in visits.items() if visit["notices"] > 1] == []
+
+
+def test_links_say_where_they_lead_and_no_doi_stands_without_one(visits):
+    for name, visit in visits.items():
+        texts = visit["link_texts"]
+        assert not [text for text in texts if re.fullmatch(r"(?i)|here|link|\S+\.html", text)], name
+        known = " ".join(texts)
+        assert [d for d in re.findall(r"\b10\.\d{4,}/\S+\w", visit["text"]) if d not in known] == []
+
+
 def test_no_page_shows_a_missing_number(visits):
     words = {name: visit["text"].lower().split() for name, visit in visits.items()}
     assert [name for name, said in words.items() if "nan" in said or "none" in said] == []
@@ -156,8 +187,7 @@ def test_every_figure_and_all_requests_can_be_downloaded(book, browser, tmp_path
     for path in sorted(index.parent.glob("*.html")):
         page.goto(path.as_uri())
         for link in page.query_selector_all("figure.kvab-figure a.kvab-data"):
-            text = base64.b64decode(link.get_attribute("href").split(",", 1)[1])
-            table = pd.read_csv(io.BytesIO(text))
+            table = pd.read_csv(index.parent / link.get_attribute("href"))
             assert len(table) > 1 and len(table.columns) > 1, link.get_attribute("download")
             assert not any(name.startswith("Unnamed") for name in table.columns)
             figures += 1
@@ -271,6 +301,27 @@ def test_figures_are_drawn_for_the_width_with_text_that_can_be_read(book, browse
             assert figure["seen"] == (figure["phone"] == (width < 600)), path.name
             assert not figure["seen"] or figure["text_px"] >= 10.95, path.name
     page.close()
+
+
+OVERLAPS = """() => [...document.querySelectorAll('figure.kvab-figure svg')].flatMap(svg => {
+    const texts = [...svg.querySelectorAll('text')].map(
+        t => [t.textContent, t.getBoundingClientRect()]);
+    return texts.flatMap(([one, a], n) => texts.slice(n + 1).filter(([_, b]) =>
+        Math.min(a.right, b.right) - Math.max(a.left, b.left) > 3
+        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3).map(([other]) => [one, other])
+    );
+})"""
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_no_text_of_a_figure_lies_over_another(book, browser, width):
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    found = {}
+    for path in sorted(book[1].parent.glob("*.html")):
+        page.goto(path.as_uri())
+        found[path.name] = page.evaluate(OVERLAPS)
+    page.close()
+    assert {name: texts for name, texts in found.items() if texts} == {}
 
 
 def test_figures_say_the_same_on_a_phone(book, browser):
