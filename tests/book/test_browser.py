@@ -78,7 +78,7 @@ def visits(book, browser):
             "links": page.evaluate("[...document.querySelectorAll('main a[href]')].map(a=>a.href)"),
             "ids": page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"),
             "link_texts": page.evaluate(
-                "[...document.querySelectorAll('main a[href]')].map(a => a.innerText.trim())"
+                "[...document.querySelectorAll('main a[href]')].map(a => a.textContent.trim())"
             ),
             "notices": page.locator(".admonition-title", has_text="Simulated, not").count(),
             "title": page.title(),
