@@ -161,8 +161,8 @@ def lesson(bounds: Bounds) -> str:
     """Return what the maps say of the lowest load, the trace's own, and the highest."""
     loads = bounds.grid["load"]
     shown = sorted({loads[0], 1.0, loads[-1]} & {*loads})
-    maps = {MOST_GOOD: bounds.leads, FEWEST_HOURS: bounds.cheapest(GOOD_REQUEST)}
-    lines = [lead(bounds, load, leads, what) for what, leads in maps.items() for load in shown]
+    lines = [lead(bounds, load, bounds.leads, MOST_GOOD) for load in shown]
+    lines.append(lead(bounds, 1.0, bounds.cheapest(GOOD_REQUEST), FEWEST_HOURS))
     most, least = (_leaders(of)["best"] for of in (bounds.leads, bounds.cheapest(GOOD_TOKEN)))
     both = most.notna() & least.notna()
     lines.append(

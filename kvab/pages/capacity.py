@@ -6,6 +6,8 @@ Input: a sweep. Output: figures, tables and sentences, in the order of the page;
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -28,7 +30,6 @@ from kvab.pages.theme import (
 )
 from kvab.runs.sweep import AT_ONCE, SPREAD, Cell, Sweep
 
-CHEAPEST = "The least GPU-hours for each thousand good requests: "
 DARK = "#333333"
 CLOCK = "while the requests of one timestamp arrive at one instant"
 NO_SWEEP = (
@@ -436,18 +437,23 @@ def cells_table(swept: Sweep) -> Table:
     return Table(pd.DataFrame(lines.values()), caption, ("load",))
 
 
+def cheapest(swept: Sweep, name: str) -> Cell:
+    """Return the cell of load at which a configuration's good requests take the fewest hours."""
+    own = [cell for cell in swept.load_cells if cell.configuration == name]
+    return min(own, key=lambda cell: cell.gpu_hours)
+
+
 @unless_missing("")
 def cost(swept: Sweep) -> str:
     """Return the least GPU-hours for a thousand good requests, and at which load."""
     clauses = []
     for name in (swept.study.comparison, swept.study.baseline):
-        own = [cell for cell in swept.load_cells if cell.configuration == name]
-        cell = min(own, key=lambda cell: cell.gpu_hours)
+        cell = cheapest(swept, name)
         clauses.append(
             f"{swept.arms[name].label} {number(cell.gpu_hours)} at {cell.load:g}x, where "
             f"{percent(cell.share)} are good"
         )
-    return f"{CHEAPEST}{'; '.join(clauses)}."
+    return f"The least GPU-hours for each thousand good requests: {'; '.join(clauses)}."
 
 
 # --- layouts of the workers -----------------------------------------------------------------
@@ -531,12 +537,12 @@ def layouts_table(swept: Sweep) -> Table | None:
             line = lines.setdefault((name, label), {"configuration": swept.arms[name].label,
                                                     "layout": marked})  # fmt: skip
             row = rows.loc[label]
-            points = f"{signed(100 * row['difference'], 1)} points"
+            points = f"\n{signed(100 * row['difference'], 1)} points"
             ends = interval(row["difference_low"], row["difference_high"], 100)
             line[f"at {load:g}x"] = (
                 f"{percent(row['share'])} good"
-                f"{f', {points} ({ends})' * (deployed not in (None, label))}\n"
-                f"TTFT {number(cell.ttft_ms.mean)} ms, ITL {number(cell.itl_ms.mean)} ms"
+                f"{f'{points} ({ends})' * (deployed not in (None, label))}\n"
+                f"TTFT {number(cell.ttft_ms.mean)}, ITL {number(cell.itl_ms.mean)} ms"
             )
     if not lines:
         return None
@@ -549,43 +555,41 @@ def layouts_table(swept: Sweep) -> Table | None:
     return Table(pd.DataFrame(lines.values()), caption, ("configuration", "layout"))
 
 
-def best_layout(swept: Sweep, name: str, load: float) -> str:
-    """Return which layout of a configuration serves best at a load, against the deployed one."""
-    rows, deployed = swept.layouts(name, load), swept.deployed(name, load)
-    best = rows["share"].idxmax()
-    row = rows.loc[best]
-    text = f"{best} keeps {percent(row['share'])} good"
-    if deployed in (None, best):
-        return text + ", the deployed layout" * (best == deployed)
-    ends = interval(row["difference_low"], row["difference_high"], 100)
-    return (
-        f"{text}, {signed(100 * row['difference'], 1)} points on the deployed {deployed} ({ends})"
-    )
+class Best(NamedTuple):
+    """The layout with most good requests, as text; ``ahead`` is empty of the comparison's own."""
+
+    configuration: str
+    layout: str
+    share: str
+    ahead: str
 
 
-def best_of_all(swept: Sweep, load: float) -> str:
-    """Return which layout of any configuration serves best at a load, against the comparison."""
+def best_layout(swept: Sweep, load: float, name: str | None = None) -> Best:
+    """Return the best layout of a configuration at a load, by default of all of them."""
     rows = swept.every_layout(load)
-    name, label = rows["share"].idxmax()
-    row, arms = rows.loc[(name, label)], swept.arms
-    text = f"{arms[name].label} as {label} keeps {percent(row['share'])} good"
+    rows = rows.loc[[name]] if name else rows
+    best, label = rows["share"].idxmax()
+    row = rows.loc[(best, label)]
     deployed = swept.deployed(swept.study.comparison, load)
-    if deployed is None or (name, label) == (swept.study.comparison, deployed):
-        return text
+    share = f"{percent(row['share'])} good"
+    if deployed is None or (best, label) == (swept.study.comparison, deployed):
+        return Best(best, label, share, "")
     ends = interval(row["difference_low"], row["difference_high"], 100)
     points = f"{signed(100 * row['difference'], 1)} points on the comparison's {deployed}"
-    return f"{text}, {points} ({ends})"
+    return Best(best, label, share, f"{points} ({ends})")
 
 
 @unless_missing("")
 def layouts(swept: Sweep) -> str:
     """Return which layout serves best at each load, and what fails on either side of a split."""
-    lines = [
-        f"- {swept.arms[name].label} at {load:g}x: {best_layout(swept, name, load)}."
-        for name, load in swept.layout_cells
-    ]
-    loads = dict.fromkeys(load for _, load in swept.layout_cells)
-    lines += [f"- Of all layouts at {load:g}x, {best_of_all(swept, load)}." for load in loads]
+    lines = []
+    for load in dict.fromkeys(load for _, load in swept.layout_cells):
+        best = best_layout(swept, load)
+        lines.append(
+            f"- Of all layouts at {load:g}x most requests are good with "
+            f"{swept.arms[best.configuration].label} as {best.layout}: {best.share}"
+            f"{', ' * bool(best.ahead)}{best.ahead}."
+        )
     cells = _split_cells(swept)
     names = [*cells]
     if cells:

@@ -16,15 +16,7 @@ import pandas as pd
 from kvab.console import number, percent, plain
 from kvab.errors import InputError
 from kvab.pages.attribution import steps
-from kvab.pages.capacity import (
-    CHEAPEST,
-    best_layout,
-    best_of_all,
-    cost,
-    ends_text,
-    load_text,
-    ratio_text,
-)
+from kvab.pages.capacity import best_layout, cheapest, ends_text, load_text, ratio_text
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
 from kvab.pages.outcome import headline
@@ -164,28 +156,30 @@ def sweeps_table(workloads: Workloads) -> Table | None:
         swept = load_sweep(workloads.study.on(name), workloads.cluster, workloads.folder)
         if swept is None:
             continue
-        share, ratio = percent(swept.headline, 0), swept.ratios.loc[swept.headline]
+        ratio = swept.ratios.loc[swept.headline]
         carried = swept.curves.loads.set_index(["target", "configuration"]).loc[swept.headline]
-        cells = columns[name] = {
-            f"{arm.label}: load that keeps {share} good": load_text(
-                *carried.loc[key, ["low", "high"]]
-            )
-            for key, arm in swept.arms.items()
-        }
+        cells = columns[name] = {}
+        for key, arm in swept.arms.items():
+            load, least = load_text(*carried.loc[key, ["low", "high"]]), cheapest(swept, key)
+            cells[arm.label] = f"{load}\n{number(least.gpu_hours)} at {least.load:g}x"
         cells["comparison / baseline"] = f"{ratio_text(ratio)}\n({ends_text(ratio)})"
-        for key, load in swept.layout_cells:
-            label = f"{swept.arms[key].label}: best layout at {load:g}x"
-            cells[label] = best_layout(swept, key, load)
-        for load in dict.fromkeys(load for _, load in swept.layout_cells):
-            cells[f"best of all layouts at {load:g}x"] = best_of_all(swept, load)
-        cells["cheapest good requests"] = cost(swept).removeprefix(CHEAPEST)
+        for key, at in swept.layout_cells:
+            best = best_layout(swept, at, key)
+            ahead = best.ahead.replace(" (", "\n(")
+            cells[f"{swept.arms[key].label}, best layout at {at:g}x"] = (
+                f"{best.layout}: {best.share}\n{ahead}".rstrip()
+            )
         if swept.changes:
-            cells["does not fit what is declared now"] = "; ".join(swept.changes)
+            cells["does not fit what is declared now"] = "\n".join(swept.changes)
     if not columns:
         return None
+    share = percent(workloads.study.capacity.headline, 0) if workloads.study.capacity else ""
     caption = (
-        "The load sweep of each workload, in multiples of its own arrival speed, bursts at once. "
-        f"In brackets {workloads.study.statistics.percent} workload intervals; points are paired."
+        f"Of each configuration the load that keeps {share} good, in multiples of the workload's "
+        "own arrival speed with bursts at once, and the fewest GPU-hours for 1,000 good requests "
+        "with the load that takes them. Then the layout on the same GPUs that keeps most requests "
+        f"good. In brackets {workloads.study.statistics.percent} workload intervals; points are "
+        "paired."
     )
     frame = pd.DataFrame(columns).fillna("not swept").rename_axis("what").reset_index()
     return Table(frame, caption, tuple(frame))

@@ -315,10 +315,12 @@ def test_layouts_are_compared_with_the_deployed_one_at_each_load(published):
         assert row["difference"] == pytest.approx(shares["TP4"] - shares["TP2"])
         assert row["difference_low"] < row["difference"] < row["difference_high"]
         text = frame.loc[("Aggregated, KV router", "TP4"), f"at {load:g}x"]
-        assert text.startswith(f"{100 * row['share']:.1f} % good, ")
+        assert text.startswith(f"{100 * row['share']:.1f} % good\n")
     assert (rows.loc["TP2", ["difference", "difference_low", "difference_high"]] == 0).all()
     said = capacity.layouts(published)
-    assert "at 1x: 6P2D keeps 84.4 % good, the deployed layout." in said
+    assert (
+        "at 1x most requests are good with Disaggregated, KV router as 6P2D: 84.4 % good." in said
+    )
     assert "- 7P1D at 1x: " in said
 
 

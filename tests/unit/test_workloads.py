@@ -114,9 +114,13 @@ def test_sweeps_stand_side_by_side():
         for load in (0.5, 1.0):
             rows = swept.every_layout(load)
             best = rows["share"].idxmax()
-            text = cells.loc[f"best of all layouts at {load:g}x", name]
-            assert text.startswith(f"{swept.arms[best[0]].label} as {best[1]} keeps ")
-            assert f"{100 * rows.loc[best, 'share']:.1f} % good" in text
+            text = cells.loc[f"{swept.arms[best[0]].label}, best layout at {load:g}x", name]
+            assert text.startswith(f"{best[1]}: {100 * rows.loc[best, 'share']:.1f} % good")
+            for key in swept.arms.keys() & {*rows.index.get_level_values(0)}:
+                row = rows.loc[key].loc[rows.loc[key, "share"].idxmax()]
+                text = cells.loc[f"{swept.arms[key].label}, best layout at {load:g}x", name]
+                points = f"{100 * row['difference']:+.1f} points".replace("-", "−")
+                assert row["difference"] == 0 or points in text
             of_one = swept.layouts(swept.study.comparison, load)
             expected = rows.loc[swept.study.comparison, "share"]
             assert of_one["share"].to_dict() == pytest.approx(expected.to_dict())
