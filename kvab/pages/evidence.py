@@ -344,7 +344,6 @@ def load_evidence(study: str | Path | Study, cluster: str, folder: str | Path) -
         )
     every = _checked(paths)
     runs.check_comparable(every)
-    runs.check_bounds(every)
     by_configuration: dict[str, list[Run]] = {}
     for run in every:
         by_configuration.setdefault(run.manifest.configuration, []).append(run)

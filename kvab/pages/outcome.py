@@ -181,7 +181,7 @@ def _noise(evidence: Evidence, key: str) -> Noise:
     study = evidence.study
     if evidence.answers:
         column = key if key == "good_share" else f"{key}_mean"
-        means = evidence.answers.orders["baseline"][column].to_numpy()
+        means = evidence.answers.orders[column].to_numpy()
     else:
         tables = evidence.tables(study.baseline)
         means = np.array([np.nanmean(metric_values(table, study.slo)[key]) for table in tables])

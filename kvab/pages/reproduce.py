@@ -182,10 +182,9 @@ def overview_table(clusters: Clusters) -> Table:
         good = metrics["good_share"].mean
         before, after, points = both_shares(good)
         line = {
-            "cluster": f"{name}\n({evidence.manifest.kind})",
-            "verdict": clusters.verdicts[name],
-            "requests": f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
-            "good": f"{before} % → {after} %",
+            "cluster": f"{name} ({evidence.manifest.kind})\n"
+            f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
+            "good": f"{before} % → {after} %\n{clusters.verdicts[name]}",
             "difference [points]": f"{points}\n"
             f"({interval(good.difference.low, good.difference.high, 100)})",
         }
@@ -194,7 +193,7 @@ def overview_table(clusters: Clusters) -> Table:
             ends = f"{number(ratio.low, 2)} to {number(ratio.high, 2)}"
             line[f"{METRICS[key].short} ratio"] = f"{number(ratio.value, 2)}\n({ends})"
         lines.append(line)
-    return Table(pd.DataFrame(lines), overview_caption(clusters), ("cluster", "verdict"))
+    return Table(pd.DataFrame(lines), overview_caption(clusters), ("cluster",))
 
 
 def overview_caption(clusters: Clusters) -> str:
@@ -204,8 +203,8 @@ def overview_caption(clusters: Clusters) -> str:
     red = f" (withheld on {withheld}, whose gate is red)" if withheld else ""
     return (
         f"The comparison's good share is better on {verdicts.count('better')} of "
-        f"{counted(len(verdicts), 'cluster')}{red}. Requests × repeats, good share and its "
-        "verdict, ratios of the mean latencies, comparison over baseline; in brackets "
+        f"{counted(len(verdicts), 'cluster')}{red}. Requests × repeats; good share, and the "
+        "verdict on it; ratios of the mean latencies, comparison over baseline; in brackets "
         f"{clusters.reference.study.statistics.percent} workload intervals."
     )
 

@@ -300,12 +300,12 @@ def read_run(path: str | Path) -> Run:
 
 
 def check_comparable(runs: list[Run]) -> None:
-    """Reject runs that replayed different workloads.
+    """Reject runs that replayed different workloads, or for different bounds of a good request.
 
     Raises
     ------
     InputError
-        Naming a run of each workload.
+        Naming a run of each workload, or of each pair of bounds.
     """
     traces = {(run.manifest.trace.sha256, run.manifest.trace.rows): run.path for run in runs}
     if len(traces) > 1:
@@ -313,16 +313,6 @@ def check_comparable(runs: list[Run]) -> None:
             f"{path}: {rows} rows of {sha256[:8]}" for (sha256, rows), path in traces.items()
         ]
         raise InputError(f"{', '.join(replayed)}; compare runs of one workload")
-
-
-def check_bounds(runs: list[Run]) -> None:
-    """Reject runs that were made for different bounds of a good request.
-
-    Raises
-    ------
-    InputError
-        Naming the runs and their bounds.
-    """
     bounds = {run.manifest.slo: run.path for run in runs if run.manifest.slo}
     if len(bounds) > 1:
         listed = ", ".join(

@@ -204,11 +204,10 @@ class Answers(OfRuns[Summary, Sensitivity]):
         )
 
     @property
-    def orders(self) -> dict[str, pd.DataFrame]:
-        """Statistics of the runs of baseline and comparison, each indexed by repeat."""
-        cells = self.of(ORDER).set_index("configuration")
-        names = {"baseline": self.study.baseline, "comparison": self.study.comparison}
-        return {role: cells.loc[[name]].set_index("repeat") for role, name in names.items()}
+    def orders(self) -> pd.DataFrame:
+        """Statistics of the runs of the baseline, a row an order of its bursts."""
+        cells = self.of(ORDER)
+        return cells[cells["configuration"] == self.study.baseline]
 
     def of(self, sweep: str) -> pd.DataFrame:
         """Return the cells of one sweep."""

@@ -106,48 +106,6 @@ def spans(arrival_ms: pd.Series, number: int = 6) -> pd.Series:
     return pd.cut(arrival_ms / 60_000, edges, labels=labels, include_lowest=True)
 
 
-def effect_by_group(
-    pairs: pd.DataFrame, groups: pd.Series, slo: Slo, **settings: Unpack[Settings]
-) -> pd.DataFrame:
-    """Return the effect of the comparison within groups of requests.
-
-    Parameters
-    ----------
-    pairs : DataFrame
-        As `kvab.stats.pairing.pair` returns it.
-    groups : Series
-        Trace row (the index) -> group, such as `terciles` returns.
-    slo : Slo
-        Bounds of a good request.
-    **settings
-        ``level``, ``resamples``, ``seed``.
-
-    Returns
-    -------
-    DataFrame
-        A row a group: ``group``, ``pairs``, and for every metric ``<metric>_difference`` (of the
-        means; over pairs served in both) with ``_ci_low`` and ``_ci_high``; for latencies also
-        ``<metric>_faster_share``.
-    """
-    both = [values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)]
-    paired = differences(*both)
-    design = plan(pairs, paired.values(), **settings)
-    member = pd.Series(groups).reindex(pairs["row"]).reset_index(drop=True)
-    rows = []
-    for group in member.dropna().sort_values().unique():
-        inside = (member == group).to_numpy()
-        row = {"group": group, "pairs": int(inside.sum())}
-        for key, differences_of in paired.items():
-            within = sample(pairs, np.where(inside, differences_of, np.nan))
-            effect = replicate(design, partial(mean, within))
-            row[f"{key}_difference"] = float(effect.value)
-            row[f"{key}_ci_low"], row[f"{key}_ci_high"] = map(float, effect.interval)
-            if key in LATENCIES and within.values.size:
-                row[f"{key}_faster_share"] = (within.values < 0).mean()
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def effect_by_groups(
     baseline: Sequence[pd.DataFrame],
     comparison: Sequence[pd.DataFrame],
@@ -157,23 +115,48 @@ def effect_by_groups(
 ) -> pd.DataFrame:
     """Return the effect by prompt length, by reusable prefix (in thirds) and along the trace.
 
+    Parameters
+    ----------
+    baseline, comparison : sequence of DataFrame
+        Requests tables, one a repeat.
+    workload : DataFrame
+        As `kvab.runs.folder.Workload` has it.
+    slo : Slo
+        Bounds of a good request.
+    **settings
+        ``level``, ``resamples``, ``seed``.
+
     Returns
     -------
     DataFrame
-        ``by`` (what the groups are of) and the columns of `effect_by_group`.
+        A row a group: ``by`` (what the groups are of), ``group``, ``pairs``, and for every metric
+        ``<metric>_difference`` (of the means; over pairs served in both) with ``_ci_low`` and
+        ``_ci_high``; for latencies also ``<metric>_faster_share``.
     """
     pairs = pair(baseline, comparison)
-    rows = workload.set_index("row").loc[np.unique(pairs["row"])]
+    paired = differences(*(values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)))
+    design = plan(pairs, paired.values(), **settings)
+    requests = workload.set_index("row").loc[np.unique(pairs["row"])]
     groups_by = {
-        "prompt": terciles(rows["input_tokens"], "tokens"),
-        "reusable prefix": terciles(rows["reusable_tokens"], "tokens"),
-        "arrival": spans(rows["arrival_ms"]),
+        "prompt": terciles(requests["input_tokens"], "tokens"),
+        "reusable prefix": terciles(requests["reusable_tokens"], "tokens"),
+        "arrival": spans(requests["arrival_ms"]),
     }
-    parts = []
-    for by, thirds in groups_by.items():
-        effect = effect_by_group(pairs, thirds, slo, **settings)
-        parts.append(effect.astype({"group": str}).assign(by=by))
-    return pd.concat(parts, ignore_index=True)
+    rows = []
+    for by, groups in groups_by.items():
+        member = groups.reindex(pairs["row"]).reset_index(drop=True)
+        for group in member.sort_values().unique():
+            inside = (member == group).to_numpy()
+            row = {"by": by, "group": str(group), "pairs": int(inside.sum())}
+            for key, difference in paired.items():
+                within = sample(pairs, np.where(inside, difference, np.nan))
+                effect = replicate(design, partial(mean, within))
+                row[f"{key}_difference"] = float(effect.value)
+                row[f"{key}_ci_low"], row[f"{key}_ci_high"] = map(float, effect.interval)
+                if key in LATENCIES and within.values.size:
+                    row[f"{key}_faster_share"] = (within.values < 0).mean()
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 # --- between replays, and between hours ---------------------------------------------------------

@@ -18,6 +18,7 @@ import pandas as pd
 from kvab.requests.metrics import LATENCIES, METRICS, Bounds, Slo, good
 from kvab.stats.bootstrap import Design, Replicates, Settings, percentiles, replicate
 from kvab.stats.contrasts import difference, difference_columns, two_arms, verdicts
+from kvab.stats.crossings import shares
 from kvab.stats.pairing import (
     BASELINE,
     COMPARISON,
@@ -222,15 +223,11 @@ def by_itl_bound(
     grid_ms = sorted({*ITL_GRID_MS, slo.itl_ms})
     bounds = [Bounds(slo.ttft_ms, itl_ms) for itl_ms in grid_ms]
     tables = [arm_table(pairs, arm) for arm in ARMS]
-    sums = np.stack([[sample(pairs, good(table, of)).sums for of in bounds] for table in tables])
-    counts = sample(pairs, np.ones(len(pairs))).counts
-    shares = replicate(
-        design,
-        lambda weights: np.moveaxis(sums @ weights.T, -1, 0) / (weights @ counts)[:, None, None],
-    )
-    columns = {"baseline": shares.value[0], "comparison": shares.value[1]}
+    kept = np.stack([[sample(pairs, good(table, of)).sums for of in bounds] for table in tables])
+    both = shares(np.bincount(pairs["burst"]), kept, design)
+    columns = {"baseline": both.value[0], "comparison": both.value[1]}
     index = pd.Index(grid_ms, name="itl_ms")
-    return pd.DataFrame({**columns, **difference_columns(shares)}, index)
+    return pd.DataFrame({**columns, **difference_columns(both)}, index)
 
 
 # --- elsewhere ------------------------------------------------------------------------------------

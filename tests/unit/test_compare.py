@@ -13,7 +13,7 @@ from kvab.errors import InputError
 from kvab.stats.bootstrap import Design, Replicates, Sample, block_bursts, replicate
 from kvab.stats.compare import compare
 from kvab.stats.contrasts import Estimate, verdicts
-from kvab.stats.effects import effect_by_group, noise, quantile_differences, terciles
+from kvab.stats.effects import effect_by_groups, noise, quantile_differences, terciles
 from kvab.stats.pairing import pair
 
 SLO = SimpleNamespace(ttft_ms=2000.0, itl_ms=25.0)
@@ -301,15 +301,17 @@ def test_terciles_of_mostly_equal_values_are_fewer():
 
 def test_effects_by_group_recover_a_difference_that_one_group_has():
     baseline, comparison = requests(arm=0), requests(arm=0)
-    long = baseline["input_tokens"] > 5000
+    long = baseline["input_tokens"] > baseline["input_tokens"].quantile(2 / 3)
     comparison.loc[long, "ttft_ms"] -= 100.0
-    groups = pd.Series(np.where(long, "long", "short"), index=baseline["row"])
-    found = effect_by_group(pair([baseline], [comparison]), groups, SLO, **FEW).set_index("group")
-    assert found.loc["long", "ttft_ms_difference"] == pytest.approx(-100.0)
-    assert found.loc["long", "ttft_ms_faster_share"] == 1.0
-    assert found.loc["short", "ttft_ms_difference"] == 0.0
-    assert found.loc["short", "good_share_ci_high"] == 0.0
-    assert found["pairs"].sum() == 300
+    workload = baseline[["row", "arrival_ms", "input_tokens"]].assign(reusable_tokens=0)
+    found = effect_by_groups([baseline], [comparison], workload, SLO, **FEW)
+    by_prompt = found[found["by"] == "prompt"].reset_index(drop=True)
+    assert by_prompt.loc[2, "ttft_ms_difference"] == pytest.approx(-100.0)
+    assert by_prompt.loc[2, "ttft_ms_faster_share"] == 1.0
+    assert by_prompt.loc[0, "ttft_ms_difference"] == 0.0
+    assert by_prompt.loc[0, "good_share_ci_high"] == 0.0
+    assert (found.groupby("by")["pairs"].sum() == 300).all()
+    assert [*found["by"].unique()] == ["prompt", "reusable prefix", "arrival"]
 
 
 def test_noise_is_that_of_two_replays_which_differ_most():
