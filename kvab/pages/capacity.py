@@ -12,7 +12,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from kvab.console import counted, interval, number, percent, plain, signed
 from kvab.pages.gate import Gate
@@ -20,17 +19,19 @@ from kvab.pages.tables import Table
 from kvab.pages.theme import (
     COMPARISON,
     GREY,
-    PLAIN,
     WIDTH_IN,
     Drawing,
     arm_styles,
     drawn,
+    legend_below,
     unequal,
     unless_missing,
 )
 from kvab.runs.sweep import AT_ONCE, SPREAD, Cell, Sweep
 
 DARK = "#333333"
+MISSES = {"first token late": "^", "tokens slow": "v"}
+"""What misses a bound, and its marker."""
 CLOCK = "while the requests of one timestamp arrive at one instant"
 NO_SWEEP = (
     ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
@@ -459,70 +460,62 @@ def cost(swept: Sweep) -> str:
 # --- layouts of the workers -----------------------------------------------------------------
 
 
-def _split_cells(swept: Sweep) -> dict[str, Cell]:
-    """Return the cells of the comparison's splits at the trace's own speed, by label."""
-    return swept.layout_cells.get((swept.study.comparison, 1.0), {})
+def _splits(swept: Sweep) -> pd.DataFrame:
+    """Return good share and the requests that miss each bound, by load and split."""
+    parts = {}
+    for (name, load), cells in swept.layout_cells.items():
+        if name == swept.study.comparison:
+            misses = [(cell.late_first_token / cell.requests, cell.slow_pace / cell.requests)
+                      for cell in cells.values()]  # fmt: skip
+            parts[load] = swept.layouts(name, load)
+            parts[load][[*MISSES]] = misses
+    return pd.concat(parts, names=["load"]) if parts else pd.DataFrame()
 
 
-@drawn("capacity-split", lambda s: s.layouts(s.study.comparison, 1.0), source=source)
+@drawn("capacity-split", _splits, source=source)
 def split_figure(swept: Sweep) -> Drawing:
-    """Good share, mean TTFT and p99 ITL by how the workers are split."""
-    cells = _split_cells(swept)
-    if not cells:
+    """Good share and what misses each bound by how the workers are split: a panel for each load."""
+    splits, name = _splits(swept), swept.study.comparison
+    if splits.empty:
         return "No other split was replayed."
-    figure, (good, ttft, itl) = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.7))
-    table, deployed = (
-        swept.layouts(swept.study.comparison, 1.0),
-        swept.deployed(swept.study.comparison, 1.0),
+    loads = splits.index.unique("load")
+    figure, panels = plt.subplots(
+        1, len(loads), figsize=(WIDTH_IN, 2.8), sharey=True, squeeze=False
     )
-    at, names = np.arange(len(cells)), [*cells]
-    good.vlines(at, 100 * table["low"], 100 * table["high"], color=COMPARISON, alpha=0.45,
-                linewidth=2.5)  # fmt: skip
-    shown = (
-        (good, [100 * cell.share for cell in cells.values()], "good requests [%]"),
-        (ttft, [cell.ttft_ms.mean for cell in cells.values()], "mean TTFT [ms, log scale]"),
-        (itl, [cell.itl_ms.p99 for cell in cells.values()], "p99 ITL [ms]"),
-    )
-    for axes, values, label in shown:
-        axes.plot(at, values, color=COMPARISON, linestyle="--", linewidth=1)
-        filled = [COMPARISON if name == deployed else "white" for name in names]
-        axes.scatter(at, values, marker="s", s=32, c=filled, edgecolors=COMPARISON, zorder=3)
-        axes.set(ylabel=label, xlim=(-0.5, len(names) - 0.5))
-        axes.set_xticks(at, names)
-    good.set_ylim(0, 100)
-    ttft.set_yscale("log")
-    ttft.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ttft.yaxis.set_major_formatter(PLAIN)
-    ttft.yaxis.set_minor_formatter(NullFormatter())
-    itl.set_ylim(0, None)
-    bound = swept.summary.slo.itl_ms
-    itl.axhline(bound, color=DARK, linewidth=0.9)
-    itl.annotate(f"SLO {bound:g} ms", (-0.4, bound), (0, 3), textcoords="offset points",
-                 fontsize=7)  # fmt: skip
-    figure.supxlabel("prefill (P) and decode (D) workers", fontsize=9)
+    for axes, load in zip(panels[0], loads, strict=True):
+        rows, deployed = splits.loc[load], swept.deployed(name, load)
+        at = np.arange(len(rows))
+        axes.vlines(at, 100 * rows["low"], 100 * rows["high"], color=COMPARISON, alpha=0.45,
+                    linewidth=2.5)  # fmt: skip
+        axes.plot(at, 100 * rows["share"], color=COMPARISON, linestyle="--", label="good")
+        filled = [COMPARISON if label == deployed else "white" for label in rows.index]
+        axes.scatter(at, 100 * rows["share"], marker="s", s=32, c=filled, edgecolors=COMPARISON,
+                     zorder=3)  # fmt: skip
+        for kind, marker in MISSES.items():
+            axes.plot(at, 100 * rows[kind], color=GREY, linestyle=":", marker=marker, label=kind)
+        axes.set_title(f"load {load:g}x")
+        axes.set_xticks(at, rows.index)
+    panels[0, 0].set(ylabel="requests [%]", ylim=(0, 100))
+    legend_below(figure, panels[0, 0])
     alt = "Points by split: " + "; ".join(
-        f"{name} {percent(cell.share, 0)} good, mean TTFT {cell.ttft_ms.mean:,.0f} ms, p99 ITL "
-        f"{cell.itl_ms.p99:.1f} ms"
-        for name, cell in cells.items()
-    )
+        f"{label} at {load:g}x {percent(row['share'], 0)} good" for (load, label), row in
+        splits.iterrows()
+    )  # fmt: skip
     return figure, split_caption(swept), alt
 
 
 def split_caption(swept: Sweep) -> str:
-    """Return the caption of the split figure."""
-    shares = swept.layouts(swept.study.comparison, 1.0)["share"]
-    best = shares.idxmax()
-    others = shares.drop(best)
-    keeps = f"{best} keeps most requests good"
-    if not others.empty and others.max() == shares[best]:
-        keeps = f"No split keeps more requests good than {best}"
-    second = "" if others.empty else f"; the next best, {others.idxmax()}, {percent(others.max())}"
+    """Return the caption of the split figure; splits that serve alike are not ranked."""
+    clauses = []
+    for load, shares in _splits(swept)["share"].groupby("load"):
+        best = shares.droplevel("load")[lambda of: of == of.max()]
+        clauses.append(f"at {load:g}x with {' or '.join(best.index)} ({percent(best.iloc[0])})")
     router = swept.arms[swept.study.comparison].factors.routing
     behind = "the KV router" if router == "kv" else f"{router} routing"
     return (
-        f"{keeps}, {percent(shares[best])}{second}. Good "
-        f"share with its {_level(swept)}, mean TTFT and p99 ITL by split at the trace's own speed, "
-        f"behind {behind}; the filled point is the split of deploy.yaml."
+        f"Most requests are good {', '.join(clauses)}. Good share with its {_level(swept)}, and "
+        "the requests that miss each bound, by prefill (P) and decode (D) workers of the "
+        f"comparison behind {behind}; the filled point is the split of deploy.yaml."
     )
 
 
@@ -581,7 +574,7 @@ def best_layout(swept: Sweep, load: float, name: str | None = None) -> Best:
 
 @unless_missing("")
 def layouts(swept: Sweep) -> str:
-    """Return which layout serves best at each load, and what fails on either side of a split."""
+    """Return which layout serves best at each load."""
     lines = []
     for load in dict.fromkeys(load for _, load in swept.layout_cells):
         best = best_layout(swept, load)
@@ -590,17 +583,6 @@ def layouts(swept: Sweep) -> str:
             f"{swept.arms[best.configuration].label} as {best.layout}: {best.share}"
             f"{', ' * bool(best.ahead)}{best.ahead}."
         )
-    cells = _split_cells(swept)
-    names = [*cells]
-    if cells:
-        at = names.index(swept.layouts(swept.study.comparison, 1.0)["share"].idxmax())
-        for name in names[:at][-1:] + names[at + 1 :][:1]:
-            cell = cells[name]
-            late, slow = (n / cell.requests for n in (cell.late_first_token, cell.slow_pace))
-            lines.append(
-                f"- {name} at 1x: {percent(late)} miss the bound on the first token, "
-                f"{percent(slow)} that on the pace of the answer."
-            )
     return "\n".join(lines)
 
 

@@ -316,7 +316,7 @@ class Sweep(OfRuns[Summary, Capacity]):
     def deployed(self, name: str, load: float) -> str | None:
         """Return the label of the layout that ``deploy.yaml`` had, None if it was not swept."""
         workers = next(cell.workers for cell in self.load_cells if cell.configuration == name)
-        cells = self.layout_cells[name, load].items()
+        cells = self.layout_cells.get((name, load), {}).items()
         return next((label for label, cell in cells if cell.workers == workers), None)
 
     def layouts(self, name: str, load: float) -> pd.DataFrame:
