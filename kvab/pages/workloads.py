@@ -161,7 +161,7 @@ def sweeps_table(workloads: Workloads) -> Table | None:
         cells = columns[name] = {}
         for key, arm in swept.arms.items():
             load, least = load_text(*carried.loc[key, ["low", "high"]]), cheapest(swept, key)
-            cells[arm.label] = f"{load}\n{number(least.gpu_hours)} at {least.load:g}x"
+            cells[arm.label] = f"{load}\n{number(least.gpu_hours)} GPU-hours at {least.load:g}x"
         cells["comparison / baseline"] = f"{ratio_text(ratio)}\n({ends_text(ratio)})"
         for key, at in swept.layout_cells:
             best = best_layout(swept, at, key)
