@@ -21,7 +21,7 @@ from kvab.pages.capacity import second_headline
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import RED, counterpoint, headline
-from kvab.pages.sensitivity import without_reuse
+from kvab.pages.robustness import without_reuse
 from kvab.pages.theme import GREY, THEME, arm_styles, origin, unequal
 from kvab.runs.sweep import Sweep
 

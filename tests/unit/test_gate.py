@@ -216,7 +216,7 @@ def withheld_in_sentences(evidence, judged):
     """Everything that states a verdict or rests on one, said without computing any."""
     for say in (outcome.headline, outcome.lesson, attribution.lesson):
         assert say(evidence, judged) == NO_VERDICT
-    assert robustness.lesson(evidence, judged) == NO_VERDICT
+    assert robustness.lesson(evidence, judged, None) == f"- {NO_VERDICT}"
     assert index.short_answer(evidence, judged) == RED
     answer = index.answer(evidence, judged)
     assert RED in answer and plain(judged.reasons[0]) in answer

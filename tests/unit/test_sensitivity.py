@@ -12,7 +12,7 @@ from kvab.clusters.simulated import prediction
 from kvab.clusters.stack import commands
 from kvab.console import signed
 from kvab.errors import InputError
-from kvab.pages import sensitivity
+from kvab.pages import robustness
 from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
 from kvab.runs.campaign import Scope
@@ -150,7 +150,7 @@ def test_a_study_without_sensitivity_says_so(checkout, small_trace):
     with pytest.raises(InputError, match="expected a key sensitivity, got none"):
         replay_sensitivity(STUDY, CLUSTER, None, small_trace)
     assert load_sensitivity(STUDY, CLUSTER, "runs") is None
-    assert "kvab sensitivity" in sensitivity.provenance(None)
+    assert "kvab sensitivity" in robustness.provenance(None)
 
 
 @pytest.fixture
@@ -189,15 +189,15 @@ def test_what_is_replayed_is_kept_read_and_said(replayed, checkout, small_trace,
     replay_sensitivity(STUDY, CLUSTER, None, small_trace)
     assert " 0 to replay" in capsys.readouterr().err
     texts = [show(replayed) for show in (
-        sensitivity.provenance, sensitivity.transfer, sensitivity.chunk, sensitivity.times,
-        sensitivity.again, sensitivity.lesson,
+        robustness.provenance, robustness.transfer, robustness.chunk, robustness.times,
+        robustness.again,
     )]  # fmt: skip
     assert not any("nan" in text for text in texts)
     for table in (
-        sensitivity.transfer_table, sensitivity.frontend_table, sensitivity.chunk_table,
+        robustness.transfer_table, robustness.frontend_table, robustness.chunk_table,
     ):  # fmt: skip
         assert not table(replayed).frame.isna().any(axis=None)
-    for figure in (sensitivity.transfer_figure, sensitivity.times_figure):
+    for figure in (robustness.transfer_figure, robustness.times_figure):
         assert figure(replayed).svg
     _sentences_follow_the_data(replayed)
     _tables_that_do_not_belong_together_are_rejected(checkout)
@@ -214,25 +214,25 @@ def _sentences_follow_the_data(replayed):
     """Made-up effects: an answer that flips, and a chunk at which the baseline catches up."""
     effects = replayed.effects.assign(difference=-0.1, ci_low=-0.2, ci_high=-0.05)
     flipped = replace(replayed, effects=effects)
-    assert "behind at 4" in sensitivity.times(flipped)
-    assert "does not stay ahead" in sensitivity.transfer(flipped)
+    assert "behind at 4" in robustness.times(flipped)
+    assert "does not stay ahead" in robustness.transfer(flipped)
     cells = replayed.cells.copy()
     cells.loc[cells["configuration"] == "agg-round-robin", "good_share"] = 0.99
-    assert "the baseline reaches" in sensitivity.chunk(replace(replayed, cells=cells))
+    assert "the baseline reaches" in robustness.chunk(replace(replayed, cells=cells))
     cells.loc[cells["configuration"] == "agg-round-robin", "good_share"] = 0.01
-    assert "No chunk size" in sensitivity.chunk(replace(replayed, cells=cells))
+    assert "No chunk size" in robustness.chunk(replace(replayed, cells=cells))
 
 
 def test_what_routing_gains_with_and_without_reuse_is_said():
     answers = load_sensitivity(STUDY, CLUSTER, "book/published")
     shares = answers.of(REUSE).pivot(index="reuse", columns="configuration", values="good_share")
     gain = 100 * (shares["disagg-kv-router"] - shares["disagg-round-robin"])
-    said = sensitivity.reuse(answers)
+    said = robustness.reuse(answers)
     assert f"{gain[1]:+.1f} points with all reuse and {gain[0]:+.1f} with 0 % of it" in said
     aggregated = 100 * (shares["agg-kv-router"] - shares["agg-round-robin"])[0]
-    assert sensitivity.without_reuse(answers) == (
+    assert robustness.without_reuse(answers) == (
         f" With 0 % of that reuse the KV router brings {signed(aggregated, 1)} points to "
         f"aggregated workers and {signed(gain[0], 1)} points to disaggregated workers."
     )
-    assert not sensitivity.without_reuse(None)
-    assert list(sensitivity.reuse_table(answers).frame["share"]) == ["1", "0.5", "0"]
+    assert not robustness.without_reuse(None)
+    assert list(robustness.reuse_table(answers).frame["share"]) == ["1", "0.5", "0"]

@@ -388,7 +388,7 @@ def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
         "other bounds": {"good_share": "better"},
         "the median": {"ttft_ms": "no difference"},
     })  # fmt: skip
-    assert robustness.lesson(made_up, GREEN).startswith(
+    assert robustness.lesson(made_up, GREEN, None).startswith(
         "- Choices that leave the verdict as declared: time to first token 1 of 2, good requests 2 "
         "of 2. What changes: with the median, time to first token from better to no difference."
     )
