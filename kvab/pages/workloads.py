@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvab.console import number, percent, plain
+from kvab.console import interval, number, percent, plain
 from kvab.errors import InputError
 from kvab.pages.attribution import steps
 from kvab.pages.capacity import best_layout, cheapest, ends_text, load_text, ratio_text
@@ -22,7 +22,7 @@ from kvab.pages.gate import WITHHELD, gate
 from kvab.pages.outcome import headline
 from kvab.pages.printed import comparison_lines, with_ends
 from kvab.pages.tables import Table
-from kvab.runs.sweep import load_sweep
+from kvab.runs.sweep import Sweep, load_sweep
 from kvab.study import PUBLISHED, Study, load_study, root
 
 SHOWN = {"good_share": "good requests", "ttft_ms": "TTFT mean [ms]", "itl_ms": "ITL mean [ms]"}
@@ -203,9 +203,45 @@ def _effects(evidence: Evidence) -> str:
     )
 
 
+def _ahead(swept: Sweep | None) -> str:
+    """Return which layouts of other configurations beat the comparison beyond noise, by load."""
+    if swept is None:
+        return ""
+    said = ""
+    for load in dict.fromkeys(load for _, load in swept.layout_cells):
+        rows = swept.every_layout(load)
+        (name, label), row = rows["share"].idxmax(), rows.loc[rows["share"].idxmax()]
+        if name != swept.study.comparison and row["difference_low"] > 0:
+            ends = interval(row["difference_low"], row["difference_high"], 100)
+            said += (
+                f" At {load:g} times its load {swept.arms[name].label} as {label} is ahead of the "
+                f"comparison by {number(100 * row['difference'], 1)} points ({ends})."
+            )
+    return said
+
+
+def beside_answer(workloads: Workloads) -> str:
+    """Return what the comparison brings on the further workloads, for the first page."""
+    lines = []
+    for name, evidence in workloads.places.items():
+        if name == workloads.study.workload or not gate(evidence).green:
+            continue
+        good = evidence.comparison.good.mean.difference
+        swept = load_sweep(evidence.study, workloads.cluster, workloads.folder)
+        ends = with_ends("good_share", good.value, good.low, good.high, gap=" ")
+        lines.append(
+            f"On `{name}` the comparison changes the good share by {ends} points.{_ahead(swept)}"
+        )
+    return f"**[Another workload?](14_other_workload)** {' '.join(lines)}" if lines else ""
+
+
 def lesson(workloads: Workloads) -> str:
     """Return what the factors bring on each workload, and what two workloads cannot show."""
-    lines = [f"- `{name}`. {_effects(evidence)}" for name, evidence in workloads.places.items()]
+    lines = [
+        f"- `{name}`. {_effects(evidence)}"
+        f"{_ahead(load_sweep(evidence.study, workloads.cluster, workloads.folder))}"
+        for name, evidence in workloads.places.items()
+    ]
     if len(lines) > 1:
         lines.append("- Workloads differ in load, lengths and reuse at once: which of these makes "
                      "the difference is not shown here.")  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 from kvab.pages import workloads
 from kvab.pages.evidence import load_evidence
 from kvab.pages.gate import WITHHELD
+from kvab.pages.printed import with_ends
 from kvab.pages.workloads import Workloads, load_workloads
 from kvab.runs.sweep import load_sweep
 from kvab.study import load_study, root
@@ -155,3 +156,23 @@ def test_a_workload_whose_runs_are_missing_or_damaged_is_left_out(tmp_path):
     path = tmp_path / NAME / CLUSTER / other.comparison / "r1" / "requests.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert load_workloads(STUDY, CLUSTER, tmp_path, tmp_path).places == {}
+
+
+def test_the_first_page_tells_the_further_workloads_and_which_layout_beats_the_comparison(evidence):
+    shown = load_workloads(STUDY, CLUSTER, "book/published")
+    good = evidence.comparison.good.mean.difference
+    said = workloads.beside_answer(shown)
+    assert said.count("changes the good share by") == 1
+    assert with_ends("good_share", good.value, good.low, good.high, gap=" ") in said
+    swept = load_sweep(evidence.study, CLUSTER, "book/published")
+    ahead = 0
+    for load in {load for _, load in swept.layout_cells}:
+        rows = swept.every_layout(load)
+        best = rows["share"].idxmax()
+        low = rows.loc[best, "difference_low"]
+        told = f"At {load:g} times its load {swept.arms[best[0]].label} as {best[1]} is ahead"
+        assert (told in said) == (best[0] != evidence.study.comparison and low > 0)
+        ahead += told in said
+    assert said.count(" is ahead of the comparison by ") == ahead
+    first = {name: of for name, of in shown.places.items() if name == shown.study.workload}
+    assert workloads.beside_answer(replace(shown, places=first)) == ""
