@@ -6,8 +6,6 @@ the first page too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -42,21 +40,15 @@ NOT_RECORDED = "Only a simulation records when a worker admits a request and has
 FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}
 
 
-def points_gained(evidence: Evidence) -> dict[str, float]:
-    """Return what each configuration's good share gains on the baseline's, in points as printed."""
-    shares = (100 * evidence.pooled["good.share"]).round(1)
-    gained = shares - shares[evidence.study.baseline]
-    return {str(name): float(points) for name, points in gained.items()
-            if name != evidence.study.baseline}  # fmt: skip
-
-
 def steps(evidence: Evidence) -> str:
     """Return what routing and split bring by themselves and together; else what each brings."""
-    gained = {name: signed(points, 1) for name, points in points_gained(evidence).items()}
     arms, study = evidence.arms, evidence.study
+    shares = (100 * evidence.pooled["good.share"]).round(1)
+    points = (shares - shares[study.baseline]).drop(study.baseline)
+    gained = {str(name): signed(value, 1) for name, value in points.items()}
     old, new = arms[study.baseline].factors, arms[study.comparison].factors
     if evidence.missing or old.split == new.split or old.routing == new.routing:
-        texts = (f"{arms[name].label} {points}" for name, points in gained.items())
+        texts = (f"{arms[name].label} {text}" for name, text in gained.items())
         return f"Against the baseline, in points of good requests: {', '.join(texts)}"
     routing = next(n for n, arm in arms.items() if arm.factors == old.model_copy(
         update={"routing": new.routing}))  # fmt: skip
@@ -68,15 +60,11 @@ def steps(evidence: Evidence) -> str:
     )
 
 
-def _differ(evidence: Evidence, names: Iterable[str]) -> list[str]:
-    """Return in which factors some configurations differ."""
-    levels = [evidence.study.configurations[name].factors.model_dump() for name in names]
-    return [text for key, text in FACTORS.items() if len({level[key] for level in levels}) > 1]
-
-
 def factors(evidence: Evidence) -> str:
     """Return in which factors baseline and comparison differ, and what tells them apart."""
-    differ = _differ(evidence, (evidence.study.baseline, evidence.study.comparison))
+    arms, study = evidence.study.configurations, evidence.study
+    old, new = (arms[name].factors.model_dump() for name in (study.baseline, study.comparison))
+    differ = [text for key, text in FACTORS.items() if old[key] != new[key]]
     if not differ:
         return "Baseline and comparison have the same split and the same routing."
     if len(differ) == 1:
@@ -87,15 +75,6 @@ def factors(evidence: Evidence) -> str:
         else "Configurations that have one factor without the other tell them apart."
     )
     return f"Baseline and comparison differ in two factors at once: {' and '.join(differ)}. {rest}"
-
-
-def all_factors(evidence: Evidence) -> str:
-    """Return in which factors any two configurations differ."""
-    differ = _differ(evidence, evidence.arms)
-    what = f"in {' and in '.join(differ)}, and in what follows from that" if differ else (
-        "only in the fields listed above"
-    )  # fmt: skip
-    return f"The configurations differ {what}."
 
 
 @drawn("attribution-misses", lambda e: e.misses.rename_axis("configuration"))
@@ -282,15 +261,23 @@ def burst_figure(evidence: Evidence) -> Drawing:
     return figure, caption, f"A band for each worker. Last first token of each.{alt}"
 
 
+def waiting(evidence: Evidence) -> str:
+    """Return how much of the waiting is no worker's lack; nothing where it is not recorded."""
+    shares = [percent(_waiting_beside_idle(table), 0) for table in _first_repeat(evidence).values()]
+    if "–" in shares:
+        return ""
+    return (
+        f"Under the baseline {shares[0]} of all waiting passes while another worker has no prompt "
+        f"to read; under the comparison {shares[1]}."
+    )
+
+
 def _of_bursts(evidence: Evidence, size: int) -> str:
     """Return why requests wait, and how one burst of some size stands for all."""
     late = _late(evidence)
     before, after, _ = late.loc[late["change"].abs().idxmax()]
-    idle, other = (percent(_waiting_beside_idle(table), 0)
-                   for table in _first_repeat(evidence).values())  # fmt: skip
     return (
-        f"Under the baseline {idle} of all waiting passes while another worker has no prompt to "
-        f"read; under the comparison {other}. Drawn is the burst of the first repeat where they "
+        f"{waiting(evidence)} Drawn is the burst of the first repeat where they "
         f"differ most: of {counted(size, 'request')} {before} get their first token late under the "
         f"baseline, {after} under the comparison. In {(late['change'] < 0).sum():,} of "
         f"{counted(len(late), 'burst')} the comparison has fewer late, in "
@@ -318,6 +305,7 @@ def _bands(axes: Axes, requests: pd.DataFrame, workers: int, color: str) -> None
 
 def _waiting_beside_idle(table: pd.DataFrame) -> float:
     """Return the share of all waiting that passes while another worker has nothing to read."""
+    table = table[table["queue_ms"].notna()]
     admitted_ms = table["arrival_ms"] + table["queue_ms"]
     moments = (
         (table["arrival_ms"], 1, 1),
@@ -330,7 +318,8 @@ def _waiting_beside_idle(table: pd.DataFrame) -> float:
     ).sort_values("at_ms", kind="stable")  # fmt: skip
     unread = pd.get_dummies(changes["worker"]).mul(changes["unread"], axis=0).cumsum()
     waited_ms = changes["waiting"].cumsum() * -changes["at_ms"].diff(-1)
-    return float(waited_ms[(unread == 0).any(axis=1)].sum() / waited_ms.sum())
+    idle_ms, all_ms = waited_ms[(unread == 0).any(axis=1)].sum(), waited_ms.sum()
+    return float(idle_ms / all_ms) if all_ms else float("nan")
 
 
 def effects_table(evidence: Evidence) -> Table | None:
@@ -378,5 +367,6 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
     depends = "what" if shown else "these runs do not show that what"
     return (
         f"The mean TTFT {main('ttft_ms', 'mean')}, the p99 ITL {main('itl_ms', 'p99')}. "
-        f"{steps(evidence)}: {depends} one factor brings depends on the other."
+        f"{steps(evidence)}: {depends} one factor brings depends on the other. "
+        f"{waiting(evidence)}"
     )

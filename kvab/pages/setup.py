@@ -6,22 +6,19 @@ sentences, in the order of the page.
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from kvab.console import counted, number, percent, plain
-from kvab.pages.attribution import all_factors
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import REUSE_WORTH_SHARE, Gate
 from kvab.pages.printed import rejected
 from kvab.pages.tables import Table
 from kvab.pages.theme import WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import overloaded
-from kvab.study.manifests import Configuration, read_configuration
-from kvab.study.topology import flatten, read_topology
+from kvab.study.manifests import read_configuration
+from kvab.study.topology import flatten
 from kvab.trace.reading import describe_rows
 
 BURSTY_SHARE = 0.5  # of the requests that share their timestamp with another
@@ -31,11 +28,6 @@ LINE, BARS = "#333333", "#8c8c8c"
 
 def _prompt_tokens_an_answer_token(rows: pd.DataFrame) -> float:
     return float(rows["input_tokens"].sum() / rows["output_tokens"].sum())
-
-
-def _repeated_share(rows: pd.DataFrame) -> float:
-    """Return the share of prompt tokens that repeat the beginning of an earlier prompt."""
-    return float(rows["reusable_tokens"].sum() / rows["input_tokens"].sum())
 
 
 def _times(ratio: float) -> str:
@@ -137,7 +129,8 @@ def lengths_figure(evidence: Evidence) -> Drawing:
 
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
     table = evidence.workload.table
-    shares = 100 * table["reusable_tokens"] / table["input_tokens"]
+    repeated = table["reusable_tokens"]
+    shares = 100 * repeated / table["input_tokens"]
     shown = (
         (table["input_tokens"], "prompt tokens", True),
         (table["output_tokens"], "answer tokens", True),
@@ -151,9 +144,9 @@ def lengths_figure(evidence: Evidence) -> Drawing:
     panels[0].set_ylabel("requests")
     caption = (
         f"Prompts hold {_times(_prompt_tokens_an_answer_token(table))}, "
-        f"and {percent(_repeated_share(table), 0)} of prompt tokens had been seen before as a "
-        "prefix. Distributions of prompt length, answer length and the share of each prompt that "
-        "an earlier prompt began with."
+        f"and {percent(repeated.sum() / table['input_tokens'].sum(), 0)} of prompt tokens had been "
+        "seen before as a prefix. Distributions of prompt length, answer length and the share of "
+        "each prompt that an earlier prompt began with."
     )
     alt = (
         f"Histograms: prompts of median {table['input_tokens'].median():,.0f} tokens, answers of "
@@ -184,16 +177,11 @@ def lengths(evidence: Evidence) -> str:
 # --- the configurations -----------------------------------------------------------------------
 
 
-def _configuration(evidence: Evidence, name: str) -> Configuration:
-    """Return the manifests that the first run of a configuration used."""
-    return read_configuration(evidence.runs[name][0].path / "manifests", name)
-
-
 def topologies_table(evidence: Evidence) -> Table:
     """Return what each configuration deploys."""
     lines = []
     for name, arm in evidence.arms.items():
-        topology = read_topology(_configuration(evidence, name))
+        topology = evidence.topologies[name]
         workers = ", ".join(
             f"{group.replicas} {role} x TP{group.tensor_parallel}"
             for role, group in topology.groups.items()
@@ -217,9 +205,9 @@ def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
     Workers are matched by role; a role that only one configuration has is compared with the
     worker that does its work in the other.
     """
-    both = [_configuration(evidence, name) for name in (a, b)]
-    flat = [flatten(each) for each in both]
-    groups = [read_topology(each).groups for each in both]
+    flat = [flatten(read_configuration(evidence.runs[name][0].path / "manifests"))
+            for name in (a, b)]  # fmt: skip
+    groups = [evidence.topologies[name].groups for name in (a, b)]
     workers = {group.component for each in groups for group in each.values()}
     pairs = {"deployment": ("", "")}
     for role in dict.fromkeys([*groups[0], *groups[1]]):
@@ -255,29 +243,11 @@ def differences_table(evidence: Evidence) -> Table:
     )
 
 
-def pairs_table(evidence: Evidence) -> Table:
-    """Return, for each pair of configurations that differ in one factor, the fields that do."""
-    lines = []
-    for (a, one), (b, other) in combinations(evidence.arms.items(), 2):
-        same_split = one.factors.split == other.factors.split
-        same_routing = one.factors.routing == other.factors.routing
-        if same_split != same_routing:
-            rows = _difference(evidence, a, b)
-            fields = dict.fromkeys(rows["where"] + ": " + rows["field"])
-            lines.append({
-                "pair": f"{one.label} / {other.label}",
-                "factor": "routing" if same_split else "split",
-                "fields that differ": "\n".join(fields),
-            })  # fmt: skip
-    columns = ("pair", "factor", "fields that differ")
-    return Table(pd.DataFrame(lines, columns=columns), "", columns)
-
-
 def unexpressed_table(evidence: Evidence) -> Table:
     """Return the fields of the manifests that the simulator cannot express, and why."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for name, arm in evidence.arms.items():
-        for item in read_topology(_configuration(evidence, name)).unexpressed:
+        for item in evidence.topologies[name].unexpressed:
             key = (item.component, item.field, str(item.value)[:60], item.why)
             lines.setdefault(key, []).append(arm.short)
     columns = ["component", "field", "value", "why"]
@@ -351,13 +321,13 @@ def gate_table(judged: Gate) -> Table:
 
 
 def lesson(evidence: Evidence) -> str:
-    """Return what the page teaches: of the requests, and of what the configurations differ in."""
-    rows = evidence.replayed
-    repeated = _repeated_share(rows)
+    """Return what the page teaches of the requests."""
+    repeated = evidence.reusable_share
     comes = "in bursts" if _bursty(evidence) else "mostly one by one"
     worth = "is worth something" if repeated >= REUSE_WORTH_SHARE else "saves next to nothing"
     return (
-        f"- Requests come {comes}, prompts hold {_times(_prompt_tokens_an_answer_token(rows))}, "
+        f"Requests come {comes}, prompts hold "
+        f"{_times(_prompt_tokens_an_answer_token(evidence.replayed))}, "
         f"and {percent(repeated, 0)} of prompt tokens repeat the beginning of an earlier prompt: "
-        f"finding a cached prefix {worth}.\n- {all_factors(evidence)}"
+        f"finding a cached prefix {worth}."
     )

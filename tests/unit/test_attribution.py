@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kvab.errors import InputError
-from kvab.pages.attribution import burst_figure, request_figure
+from kvab.pages.attribution import burst_figure, request_figure, waiting
 from kvab.stats.attribution import (
     ATTRIBUTED,
     BOTH_KEPT,
@@ -190,7 +190,7 @@ def test_the_request_nearest_the_median_is_followed_through_both():
         "500 ms sooner."
     )
     assert "row 4, a prompt of 1,000 tokens" in panel.caption
-    assert ">500 ms<" in panel.phone and panel.svg.count(">none<") == 5
+    assert ">500 ms<" in panel.phone and panel.svg.count(">–<") == 5
 
 
 def test_the_burst_that_differs_most_is_drawn_and_waiting_beside_an_idle_worker_is_counted():
@@ -208,3 +208,4 @@ def test_the_burst_that_differs_most_is_drawn_and_waiting_beside_an_idle_worker_
 def test_where_the_parts_of_a_time_are_not_recorded_the_page_says_so(figure):
     panel = figure(evidence(known=False))
     assert not panel.svg and panel.caption.startswith("Only a simulation records")
+    assert waiting(evidence(known=False)) == ""

@@ -158,11 +158,6 @@ def test_factors_are_those_in_which_the_two_differ(published):
     assert attribution.factors(one) == (
         "Baseline and comparison differ in one factor: how prefill and decode share the GPUs."
     )
-    two = without(published, "agg-kv-router", "disagg-kv-router")
-    assert attribution.all_factors(two) == (
-        "The configurations differ in how prefill and decode share the GPUs, and in what follows "
-        "from that."
-    )
 
 
 def test_ties_of_the_kv_router_are_said_only_of_one(published):
