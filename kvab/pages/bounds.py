@@ -18,7 +18,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 
-from kvab.console import counted, percent, plain
+from kvab.console import percent, plain
+from kvab.pages.capacity import source
 from kvab.pages.theme import COLOURS, WIDTH_IN, Drawing, arm_styles, drawn, unless_missing
 from kvab.runs.bounds import Bounds
 from kvab.stats.crossings import GOOD_REQUEST, GOOD_TOKEN
@@ -36,15 +37,9 @@ NO_BOUNDS = (
 )
 
 
-def _source(bounds: Bounds, _: bool = True) -> str:
-    """Return where a figure's data come from, for the end of its caption."""
-    swept = bounds.swept
-    kind = "simulated, not measured" if swept.simulated else "measured"
-    generated = " GENERATED WORKLOAD." if swept.synthetic else ""
-    return (
-        f"Source: {swept.cluster}, {counted(len(bounds.grid['load']), 'load')} of "
-        f"{swept.summary.trace.name}; {kind}.{generated}"
-    )
+def _source(bounds: Bounds, runs: bool = True) -> str:
+    """Return where a figure's data come from: the sweep."""
+    return source(bounds.swept, runs)
 
 
 @unless_missing(NO_BOUNDS)

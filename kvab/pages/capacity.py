@@ -6,7 +6,7 @@ Input: a sweep. Output: figures, tables and sentences, in the order of the page;
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,6 +27,7 @@ from kvab.pages.theme import (
     unequal,
     unless_missing,
 )
+from kvab.runs.campaign import OfRuns
 from kvab.runs.sweep import AT_ONCE, SPREAD, Cell, Sweep
 
 DARK = "#333333"
@@ -143,14 +144,14 @@ def provenance(swept: Sweep) -> str:
     return notice + (f"\n\n:::{{warning}}\n{_outdated(swept)}\n:::" if swept.changes else "")
 
 
-def source(swept: Sweep, runs: bool = True) -> str:
+def source(swept: OfRuns[Any, Any], runs: bool = True) -> str:
     """Return where a figure's data come from, for the end of its caption."""
     kind = "simulated, not measured" if swept.simulated else swept.summary.cluster["kind"]
-    whose = "" if swept.own else ", published sweep"
+    whose, trace = "" if swept.own else ", published", swept.summary.trace
     synthetic = " GENERATED WORKLOAD." if swept.synthetic else ""
     return (
-        f"Source: {swept.cluster}{whose}, one replay of {swept.summary.trace.rows:,} requests a "
-        f"cell; {kind}.{synthetic}"
+        f"Source: {swept.cluster}{whose}, one replay of {counted(trace.rows, 'request')} of "
+        f"{trace.name} a cell; {kind}.{synthetic}"
     )
 
 
@@ -422,18 +423,14 @@ def ceiling(swept: Sweep) -> str:
 # --- what a good request costs ------------------------------------------------------------------
 
 
-def _hours(hours: float) -> str:
-    return number(hours) if np.isfinite(hours) else "none good"
-
-
 @unless_missing(None)
 def cells_table(swept: Sweep) -> Table:
     """Return good share and GPU-hours for a thousand good requests of every cell of load."""
     lines: dict[float, dict[str, str]] = {}
     for cell in sorted(swept.load_cells, key=lambda cell: cell.load):
         line = lines.setdefault(cell.load, {"load": f"{cell.load:g}x"})
-        shown = f"{percent(cell.share)}\n({_hours(cell.gpu_hours)})"
-        line[swept.arms[cell.configuration].label] = shown
+        hours = number(cell.gpu_hours) if cell.good else "none good"
+        line[swept.arms[cell.configuration].label] = f"{percent(cell.share)}\n({hours})"
     caption = "Good requests (GPU-hours for each thousand of them)."
     return Table(pd.DataFrame(lines.values()), caption, ("load",))
 
