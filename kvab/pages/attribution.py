@@ -87,9 +87,8 @@ def misses_figure(evidence: Evidence) -> Drawing:
         if shares[kind].any():
             bars = axes.barh(labels, shares[kind], left=left, color=color, hatch=hatch,
                              edgecolor="white", linewidth=0.5, label=kind)  # fmt: skip
-            texts = [f"{share:.1f}" if share >= NARROW else "" for share in shares[kind]]
-            if kind == GOOD:
-                texts = [f"{text} % good" if text else "" for text in texts]
+            text = "{:.1f} % good" if kind == GOOD else "{:.0f}"
+            texts = [text.format(share) if share >= NARROW else "" for share in shares[kind]]
             axes.bar_label(
                 bars, texts, label_type="center", fontsize=8, color=ink,
                 bbox={"facecolor": color, "edgecolor": "none", "pad": 1},
