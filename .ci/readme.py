@@ -6,21 +6,18 @@ from pathlib import Path
 from kvab.pages import attribution, hardware, outcome
 from kvab.pages.evidence import load_published
 from kvab.pages.gate import gate
+from kvab.pages.theme import alone
 from kvab.runs.hardware import load_hardware
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r"(?<=<!-- answer -->\n).*?(?=\n<!-- end -->)", re.S)
 
 
-# On a page of its own a picture brings paper and font.
-ALONE = '<svg style="background: #fff; font-family: sans-serif"'
-
-
 def answer() -> tuple[str, bytes]:
     """Return the sentence and the picture."""
     evidence = load_published("", "book/published")
     said = outcome.headline(evidence, gate(evidence))
-    picture = attribution.misses_figure(evidence).svg.replace("<svg", ALONE, 1).encode()
+    picture = alone(attribution.misses_figure(evidence).svg).encode()
     held = hardware.band(load_hardware("book/published"))
     return f"**The answer so far, from simulated runs.** {said} {held}", picture
 

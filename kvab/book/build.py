@@ -22,6 +22,7 @@ from jinja2 import Template
 from plotly.offline import get_plotlyjs
 from rich.progress import TimeElapsedColumn
 
+import kvab
 from kvab.book.notebooks import execute
 from kvab.book.publish import unpacked
 from kvab.cache import remember, source_digest
@@ -35,6 +36,7 @@ from kvab.pages.index import short_answer, social_card
 from kvab.pages.model_check import load_check
 from kvab.pages.outcome import headline
 from kvab.pages.reproduce import load_clusters
+from kvab.pages.theme import alone
 from kvab.pages.workloads import load_workloads
 from kvab.runs import folder as runs
 from kvab.runs.hardware import load_hardware
@@ -49,6 +51,10 @@ from kvab.trace.finding import find_trace
 MEASURED = ("book/published", "benchmarks/results")  # what pages show beside the runs
 OUTCOME, CLUSTERS, REPLAY = "05_outcome", "reproduce", "03_replay.ipynb"
 SOURCE = ":::{container} kvab-source\nThe code of this page is its notebook: {download}`%s`.\n:::"
+FIGURE = (
+    '(?P<svg><svg class="kvab-wide".*?</svg>)(?P<between>.*?)<a class="kvab-data" '
+    'download="(?P<key>[^"]+).csv" href="data:text/csv;base64,(?P<table>[^"]*)">Data .CSV.</a>'
+)
 CARD, REQUESTS = "_static/social-card.png", "data/requests.parquet"
 
 
@@ -224,7 +230,7 @@ def build(out: Path, book: Book) -> Path:
     index = _sphinx(source, out, book)
     (index.parent / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
     for page in index.parent.glob("*.html"):
-        _move_tables(page)
+        _edit(page, FIGURE, lambda figure, page=page: _beside(page, **figure.groupdict()))
     for name in further:  # what can be launched is the notebook that they were made from
         _edit(index.with_name(f"{name}.html"), rf"notebooks/{name}\.", f"notebooks/{OUTCOME}.")
     if url := os.environ.get("KVAB_BOOK_URL", "").rstrip("/"):  # it is shown at any depth
@@ -232,20 +238,20 @@ def build(out: Path, book: Book) -> Path:
     return index
 
 
-def _move_tables(page: Path) -> None:
-    """Move the tables of a page's figures into files beside it, each with an address to read."""
-
-    def moved(link: re.Match[str]) -> str:
-        file = page.parent / "data" / page.stem / link[1]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(base64.b64decode(link[2]))
-        return f'download="{link[1]}" href="data/{page.stem}/{link[1]}"'
-
-    _edit(page, r'download="([^"]+)" href="data:text/csv;base64,([^"]*)"', moved)
+def _beside(page: Path, svg: str, between: str, key: str, table: str) -> str:
+    """Return a figure whose table and picture are files beside its page, each at an address."""
+    folder = page.parent / "data" / page.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{key}.csv").write_bytes(base64.b64decode(table))
+    (folder / f"{key}.svg").write_text(alone(svg), encoding="utf-8")
+    csv, picture = (f'<a class="kvab-data" download href="data/{page.stem}/{key}.{kind}">'
+                    for kind in ("csv", "svg"))  # fmt: skip
+    return f"{svg}{between}{csv}Data (CSV)</a> {picture}Picture (SVG)</a>"
 
 
 def _edit(page: Path, pattern: str, instead: str | Callable[[re.Match[str]], str]) -> None:
-    page.write_text(re.sub(pattern, instead, page.read_text(encoding="utf-8")), encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    page.write_text(re.sub(pattern, instead, text, flags=re.DOTALL), encoding="utf-8")
 
 
 def _add_files(source: Path, book: Book) -> None:
@@ -337,9 +343,12 @@ def sphinx_settings(evidence: Evidence, judged: Gate) -> str:
     source = {"repository_url": repository, "use_repository_button": True,
               "repository_branch": "main", "path_to_docs": "notebooks",
               "launch_buttons": launch}  # fmt: skip
+    made = f"kvab {kvab.__version__}, runs of {evidence.manifest.end:%Y-%m-%d}."
+    footer = f'<p>{made} <a href="index.html#data-code-and-citation">How to cite</a></p>'
     lines = [
         f"html_baseurl = {url!r}",
         f"myst_html_meta = {meta!r}",
+        f"html_theme_options['extra_footer'] = {footer!r}",
         f"html_theme_options.update({source if repository else {'launch_buttons': {}}!r})",
         "extensions.remove('sphinx_thebe')  # it would load scripts from the network",
     ]

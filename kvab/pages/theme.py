@@ -44,7 +44,6 @@ WIDTH_IN, PHONE_IN = 7.4, 3.4
 SMALLEST_PT = 8.0  # at the width of a phone 11 pixels high
 NAME_LENGTH, LINE_LENGTH = 16, 40  # characters of a name and of a line on a phone
 LINE_IN = 0.15  # height of a line of text
-MANY_TEXTS = 40  # beyond, what stands in a panel is turned
 GAP, GROWTH, GROWTHS = 1, 1.15, 8  # pixels around a text; how a figure grows, how often
 MANY_POINTS, IMAGE_DPI = 500, 200  # beyond as many, points are one image
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
@@ -298,6 +297,12 @@ def _svg(figure: Figure, key: str) -> str:
     return re.sub(r"<[^>]*>", _coloured, svg)
 
 
+def alone(svg: str) -> str:
+    """Return a picture to stand without a page, on paper and with the colours of the light."""
+    svg = re.sub(r"var\(--kvab-[\w-]+, (#\w+)\)", r"\1", svg)
+    return svg.replace("<svg", '<svg style="background: #fff; font-family: sans-serif"', 1)
+
+
 def _coloured(tag: re.Match[str]) -> str:
     """Return a tag of an SVG, its numbers rounded, with colours that the page's style changes."""
     text = tag[0].startswith("<text")
@@ -324,8 +329,6 @@ def _reflow(figure: Figure) -> None:
         if max(map(len, names), default=0) > NAME_LENGTH:
             axes.set_yticks(axes.get_yticks(), [textwrap.fill(name, NAME_LENGTH) for name in names])
         axes.set_xlabel(textwrap.fill(axes.get_xlabel(), LINE_LENGTH))
-        for text in axes.texts if len(axes.texts) > MANY_TEXTS else ():
-            text.set_rotation(90)
     stacked = len(panels) / rows if columns > 1 else 1
     figure.set_size_inches(PHONE_IN, figure.get_figheight() * stacked)
     for legend in [*figure.legends]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -186,10 +187,14 @@ def test_every_figure_and_all_requests_can_be_downloaded(book, browser, tmp_path
     figures = 0
     for path in sorted(index.parent.glob("*.html")):
         page.goto(path.as_uri())
-        for link in page.query_selector_all("figure.kvab-figure a.kvab-data"):
+        for link in page.query_selector_all("figure.kvab-figure a.kvab-data[href$=csv]"):
             table = pd.read_csv(index.parent / link.get_attribute("href"))
-            assert len(table) > 1 and len(table.columns) > 1, link.get_attribute("download")
+            assert len(table) > 1 and len(table.columns) > 1, link.get_attribute("href")
             assert not any(name.startswith("Unnamed") for name in table.columns)
+            picture = (
+                index.parent / link.get_attribute("href").replace(".csv", ".svg")
+            ).read_text()
+            assert ElementTree.fromstring(picture).tag.endswith("svg") and "var(" not in picture
             figures += 1
         figures -= len(page.query_selector_all("figure.kvab-figure"))
     assert figures == 0  # one table a figure
