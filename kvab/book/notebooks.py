@@ -146,7 +146,7 @@ def _raise_cause(error: Any, target: Path) -> None:
 
 
 def tidy(path: Path) -> None:
-    """Remove parameters, and from the page all code that its notebook hides."""
+    """Remove the traces of a run from a notebook, and the parameters from its page."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
@@ -156,8 +156,6 @@ def tidy(path: Path) -> None:
         tags = set(cell.metadata.get("tags", []))
         if tags & {"injected-parameters", "parameters"}:
             cell.metadata.tags = sorted(tags | {"remove-cell"})
-        elif "hide-input" in tags:
-            cell.metadata.tags = sorted(tags - {"hide-input"} | {"remove-input"})
     nbformat.write(notebook, path)
 
 
