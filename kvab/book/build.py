@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -52,8 +53,8 @@ MEASURED = ("book/published", "benchmarks/results")  # what pages show beside th
 OUTCOME, CLUSTERS, REPLAY = "05_outcome", "reproduce", "03_replay.ipynb"
 SOURCE = ":::{container} kvab-source\nThe code of this page is its notebook: {download}`%s`.\n:::"
 FIGURE = (
-    '(?P<svg><svg class="kvab-wide".*?</svg>)(?P<between>.*?)<a class="kvab-data" '
-    'download="(?P<key>[^"]+).csv" href="data:text/csv;base64,(?P<table>[^"]*)">Data .CSV.</a>'
+    '(<svg class="kvab-wide".*?</svg>)(.*?)<a class="kvab-data" '
+    'download="([^"]+).csv" href="data:text/csv;base64,([^"]*)">Data .CSV.</a>'
 )
 CARD, REQUESTS = "_static/social-card.png", "data/requests.parquet"
 
@@ -230,7 +231,7 @@ def build(out: Path, book: Book) -> Path:
     index = _sphinx(source, out, book)
     (index.parent / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
     for page in index.parent.glob("*.html"):
-        _edit(page, FIGURE, lambda figure, page=page: _beside(page, **figure.groupdict()))
+        _edit(page, FIGURE, partial(_beside, page))
     for name in further:  # what can be launched is the notebook that they were made from
         _edit(index.with_name(f"{name}.html"), rf"notebooks/{name}\.", f"notebooks/{OUTCOME}.")
     if url := os.environ.get("KVAB_BOOK_URL", "").rstrip("/"):  # it is shown at any depth
@@ -238,8 +239,9 @@ def build(out: Path, book: Book) -> Path:
     return index
 
 
-def _beside(page: Path, svg: str, between: str, key: str, table: str) -> str:
+def _beside(page: Path, figure: re.Match[str]) -> str:
     """Return a figure whose table and picture are files beside its page, each at an address."""
+    svg, between, key, table = figure.groups()
     folder = page.parent / "data" / page.stem
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{key}.csv").write_bytes(base64.b64decode(table))

@@ -29,6 +29,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
 
 from kvab.console import counted, plain
 from kvab.pages.evidence import Evidence
@@ -44,7 +45,8 @@ WIDTH_IN, PHONE_IN = 7.4, 3.4
 SMALLEST_PT = 8.0  # at the width of a phone 11 pixels high
 NAME_LENGTH, LINE_LENGTH = 16, 40  # characters of a name and of a line on a phone
 LINE_IN = 0.15  # height of a line of text
-GAP, GROWTH, GROWTHS = 1, 1.15, 8  # pixels around a text; how a figure grows, how often
+GAP, LINE_PX = 1, 3  # pixels around a text; how far apart two on one line may be
+GROWTHS, MOST_GROWTH = 2, 2.0  # how often a figure too low for its texts grows, and by how much
 MANY_POINTS, IMAGE_DPI = 500, 200  # beyond as many, points are one image
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 BASELINE, COMPARISON, GREY = "#0072B2", "#D55E00", "#767676"
@@ -339,13 +341,13 @@ def _reflow(figure: Figure) -> None:
         legend.remove()
     figure.draw_without_rendering()
     for axes in panels:
-        if _overlap(_labels(axes.xaxis)):
+        pairs = itertools.combinations(_boxes(_labels(axes.xaxis)), 2)
+        if any(one.overlaps(other) for one, other in pairs):
             axes.tick_params(axis="x", labelrotation=90)
     for _ in range(GROWTHS):
         figure.draw_without_rendering()
-        if not any(_overlap(_labels(axes.yaxis)) or _overlap(axes.texts) for axes in panels):
-            break
-        figure.set_figheight(figure.get_figheight() * GROWTH)
+        crowding = max(_crowding(_boxes([*_labels(a.yaxis), *a.texts])) for a in panels)
+        figure.set_figheight(figure.get_figheight() * crowding)
 
 
 def _labels(axis: Axis) -> list[Text]:
@@ -355,10 +357,19 @@ def _labels(axis: Axis) -> list[Text]:
     return [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]
 
 
-def _overlap(texts: Iterable[Text]) -> bool:
-    """Return whether two texts of a drawn figure come too close."""
-    boxes = [text.get_window_extent().padded(GAP) for text in texts if text.get_text()]
-    return any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+def _boxes(texts: Iterable[Text]) -> list[Bbox]:
+    """Return where the texts of a drawn figure lie."""
+    return [text.get_window_extent().padded(GAP) for text in texts if text.get_text()]
+
+
+def _crowding(boxes: list[Bbox]) -> float:
+    """Return by how much boxes above each other must part not to overlap: 1 where they do not."""
+    factors = [1.0]
+    for one, other in itertools.combinations(boxes, 2):
+        apart = abs(one.y0 + one.y1 - other.y0 - other.y1) / 2
+        if one.overlaps(other) and apart > LINE_PX:  # what stands on one line no height parts
+            factors.append((one.height + other.height) / 2 / apart)
+    return min(max(factors), MOST_GROWTH)
 
 
 def arm_styles(arms: dict[str, Arm]) -> dict[str, dict[str, str]]:
