@@ -445,7 +445,8 @@ def effects_by_group_figure(evidence: Evidence) -> Drawing:
     panels[2].set(xlabel="faster first token\n[% of requests]", xlim=(0, 100))
     for axes in panels:
         axes.grid(axis="x")
-    panels[0].set_yticks(at, [f"{row.by}: {row.group}" for row in rows.itertuples()], fontsize=7)
+    names = [f"{row.by}: {row.group}".removesuffix(" tokens") for row in rows.itertuples()]
+    panels[0].set_yticks(at, names, fontsize=7)
     caption = effects_by_group_caption(evidence)
     return figure, caption, f"Differences with intervals by group: {caption}"
 
@@ -460,6 +461,6 @@ def effects_by_group_caption(evidence: Evidence) -> str:
         f"to {percent(most['ttft_ms_faster_share'], 0)} of requests ({most['by']} of "
         f"{most['group']}) get their first token sooner. Mean paired difference of TTFT and of "
         f"the good share with {evidence.study.statistics.percent} workload intervals, and share of "
-        "pairs with a lower TTFT, by terciles of prompt length and of the prompt tokens that an "
+        "pairs with a lower TTFT, by terciles of prompt tokens and of those that an "
         "earlier request had brought, and along the trace."
     )
