@@ -119,16 +119,19 @@ def _by_load(swept: Sweep) -> tuple[pd.Series, pd.Series, pd.Series]:
     return points, own["low"] > other["high"], own["high"] < other["low"]
 
 
-def by_load(swept: Sweep | None, judged: Gate) -> str:
-    """Return how much load is carried, and how the difference depends on the load."""
+def by_load(evidence: Evidence, judged: Gate, swept: Sweep | None) -> str:
+    """Return how much load is carried, how the difference depends on it, and of which trace."""
     if swept is None or not judged.green:
         return ""
     points = _by_load(swept)[0]
     least, most = points.idxmin(), points.idxmax()
+    of, trace = "", swept.summary.trace
+    if trace.sha256 != evidence.manifest.trace.sha256:
+        of = f" The loads are those of {plain(trace.name)}, which is not what the runs replayed."
     return (
         f"{second_headline(swept, judged)} At the same load, the difference is least at {least:g} "
         f"times the trace's speed ({signed(points[least], 1)} points) and most at {most:g} times "
-        f"({signed(points[most], 1)} points).{_other_layouts(swept)}"
+        f"({signed(points[most], 1)} points).{_other_layouts(swept)}{of}"
     )
 
 

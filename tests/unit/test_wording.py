@@ -287,7 +287,8 @@ def swept(published, comparison, baseline):
         for load, share in shares.items()
     ]  # fmt: skip
     shares = SimpleNamespace(shares=pd.DataFrame(rows))
-    return SimpleNamespace(study=published.study, curves=shares, layout_cells={})
+    summary = SimpleNamespace(trace=published.manifest.trace)
+    return SimpleNamespace(study=published.study, curves=shares, layout_cells={}, summary=summary)
 
 
 def test_the_first_page_names_the_bounds_at_which_either_arm_leads(published):
@@ -307,11 +308,14 @@ def test_the_first_page_names_the_bounds_at_which_either_arm_leads(published):
 def test_the_first_page_says_at_which_load_the_difference_is_least_and_most(published, monkeypatch):
     monkeypatch.setattr(index, "second_headline", lambda *_: "Load.")
     of = swept(published, {0.5: 0.9, 1: 0.8, 2: 0.3}, {0.5: 0.86, 1: 0.6, 2: 0.4})
-    assert index.by_load(of, GREEN) == (
+    assert index.by_load(published, GREEN, of) == (
         "Load. At the same load, the difference is least at 2 times the trace's speed (−10.0 "
         "points) and most at 1 times (+20.0 points)."
     )
-    assert index.by_load(None, GREEN) == ""
+    assert index.by_load(published, GREEN, None) == ""
+    trace = published.manifest.trace.model_copy(update={"sha256": "0" * 64})
+    other = SimpleNamespace(manifest=SimpleNamespace(trace=trace))
+    assert index.by_load(other, GREEN, of).endswith("which is not what the runs replayed.")
 
 
 def test_the_cards_advise_what_the_runs_show(published):
@@ -527,5 +531,5 @@ def test_the_best_layout_of_the_other_configurations_stands_beside_the_compariso
     rows = swept.every_layout(1.0).drop(published.study.comparison, level=0)
     best = rows["share"].idxmax()
     assert f"{published.arms[best[0]].label} as {best[1]} serves best: " in (
-        index.by_load(swept, GREEN)
+        index.by_load(published, GREEN, swept)
     )
