@@ -244,15 +244,13 @@ def differences_table(evidence: Evidence) -> Table:
 
 
 def unexpressed_table(evidence: Evidence) -> Table:
-    """Return the fields of the manifests that the simulator cannot express, and why."""
-    lines: dict[tuple[str, ...], list[str]] = {}
-    for name, arm in evidence.arms.items():
+    """Return why the simulator cannot express some fields of the manifests, and which."""
+    fields: dict[str, dict[str, None]] = {}
+    for name in evidence.arms:
         for item in evidence.topologies[name].unexpressed:
-            key = (item.component, item.field, str(item.value)[:60], item.why)
-            lines.setdefault(key, []).append(arm.short)
-    columns = ["component", "field", "value", "why"]
-    frame = pd.DataFrame(list(lines), columns=columns)
-    frame["in"] = [", ".join(shorts) for shorts in lines.values()]
+            fields.setdefault(item.why, {})[item.field] = None
+    lines = [(why, ", ".join(names)) for why, names in fields.items()]
+    frame = pd.DataFrame(lines, columns=["why", "fields"])
     return Table(frame, "", tuple(frame.columns))
 
 
