@@ -23,6 +23,7 @@ document.addEventListener("DOMContentLoaded", () => {
     return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   };
   const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(1);
+  const tenths = (value) => (value === null ? null : value / 10);
   const ends = (row) => (row.low === null ? "–" : `${row.low.toFixed(1)} to ${row.high.toFixed(1)}`);
   const cell = (at) => (at.load * grid.ttft_ms.length + at.ttft_ms) * grid.itl_ms.length + at.itl_ms;
 
@@ -31,7 +32,7 @@ document.addEventListener("DOMContentLoaded", () => {
       const k = cell(at) * arms.length + n, hours = data.hours[at.load * arms.length + n];
       const good = data.good[k], tokens = data.tokens[k];
       return {
-        ...arm, n, color: colour(arm), share: (100 * good) / data.requests, low: data.low[k], high: data.high[k],
+        ...arm, n, color: colour(arm), share: (100 * good) / data.requests, low: tenths(data.low[k]), high: tenths(data.high[k]),
         hours: good ? number(hours / (good / 1000)) : "–",
         dollars: data.price && tokens ? number((data.price * hours) / (tokens / 1e6), 2) : "–",
       };

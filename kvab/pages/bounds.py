@@ -223,8 +223,8 @@ def _explored(bounds: Bounds) -> dict[str, Any]:
         "requests": int(shares["requests"].iloc[0]),
         "good": shares["good"].tolist(),
         "tokens": shares["good_output_tokens"].tolist(),
-        "low": _points(shares["low"]),
-        "high": _points(shares["high"]),
+        "low": _tenths(shares["low"]),
+        "high": _tenths(shares["high"]),
         "leads": [*zip(
             (names.index(name) for name in leads["best"]),
             (names.index(name) for name in leads["next"]),
@@ -240,5 +240,8 @@ def _exact(shares: pd.Series) -> list[float | None]:
     return [None if np.isnan(value) else float(f"{100 * float(value):.6g}") for value in shares]
 
 
-def _points(shares: pd.Series) -> list[float | None]:
-    return [None if np.isnan(value) else round(100 * float(value), 1) for value in shares]
+def _tenths(shares: pd.Series) -> list[int | None]:
+    """Return shares in tenths of a point, the digit that is printed: whole numbers are short."""
+    return [
+        None if np.isnan(value) else round(10 * round(100 * float(value), 1)) for value in shares
+    ]
