@@ -554,12 +554,17 @@ class Best(NamedTuple):
     ahead: str
 
 
-def best_layout(swept: Sweep, load: float, name: str | None = None) -> Best:
-    """Return the best layout of a configuration at a load, by default of all of them."""
+def best_row(swept: Sweep, load: float, name: str | None = None) -> tuple[str, str, pd.Series]:
+    """Return configuration, layout and row of `Sweep.every_layout` with most good requests."""
     rows = swept.every_layout(load)
     rows = rows.loc[[name]] if name else rows
     best, label = rows["share"].idxmax()
-    row = rows.loc[(best, label)]
+    return best, label, rows.loc[(best, label)]
+
+
+def best_layout(swept: Sweep, load: float, name: str | None = None) -> Best:
+    """Return the best layout of a configuration at a load, by default of all of them."""
+    best, label, row = best_row(swept, load, name)
     deployed = swept.deployed(swept.study.comparison, load)
     share = f"{percent(row['share'])} good"
     if deployed is None or (best, label) == (swept.study.comparison, deployed):

@@ -16,7 +16,7 @@ import pandas as pd
 from kvab.console import interval, number, percent, plain
 from kvab.errors import InputError
 from kvab.pages.attribution import steps
-from kvab.pages.capacity import best_layout, cheapest, ends_text, load_text, ratio_text
+from kvab.pages.capacity import best_layout, best_row, cheapest, ends_text, load_text, ratio_text
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
 from kvab.pages.outcome import headline
@@ -48,6 +48,12 @@ class Workloads:
     cluster: str
     places: dict[str, Evidence]
     folder: str | Path = PUBLISHED
+
+    @cached_property
+    def sweeps(self) -> dict[str, Sweep | None]:
+        """The load sweep of each declared workload, None where it was not swept."""
+        return {name: load_sweep(self.study.on(name), self.cluster, self.folder)
+                for name in self.study.workloads}  # fmt: skip
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
@@ -152,8 +158,7 @@ def table(workloads: Workloads) -> Table:
 def sweeps_table(workloads: Workloads) -> Table | None:
     """Return what the load sweep of each workload says: loads, layouts, and the least cost."""
     columns: dict[str, dict[str, str]] = {}
-    for name in workloads.study.workloads:
-        swept = load_sweep(workloads.study.on(name), workloads.cluster, workloads.folder)
+    for name, swept in workloads.sweeps.items():
         if swept is None:
             continue
         ratio = swept.ratios.loc[swept.headline]
@@ -209,8 +214,7 @@ def _ahead(swept: Sweep | None) -> str:
         return ""
     said = ""
     for load in dict.fromkeys(load for _, load in swept.layout_cells):
-        rows = swept.every_layout(load)
-        (name, label), row = rows["share"].idxmax(), rows.loc[rows["share"].idxmax()]
+        name, label, row = best_row(swept, load)
         if name != swept.study.comparison and row["difference_low"] > 0:
             ends = interval(row["difference_low"], row["difference_high"], 100)
             said += (
@@ -227,10 +231,10 @@ def beside_answer(workloads: Workloads) -> str:
         if name == workloads.study.workload or not gate(evidence).green:
             continue
         good = evidence.comparison.good.mean.difference
-        swept = load_sweep(evidence.study, workloads.cluster, workloads.folder)
         ends = with_ends("good_share", good.value, good.low, good.high, gap=" ")
         lines.append(
-            f"On `{name}` the comparison changes the good share by {ends} points.{_ahead(swept)}"
+            f"On `{name}` the comparison changes the good share by {ends} points."
+            f"{_ahead(workloads.sweeps.get(name))}"
         )
     return f"**[Another workload?](14_other_workload)** {' '.join(lines)}" if lines else ""
 
@@ -238,8 +242,7 @@ def beside_answer(workloads: Workloads) -> str:
 def lesson(workloads: Workloads) -> str:
     """Return what the factors bring on each workload, and what two workloads cannot show."""
     lines = [
-        f"- `{name}`. {_effects(evidence)}"
-        f"{_ahead(load_sweep(evidence.study, workloads.cluster, workloads.folder))}"
+        f"- `{name}`. {_effects(evidence)}{_ahead(workloads.sweeps.get(name))}"
         for name, evidence in workloads.places.items()
     ]
     if len(lines) > 1:
