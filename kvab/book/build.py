@@ -291,7 +291,8 @@ def _page(path: Path, target: Path, parameters: Mapping[str, object], book: Book
         described = about.strip().split("\n\n")[0]
         meta |= dict.fromkeys(("description", "property=og:description"), described)
     notebook.metadata["myst"] = {"html_meta": meta}
-    notebook.cells.append(nbformat.v4.new_markdown_cell(SOURCE % target.name))
+    # An id of its own would be another one each time, and no page would come from the cache.
+    notebook.cells.append(nbformat.v4.new_markdown_cell(SOURCE % target.name, id="source"))
     declared = next(
         cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     )

@@ -42,6 +42,22 @@ def book(tmp_path_factory):
     )
 
 
+def test_the_book_again_executes_no_page(book, tmp_path, monkeypatch):
+    from kvab.book import build
+
+    def never(source, *_):
+        raise AssertionError(f"{source.name} was executed again")
+
+    monkeypatch.setattr(build, "execute", never)
+    headline, _ = build.report(
+        Path("recipes/qwen3-32b/study.yaml"),
+        "simulated-h200",
+        out=tmp_path,
+        published=Path("book/published"),
+    )
+    assert headline == book[0]
+
+
 @pytest.fixture(scope="module")
 def browser(chromium):
     with sync_playwright() as playwright:
