@@ -168,7 +168,7 @@ def test_a_text_of_others_stands_in_markdown_as_it_is(text):
 def test_a_table_escapes_cells_headers_and_caption():
     import pandas as pd
 
-    from kvab.pages.tables import Table
+    from kvab.pages.printed import Table
 
     frame = pd.DataFrame({ALL: [ALL]})
     page = Table(frame, ALL, (ALL,))._repr_html_()

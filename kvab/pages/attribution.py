@@ -15,8 +15,7 @@ from kvab.console import counted, number, percent, plain, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import NO_VERDICT
-from kvab.pages.printed import quantity, with_ends
-from kvab.pages.tables import Table
+from kvab.pages.printed import Table, quantity, with_ends
 from kvab.pages.theme import WIDTH_IN, Drawing, arm_styles, drawn, legend_below
 from kvab.stats.attribution import BOTH, BOTH_KEPT, FAILED, GOOD, LATE, ONE_TOKEN, SLOW
 

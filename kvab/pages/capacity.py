@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from kvab.console import counted, interval, number, percent, plain, signed
 from kvab.pages.gate import Gate
-from kvab.pages.tables import Table
+from kvab.pages.printed import Table
 from kvab.pages.theme import (
     COMPARISON,
     GREY,

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 
 from kvab.console import counted, number, percent, plain, signed
 from kvab.pages.evidence import Evidence
-from kvab.pages.tables import Table
+from kvab.pages.printed import Table
 from kvab.pages.theme import (
     ABLATIONS,
     EDGE,

@@ -23,8 +23,7 @@ from kvab.console import counted, number, percent, plain, signed
 from kvab.declarations import digest
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
-from kvab.pages.printed import changed, in_unit, quantity, size, with_ends
-from kvab.pages.tables import Table
+from kvab.pages.printed import Table, changed, in_unit, quantity, size, with_ends
 from kvab.pages.theme import (
     PLAIN,
     WIDTH_IN,

@@ -16,8 +16,7 @@ from matplotlib.ticker import LogLocator
 from kvab.console import change, counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
-from kvab.pages.printed import changed, quantity, size
-from kvab.pages.tables import Table
+from kvab.pages.printed import Table, changed, quantity, size
 from kvab.pages.theme import (
     COMPARISON,
     PLAIN,

@@ -19,8 +19,7 @@ from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence, load_published
 from kvab.pages.gate import WITHHELD, Gate, gate
 from kvab.pages.outcome import both_shares
-from kvab.pages.printed import size, with_ends
-from kvab.pages.tables import Table
+from kvab.pages.printed import Table, size, with_ends
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.study import PUBLISHED, Study, load_study, root
 

@@ -15,8 +15,7 @@ from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
 from kvab.pages.hardware import mark_measured
 from kvab.pages.outcome import NO_VERDICT, hour_effects
-from kvab.pages.printed import changed, quantity, size
-from kvab.pages.tables import Table
+from kvab.pages.printed import Table, changed, quantity, size
 from kvab.pages.theme import COMPARISON, GREY, WIDTH_IN, Drawing, drawn, unless_missing
 from kvab.requests.metrics import METRICS
 from kvab.runs.hardware import load_hardware

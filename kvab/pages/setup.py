@@ -13,8 +13,7 @@ from matplotlib.ticker import EngFormatter
 from kvab.console import counted, number, percent, plain
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import REUSE_WORTH_SHARE, Gate
-from kvab.pages.printed import rejected
-from kvab.pages.tables import Table
+from kvab.pages.printed import Table, rejected
 from kvab.pages.theme import WIDTH_IN, Drawing, drawn
 from kvab.requests.metrics import overloaded
 from kvab.study.manifests import read_configuration

@@ -20,8 +20,7 @@ from kvab.pages.capacity import best_layout, best_row, cheapest, ends_text, load
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
 from kvab.pages.outcome import headline
-from kvab.pages.printed import comparison_lines, with_ends
-from kvab.pages.tables import Table
+from kvab.pages.printed import Table, comparison_lines, with_ends
 from kvab.runs.sweep import Sweep, load_sweep
 from kvab.study import PUBLISHED, Study, load_study, root
 
