@@ -29,7 +29,7 @@ import yaml
 from kvab.clusters import simulated
 from kvab.clusters.base import Job
 from kvab.clusters.simulated import prediction
-from kvab.runs import replay_missing
+from kvab.runs import campaign
 from kvab.runs.replay import Replay, plan_job
 from kvab.study import load_study, root
 from kvab.study.topology import read_topology
@@ -69,7 +69,7 @@ main()
 def ours_s(jobs: list[Job]) -> float:
     """Return seconds from the call to both requests.parquet, in a process of its own."""
     start = time.perf_counter()
-    replay_missing.replay_all(jobs)
+    campaign.replay_all(jobs)
     seconds = time.perf_counter() - start
     assert all((job.path / "requests.parquet").exists() for job in jobs)
     return seconds

@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 Result = TypeVar("Result")
+KEPT_DAYS = 30  # of a result that nobody reads
 # A pickle of pandas' objects is read by the version that wrote it.
 VERSIONS = f"numpy{version('numpy')}-pandas{version('pandas')}"
 
@@ -43,7 +45,8 @@ def write(path: Path, content: bytes | Path) -> None:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """Write a file under another name in its folder and rename it in, so that it is whole."""
+    """Write a file and its folder: under another name, then renamed, so that it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(handle)
     try:
@@ -66,7 +69,8 @@ def remember(key: str, name: str, compute: Callable[[], Result]) -> Result:
     """Return a result from the user's cache, or compute it and keep it there.
 
     Pages are made side by side: who comes second waits for the first instead of computing it
-    again. A cache that cannot be read or written costs time and nothing else.
+    again. A cache that cannot be read or written costs time and nothing else. Who writes a result
+    removes those that were not read for `KEPT_DAYS`.
     """
     path = cache_folder() / "results" / f"{key[:32]}-{name}-{VERSIONS}.pickle"
     try:
@@ -77,10 +81,23 @@ def remember(key: str, name: str, compute: Callable[[], Result]) -> Result:
         return compute()
     try:
         with contextlib.suppress(Exception):  # a damaged pickle may raise anything
-            return pickle.loads(path.read_bytes())
+            result: Result = pickle.loads(path.read_bytes())
+            with contextlib.suppress(OSError):
+                path.touch()
+            return result
         result = compute()
         with contextlib.suppress(OSError):
             write_beside(path, pickle.dumps(result))
+            _remove_unread(path.parent)
         return result
     finally:
         lock.release()
+
+
+def _remove_unread(folder: Path) -> None:
+    """Remove results, and their locks, that nobody has asked for in `KEPT_DAYS`."""
+    oldest_s = time.time() - KEPT_DAYS * 24 * 3600
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # somebody else may remove it too
+            if path.stat().st_mtime < oldest_s:
+                path.unlink()

@@ -40,14 +40,13 @@ from kvab.pages.reproduce import load_clusters
 from kvab.pages.theme import alone
 from kvab.pages.workloads import load_workloads
 from kvab.runs import folder as runs
+from kvab.runs.campaign import Scope, replay_study
 from kvab.runs.hardware import load_hardware
 from kvab.runs.importing import is_imported
-from kvab.runs.replay_missing import replay_study
 from kvab.runs.sensitivity import load_sensitivity
 from kvab.runs.sweep import load_sweep
 from kvab.runs.twins import make_twins
 from kvab.study import load_study, root
-from kvab.trace.finding import find_trace
 
 MEASURED = ("book/published", "benchmarks/results")  # what pages show beside the runs
 OUTCOME, CLUSTERS, REPLAY = "05_outcome", "reproduce", "03_replay.ipynb"
@@ -104,14 +103,16 @@ def report(
     checkout = root()
     path, folder = checkout / study, checkout / (published or runs)
     declared = load_study(path)
+    scope = None
     if published is None and not is_imported(declared, cluster, folder):
-        trace = replay_study(declared, cluster, rows, repeats, trace, folder, on, take_over)
+        declared.seed(repeats or 1)
+        scope = Scope.of(declared, cluster, rows, trace, folder, on, any_kind=True)
+        replay_study(scope, repeats, take_over)
     evidence = load_evidence(declared, cluster, folder)
     for name in (declared.baseline, declared.comparison):
         evidence.tables(name)  # no page can do without these two
-    if published is None and evidence.manifest.kind == "live":
-        beside = folder / declared.name / evidence.cluster
-        make_twins(evidence.runs, declared, find_trace(declared.trace, trace), beside)
+    if scope and evidence.manifest.kind == "live":
+        make_twins(evidence.runs, declared, scope.trace, folder / declared.name / cluster)
     judged = gate(evidence)
     index = build(checkout / out, _book(path, evidence, judged))
     if not judged.green:

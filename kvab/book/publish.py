@@ -280,7 +280,6 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
             archive.addfile(member, io.BytesIO(content))
     codec = pa.Codec("zstd", LEVEL)
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_beside(out, codec.compress(packed.getvalue(), asbytes=True))
 
 

@@ -1,40 +1,251 @@
-"""Campaigns: many replays, planned together, of which small tables are kept.
+"""Campaigns: many replays, planned together, and the small tables that are kept of them.
 
-Input: a study that declares one. Output: Parquet files and a JSON summary that names their SHA-256,
-in a cluster's folder of runs. A campaign plans its cells and makes tables of them; how cells that
-are missing are replayed, and how tables are written, read back of this machine's runs or of the
-published ones, and verified, stands here.
+Input: a study. Output: run folders, of which one that serves as it is, is never replayed; and, of
+what a study declares as a campaign, Parquet files and a JSON summary that names their SHA-256, in a
+cluster's folder of runs. A campaign plans its cells and makes tables of them; how what is missing
+is replayed, side by side, in turn or on a cluster, and how tables are written, read back of this
+machine's runs or of the published ones, and verified, stands here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
+import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
+from rich.progress import TimeRemainingColumn
 
 from kvab.cache import write_beside
-from kvab.clusters.base import Job
-from kvab.console import counted
+from kvab.clusters.base import Job, Progress
+from kvab.console import counted, progress_bar
 from kvab.declarations import Declared, Json, digest
-from kvab.errors import InputError
+from kvab.errors import DependencyError, InputError, KvabError
 from kvab.runs import folder as runs
-from kvab.runs import replay_missing
-from kvab.runs.replay import plan_job
+from kvab.runs.replay import Replay, plan_job
 from kvab.study import PUBLISHED, Arm, Slo, Study, load_cluster, load_study, root
 from kvab.study.manifests import read_configuration
 from kvab.study.variants import AS_DECLARED, Variant
 from kvab.trace.reading import Trace
+
+Result = TypeVar("Result")
+Work = Any  # what is replayed, of ``rows`` requests
+OVERHEAD_S = 60.0  # from the last arrival to the last answer, and for the programs to start
+_done: Sequence[int]  # of `side_by_side`: requests that each job has replayed
+
+
+# --- what is missing, replayed --------------------------------------------------------------------
+
+
+class Planned(NamedTuple):
+    """A job, whether its run's folder can serve as it is, and why not."""
+
+    job: Job
+    state: runs.State
+    why: str
+
+
+def plan(jobs: Iterable[Job]) -> list[Planned]:
+    """Return which of the runs can serve as they are; a run set aside that serves comes back."""
+    return [Planned(job, *runs.find_state(job.path, job.depends_on())) for job in jobs]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What replays that are planned together have in common; ``on`` is as for `replay_all`."""
+
+    study: Study
+    cluster: str
+    rows: int | None
+    trace: Trace
+    folder: Path
+    on: str | None = None
+
+    @classmethod
+    def of(
+        cls, study: Study, cluster: str, rows: int | None, trace: Path | None, folder: Path,
+        on: str | None = None, *, any_kind: bool = False,
+    ) -> Self:  # fmt: skip
+        """Return the scope with its trace, found once all else that was asked for is checked.
+
+        Raises
+        ------
+        InputError
+            If the cluster is not simulated, unless one of ``any_kind`` serves.
+        """
+        kind = load_cluster(cluster).kind
+        if kind != "simulated" and not any_kind:
+            key, fix = f"cluster {cluster}", "use --cluster simulated-h200"
+            raise InputError(expected="a simulated cluster", got=f"kind {kind}", key=key, fix=fix)
+        if on:
+            load_cluster(on)
+        found = plan_job(study, cluster, study.baseline, 1, rows, trace).trace
+        return cls(study, cluster, rows, found, root() / folder, on)
+
+    @cached_property
+    def burst(self) -> np.ndarray:
+        """The burst of each row of the trace, from 0, in the order of their times."""
+        return np.unique(self.trace.timestamp_ms, return_inverse=True)[1]
+
+    @cached_property
+    def bursty(self) -> bool:
+        """Whether more than one request in a hundred shares its time with another."""
+        return bool((np.bincount(self.burst)[self.burst] > 1).mean() > 0.01)
+
+    def job(self, name: str, variant: Variant = AS_DECLARED, repeat: int = 1) -> Job:
+        """Return a replay of a configuration as a job; see `plan_job`."""
+        return plan_job(self.study, self.cluster, name, repeat, self.rows, self.trace, self.folder,
+                        variant)  # fmt: skip
+
+    def replay(self, cells: Iterable[Job]) -> None:
+        """Replay the cells that do not serve as they are, the slowest first."""
+        planned = plan({job.path: job for job in cells}.values())
+        missing = [job for job, state, _ in planned if state != "complete"]
+        if planned:
+            announce(len(planned), len(missing))
+        replay_all(sorted(missing, key=lambda job: job.variant.speed), on=self.on)
+
+
+def announce(cells: int, missing: int) -> None:
+    """Say how many cells are replayed."""
+    text = f"{counted(cells, 'cell')}: {cells - missing} complete, {missing} to replay"
+    print(text, file=sys.stderr)
+
+
+def replay_study(scope: Scope, repeats: int | None, take_over: bool) -> None:
+    """Replay every run of a study that does not serve as it is, and keep the trace's workload."""
+    study = scope.study
+    planned = plan(
+        scope.job(name, repeat=repeat)
+        for name in study.configurations
+        for repeat in range(1, (repeats or study.repeats) + 1)
+    )
+    runs.save_workload(scope.trace, scope.folder / study.name)
+    for job, state, why in planned:
+        print(f"{job.configuration} r{job.repeat}: {state} ({why})", file=sys.stderr)
+    missing = [job for job, state, _ in planned if state != "complete"]
+    replay_all(missing, on=scope.on, take_over=take_over)
+
+
+def replay_all(jobs: list[Job], *, on: str | None = None, take_over: bool = False) -> None:
+    """Replay jobs side by side, one a core, under one progress bar in requests.
+
+    Only the simulator runs side by side: for other kinds see `replay_in_turn`. ``on`` names a
+    Kubernetes profile that does it instead of this machine; ``take_over`` takes runs on Kubernetes
+    from clients that are alive.
+
+    Raises
+    ------
+    DependencyError
+        If a replay's process died; the runs that ended before are kept.
+    """
+    if not jobs:
+        return
+    if on:
+        from kvab.runs.remote import replay_on
+
+        replay_on(jobs, on)
+        return
+    if jobs[0].cluster.kind != "simulated":
+        replay_in_turn(jobs, take_over)
+        return
+    side_by_side(jobs, _replay)
+
+
+def _replay(job: Job, on_progress: Progress) -> None:
+    Replay(job).run(on_progress)
+
+
+def side_by_side(jobs: Sequence[Work], replay: Callable[[Work, Progress], Result]) -> list[Result]:
+    """Return what the replays of jobs, which have ``rows``, return: one a core, under one bar.
+
+    Raises
+    ------
+    DependencyError
+        If a process died.
+    """
+    global _done
+    # Forked, so that no replay waits for imports; before the progress bar starts its thread.
+    context = multiprocessing.get_context("fork")
+    _done = context.RawArray("q", len(jobs))
+    pool = ProcessPoolExecutor(min(len(jobs), len(os.sched_getaffinity(0))), context)
+    try:
+        pending = [pool.submit(_carry_out, replay, n, job) for n, job in enumerate(jobs)]
+        with progress_bar("requests, left", TimeRemainingColumn()) as bar:
+            total = bar.add_task(counted(len(jobs), "replay"), total=sum(job.rows for job in jobs))
+            while wait(pending, timeout=0.2).not_done:
+                bar.update(total, completed=sum(_done))
+            results = [future.result() for future in pending]
+            bar.update(total, completed=sum(_done))
+        return results
+    except BrokenProcessPool:
+        raise DependencyError(
+            "a replay's process died (out of memory?); run the same command again: "
+            "complete runs are kept"
+        ) from None
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _carry_out(replay: Callable[[Work, Progress], Result], n: int, job: Work) -> Result:
+    def follow(done: int) -> None:
+        _done[n] = done  # type: ignore[index]
+
+    result = replay(job, follow)
+    follow(job.rows)
+    return result
+
+
+def replay_in_turn(jobs: list[Job], take_over: bool = False) -> None:
+    """Replay jobs one after the other, a repeat of every configuration before the next repeat.
+
+    Each is deployed anew, so that its caches are cold; neighbours in time share what drifts on
+    the cluster. One that fails does not keep the others from running.
+
+    Raises
+    ------
+    KvabError
+        At the end, if any failed: how many, and why the first did; of the first one's kind.
+    """
+    failed: list[KvabError] = []
+    minutes = sum(job.span_s + OVERHEAD_S for job in jobs) / 60
+    print(
+        f"{counted(len(jobs), 'replay')} one after the other, in the trace's own time: about "
+        f"{minutes:.0f} minutes, and what the cluster takes to deploy; complete runs are kept when "
+        "stopped",
+        file=sys.stderr,
+    )
+    for job in sorted(jobs, key=lambda job: job.repeat):
+        name = f"{job.configuration} r{job.repeat}"
+        print(f"{name}:", file=sys.stderr)
+        try:
+            Replay(job, take_over=take_over).run()
+        except KvabError as error:
+            failed.append(type(error)(f"{name}: {error}"))
+            print(failed[-1], file=sys.stderr)
+    if failed:
+        first = failed[0]
+        raise type(first)(f"{len(failed)} of {counted(len(jobs), 'replay')} failed; first: {first}")
+
+
+# --- the tables of a campaign ---------------------------------------------------------------------
 
 
 class Summary(Declared):
@@ -60,70 +271,6 @@ class Replayed(Summary):
 Asked = TypeVar("Asked")  # what a study declares of a campaign
 Made = TypeVar("Made", bound=Summary)
 MadeOfRuns = TypeVar("MadeOfRuns", bound=Replayed)
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What the cells of a campaign have in common: the cluster, the rows, where they are kept.
-
-    ``on`` is as for `kvab.runs.replay_missing.replay_all`.
-    """
-
-    study: Study
-    cluster: str
-    rows: int | None
-    trace: Trace
-    folder: Path
-    on: str | None = None
-
-    @classmethod
-    def of(
-        cls, study: Study, cluster: str, rows: int | None, trace: Path | None, folder: Path,
-        on: str | None = None,
-    ) -> Self:  # fmt: skip
-        """Return the scope of a simulated cluster, with its trace found.
-
-        Raises
-        ------
-        InputError
-            If the cluster is not simulated.
-        """
-        if (kind := load_cluster(cluster).kind) != "simulated":
-            key, fix = f"cluster {cluster}", "use --cluster simulated-h200"
-            raise InputError(expected="a simulated cluster", got=f"kind {kind}", key=key, fix=fix)
-        workload = replay_missing.workload(study, cluster, rows, None, trace, on)
-        return cls(study, cluster, rows, workload, root() / folder, on)
-
-    @cached_property
-    def burst(self) -> np.ndarray:
-        """The burst of each row of the trace, from 0, in the order of their times."""
-        return np.unique(self.trace.timestamp_ms, return_inverse=True)[1]
-
-    @cached_property
-    def bursty(self) -> bool:
-        """Whether more than one request in a hundred shares its time with another."""
-        return bool((np.bincount(self.burst)[self.burst] > 1).mean() > 0.01)
-
-    def job(self, name: str, variant: Variant = AS_DECLARED, repeat: int = 1) -> Job:
-        """Return a cell of a configuration as a job; see `plan_job`."""
-        return plan_job(self.study, self.cluster, name, repeat, self.rows, self.trace, self.folder,
-                        variant)  # fmt: skip
-
-    def replay(self, cells: Iterable[Job]) -> None:
-        """Replay the cells that do not serve as they are, the slowest first."""
-        jobs = list({job.path: job for job in cells}.values())
-        if jobs:
-            planned = replay_missing.plan(jobs)
-            missing = [job for job, state, _ in planned if state != "complete"]
-            announce(len(jobs), len(missing))
-            missing.sort(key=lambda job: job.variant.speed)
-            replay_missing.replay_all(missing, on=self.on)
-
-
-def announce(cells: int, missing: int) -> None:
-    """Say how many cells are replayed."""
-    text = f"{counted(cells, 'cell')}: {cells - missing} complete, {missing} to replay"
-    print(text, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -172,7 +319,6 @@ class Campaign(ABC, Generic[Made, Asked]):
     def write(self, folder: Path) -> Path:
         """Write tables and, last, their summary into a folder of runs; return their folder."""
         path = folder / self.study.name / self.cluster / self.PLACE
-        path.parent.mkdir(parents=True, exist_ok=True)
         digests = {}
         for field, file in self.TABLES.items():
             if (table := getattr(self, field)) is not None:

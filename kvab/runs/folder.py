@@ -420,7 +420,6 @@ def save_workload(trace: Trace, folder: Path) -> Path:
             "reusable_tokens": reusable_tokens(trace).astype("int32"),
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(describe(trace), indent=2) + "\n"
     write_beside(path.with_suffix(".json"), text.encode())
     write_beside(path, parquet_bytes([table]))

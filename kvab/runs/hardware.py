@@ -24,7 +24,7 @@ from kvab.clusters import simulated
 from kvab.clusters.base import Progress, installed
 from kvab.declarations import Declared, digest
 from kvab.errors import DependencyError, InputError
-from kvab.runs.replay_missing import side_by_side
+from kvab.runs.campaign import side_by_side
 from kvab.study import root
 from kvab.study.hardware import FILE, LADDER, Scenario, SharedPrefix, line_of, load_scenarios
 from kvab.trace.reading import Trace
@@ -146,9 +146,7 @@ def _simulate(task: Task, on_progress: Progress) -> None:
         on_progress(done := done + len(trace))
     made = Simulation(scenario=task.scenario.name, arm=task.arm, versions=versions, cells=cells)
     text = json.dumps(made.model_dump(by_alias=True), indent=1) + "\n"
-    path = task.runs / FOLDER / task.file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_beside(path, text.encode())
+    write_beside(task.runs / FOLDER / task.file, text.encode())
 
 
 def _stages(task: Task, records: pd.DataFrame, load: SharedPrefix, first_ms: float) -> Cells:

@@ -24,8 +24,7 @@ from kvab.clusters.base import Job, Progress
 from kvab.declarations import digest
 from kvab.requests import metrics
 from kvab.runs import folder as runs
-from kvab.runs import replay_missing
-from kvab.runs.campaign import Campaign, Scope, announce
+from kvab.runs.campaign import Campaign, Scope, announce, side_by_side
 from kvab.runs.campaign import Summary as Tables
 from kvab.study import Hours, Slo, Study
 from kvab.trace.conversations import COMMON_SHARE, Conversations, find_conversations, made_hour
@@ -99,8 +98,7 @@ def replay_hours(
     missing = [cell for cell in cells if not cell.path.is_file()]
     announce(len(cells), len(missing))
     if missing:
-        missing[0].path.parent.mkdir(parents=True, exist_ok=True)
-        replay_missing.side_by_side(missing, replay_hour)
+        side_by_side(missing, replay_hour)
     summary = Summary(
         study=study.name,
         cluster=cluster,

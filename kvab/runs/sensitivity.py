@@ -8,8 +8,9 @@ machine's runs, else the published ones, as one object.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -59,6 +60,8 @@ class Cell:
 def plan_cells(scope: Scope) -> list[Cell]:
     """Return every cell; one with the values that are declared is the first normal run.
 
+    Orders inside bursts are replayed of the baseline alone, whose noise they tell.
+
     Raises
     ------
     InputError
@@ -67,51 +70,44 @@ def plan_cells(scope: Scope) -> list[Cell]:
     study = scope.study
     normal_runs = {name: scope.job(name) for name in study.configurations}
 
-    def cell(sweep: str, name: str, variant: Variant) -> Cell:
+    def cell(sweep: str, variant: Variant, name: str) -> Cell:
         normal, job = normal_runs[name], scope.job(name, variant)
         moved = variant.again or variant.reuse != 1
         same = not moved and (job.cluster, job.topology) == (normal.cluster, normal.topology)
         return Cell(sweep, normal if same else job, variant)
 
-    def order(name: str, repeat: int) -> Cell:
+    def order(repeat: int) -> Cell:
         variant = Variant(counted=True) if repeat > study.repeats else AS_DECLARED
-        return Cell(ORDER, scope.job(name, variant, repeat), variant)
+        return Cell(ORDER, scope.job(study.baseline, variant, repeat), variant)
 
     return [
-        cell(sweep, name, variant)
-        for sweep, variant in _variants(Answers.declared(study))
+        cell(sweep, variant, name)
+        for sweep, variants in _variants(Answers.declared(study)).items()
+        for variant in variants
         for name in _swept(study, sweep)
-    ] + [
-        order(name, repeat)
-        for name in study.configurations
-        for repeat in range(1, len(study.seeds) + 1)
-    ]
+    ] + [order(repeat) for repeat in range(1, len(study.seeds) + 1)]
 
 
-def _variants(asked: Sensitivity) -> Iterator[tuple[str, Variant]]:
-    for gb_per_s in asked.kv_transfer_gb_per_s:
-        value = np.inf if gb_per_s == "free" else gb_per_s
-        yield TRANSFER, Variant(kv_transfer_gb_per_s=value)
-    for ms in asked.frontend_ms_per_1k_tokens:
-        yield FRONTEND, Variant(frontend_ms_per_1k_tokens=ms)
-    for tokens in asked.chunk_tokens:
-        yield CHUNK, Variant(chunk_tokens=tokens)
-    for prefill in asked.time_ratios:
-        for decode in asked.time_ratios:
-            yield TIMES, Variant(prefill_time_ratio=prefill, decode_time_ratio=decode)
-    for share in asked.reuse:
-        yield REUSE, Variant(reuse=share)
-    for again in range(asked.again):
-        yield AGAIN, Variant(again=again)
+def _variants(asked: Sensitivity) -> dict[str, list[Variant]]:
+    bandwidths = [np.inf if value == "free" else value for value in asked.kv_transfer_gb_per_s]
+    return {
+        TRANSFER: [Variant(kv_transfer_gb_per_s=value) for value in bandwidths],
+        FRONTEND: [Variant(frontend_ms_per_1k_tokens=ms) for ms in asked.frontend_ms_per_1k_tokens],
+        CHUNK: [Variant(chunk_tokens=tokens) for tokens in asked.chunk_tokens],
+        TIMES: [
+            Variant(prefill_time_ratio=prefill, decode_time_ratio=decode)
+            for prefill, decode in product(asked.time_ratios, repeat=2)
+        ],
+        REUSE: [Variant(reuse=share) for share in asked.reuse],
+        AGAIN: [Variant(again=again) for again in range(asked.again)],
+    }
 
 
 def _swept(study: Study, sweep: str) -> list[str]:
     """Return the configurations that a variant is replayed of."""
     if sweep == AGAIN:  # nothing but the KV router draws lots
         return [n for n, arm in study.configurations.items() if arm.factors.routing == "kv"]
-    if sweep == TIMES:
-        return [study.baseline, study.comparison]
-    return [*study.configurations]
+    return [study.baseline, study.comparison] if sweep == TIMES else [*study.configurations]
 
 
 def replay_sensitivity(
@@ -141,16 +137,14 @@ def replay_sensitivity(
 def _tables(study: Study, cells: list[Cell], read: dict[Path, runs.Run]) -> list[pd.DataFrame]:
     """Return the statistics and the effects of complete cells."""
     rows, effects = [], []
-    settings_of: dict[tuple[str, Variant], dict[str, pd.DataFrame]] = {}
+    settings_of = defaultdict[tuple[str, Variant], dict[str, pd.DataFrame]](dict)
     for cell in cells:
         table = read[cell.job.path].requests
         rows.append(_row(cell, table))
-        if cell.sweep != ORDER:
-            setting = settings_of.setdefault((cell.sweep, cell.variant), {})
-            setting[cell.job.configuration] = table
-    arms, settings = {study.baseline, study.comparison}, study.statistics.model_dump()
+        settings_of[cell.sweep, cell.variant][cell.job.configuration] = table
+    settings = study.statistics.model_dump()
     for (sweep, variant), tables in settings_of.items():
-        if arms <= tables.keys():
+        if {study.baseline, study.comparison} <= tables.keys():
             both = [tables[study.baseline], tables[study.comparison]]
             judged = judge(sweep, both, study.slo, study.margins, **settings)
             effects.append(judged.rename(columns={"choice": "sweep"}).assign(**_values(variant)))

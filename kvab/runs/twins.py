@@ -21,8 +21,8 @@ from kvab.clusters.simulated import versions as simulator_versions
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
+from kvab.runs.campaign import side_by_side
 from kvab.runs.folder import Run, parquet_bytes
-from kvab.runs.replay_missing import side_by_side
 from kvab.study import Simulated, Study
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import read_topology
@@ -99,7 +99,6 @@ def make_twins(
             fits += [(name, frontend_ms, twin.label, *fit) for fit in _fit(twin.run, table)]
     columns = ["configuration", "order", "metric", "statistic", "value"]
     fitted = ["configuration", "frontend_ms_per_1k_tokens", "order", "half"]
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     for path, content in {
         FITS: pd.DataFrame(fits, columns=[*fitted, "far", "mean", "p50", "p90"]),
         ORDERS: pd.DataFrame(values, columns=columns),

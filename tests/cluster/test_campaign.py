@@ -18,7 +18,7 @@ from test_preflight import doctor, granted, rules
 from kvab.clusters.kubernetes import files, lease
 from kvab.clusters.kubernetes.api import Kube, Pod
 from kvab.errors import DependencyError, InputError
-from kvab.runs import cell, remote, replay_missing
+from kvab.runs import campaign, cell, remote
 from kvab.runs import folder as runs
 from kvab.runs.cell import cell_text, checkout_of
 from kvab.runs.replay import Replay, plan_job
@@ -88,7 +88,7 @@ def halves(*folders):
 
 
 def complete(jobs):
-    return [planned.state for planned in replay_missing.plan(jobs)] == ["complete"] * len(jobs)
+    return [planned.state for planned in campaign.plan(jobs)] == ["complete"] * len(jobs)
 
 
 def troubled(cluster, trouble):
@@ -230,9 +230,9 @@ def test_a_damaged_folder_is_refused_and_only_its_cell_is_repeated(cluster, smal
 
     cluster.server.admission.remove(damage)
     capsys.readouterr()
-    missing = [job for job, found in zip(jobs, replay_missing.plan(jobs), strict=True)
+    missing = [job for job, found in zip(jobs, campaign.plan(jobs), strict=True)
                if found.state != "complete"]  # fmt: skip
-    replay_missing.replay_all(missing, on="emulated")
+    campaign.replay_all(missing, on="emulated")
     assert "of 1 cells done" in capsys.readouterr().err
     assert complete(jobs)
     assert len(list(place.parent.glob("x4.set-aside-*"))) == 1
@@ -337,7 +337,7 @@ def test_what_cannot_be_sent_is_refused(emulated, small_trace, on, simulated, sa
     study, workload = load_study(), read_trace(small_trace)
     asked = plan_job(study, simulated, ARMS[0], 1, None, workload, emulated.runs)
     with pytest.raises(InputError, match=said):
-        replay_missing.replay_all([asked], on=on)
+        campaign.replay_all([asked], on=on)
     assert emulated.server.seen == []
 
 

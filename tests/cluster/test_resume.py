@@ -11,8 +11,8 @@ from clients import Client, hold, kvab_run, wait_for, wait_for_records
 from controllers import NAMESPACE, pending
 
 from kvab.errors import DependencyError
+from kvab.runs import campaign
 from kvab.runs import folder as runs
-from kvab.runs import replay_missing
 
 
 def benchmark(emulated):
@@ -221,7 +221,7 @@ def test_replays_in_turn_go_on_after_one_that_failed(emulated, small_trace, caps
         for name, repeat in (("disagg-kv-router", 2), ("agg-round-robin", 1), ("agg-kv-router", 1))
     ]
     with pytest.raises(DependencyError, match=r"1 of 3 replays failed; first: agg-round-robin r1"):
-        replay_missing.replay_all(jobs)
+        campaign.replay_all(jobs)
     states = [runs.read_manifest(job.path).status for job in jobs]
     assert states == ["complete", "failed", "complete"]
     made = [line for line in capsys.readouterr().err.splitlines() if line.endswith(":")]

@@ -188,13 +188,13 @@ def test_complete_replays_are_kept(made_hours, chat_file, monkeypatch, capsys):
     cells = sorted((path / "cells").iterdir())
     cells[0].unlink()
     replayed = []
-    side_by_side = hours.replay_missing.side_by_side
+    side_by_side = hours.side_by_side
 
     def counting(jobs, replay):
         replayed.extend(jobs)
         side_by_side(jobs, replay)
 
-    monkeypatch.setattr(hours.replay_missing, "side_by_side", counting)
+    monkeypatch.setattr(hours, "side_by_side", counting)
     hours.replay_hours(load_study(STUDY), "simulated-h200", 3, None, chat_file, folder)
     assert len(replayed) == 1
     assert "6 cells: 5 complete, 1 to replay" in capsys.readouterr().err

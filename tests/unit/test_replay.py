@@ -13,8 +13,8 @@ from kvab.clusters import simulated
 from kvab.clusters.base import ClusterRun, Diagnostics
 from kvab.clusters.simulated import prediction, simulate
 from kvab.errors import DependencyError, InputError
+from kvab.runs import campaign
 from kvab.runs import folder as runs
-from kvab.runs import replay_missing
 from kvab.runs.replay import Replay, plan_job, start
 from kvab.study import load_study
 from kvab.study.topology import read_topology
@@ -70,7 +70,7 @@ def test_a_change_of_one_manifest_replays_that_configuration_alone(
 ):
     change(checkout, "disagg-kv-router", five_and_three)
     jobs = [job(small_trace, small_runs, name) for name in ("agg-round-robin", "disagg-kv-router")]
-    planned = replay_missing.plan(jobs)
+    planned = campaign.plan(jobs)
     assert [run.state for run in planned] == ["complete", "changed"]
     assert planned[1].why == "changed since: deploy.yaml"
 
@@ -147,7 +147,7 @@ def test_replays_side_by_side_leave_whole_runs(small_trace, tmp_path):
     jobs = [
         job(small_trace, tmp_path, name, rows=20) for name in ("agg-kv-router", "agg-round-robin")
     ]
-    replay_missing.replay_all(jobs)
+    campaign.replay_all(jobs)
     assert [runs.read_run(each.path).manifest.counts.received for each in jobs] == [20, 20]
 
 
@@ -156,10 +156,10 @@ def test_a_shorter_run_moves_the_longer_aside_and_it_comes_back(small_trace, tmp
         job(small_trace, tmp_path, "agg-kv-router"),
         job(small_trace, tmp_path, "agg-kv-router", rows=10),
     )
-    replay_missing.replay_all([whole])
-    replay_missing.replay_all([part])
+    campaign.replay_all([whole])
+    campaign.replay_all([part])
     assert len(runs.read_run(part.path).requests) == 10
-    assert [run.state for run in replay_missing.plan([whole])] == ["complete"]
+    assert [run.state for run in campaign.plan([whole])] == ["complete"]
     assert len(runs.read_run(whole.path).requests) == 40
 
 
