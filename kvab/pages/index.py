@@ -20,7 +20,8 @@ from kvab.pages.attribution import steps
 from kvab.pages.capacity import second_headline
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
-from kvab.pages.outcome import RED, counterpoint, headline
+from kvab.pages.outcome import RED, headline, tail
+from kvab.pages.printed import with_ends
 from kvab.pages.robustness import without_reuse
 from kvab.pages.theme import GREY, THEME, arm_styles, origin, unequal
 from kvab.runs.sweep import Sweep
@@ -58,9 +59,9 @@ def question(evidence: Evidence) -> str:
     source = f" ([{study.source.name}]({study.source.url}))" if study.source else ""
     about = f" {study.about.rstrip('.')}{source}." if study.about else ""
     return (
-        f"A request is **good** if its first token comes within {slo.ttft_ms / 1000:g} s (TTFT, "
-        f"time to first token) and the others {slo.itl_ms:g} ms apart or less on average (ITL, "
-        f"inter-token latency).{about} Below, the **baseline** is "
+        f"A request within both bounds is **good**: its TTFT (time to first token) is at most "
+        f"{slo.ttft_ms / 1000:g} s and its ITL (inter-token latency, the mean time between tokens) "
+        f"at most {slo.itl_ms:g} ms.{about} Below, the **baseline** is "
         f"{study.configurations[study.baseline].phrase}, the **comparison** "
         f"{study.configurations[study.comparison].phrase}."
     )
@@ -129,9 +130,9 @@ def by_load(evidence: Evidence, judged: Gate, swept: Sweep | None) -> str:
     if trace.sha256 != evidence.manifest.trace.sha256:
         of = f" The loads are those of {plain(trace.name)}, which is not what the runs replayed."
     return (
-        f"{second_headline(swept, judged)} At the same load, the difference is least at {least:g} "
-        f"times the trace's speed ({signed(points[least], 1)} points) and most at {most:g} times "
-        f"({signed(points[most], 1)} points).{_other_layouts(swept)}{of}"
+        f"{second_headline(swept, judged)} At the same load the difference is "
+        f"{signed(points[least], 1)} points (at {least:g} times the trace's speed) to "
+        f"{signed(points[most], 1)} points (at {most:g} times).{_other_layouts(swept)}{of}"
     )
 
 
@@ -145,10 +146,11 @@ def _other_layouts(swept: Sweep) -> str:
         return ""
     name, layout = rows["share"].idxmax()
     best = rows.loc[(name, layout)]
+    ends = (*best[["difference", "difference_low", "difference_high"]],)
     return (
-        f" Of all layouts of the other configurations, {swept.arms[name].label} as {layout} serves "
-        f"best: {percent(best['share'])} good, {signed(100 * best['difference'], 1)} points on the "
-        "comparison."
+        f" The best layout of the others is {swept.arms[name].label} as {layout}: "
+        f"{percent(best['share'])} good, {with_ends('good_share', *ends, gap=' ')} points against "
+        "the comparison."
     )
 
 
@@ -156,7 +158,7 @@ def by_factor(evidence: Evidence, judged: Gate) -> str:
     """Return what each factor brings by itself, and to which requests."""
     if not judged.green:
         return ""
-    return f"**[Routing or split?](06_attribution)** {steps(evidence)}. {counterpoint(evidence)}"
+    return f"**[Routing or split?](06_attribution)** {steps(evidence)}. {tail(evidence)}"
 
 
 def advice(evidence: Evidence, judged: Gate, swept: Sweep | None) -> str:
@@ -239,7 +241,7 @@ def known_limits(evidence: Evidence) -> str:
         f"simulator (aisimulate {versions['aisimulate']}, kernel data {versions['kernel data']} "
         f"measured on {plain(cluster['hardware'])}). The KV cache {moves} and the frontend "
         f"{reads}{others}; the rest of the network and scheduling jitter are left out. A repeat "
-        f"shuffles the order inside each burst{ties}. Nothing else varies from run to run."
+        f"shuffles the order inside each burst{ties}."
     )
 
 

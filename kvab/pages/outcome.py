@@ -67,9 +67,9 @@ def headline(evidence: Evidence, judged: Gate) -> str:
     if evidence.synthetic:
         where += " on a GENERATED WORKLOAD"
     return (
-        f"{VERDICTS[good.verdict]}, {where}: {comparison.phrase} kept "
-        f"{after} % of requests within TTFT {slo.ttft_ms / 1000:g} s and ITL "
-        f"{slo.itl_ms:g} ms; {baseline.phrase} kept {before} %, a difference of "
+        f"{VERDICTS[good.verdict]}, {where}: {comparison.phrase} kept {after} % of requests "
+        f"within both bounds (first token in {slo.ttft_ms / 1000:g} s, then {slo.itl_ms:g} ms a "
+        f"token); {baseline.phrase} kept {before} %, a difference of "
         f"{points} points ({evidence.study.statistics.percent} workload interval "
         f"{interval(difference.low, difference.high, 100)})."
         f"{undecided(evidence, 'good_share')}"
@@ -96,19 +96,25 @@ def undecided(evidence: Evidence, metric: str) -> str:
     )
 
 
-def counterpoint(evidence: Evidence) -> str:
-    """Return what the good share hides: the mean, the tail and the typical request."""
-    ttft, itl = evidence.comparison.ttft, evidence.comparison.itl
+def tail(evidence: Evidence) -> str:
+    """Return whether the typical request gains as well."""
+    ttft = evidence.comparison.ttft
     faster = ttft.paired.faster.value
     gains = {"better": True, "worse": False}.get(evidence.comparison.good.verdict)
     sooner = f"{percent(faster, 0)} get their first token sooner"
     if gains == (faster <= 0.5):
         sooner = f"The {'gain' if gains else 'loss'} is in the tail: {'only ' * gains}{sooner}"
+    return f"{sooner}; the median paired difference is {signed(ttft.paired.median.value)} ms."
+
+
+def counterpoint(evidence: Evidence) -> str:
+    """Return what the good share hides: the mean, the tail and the typical request."""
+    ttft, itl = evidence.comparison.ttft, evidence.comparison.itl
     return (
         f"The mean TTFT goes from {number(ttft.mean.baseline)} to {number(ttft.mean.comparison)} "
         f"ms, its p99 from {number(ttft.p99.baseline)} to {number(ttft.p99.comparison)} ms and the "
-        f"p99 ITL from {number(itl.p99.baseline)} to {number(itl.p99.comparison)} ms. {sooner}; "
-        f"the median paired difference is {signed(ttft.paired.median.value)} ms."
+        f"p99 ITL from {number(itl.p99.baseline)} to {number(itl.p99.comparison)} ms. "
+        f"{tail(evidence)}"
     )
 
 

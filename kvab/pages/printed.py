@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Lines = list[tuple[str, str]]
 TEXT = ' class="kvab-text"'
+BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|s|GB/s|GPUs?)\b)")
+IN_A_NAME = re.compile(r"(?<=[a-z}\]][.,:/])(?=\S)")  # where a long name may be broken
 
 
 # --- tables of pages --------------------------------------------------------------------------
@@ -48,7 +51,7 @@ class Table:
         head = _row(self.frame.columns, [f'th scope="col"{mark}' for mark in marks])
         cells = [f'th scope="row"{marks[0]}', *(f"td{mark}" for mark in marks[1:])]
         body = "".join(_row(row, cells) for row in self.frame.itertuples(index=False))
-        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
         name = html.escape(self.caption.split(". ")[0] or ", ".join(self.frame.columns))
         return (
             f'<div class="kvab-table" role="region" tabindex="0" aria-label="{name}"><table>'
@@ -57,9 +60,19 @@ class Table:
 
 
 def _row(values: Iterable[object], tags: list[str]) -> str:
-    cells = (f"<{tag}>{html.escape(str(value))}</{tag[:2]}>"
+    cells = (f"<{tag}>{IN_A_NAME.sub('<wbr>', escaped(str(value)))}</{tag[:2]}>"
              for value, tag in zip(values, tags, strict=True))  # fmt: skip
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def with_units(text: str) -> str:
+    """Return a text in which no line ends between a number and its unit."""
+    return BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", text)
+
+
+def escaped(text: str) -> str:
+    """Return a text for HTML, with no line that ends between a number and its unit."""
+    return html.escape(with_units(text))
 
 
 def run_table(path: Path, slo: Slo) -> Table:

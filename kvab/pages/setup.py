@@ -6,6 +6,8 @@ sentences, in the order of the page.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import EngFormatter
@@ -22,6 +24,9 @@ from kvab.trace.reading import describe_rows
 
 BURSTY_SHARE = 0.5  # of the requests that share their timestamp with another
 LONG_PROMPTS = 4  # times the tokens of the answers
+OF_BLOCKS = ("unique blocks", "blocks in more than one request", "block references",
+             "repeat references", "longest prompt + answer [tokens]")  # fmt: skip
+"""What `kvab trace describe` prints beside."""
 LINE, BARS = "#333333", "#8c8c8c"
 
 
@@ -60,6 +65,7 @@ def description_table(evidence: Evidence) -> Table:
     """Return the description of the trace."""
     description, trace = evidence.workload.description, evidence.manifest.trace
     lines = describe_rows({**description, "sha256": description["sha256"][:16] + "…"})
+    lines = [(label, value) for label, value in lines if label not in OF_BLOCKS]
     caption = (
         f"The whole trace; replayed were the first {trace.rows:,} of its "
         f"{counted(trace.total_rows, 'request')}."
@@ -136,7 +142,9 @@ def lengths_figure(evidence: Evidence) -> Drawing:
         (shares, "prompt seen before [%]", False),
     )
     for axes, (values, label, log) in zip(panels, shown, strict=True):
-        sns.histplot(x=values, ax=axes, log_scale=log, bins=40, color=BARS, edgecolor="none")
+        sns.histplot(
+            x=values, ax=axes, log_scale=log, bins=40, color=BARS, alpha=1, edgecolor="none"
+        )
         axes.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
         if log:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -188,14 +196,11 @@ def topologies_table(evidence: Evidence) -> Table:
         lines.append({
             "configuration": arm.label,
             "role": arm.role,
-            "split": arm.factors.split,
-            "routing": arm.factors.routing,
             "workers": workers,
             "GPUs": topology.gpus,
             "deployment": topology.deployment,
         })  # fmt: skip
-    columns = ("configuration", "role", "split", "routing", "workers", "deployment")
-    return Table(pd.DataFrame(lines), "Read from the deploy.yaml of the runs.", columns)
+    return Table(pd.DataFrame(lines), "", ("configuration", "role", "workers", "deployment"))
 
 
 def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
@@ -224,11 +229,11 @@ def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
             for prefix, fields in zip(prefixes, flat, strict=True)
         )
         rows += [
-            (where, field, left.get(field, "–"), right.get(field, "–"))
+            (f"{where}: {field}", left.get(field, "–"), right.get(field, "–"))
             for field in dict.fromkeys([*left, *right])
             if left.get(field) != right.get(field)
         ]
-    return pd.DataFrame(rows, columns=["where", "field", a, b])
+    return pd.DataFrame(rows, columns=["field", evidence.arms[a].label, evidence.arms[b].label])
 
 
 def differences_table(evidence: Evidence) -> Table:
@@ -257,26 +262,23 @@ def unexpressed_table(evidence: Evidence) -> Table:
 
 
 def runs_table(evidence: Evidence) -> Table:
-    """Return the runs that the book stands on."""
-    lines = [
-        {
+    """Return the runs that the book stands on, the repeats of each configuration together."""
+    lines = []
+    for name, repeats in evidence.runs.items():
+        counts = [run.manifest.counts for run in repeats]
+        orders = Counter(run.manifest.order for run in repeats)
+        overload = sum(int(overloaded(run.requests).sum()) for run in repeats)
+        lines.append({
             "configuration": evidence.arms[name].label,
-            "repeat": run.manifest.repeat,
-            "order of rows": run.manifest.order,
-            "expected": f"{run.manifest.counts.expected:,}",
-            "received": f"{run.manifest.counts.received:,}",
-            "errors": f"{run.manifest.counts.errors:,}"
-            + rejected(int(overloaded(run.requests).sum())),
-            "status": run.manifest.status,
-            "ended (UTC)": f"{run.manifest.end:%Y-%m-%d %H:%M}",
-            "requests.parquet": run.manifest.files["requests.parquet"][:8],
-        }
-        for name, repeats in evidence.runs.items()
-        for run in repeats
-    ]
+            "repeats": ", ".join(f"{count} {order}" for order, count in orders.items()),
+            "received": f"{sum(count.received for count in counts):,} of "
+                        f"{sum(count.expected for count in counts):,}",
+            "failed": f"{sum(count.errors for count in counts):,}{rejected(overload)}",
+            "ended (UTC)": f"{max(run.manifest.end for run in repeats):%Y-%m-%d %H:%M}",
+        })  # fmt: skip
     versions = ", ".join(f"{name} {v}" for name, v in evidence.manifest.versions.items())
     return Table(pd.DataFrame(lines), f"Cluster {evidence.cluster}; {versions}.",
-                 ("configuration", "order of rows", "status"))  # fmt: skip
+                 ("configuration", "repeats"))  # fmt: skip
 
 
 def exclusions(evidence: Evidence) -> str:
@@ -306,15 +308,15 @@ def exclusions(evidence: Evidence) -> str:
 def gate_table(judged: Gate) -> Table:
     """Return the checks: those that failed one by one, those that passed summed up."""
     checks = judged.checks
-    failed = checks[~checks["passed"]].assign(outcome="FAILED")
+    failed = checks[~checks["passed"]]
+    failed = failed.assign(found="FAILED: " + failed["found"])
     passed = checks[checks["passed"]].groupby("check", sort=False, as_index=False).agg(
         where=("where", lambda v: v.iloc[0] if len(v) == 1 else f"all {len(v)}"),
         expected=("expected", "first"),
         found=("found", lambda v: v.iloc[0] if v.nunique() == 1 else f"{v.iloc[0]} … {v.iloc[-1]}"),
     )  # fmt: skip
-    shown = pd.concat([failed, passed.assign(outcome="passed")], ignore_index=True)
-    columns = ["check", "where", "expected", "found", "outcome"]
-    return Table(shown[columns], "", tuple(columns))
+    columns = ["check", "where", "expected", "found"]
+    return Table(pd.concat([failed, passed])[columns], "", tuple(columns))
 
 
 def lesson(evidence: Evidence) -> str:

@@ -28,11 +28,12 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, ScalarFormatter
 from matplotlib.transforms import Bbox
 
 from kvab.console import counted, plain
 from kvab.pages.evidence import Evidence
+from kvab.pages.printed import escaped, with_units
 from kvab.study import Arm
 
 Subject = TypeVar("Subject")
@@ -48,8 +49,9 @@ LINE_IN = 0.15  # height of a line of text
 GAP, LINE_PX = 1, 3  # pixels around a text; how far apart two on one line may be
 GROWTHS, MOST_GROWTH = 2, 2.0  # how often a figure too low for its texts grows, and by how much
 MANY_POINTS, IMAGE_DPI = 500, 200  # beyond as many, points are one image
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+PLAIN = FuncFormatter(lambda value, _: f"{value:,g}".replace("-", "\N{MINUS SIGN}"))
 BASELINE, COMPARISON, GREY = "#0072B2", "#D55E00", "#767676"
+RULE: Any = {"color": "#333333", "linewidth": 0.9}  # a line at zero or at a bound
 EDGE = "#111111"  # of an outline on a map, whose colours are the same in the dark
 STYLES = {
     "baseline": {"color": BASELINE, "linestyle": "-", "marker": "o"},
@@ -125,7 +127,7 @@ KINDS = {
 
 def markdown(text: str) -> Markdown | None:
     """Return a text for a notebook to show; an empty one leaves nothing instead of a box."""
-    return Markdown(text) if text else None  # type: ignore[no-untyped-call]
+    return Markdown(with_units(text)) if text else None  # type: ignore[no-untyped-call]
 
 
 def unless_missing(
@@ -214,12 +216,12 @@ class Panel:
 
     def _repr_html_(self) -> str:
         if not self.svg:
-            return f"<p>{html.escape(self.caption)}</p>"
+            return f"<p>{escaped(self.caption)}</p>"
         table = base64.b64encode(self.csv).decode()
         return (
             f'<figure class="kvab-figure" id="fig-{self.key}">'
             f"{_labelled(self.svg, WIDE, self.alt)}{_labelled(self.phone, PHONE, self.alt)}"
-            f"<figcaption>{html.escape(self.caption)} "
+            f"<figcaption>{escaped(self.caption)} "
             f'<a class="kvab-data" download="{self.key}.csv" href="data:text/csv;base64,{table}">'
             "Data (CSV)</a></figcaption></figure>"
         )
@@ -263,7 +265,8 @@ def drawn(
                 if isinstance(drawing, str):
                     return Panel(key, "", "", drawing, "", b"")
                 figure, caption, alt = drawing
-                figure.text(1, 1, origin(subject, runs), ha="right", va="top", color=GREY)
+                if mark := origin(subject, runs):
+                    figure.text(1, 1, mark, ha="right", va="top", color=GREY)
                 svg = _svg(figure, key)
                 _reflow(figure)
                 phone = _svg(figure, f"{key}-phone")
@@ -282,7 +285,11 @@ def _svg(figure: Figure, key: str) -> str:
     """Return a figure as a part of a page, whose style colours it; its ids are of its key."""
     engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)  # the theme's
-    engine.set(rect=(0, 0, 1, 1 - 0.15 / figure.get_figheight()))  # room for the mark
+    if figure.texts:  # room for the mark
+        engine.set(rect=(0, 0, 1, 1 - LINE_IN / figure.get_figheight()))
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), ScalarFormatter):
+            axis.set_major_formatter(PLAIN)
     for text in figure.findobj(Text):
         text.set_fontsize(max(text.get_fontsize(), SMALLEST_PT))
     for points in figure.findobj(PathCollection):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kvab.console import change, counted, span
+from kvab.console import change, counted, interval, signed, span
 from kvab.pages import attribution, index, outcome, reproduce, robustness, setup, theme
 from kvab.pages.evidence import load_evidence
 from kvab.pages.theme import arm_styles, markdown
@@ -309,8 +309,8 @@ def test_the_first_page_says_at_which_load_the_difference_is_least_and_most(publ
     monkeypatch.setattr(index, "second_headline", lambda *_: "Load.")
     of = swept(published, {0.5: 0.9, 1: 0.8, 2: 0.3}, {0.5: 0.86, 1: 0.6, 2: 0.4})
     assert index.by_load(published, GREEN, of) == (
-        "Load. At the same load, the difference is least at 2 times the trace's speed (−10.0 "
-        "points) and most at 1 times (+20.0 points)."
+        "Load. At the same load the difference is −10.0 points (at 2 times the trace's speed) to "
+        "+20.0 points (at 1 times)."
     )
     assert index.by_load(published, GREEN, None) == ""
     trace = published.manifest.trace.model_copy(update={"sha256": "0" * 64})
@@ -340,7 +340,7 @@ def test_the_source_of_the_question_is_linked_where_there_is_one(published):
     assert f"]({published.study.source.url})" in index.question(published)
     study = published.study.model_copy(update={"source": None, "about": ""})
     said = index.question(replace(published, study=study))
-    assert "(ITL, inter-token latency). Below, the **baseline** is aggregated workers" in said
+    assert "at most 25 ms. Below, the **baseline** is aggregated workers" in said
 
 
 def test_pairs_are_called_pairs_and_medians_medians(published):
@@ -530,6 +530,7 @@ def test_the_best_layout_of_the_other_configurations_stands_beside_the_compariso
     swept = load_sweep(published.study, published.cluster, "book/published")
     rows = swept.every_layout(1.0).drop(published.study.comparison, level=0)
     best = rows["share"].idxmax()
-    assert f"{published.arms[best[0]].label} as {best[1]} serves best: " in (
-        index.by_load(published, GREEN, swept)
-    )
+    ends = interval(*rows.loc[best, ["difference_low", "difference_high"]], 100)
+    said = index.by_load(published, GREEN, swept)
+    assert f"{published.arms[best[0]].label} as {best[1]}: " in said
+    assert f"{signed(100 * rows.loc[best, 'difference'], 1)} ({ends}) points against" in said
