@@ -33,10 +33,10 @@ from kvab.study import load_study, root
 STUDY, PUBLISHED = "", "book/published"  # the published study
 FACTORS = (1, 4, 16, 250)
 PARTS = (  # of a comparison; none calls another one
-    "pairing.pair",
-    "pairing.plan",
+    "contrasts.pair",
+    "contrasts.plan",
     "bootstrap._drawn",
-    "pairing.sample",
+    "contrasts.sample",
     "percentiles.percentiles",
     "ranks.hodges_lehmann",
 )

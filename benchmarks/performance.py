@@ -30,10 +30,10 @@ REPLAY = {
     "writing_s": "writing the run folder",
 }
 COMPARISON = {
-    "pairing.pair": "pairing the rows",
-    "pairing.plan": "estimating the block length",
+    "contrasts.pair": "pairing the rows",
+    "contrasts.plan": "estimating the block length",
     "bootstrap._drawn": "drawing bursts (arch)",
-    "pairing.sample": "sorting each metric",
+    "contrasts.sample": "sorting each metric",
     "percentiles.percentiles": "percentiles of every resample",
     "ranks.hodges_lehmann": "Hodges-Lehmann estimates and their ends",
 }

@@ -190,8 +190,8 @@ class Evidence:
     @kept
     def quantile_differences(self) -> dict[str, pd.DataFrame]:
         """Difference at every quantile of each latency, see `kvab.stats.effects`."""
+        from kvab.stats.contrasts import pair
         from kvab.stats.effects import quantile_differences
-        from kvab.stats.pairing import pair
 
         pairs, settings = pair(*self._both()), self._settings() | self._block()
         return {key: quantile_differences(pairs, key, **settings) for key in LATENCIES}

@@ -29,9 +29,8 @@ from kvab.pages.theme import (
 )
 from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
 from kvab.runs.hours import EFFECTS
-from kvab.stats.contrasts import Contrast, Estimate
+from kvab.stats.contrasts import Contrast, Estimate, metric_values
 from kvab.stats.effects import HourToHour, Noise, hour_to_hour, noise
-from kvab.stats.pairing import metric_values
 from kvab.study import Arm
 
 VERDICTS = {

@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from kvab.errors import InputError
-from kvab.requests.metrics import LATENCIES, METRICS, Bounds, Slo, good, served
+from kvab.requests.metrics import LATENCIES, Bounds, Slo, good, served
 from kvab.stats.bootstrap import Replicates, Settings
-from kvab.stats.contrasts import two_arms
-from kvab.stats.pairing import arm_table, join, plan, values
+from kvab.stats.contrasts import arm_table, join, plan, two_arms, values
 
 SPLITS = ("aggregated", "disaggregated")
 ROUTINGS = ("round-robin", "kv")
 CELLS = tuple((split, routing) for split in SPLITS for routing in ROUTINGS)
+NAMES = [" + ".join(cell) for cell in CELLS]
 EFFECTS = {
     "routing": np.array([-0.5, 0.5, -0.5, 0.5]),
     "split": np.array([-0.5, -0.5, 0.5, 0.5]),
@@ -97,19 +97,17 @@ def attribute(
     G. E. P. Box, J. S. Hunter, W. G. Hunter, Statistics for Experimenters, 2nd ed. (2005), ch. 5
     (where interactions are halved).
     """
-    missing = [" + ".join(cell) for cell in CELLS if not cells.get(cell)]
+    missing = [name for name, cell in zip(NAMES, CELLS, strict=True) if not cells.get(cell)]
     if missing:
         raise InputError(f"attribution: no run of {', '.join(missing)}; all four cells are needed")
-    pairs = join({" + ".join(cell): cells[cell] for cell in CELLS})
-    by_cell = [values(pairs, " + ".join(cell), slo) for cell in CELLS]
-    series = {key: np.stack([cell[key] for cell in by_cell]) for key in METRICS}
-    effects = [effect for of_metric in series.values() for effect in WEIGHTS @ of_metric]
-    design = plan(pairs, effects, **settings)
+    pairs = join({name: cells[cell] for name, cell in zip(NAMES, CELLS, strict=True)})
+    by_cell = values(pairs, slo, NAMES)
+    design = plan(pairs, [WEIGHTS @ of for of in by_cell.values()], **settings)
     rows = []
-    for key in METRICS:
+    for key, of in by_cell.items():
         statistics = ATTRIBUTED if key in LATENCIES else ("mean",)
-        arms = two_arms(pairs, series[key], design, statistics)
         names = statistics if key in LATENCIES else ("share",)
+        arms = two_arms(pairs, of, design, statistics)
         rows += [(key, *row) for row in _effects(arms, names)]
     bounds = [
         (kept, *row)
@@ -135,7 +133,7 @@ def _effects(arms: Replicates, names: Sequence[str]) -> Iterator[tuple[str | flo
 
 def _kept(pairs: pd.DataFrame, slo: Slo) -> dict[str, np.ndarray]:
     """Return which requests keep which bounds, each of shape (cells, requests)."""
-    tables = [arm_table(pairs, " + ".join(cell)) for cell in CELLS]
+    tables = [arm_table(pairs, name) for name in NAMES]
     of_ttft, of_itl, both = (
         np.stack([good(table, bounds) for table in tables]).astype(float)
         for bounds in (Bounds(slo.ttft_ms, math.inf), Bounds(math.inf, slo.itl_ms), slo)

@@ -4,7 +4,7 @@ The unit is a burst: all rows, of every repeat and arm, that arrive at one times
 A resample draws runs of consecutive bursts (stationary bootstrap [1]_, whose block lengths are
 geometric), so pairs, repeats and autocorrelation stay together. It is held as the number of times
 that each burst was drawn; statistics are computed from these weights and no row is copied.
-Of paired differences there are the Hodges-Lehmann estimate with its interval, and McNemar's p.
+Of paired differences there is the Hodges-Lehmann estimate with its interval.
 
 **Interval.** With the estimate :math:`\hat\theta`, the standard deviation :math:`s` of its
 resamples and :math:`k` = bursts / block length, the number of blocks:
@@ -285,26 +285,6 @@ def block_bursts(influences: np.ndarray) -> int:
 
     optimal = optimal_block_length(influences)["stationary"].max()
     return int(np.clip(math.ceil(BLOCK_FACTOR * optimal), 1, bursts // FEWEST_BLOCKS))
-
-
-def mcnemar_p(only_baseline: int, only_comparison: int) -> float:
-    """Return the exact two-sided p of McNemar's test from the two discordant counts.
-
-    Notes
-    -----
-    Binomial(n, 1/2) over the n discordant pairs; 1 without any. It takes pairs as independent,
-    which neighbours in time are not: the block bootstrap decides, this is shown beside it.
-    Q. McNemar, Psychometrika 12 (1947), DOI 10.1007/BF02295996.
-
-    Examples
-    --------
-    >>> round(mcnemar_p(1, 5), 5)
-    0.21875
-    """
-    from scipy.stats import binomtest  # imports for seconds
-
-    discordant = only_baseline + only_comparison
-    return float(binomtest(only_baseline, discordant).pvalue) if discordant else 1.0
 
 
 def hodges_lehmann(values: np.ndarray, share: float = 0.5) -> float:

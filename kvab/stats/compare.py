@@ -9,10 +9,9 @@ to run (``run_to_run``: Student's t over repeats).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from operator import itemgetter
 from typing import Unpack
 
 import msgspec
@@ -23,6 +22,7 @@ from scipy import special
 from kvab.console import counted
 from kvab.declarations import Json
 from kvab.requests.metrics import LATENCIES, METRICS, SCHEMA, Slo
+from kvab.stats import contrasts
 from kvab.stats.bootstrap import (
     Design,
     Replicates,
@@ -31,35 +31,11 @@ from kvab.stats.bootstrap import (
     block_bursts,
     hodges_lehmann,
     hodges_lehmann_interval,
-    mcnemar_p,
     mean,
     percentiles,
     replicate,
 )
-from kvab.stats.contrasts import (
-    POWER,
-    Contrast,
-    Estimate,
-    Judgement,
-    Method,
-    contrasts,
-    difference,
-    method,
-    statistics,
-    statistics_of,
-    two_arms,
-    verdicts,
-)
-from kvab.stats.pairing import (
-    BASELINE,
-    COMPARISON,
-    differences,
-    metric_values,
-    pair,
-    plan,
-    sample,
-    values,
-)
+from kvab.stats.contrasts import ARMS, POWER, Contrast, Estimate, Judgement, Method
 
 UNPAIRED = (
     "Unpaired: the runs replayed no schedule in common, so no request of one has its partner in "
@@ -275,26 +251,25 @@ def compare(
     Raises
     ------
     InputError
-        If the arms cannot be paired, see `kvab.stats.pairing.join`.
+        If the arms cannot be paired, see `kvab.stats.contrasts.join`.
     """
-    pairs = pair(baseline_tables, comparison_tables)
-    both = [values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)]
-    paired = differences(*both)
-    design = plan(pairs, paired.values(), block_bursts, **settings)
-    arms = {
-        key: two_arms(pairs, [arm[key] for arm in both], design, statistics_of(key))
-        for key in METRICS
-    }
+    pairs = contrasts.pair(baseline_tables, comparison_tables)
+    both = contrasts.values(pairs, slo)
+    by_pair = contrasts.paired(both)
+    design = contrasts.plan(pairs, by_pair.values(), block_bursts, **settings)
     return Comparison(
         pairs=len(pairs),
         metrics=_outcomes(
-            arms,
+            {
+                key: contrasts.two_arms(pairs, of, design, contrasts.statistics_of(key))
+                for key, of in both.items()
+            },
             margins or {},
-            {key: _run_to_run(pairs, both, key, design.level) for key in METRICS},
-            {key: paired_statistics(pairs, paired[key], design) for key in LATENCIES},
+            {key: _run_to_run(pairs, of, design.level) for key, of in both.items()},
+            {key: paired_statistics(pairs, by_pair[key], design) for key in LATENCIES},
         ),
-        method=method(pairs, design),
-        good_table=_good_table(pairs, both),
+        method=contrasts.method(pairs, design),
+        good_table=_good_table(pairs, both["good_share"]),
         notes=_notes(both, design, [len(baseline_tables), len(comparison_tables)]),
     )
 
@@ -321,7 +296,7 @@ def compare_unpaired(
     both, samples, designs = [], [], []
     for at, tables in enumerate((baseline_tables, comparison_tables)):
         ordered = [table.sort_values("arrival_ms", kind="stable") for table in tables]
-        arm = metric_values(pd.concat(ordered), slo)
+        arm = contrasts.metric_values(pd.concat(ordered), slo)
         size = len(arm["good_share"])
         of = {key: Sample.of(column, np.arange(size), size) for key, column in arm.items()}
         block = block_bursts(np.column_stack([metric.influences() for metric in of.values()]))
@@ -332,20 +307,24 @@ def compare_unpaired(
     arms = {}
     for key in METRICS:
         estimates = [
-            replicate(design, partial(statistics, of[key], names=statistics_of(key)))
+            replicate(
+                design, partial(contrasts.statistics, of[key], names=contrasts.statistics_of(key))
+            )
             for of, design in zip(samples, designs, strict=True)
         ]
         value = np.stack([arm.value for arm in estimates])
         arms[key] = Replicates(value, np.stack([arm.draws for arm in estimates], axis=1), used)
     name = "stationary block bootstrap over the order of sending, each arm by itself, Student t"
+    requests = [design.bursts for design in designs]
     unknown = RunToRun([], Estimate(), "unpaired")
+    of_arms = {key: [arm[key] for arm in both] for key in METRICS}
     repeats = [len(baseline_tables), len(comparison_tables)]
     return Comparison(
         pairs=0,
         metrics=_outcomes(arms, margins or {}, dict.fromkeys(METRICS, unknown), {}),
-        method=Method.of(used, name, np.nan, [design.bursts for design in designs]),
+        method=Method(name, block_s=np.nan, blocks=used.blocks, requests=requests, **asdict(used)),
         good_table=GoodTable(),
-        notes=[UNPAIRED, *_notes(both, used, repeats)],
+        notes=[UNPAIRED, *_notes(of_arms, used, repeats)],
     )
 
 
@@ -356,15 +335,15 @@ def _outcomes(
     paired: Mapping[str, Paired],
 ) -> dict[str, Outcome]:
     """Return the outcome of each metric from the statistics of both arms."""
-    judged = {key: difference(of).map(itemgetter((..., MEAN))) for key, of in arms.items()}
-    basis = verdicts(judged, {key: of.value[0, MEAN] for key, of in arms.items()}, margins)
+    basis = contrasts.verdicts(arms, margins)
     return {
         key: Outcome(
-            statistics=contrasts(of, statistics_of(key)),
+            statistics=contrasts.by_statistic(of, contrasts.statistics_of(key)),
             judgement=basis[key],
             run_to_run=repeats[key],
             smallest_detectable=float(
-                (of.design.critical() + of.design.critical(POWER)) * judged[key].error
+                (of.design.critical() + of.design.critical(POWER))
+                * contrasts.difference(of).error[MEAN]
             ),
             paired=paired.get(key, Paired()),
         )
@@ -375,8 +354,8 @@ def _outcomes(
 def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -> Paired:
     """Return share faster, pseudo-median and median of one metric's paired differences."""
     unknown = np.isnan(paired)
-    faster = sample(pairs, np.where(unknown, np.nan, paired < 0))
-    of_pairs = sample(pairs, paired)
+    faster = contrasts.sample(pairs, np.where(unknown, np.nan, paired < 0))
+    of_pairs = contrasts.sample(pairs, paired)
     share = replicate(design, partial(mean, faster))
     median = replicate(design, partial(percentiles, of_pairs, q=[50]))
     center = hodges_lehmann(of_pairs.values)
@@ -387,26 +366,35 @@ def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -
     )
 
 
-def _good_table(pairs: pd.DataFrame, both: Sequence[Mapping]) -> GoodTable:
-    before, after = (arm["good_share"] > 0 for arm in both)
+def _good_table(pairs: pd.DataFrame, both: np.ndarray) -> GoodTable:
+    """Return how many pairs are good in which arm.
+
+    Notes
+    -----
+    McNemar's exact test: binomial(n, 1/2) over the n discordant pairs, of each repeat by itself, as
+    pooled it would count pairs twice. It takes pairs as independent, which neighbours in time are
+    not: the block bootstrap decides, this is shown beside it.
+    Q. McNemar, Psychometrika 12 (1947), DOI 10.1007/BF02295996.
+    """
+    from scipy.stats import binomtest  # imports for seconds
+
+    before, after = both > 0
     lost, won = before & ~after, after & ~before
-    by_repeat = [
-        mcnemar_p(int(lost[of].sum()), int(won[of].sum()))
-        for of in (pairs["repeat"].to_numpy() == repeat for repeat in pairs["repeat"].unique())
-    ]
+    discordant = pd.DataFrame({"lost": lost, "won": won}).groupby(pairs["repeat"]).sum()
+    counts = discordant.to_numpy().tolist()
+    p = [binomtest(lost, lost + won).pvalue for lost, won in counts if lost + won]
     return GoodTable(
         both=int((before & after).sum()),
         only_baseline=int(lost.sum()),
         only_comparison=int(won.sum()),
         neither=int((~before & ~after).sum()),
-        mcnemar_p=max(by_repeat),  # each repeat by itself: pooled, it would count pairs twice
+        mcnemar_p=float(max(p, default=1.0)),
     )
 
 
-def _run_to_run(pairs: pd.DataFrame, both: Sequence[Mapping], key: str, level: float) -> RunToRun:
-    repeat = pairs["repeat"].to_numpy()
-    means = [pd.Series(arm[key]).groupby(repeat).mean() for arm in both]
-    by_repeat = (means[1] - means[0]).dropna().to_numpy()
+def _run_to_run(pairs: pd.DataFrame, both: np.ndarray, level: float) -> RunToRun:
+    baseline, comparison = (pd.Series(arm).groupby(pairs["repeat"]).mean() for arm in both)
+    by_repeat = (comparison - baseline).dropna().to_numpy()
     differences = [*map(float, by_repeat)]
     mean = float(by_repeat.mean()) if differences else np.nan
     if len(by_repeat) < 2:
@@ -417,12 +405,14 @@ def _run_to_run(pairs: pd.DataFrame, both: Sequence[Mapping], key: str, level: f
     return RunToRun(differences, Estimate(mean, mean - half, mean + half), None)
 
 
-def _notes(both: Sequence[Mapping], design: Design, repeats: Sequence[int]) -> list[str]:
+def _notes(
+    both: Mapping[str, Iterable[np.ndarray]], design: Design, repeats: Sequence[int]
+) -> list[str]:
     notes = []
-    for arm, of_arm in zip((BASELINE, COMPARISON), both, strict=True):
-        if np.isnan(of_arm["latency_ms"]).all():
+    for arm, latency_ms, good in zip(ARMS, both["latency_ms"], both["good_share"], strict=True):
+        if np.isnan(latency_ms).all():
             notes.append(f"The {arm} served no request: only the good share can be compared.")
-        elif np.isnan(of_arm["good_share"]).all():
+        elif np.isnan(good).all():
             notes.append(f"The {arm} was not streamed: only its latency can be compared.")
     if len(set(repeats)) > 1:
         notes.append(

@@ -1,22 +1,178 @@
-"""Statistics of the arms and their resamples -> differences, ratios, intervals, verdicts.
+"""Arms joined on the trace row -> their statistics, differences, ratios, intervals, verdicts.
 
-Input: paired tables of `kvab.stats.pairing`. Output: plain numbers, NaN where undefined. Role: the
-arithmetic that `compare`, `effects` and `attribution` share.
+Input: requests tables, a list of repeats an arm. Output: the paired table with its values, samples
+and resampling plan; from these plain numbers, NaN where undefined. Role: what `compare`, `effects`,
+`attribution` and `robustness` share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
-from kvab.requests.metrics import COMPARED, LATENCIES, METRICS, PERCENTILES
-from kvab.stats.bootstrap import Design, Replicates, Sample, mean, percentiles, replicate
-from kvab.stats.pairing import sample
+from kvab.errors import InputError
+from kvab.requests.metrics import COMPARED, LATENCIES, METRICS, Slo, good, served, streamed, unlike
+from kvab.stats.bootstrap import (
+    Design,
+    Replicates,
+    Sample,
+    Settings,
+    block_bursts,
+    mean,
+    percentiles,
+    replicate,
+)
 
+BASELINE, COMPARISON = ARMS = ("baseline", "comparison")
+CARRIED = ("output_tokens", *(METRICS[key].column for key in LATENCIES), "error")
+ARRIVAL_TOLERANCE_MS = 0.01  # published tables round times to this
 POWER = 0.8  # at which a difference counts as detectable
+
+
+def pair(
+    baseline_tables: Sequence[pd.DataFrame], comparison_tables: Sequence[pd.DataFrame]
+) -> pd.DataFrame:
+    """Return two arms joined on the trace row, repeat i with repeat i; see `join`."""
+    return join({BASELINE: baseline_tables, COMPARISON: comparison_tables})
+
+
+def join(arms: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """Return arms joined on the trace row, repeat by repeat.
+
+    Parameters
+    ----------
+    arms : mapping of str to sequence of DataFrame
+        Requests tables of each arm, one a repeat; the smallest number of repeats is used.
+
+    Returns
+    -------
+    DataFrame
+        A row for each repeat and trace row: ``repeat`` (from 1), ``row``, ``arrival_ms``,
+        ``burst`` (index of the distinct arrival), ``input_tokens``, and for each arm
+        ``<column>_<arm>`` of output_tokens, ttft_ms, itl_ms, latency_ms (NaN unless served) and
+        error. Failed rows stay.
+
+    Raises
+    ------
+    InputError
+        If an arm has no table; if arms or repeats differ in their rows, or in the arrival or input
+        length of a row. The text names the arm and the row.
+    """
+    first, repeats = next(iter(arms)), min(map(len, arms.values()))
+    if not repeats:
+        empty = next(name for name, tables in arms.items() if not tables)
+        raise InputError(f"{empty}: expected at least one run to compare, got none")
+    reference, parts = arms[first][0].sort_values("row", ignore_index=True), []
+    for repeat in range(1, repeats + 1):
+        part = reference[["row", "arrival_ms", "input_tokens"]].assign(repeat=repeat)
+        for arm, tables in arms.items():
+            table = tables[repeat - 1].sort_values("row", ignore_index=True)
+            _check_same(reference, table, f"{arm}, repeat {repeat}", first)
+            for column in CARRIED:
+                known = served(table) | (column not in LATENCIES)
+                part[f"{column}_{arm}"] = table[column].where(known)
+        parts.append(part)
+    pairs = pd.concat(parts, ignore_index=True)
+    burst = np.unique(pairs["arrival_ms"], return_inverse=True)[1]
+    return pairs.assign(burst=burst)
+
+
+def _check_same(reference: pd.DataFrame, table: pd.DataFrame, where: str, first: str) -> None:
+    """Reject a table of other requests than the first arm's first."""
+    known, rows = reference["row"].to_numpy(), table["row"].to_numpy()
+    fix = "compare runs of the same trace and slice"
+    if not np.array_equal(known, rows):
+        if not np.isin(rows, known).any():
+            raise InputError(f"{where}: has no trace row in common with {first}; {fix}")
+        odd = np.setxor1d(known, rows)
+        has = "is missing" if odd[0] in known else f"is not in {first}, repeat 1"
+        raise InputError(f"{where}: row {odd[0]} {has} ({len(odd)} rows differ); {fix}")
+    shift_ms = np.abs(table["arrival_ms"] - reference["arrival_ms"]).to_numpy()
+    other_prompt = unlike(*(of["input_tokens"].to_numpy() for of in (table, reference)))
+    for column, wrong in {
+        "arrival_ms": ~(shift_ms <= ARRIVAL_TOLERANCE_MS),
+        "input_tokens": other_prompt & served(table) & served(reference),
+    }.items():
+        if wrong.any():
+            at = int(wrong.argmax())
+            got, expected = (f"{of[column].iloc[at]:g}" for of in (table, reference))
+            raise InputError(
+                f"{where}: row {rows[at]} has {column} {got}, in {first}, repeat 1 {expected} "
+                f"({wrong.sum()} rows differ); {fix}"
+            )
+
+
+def arm_table(pairs: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """Return one arm of a paired table under the column names of the requests table."""
+    renamed = {f"{column}_{arm}": column for column in CARRIED}
+    return pairs[["row", "burst", *renamed]].rename(columns=renamed)
+
+
+def values(
+    pairs: pd.DataFrame, slo: Slo, arms: Sequence[str] = ARMS, one_token: bool = False
+) -> dict[str, np.ndarray]:
+    """Return the values of every metric, float arrays of shape (arms, rows of ``pairs``)."""
+    by_arm = [metric_values(arm_table(pairs, arm), slo, one_token) for arm in arms]
+    return {key: np.stack([of[key] for of in by_arm]) for key in METRICS}
+
+
+def metric_values(table: pd.DataFrame, slo: Slo, one_token: bool = False) -> dict[str, np.ndarray]:
+    """Return the values of every metric, float arrays along the rows of a requests table.
+
+    Latencies are NaN unless served; ``good_share`` is 0 or 1 on every row, failed ones too, and
+    NaN on all where answers were not streamed.
+    """
+    answered = served(table)
+    result = {key: table[METRICS[key].column].where(answered).to_numpy(float) for key in LATENCIES}
+    judged = good(table, slo, one_token).astype(float)
+    return {**result, "good_share": judged if streamed(table) else np.full(len(table), np.nan)}
+
+
+def paired(both: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return comparison minus baseline of every metric's `values`; NaN where either is."""
+    return {key: comparison - baseline for key, (baseline, comparison) in both.items()}
+
+
+def sample(pairs: pd.DataFrame, of: np.ndarray) -> Sample:
+    """Return values along the rows of ``pairs`` as a sample over its bursts."""
+    return Sample.of(of, pairs["burst"].to_numpy(), int(pairs["burst"].max()) + 1)
+
+
+def plan(
+    pairs: pd.DataFrame,
+    effects: Iterable[np.ndarray],
+    block: int | None = None,
+    **settings: Unpack[Settings],
+) -> Design:
+    """Return the resampling plan of a paired table.
+
+    Parameters
+    ----------
+    pairs : DataFrame
+        As `join` returns it.
+    effects : iterable of ndarray
+        Paired differences along its rows, one or several each; the block length suits the size and
+        the sign of all.
+    block : int, optional
+        Block length in bursts instead of the estimated one.
+    **settings
+        ``level``, ``resamples`` and ``seed`` of `kvab.stats.bootstrap.Design`.
+    """
+    bursts = int(pairs["burst"].max()) + 1
+    if block is None:
+        series = np.vstack([*effects])
+        influences = [sample(pairs, of).influences() for of in (*series, *np.sign(series))]
+        block = block_bursts(np.column_stack(influences))
+    if not 1 <= block <= bursts:
+        raise InputError(f"block_bursts: expected 1 to {bursts} (the bursts), got {block}")
+    return Design(bursts, int(block), **settings)
+
+
+# --- statistics and verdicts ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,14 +228,6 @@ class Method:
     blocks: float
     requests: list[int] | None = None
 
-    @classmethod
-    def of(
-        cls, design: Design, name: str, block_s: float, requests: list[int] | None = None
-    ) -> Method:
-        """Return the settings of a resampling plan."""
-        return cls(name, design.level, design.resamples, design.seed, design.block_bursts,
-                   block_s, design.bursts, design.blocks, requests)  # fmt: skip
-
 
 def statistics_of(key: str) -> tuple[str, ...]:
     """Return the statistics that are compared of a metric; of the good share only the mean."""
@@ -101,7 +249,7 @@ def two_arms(
 
 def statistics(of: Sample, weights: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Return the weighted statistics of a sample, shape (n, names); the mean stands first."""
-    q = [PERCENTILES[name] for name in names if name != "mean"]
+    q = [float(name.removeprefix("p")) for name in names if name != "mean"]
     means = [mean(of, weights)] if "mean" in names else []
     return np.column_stack([*means, percentiles(of, weights, q)])
 
@@ -112,14 +260,14 @@ def difference(arms: Replicates) -> Replicates:
 
 
 def difference_columns(arms: Replicates) -> dict[str, np.ndarray]:
-    """Return the differences, and each one's interval and the band of all, as columns."""
+    """Return both arms, their differences, each one's interval and the band of all, as columns."""
     differences = difference(arms)
-    names = ("ci_low", "ci_high", "band_low", "band_high")
-    ends = zip(names, [*differences.interval, *differences.band], strict=True)
-    return {"difference": differences.value, **dict(ends)}
+    names = (*ARMS, "difference", "ci_low", "ci_high", "band_low", "band_high")
+    ends = (differences.value, *differences.interval, *differences.band)
+    return dict(zip(names, (*arms.value, *ends), strict=True))
 
 
-def contrasts(arms: Replicates, names: Sequence[str]) -> dict[str, Contrast]:
+def by_statistic(arms: Replicates, names: Sequence[str]) -> dict[str, Contrast]:
     """Return statistic -> both arms, difference and ratio, each of the two with its interval.
 
     Notes
@@ -151,20 +299,17 @@ def method(pairs: pd.DataFrame, design: Design) -> Method:
     arrivals_ms = pairs["arrival_ms"]
     gap_s = (arrivals_ms.max() - arrivals_ms.min()) / 1000 / max(design.bursts - 1, 1)
     name = "stationary block bootstrap over arrival time, Student t"
-    return Method.of(design, name, float(design.block_bursts * gap_s))
+    block_s = float(design.block_bursts * gap_s)
+    return Method(name, block_s=block_s, blocks=design.blocks, **asdict(design))
 
 
-def verdicts(
-    judged: Mapping[str, Replicates], baselines: Mapping[str, float], margins: Mapping[str, float]
-) -> dict[str, Judgement]:
+def verdicts(arms: Mapping[str, Replicates], margins: Mapping[str, float]) -> dict[str, Judgement]:
     """Return the verdict on each metric, with what it rests on.
 
     Parameters
     ----------
-    judged : mapping of str to Replicates
-        Metric -> its difference, one number.
-    baselines : mapping of str to float
-        Metric -> the baseline's value, which a latency's margin is a share of.
+    arms : mapping of str to Replicates
+        Metric -> its statistics of both arms, of which the first is judged.
     margins : mapping of str to float
         Metric -> smallest difference that matters in practice: a share of the baseline's value
         for latencies, absolute for the good share; 0 where missing.
@@ -188,12 +333,13 @@ def verdicts(
     """
     from statsmodels.stats.multitest import multipletests  # imports for a second
 
+    judged = {key: difference(of).map(lambda x: x[..., 0]) for key, of in arms.items()}
     p = {key: float(of.p_value) for key, of in judged.items()}
     finite = [1.0 if np.isnan(value) else value for value in p.values()]
     adjusted = dict(zip(p, multipletests(finite, method="holm")[1], strict=True))
     result = {}
     for key, of in judged.items():
-        margin = margins.get(key, 0.0) * (abs(baselines[key]) if key in LATENCIES else 1.0)
+        margin = margins.get(key, 0.0) * (abs(arms[key].value[0, 0]) if key in LATENCIES else 1.0)
         low, high = of.interval
         lower = of.value < 0
         if -margin <= low and high <= margin:

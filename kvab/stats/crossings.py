@@ -209,20 +209,23 @@ def curves(
     index = pd.MultiIndex.from_product([names, targets], names=["configuration", "target"])
     per_load = pd.MultiIndex.from_product([names, loads], names=["configuration", "load"])
     low, high = by_cell.share_interval
-    ends = {"share": by_cell.value.ravel(), "low": low.ravel(), "high": high.ravel()}
     return Curves(
-        shares=pd.DataFrame(ends, per_load).reset_index(),
+        shares=_table(per_load, share=by_cell.value, low=low, high=high).reset_index(),
         loads=_ends(kept, index).reset_index(),
         ratios=_ends(ratios, pd.Index(targets, name="target")),
         block_bursts=design.block_bursts,
     )
 
 
+def _table(index: pd.Index, **columns: np.ndarray) -> pd.DataFrame:
+    """Return arrays of one shape as columns; the index runs along their axes in order."""
+    return pd.DataFrame({name: column.ravel() for name, column in columns.items()}, index)
+
+
 def _ends(kept: Replicates, index: pd.Index) -> pd.DataFrame:
-    known = kept.value.reshape(-1, 2)
     low, high = interval(kept.draws, kept.design)
-    columns = {"low": known[:, 0], "high": known[:, 1]}
-    return pd.DataFrame({**columns, "ci_low": low.ravel(), "ci_high": high.ravel()}, index)
+    known = kept.value
+    return _table(index, low=known[..., 0], high=known[..., 1], ci_low=low, ci_high=high)
 
 
 def layouts(
@@ -254,11 +257,9 @@ def layouts(
     design = plan(requests, [*good, *differences], **settings)
     by_layout = shares(requests, good, design)
     difference = by_layout.map(lambda x: x - x[..., [reference]])
-    low, high = by_layout.share_interval
-    rows = {"share": by_layout.value, "low": low, "high": high}
-    rows["difference"] = difference.value
-    rows["difference_low"], rows["difference_high"] = difference.interval
-    return pd.DataFrame(rows, pd.Index(names, name="split"))
+    columns = ("share", "low", "high", "difference", "difference_low", "difference_high")
+    shown = (by_layout.value, *by_layout.share_interval, difference.value, *difference.interval)
+    return pd.DataFrame(dict(zip(columns, shown, strict=True)), pd.Index(names, name="split"))
 
 
 # --- other bounds, at one load -------------------------------------------------------------------
@@ -332,15 +333,13 @@ def at_bounds(
     low, high = share.share_interval
     grid = {"ttft_ms": ttft_ms, "itl_ms": itl_ms}
     index = pd.MultiIndex.from_product([names, *grid.values()], names=["configuration", *grid])
-    every = pd.DataFrame(
-        {
-            "requests": np.int32(requests.sum()),
-            "good": counts.sum(axis=-1, dtype="int32").ravel(),
-            "low": low.ravel().astype("float32"),
-            "high": high.ravel().astype("float32"),
-            "good_output_tokens": tokens.sum(axis=-1).ravel(),
-        },
+    every = _table(
         index,
+        requests=np.full(low.shape, requests.sum(), "int32"),
+        good=counts.sum(axis=-1, dtype="int32"),
+        low=low.astype("float32"),
+        high=high.astype("float32"),
+        good_output_tokens=tokens.sum(axis=-1),
     )
     of_bounds = pd.MultiIndex.from_product(grid.values(), names=[*grid])
     hours = np.array([gpu_hours[name] for name in names])[:, None, None]
@@ -374,11 +373,5 @@ def _first_two(
 
     lead = of.map(ahead)
     low, high = lead.interval
-    columns = {
-        "best": names[first].ravel(),
-        "next": names[second].ravel(),
-        "margin": lead.value.ravel(),
-        "low": low.ravel(),
-        "high": high.ravel(),
-    }
-    return pd.DataFrame(columns, index)
+    best = {"best": names[first], "next": names[second]}
+    return _table(index, **best, margin=lead.value, low=low, high=high)

@@ -1,7 +1,7 @@
 """Where the difference lies, by quantile and by group; how far replays and hours differ.
 
-Input: requests tables, or paired ones of `kvab.stats.pairing`; statistics of many replays. Output:
-tables with workload intervals, as the figures show them; noise and hour-to-hour intervals.
+Input: requests tables, or paired ones of `kvab.stats.contrasts`; statistics of many replays.
+Output: tables with workload intervals, as the figures show them; noise and hour-to-hour intervals.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import pandas as pd
 from scipy import special
 
 from kvab.requests.metrics import LATENCIES, Slo
-from kvab.stats.bootstrap import Settings, mean, percentiles, replicate
-from kvab.stats.contrasts import POWER, Estimate, difference_columns
-from kvab.stats.pairing import BASELINE, COMPARISON, differences, pair, plan, sample, values
+from kvab.stats import contrasts
+from kvab.stats.bootstrap import Settings, mean, replicate
+from kvab.stats.contrasts import ARMS, POWER, Estimate
 
-QUANTILES = np.arange(1, 100) / 100
+PERCENT = np.arange(1, 100)
 
 
 def quantile_differences(
@@ -35,7 +35,7 @@ def quantile_differences(
     Parameters
     ----------
     pairs : DataFrame
-        As `kvab.stats.pairing.pair` returns it.
+        As `kvab.stats.contrasts.pair` returns it.
     metric : str
         A latency metric.
     block_bursts : int, optional
@@ -51,15 +51,10 @@ def quantile_differences(
         `kvab.stats.bootstrap.Replicates.band`), in the metric's unit. It compares
         distributions: the requests at a quantile are not the same ones in both arms.
     """
-    both = [pairs[f"{metric}_{arm}"].to_numpy(float) for arm in (BASELINE, COMPARISON)]
-    design = plan(pairs, [both[1] - both[0]], block_bursts, **settings)
-    arms = [sample(pairs, arm) for arm in both]
-    q = 100 * QUANTILES
-    replicates = replicate(
-        design, lambda weights: np.stack([percentiles(arm, weights, q) for arm in arms], axis=1)
-    )
-    columns = {"q": QUANTILES, "baseline": replicates.value[0], "comparison": replicates.value[1]}
-    return pd.DataFrame({**columns, **difference_columns(replicates)})
+    both = [pairs[f"{metric}_{arm}"].to_numpy(float) for arm in ARMS]
+    design = contrasts.plan(pairs, [both[1] - both[0]], block_bursts, **settings)
+    arms = contrasts.two_arms(pairs, both, design, [f"p{percent}" for percent in PERCENT])
+    return pd.DataFrame({"q": PERCENT / 100, **contrasts.difference_columns(arms)})
 
 
 def terciles(numbers: pd.Series | np.ndarray, unit: str) -> pd.Series:
@@ -133,9 +128,9 @@ def effect_by_groups(
         ``<metric>_difference`` (of the means; over pairs served in both) with ``_ci_low`` and
         ``_ci_high``; for latencies also ``<metric>_faster_share``.
     """
-    pairs = pair(baseline, comparison)
-    paired = differences(*(values(pairs, arm, slo) for arm in (BASELINE, COMPARISON)))
-    design = plan(pairs, paired.values(), **settings)
+    pairs = contrasts.pair(baseline, comparison)
+    by_pair = contrasts.paired(contrasts.values(pairs, slo))
+    design = contrasts.plan(pairs, by_pair.values(), **settings)
     requests = workload.set_index("row").loc[np.unique(pairs["row"])]
     groups_by = {
         "prompt": terciles(requests["input_tokens"], "tokens"),
@@ -148,8 +143,8 @@ def effect_by_groups(
         for group in member.sort_values().unique():
             inside = (member == group).to_numpy()
             row = {"by": by, "group": str(group), "pairs": int(inside.sum())}
-            for key, difference in paired.items():
-                within = sample(pairs, np.where(inside, difference, np.nan))
+            for key, difference in by_pair.items():
+                within = contrasts.sample(pairs, np.where(inside, difference, np.nan))
                 effect = replicate(design, partial(mean, within))
                 row[f"{key}_difference"] = float(effect.value)
                 row[f"{key}_ci_low"], row[f"{key}_ci_high"] = map(float, effect.interval)

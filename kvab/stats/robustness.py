@@ -9,29 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from kvab.requests.metrics import LATENCIES, METRICS, Bounds, Slo, good
-from kvab.stats.bootstrap import Design, Replicates, Settings, percentiles, replicate
-from kvab.stats.contrasts import difference, difference_columns, two_arms, verdicts
+from kvab.stats import contrasts
+from kvab.stats.bootstrap import Design, Replicates, Settings
+from kvab.stats.contrasts import ARMS
 from kvab.stats.crossings import shares
-from kvab.stats.pairing import (
-    BASELINE,
-    COMPARISON,
-    arm_table,
-    differences,
-    join,
-    pair,
-    plan,
-    sample,
-    values,
-)
 
-ARMS = (BASELINE, COMPARISON)
 BLOCK_FACTORS = (0.25, 0.5, 2.0)
 OTHER_STATISTICS = ("p50", "p99")
 TRIM_SHARE = 0.05
@@ -80,7 +68,7 @@ def choices(
         ``ci_low``, ``ci_high`` (in the metric's unit). The p values are adjusted over all metrics,
         of which those not affected are judged as declared.
     """
-    pairs = pair(baseline, comparison)
+    pairs = contrasts.pair(baseline, comparison)
     bursts = int(pairs["burst"].max()) + 1
     design = Design(bursts, block_bursts, **settings)
     declared = _statistic(pairs, design, slo)
@@ -115,11 +103,9 @@ def _statistic(
     pairs: pd.DataFrame, design: Design, slo: Slo, name: str = "mean", one_token: bool = False
 ) -> dict[str, Replicates]:
     """Return a statistic of each metric in both arms; of the good share there is only the mean."""
-    both = [values(pairs, arm, slo, one_token) for arm in ARMS]
-    return {
-        key: two_arms(pairs, [arm[key] for arm in both], design, [name])
-        for key in (METRICS if name == "mean" else LATENCIES)
-    }
+    both = contrasts.values(pairs, slo, one_token=one_token)
+    keys = METRICS if name == "mean" else LATENCIES
+    return {key: contrasts.two_arms(pairs, both[key], design, [name]) for key in keys}
 
 
 def _paired_medians(pairs: pd.DataFrame, design: Design) -> dict[str, Replicates]:
@@ -127,13 +113,8 @@ def _paired_medians(pairs: pd.DataFrame, design: Design) -> dict[str, Replicates
     result = {}
     for key in LATENCIES:
         before, after = (pairs[f"{key}_{arm}"].to_numpy(float) for arm in ARMS)
-        median, by_pair = (
-            replicate(design, partial(percentiles, sample(pairs, of), q=[50]))
-            for of in (before, after - before)
-        )
-        value = np.stack([median.value, median.value + by_pair.value])
-        draws = np.stack([median.draws, median.draws + by_pair.draws], axis=1)
-        result[key] = Replicates(value, draws, design)
+        medians = contrasts.two_arms(pairs, [before, after - before], design, ["p50"])
+        result[key] = medians.map(lambda x: x.cumsum(axis=-2))
     return result
 
 
@@ -146,9 +127,9 @@ def judge(
 ) -> pd.DataFrame:
     """Return the verdicts on the means of one run of each arm, as rows of `choices`."""
     baseline, comparison = tables
-    pairs = pair([baseline], [comparison])
-    paired = differences(*(values(pairs, arm, slo) for arm in ARMS))
-    design = plan(pairs, paired.values(), **settings)
+    pairs = contrasts.pair([baseline], [comparison])
+    by_pair = contrasts.paired(contrasts.values(pairs, slo))
+    design = contrasts.plan(pairs, by_pair.values(), **settings)
     return pd.DataFrame(_judged(choice, _statistic(pairs, design, slo), margins))
 
 
@@ -156,13 +137,11 @@ def _judged(
     choice: str, arms: Mapping[str, Replicates], margins: Mapping[str, float]
 ) -> Iterator[dict[str, str | float]]:
     """Yield a row of `choices` for each metric, from one statistic's `contrasts.two_arms`."""
-    differences = {key: difference(of).map(lambda x: x[..., 0]) for key, of in arms.items()}
-    both = {key: [float(value) for value in of.value[:, 0]] for key, of in arms.items()}
-    basis = verdicts(differences, {key: baseline for key, (baseline, _) in both.items()}, margins)
-    for key, of in basis.items():
+    for key, of in contrasts.verdicts(arms, margins).items():
+        baseline, comparison = map(float, arms[key].value[:, 0])
         ends = of.difference
-        yield {"choice": choice, "metric": key, "verdict": of.verdict, "baseline": both[key][0],
-               "comparison": both[key][1], "difference": ends.value, "ci_low": ends.low,
+        yield {"choice": choice, "metric": key, "verdict": of.verdict, "baseline": baseline,
+               "comparison": comparison, "difference": ends.value, "ci_low": ends.low,
                "ci_high": ends.high}  # fmt: skip
 
 
@@ -218,16 +197,16 @@ def by_itl_bound(
         ``ci_low``, ``ci_high`` (each bound by itself) and ``band_low``, ``band_high`` (all at
         once, see `kvab.stats.bootstrap.Replicates.band`).
     """
-    pairs = pair(baseline, comparison)
+    pairs = contrasts.pair(baseline, comparison)
     design = Design(int(pairs["burst"].max()) + 1, block_bursts, **settings)
     grid_ms = sorted({*ITL_GRID_MS, slo.itl_ms})
     bounds = [Bounds(slo.ttft_ms, itl_ms) for itl_ms in grid_ms]
-    tables = [arm_table(pairs, arm) for arm in ARMS]
-    kept = np.stack([[sample(pairs, good(table, of)).sums for of in bounds] for table in tables])
+    tables = [contrasts.arm_table(pairs, arm) for arm in ARMS]
+    kept = np.stack(
+        [[contrasts.sample(pairs, good(table, of)).sums for of in bounds] for table in tables]
+    )
     both = shares(np.bincount(pairs["burst"]), kept, design)
-    columns = {"baseline": both.value[0], "comparison": both.value[1]}
-    index = pd.Index(grid_ms, name="itl_ms")
-    return pd.DataFrame({**columns, **difference_columns(both)}, index)
+    return pd.DataFrame(contrasts.difference_columns(both), pd.Index(grid_ms, name="itl_ms"))
 
 
 # --- elsewhere ------------------------------------------------------------------------------------
@@ -280,15 +259,14 @@ def agreement(
     """
     rows = _common(published, yours)
     arms = dict(zip(PLACES, (*published, *yours), strict=True))
-    pairs = join({
+    pairs = contrasts.join({
         name: [table[table["row"].isin(rows)] for table in tables] for name, tables in arms.items()
     })  # fmt: skip
-    by_arm = [values(pairs, name, slo) for name in PLACES]
-    gaps = [EFFECTS[2] @ np.stack([arm[key] for arm in by_arm]) for key in METRICS]
-    design = plan(pairs, gaps, **settings)
+    by_arm = contrasts.values(pairs, slo, PLACES)
+    design = contrasts.plan(pairs, [EFFECTS[2] @ of for of in by_arm.values()], **settings)
     lines = {}
-    for key in METRICS:
-        means = two_arms(pairs, [arm[key] for arm in by_arm], design, ["mean"])
+    for key, of in by_arm.items():
+        means = contrasts.two_arms(pairs, of, design, ["mean"])
         effects = means.map(lambda x: EFFECTS @ x)
         low, high = (end[:, 0] for end in effects.interval)
         scale = abs(float(means.value[0, 0])) if key in LATENCIES else 1.0

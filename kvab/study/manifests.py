@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import yaml
 from pydantic import AfterValidator, Field
@@ -74,10 +74,25 @@ class Job(Part):
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """A ``perf.yaml``: its documents, the Job as written and as checked."""
+class Manifest:
+    """A file that is wrong where one of its keys is not what it should be."""
 
     path: Path
+
+    def reject(self, key: str, expected: str, got: object = "") -> NoReturn:
+        """Raise the error of this file: the key, what was expected and what came."""
+        raise InputError(expected=expected, got=str(got), path=self.path, key=key, fix=FIX)
+
+    def expect(self, right: bool, key: str, expected: str, got: object = "") -> None:
+        """Reject the file unless a key is right."""
+        if not right:
+            self.reject(key, expected, got)
+
+
+@dataclass(frozen=True)
+class Benchmark(Manifest):
+    """A ``perf.yaml``: its documents, the Job as written and as checked."""
+
     documents: list[Json]
     job: Json
     declared: Job
@@ -105,8 +120,8 @@ class Benchmark:
             bounds = {SLOS[metric]: float(ms) for metric, ms in pairs}
         except (ValueError, KeyError):
             bounds = {}
-        if set(bounds) != set(SLOS.values()):
-            self.reject("--goodput", f"{':<ms> '.join(SLOS)}:<ms>", f"'{text}'")
+        expected = f"{':<ms> '.join(SLOS)}:<ms>"
+        self.expect(set(bounds) == set(SLOS.values()), "--goodput", expected, f"'{text}'")
         return bounds
 
     def option(self, name: str) -> str:
@@ -117,13 +132,9 @@ class Benchmark:
         InputError
             If it has none.
         """
-        if name not in self.command[:-1]:
-            self.reject("args", f"the option {name} in the AIPerf command", "none")
+        there = name in self.command[:-1]
+        self.expect(there, "args", f"the option {name} in the AIPerf command", "none")
         return self.command[self.command.index(name) + 1]
-
-    def reject(self, key: str, expected: str, got: str) -> NoReturn:
-        """Raise the error of this file: the place, what was expected and what came."""
-        raise InputError(expected=expected, got=got, path=self.path, key=key, fix=FIX)
 
     def check(self) -> None:
         """Reject a file into which a run's own values cannot be put.
@@ -133,23 +144,20 @@ class Benchmark:
         InputError
             Naming what it lacks.
         """
-        if self.command[:2] != ["aiperf", "profile"]:
-            self.reject("args", "'aiperf profile' and its options", " ".join(self.command)[:60])
+        right, got = self.command[:2] == ["aiperf", "profile"], " ".join(self.command)[:60]
+        self.expect(right, "args", "'aiperf profile' and its options", got)
         env = {variable.name: variable.value for variable in self.container.env}
         volumes = [volume.name for volume in self.declared.volumes]
-        for key, needed, names in (
-            ("env", BENCHMARK_ENV, [*env]),
-            ("volumes", ("perf-cache",), volumes),
-        ):
-            for name in needed:
-                if name not in names:
-                    self.reject(key, f"{name} among the names", ", ".join(names) or "none")
+        needed = [("env", name, [*env]) for name in BENCHMARK_ENV]
+        for key, name, names in (*needed, ("volumes", "perf-cache", volumes)):
+            got = ", ".join(names) or "none"
+            self.expect(name in names, key, f"{name} among the names", got)
         for name in ("--input-file", "--artifact-dir"):
             self.option(name)
         timeout = "--request-timeout-seconds"
         for key, text in {"env.READY_S": env["READY_S"], timeout: self.option(timeout)}.items():
-            if not re.fullmatch(r"\d+(\.\d+)?", str(text)):
-                self.reject(key, "seconds", f"{text!r:.60}")
+            right = bool(re.fullmatch(r"\d+(\.\d+)?", str(text)))
+            self.expect(right, key, "seconds", f"{text!r:.60}")
 
     def check_scripts(self, scripts: Json) -> None:
         """Reject a Job that does not run one of the study's scripts from where it mounts them.
@@ -161,14 +169,14 @@ class Benchmark:
         """
         name = scripts["metadata"]["name"]
         volumes = [v.name for v in self.declared.volumes if v.config_map == name]
-        if not volumes:
-            self.reject("volumes", f"the ConfigMap {name} of ../../benchmark", "none")
+        expected = f"the ConfigMap {name} of ../../benchmark"
+        self.expect(bool(volumes), "volumes", expected, "none")
         folders = [m.path for m in self.container.mounts if m.name in volumes]
         programs = [f"{folder}/{script}" for folder in folders for script in scripts["data"]]
+        known = " or ".join(programs) or f"a script of the volume {volumes[0]}, mounted"
         command = self.container.command
-        if command not in [("bash", program) for program in programs]:
-            known = " or ".join(programs) or f"a script of the volume {volumes[0]}, mounted"
-            self.reject("command", f"bash and {known}", " ".join(command)[:60])
+        right = command in [("bash", program) for program in programs]
+        self.expect(right, "command", f"bash and {known}", " ".join(command)[:60])
 
 
 def read_benchmark(path: Path) -> Benchmark:
@@ -277,7 +285,8 @@ class BetaDeployment(Part):
     components: Annotated[tuple[Named, ...], below("spec.components")]
 
 
-class Component(NamedTuple):
+@dataclass(frozen=True)
+class Component(Manifest):
     """A service as written and as checked; ``flags`` are its arguments, None for a bare switch."""
 
     name: str
@@ -293,13 +302,19 @@ class Component(NamedTuple):
         container: Object = self.service["extraPodSpec"]["mainContainer"]
         return container
 
+    def reject(self, key: str, expected: str, got: object = "") -> NoReturn:
+        """Raise the error of a key of the service."""
+        super().reject(f"{self.name}.{key}", expected, got)
+
 
 @dataclass(frozen=True)
-class Configuration:
-    """The manifests of a recipe folder: the deployment as written and as checked, the benchmark."""
+class Configuration(Manifest):
+    """The manifests of a recipe folder: the deployment as written and as checked, the benchmark.
+
+    ``path`` is that of ``deploy.yaml``.
+    """
 
     name: str
-    folder: Path
     deploy: Object
     declared: Deployment
     benchmark: Benchmark
@@ -310,13 +325,14 @@ class Configuration:
         return digest(self.deploy)
 
     @property
+    def folder(self) -> Path:
+        """The recipe folder."""
+        return self.path.parent
+
+    @property
     def deployment(self) -> str:
         """Name of the deployment."""
         return self.declared.name
-
-    def reject(self, key: str, expected: str, got: str = "") -> NoReturn:
-        """Raise the error of ``deploy.yaml``: the key, what was expected and what came."""
-        raise InputError(expected=expected, got=got, path=self.folder / DEPLOY, key=key, fix=FIX)
 
     def components(self) -> dict[str, Component]:
         """Return the services by name, with their command lines parsed."""
@@ -331,16 +347,15 @@ class Configuration:
             except ValueError as error:
                 self.reject(f"{name}.command", "one plain command", str(error))
         program = PROGRAMS[declared.kind]
-        if program not in tokens:
-            got = " ".join(tokens[:3]) or "nothing"
-            self.reject(f"{name}.command", f"python3 -m {program}", got)
+        got = " ".join(tokens[:3]) or "nothing"
+        self.expect(program in tokens, f"{name}.command", f"python3 -m {program}", got)
         flags = self._flags(name, tokens[tokens.index(program) + 1 :])
         environment = {
             variable.name: str(variable.value or variable.source)
             for variable in (*self.declared.envs, *declared.envs, *declared.env)
         }
         service = self.deploy["spec"]["services"][name]
-        return Component(name, service, declared, program, flags, environment)
+        return Component(self.path, name, service, declared, program, flags, environment)
 
     def _flags(self, name: str, tokens: list[str]) -> dict[str, str | None]:
         flags: dict[str, str | None] = {}
@@ -349,12 +364,10 @@ class Configuration:
             if token.startswith("-") and not token[1:2].isdigit():
                 text, equals, value = token.partition("=")
                 flag = ALIASES.get(text, text.replace("_", "-"))
-                if flag in flags:
-                    self.reject(f"{name}.args.{flag}", "it once", "it twice")
+                self.expect(flag not in flags, f"{name}.args.{flag}", "it once", "it twice")
                 flags[flag] = value if equals else None
-            elif flags.get(flag, token) is not None:
-                self.reject(f"{name}.args", "a flag", token)
             else:
+                self.expect(flags.get(flag, token) is None, f"{name}.args", "a flag", token)
                 flags[flag] = token
         return flags
 
@@ -376,20 +389,20 @@ def read_configuration(folder: Path | str, name: str | None = None) -> Configura
         manifest = to_alpha(manifest, path)
     declared = checked(manifest, Deployment, path, FIX)
     benchmark = read_benchmark(folder / PERF)
-    configuration = Configuration(name or folder.name, folder, manifest, declared, benchmark)
-    if len(documents) != 1:
-        configuration.reject("the file", f"one {KIND}", f"{len(documents)} documents")
+    configuration = Configuration(path, name or folder.name, manifest, declared, benchmark)
+    got = f"{len(documents)} documents"
+    configuration.expect(len(documents) == 1, "the file", f"one {KIND}", got)
     programs = {part.program: part for part in configuration.components().values()}
     for program in (FRONTEND, VLLM):
-        if program not in programs:
-            configuration.reject("spec.services", f"a service that runs {program}", "none")
+        expected = f"a service that runs {program}"
+        configuration.expect(program in programs, "spec.services", expected, "none")
     served = {
         "--url": f"http://{declared.name}-{programs[FRONTEND].name.lower()}:8000",
         "-m": programs[VLLM].flags.get("--model"),
     }
     for option, value in served.items():
-        if (got := benchmark.option(option)) != value:
-            benchmark.reject(option, f"{value} as in {DEPLOY}", got)
+        got = benchmark.option(option)
+        benchmark.expect(got == value, option, f"{value} as in {DEPLOY}", got)
     return configuration
 
 

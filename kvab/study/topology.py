@@ -19,7 +19,6 @@ from kvab.declarations import Declared, Json, checked
 from kvab.errors import InputError
 from kvab.study import Count, Study
 from kvab.study.manifests import (
-    DEPLOY,
     FIX,
     FRONTEND,
     KIND,
@@ -31,7 +30,7 @@ from kvab.study.manifests import (
 )
 
 Router = Literal["round_robin", "kv"]
-ROUTERS: dict[str | None, Router] = {"round-robin": "round_robin", "kv": "kv"}
+ROUTERS: dict[str, Router] = {"round-robin": "round_robin", "kv": "kv"}
 ROLES = {"agg": "aggregated", "prefill": "prefill", "decode": "decode"}
 
 
@@ -174,21 +173,22 @@ def read_topology(configuration: Configuration) -> Topology:
     """
     parts = configuration.components().values()
     for part in parts:
-        _check_known(configuration, part)
+        _check_known(part)
     frontends = [part for part in parts if part.program == FRONTEND]
-    if len(frontends) > 1 or frontends[0].declared.replicas != 1:
-        configuration.reject("spec.services", "one frontend with one replica", "another number")
-    router = _router(configuration, frontends[0])
+    right = [part.declared.replicas for part in frontends] == [1]
+    expected, got = "one frontend with one replica", "another number"
+    configuration.expect(right, "spec.services", expected, got)
+    router = _router(frontends[0])
     groups: dict[str, WorkerGroup] = {}
     for part in parts:
         if part.program == VLLM:
-            role = _role(configuration, part)
-            if role in groups:
-                configuration.reject(part.name, f"one service with the role {role}", "two")
-            groups[role] = _group(configuration, part)
-    if set(groups) not in ({"aggregated"}, {"prefill", "decode"}):
-        got = " and ".join(sorted(groups))
-        configuration.reject("spec.services", "aggregated, or prefill and decode", got)
+            role = _role(part)
+            expected = f"one service with the role {role}"
+            configuration.expect(role not in groups, part.name, expected, "two")
+            groups[role] = _group(part)
+    right = set(groups) in ({"aggregated"}, {"prefill", "decode"})
+    expected, got = "aggregated, or prefill and decode", " and ".join(sorted(groups))
+    configuration.expect(right, "spec.services", expected, got)
     if router == "kv":
         _check_kv_routing(configuration, groups)
     return Topology(
@@ -200,55 +200,48 @@ def read_topology(configuration: Configuration) -> Topology:
     )
 
 
-def _check_known(configuration: Configuration, part: Component) -> None:
+def _check_known(part: Component) -> None:
     for field in INEXPRESSIBLE:
-        if part.service.get(field):
-            configuration.reject(f"{part.name}.{field}", "none: it cannot be simulated")
+        part.expect(not part.service.get(field), field, "none: it cannot be simulated")
     for name in part.environment:  # variables that stand for arguments
-        if name.startswith(("DYN_ROUTER_", "DYN_VLLM_")) and name != "DYN_ROUTER_MODE":
-            configuration.reject(f"{part.name}.env.{name}", "an argument instead of this variable")
-    for flag, value in part.flags.items():
-        known, key = FLAGS.get(flag), f"{part.name}.args.{flag}"
-        if known is None or known.program != part.program:
-            names = ", ".join(name for name in FLAGS if FLAGS[name].program == part.program)
-            configuration.reject(key, f"only flags that the study knows ({names})")
-        if known.switch != (value is None):
-            configuration.reject(key, f"{'no' if known.switch else 'a'} value", str(value))
+        stands = name.startswith(("DYN_ROUTER_", "DYN_VLLM_")) and name != "DYN_ROUTER_MODE"
+        part.expect(not stands, f"env.{name}", "an argument instead of this variable")
+    flags = {name: flag for name, flag in FLAGS.items() if flag.program == part.program}
+    for name, value in part.flags.items():
+        key = f"args.{name}"
+        part.expect(name in flags, key, f"only flags that the study knows ({', '.join(flags)})")
+        switch = flags[name].switch
+        part.expect(switch == (value is None), key, f"{'no' if switch else 'a'} value", value)
 
 
-def _router(configuration: Configuration, frontend: Component) -> Router:
+def _router(frontend: Component) -> Router:
     # As in the frontend, the argument wins over the variable.
     default = frontend.environment.get("DYN_ROUTER_MODE", "round-robin")
-    mode = frontend.flags.get("--router-mode", default)
-    if mode not in ROUTERS:
-        key = f"{frontend.name}.args.--router-mode"
-        configuration.reject(key, " or ".join(map(str, ROUTERS)), str(mode))
+    mode = frontend.flags.get("--router-mode") or default
+    frontend.expect(mode in ROUTERS, "args.--router-mode", " or ".join(ROUTERS), mode)
     return ROUTERS[mode]
 
 
-def _role(configuration: Configuration, part: Component) -> str:
-    mode = part.flags.get("--disaggregation-mode") or "agg"
-    if mode not in ROLES:
-        key = f"{part.name}.args.--disaggregation-mode"
-        configuration.reject(key, f"one of {', '.join(ROLES)}", mode)
+def _role(part: Component) -> str:
+    mode, flag = part.flags.get("--disaggregation-mode") or "agg", "args.--disaggregation-mode"
+    part.expect(mode in ROLES, flag, f"one of {', '.join(ROLES)}", mode)
     # The published aggregated workers have the subtype decode.
-    allowed = "decode" if mode == "agg" else mode
+    others = {"prefill", "decode"} - {"decode" if mode == "agg" else mode}
     types = {"componentType": part.declared.kind, "subComponentType": part.declared.role}
     for field, kind in types.items():
-        if kind in ("prefill", "decode") and kind != allowed:
-            expected = f"a worker of --disaggregation-mode {mode}"
-            configuration.reject(f"{part.name}.{field}", expected, kind)
+        expected = f"a worker of --disaggregation-mode {mode}"
+        part.expect(kind not in others, field, expected, kind)
     return ROLES[mode]
 
 
-def _group(configuration: Configuration, part: Component) -> WorkerGroup:
+def _group(part: Component) -> WorkerGroup:
     flags = {FLAGS[name].sets: name for name in part.flags}
     values: Json = VLLM_DEFAULTS | {
         field: part.flags[name] for field, name in flags.items() if field not in ("", "role")
     }
     if "prefix_caching" in flags:
         values["prefix_caching"] = "--no-enable-prefix-caching" not in part.flags
-    events = _json(configuration, part, "--kv-events-config")
+    events = _json(part, "--kv-events-config")
     values |= {
         "component": part.name,
         "replicas": part.declared.replicas,
@@ -257,56 +250,50 @@ def _group(configuration: Configuration, part: Component) -> WorkerGroup:
         "kv_events": events.get("enable_kv_cache_events") is True,
     }
     try:
-        group = checked(values, WorkerGroup, configuration.folder / DEPLOY, FIX)
+        group = checked(values, WorkerGroup, part.path, FIX)
     except InputError as error:
         keys = {flag.sets: f"args.{name}" for name, flag in FLAGS.items()}
         keys["gpus_per_worker"] = "resources.limits.gpu"
         error.key = f"{part.name}.{keys.get(error.key, error.key)}"
         raise
-    _check_group(configuration, part, group)
+    _check_group(part, group)
     return group
 
 
-def _check_group(configuration: Configuration, part: Component, group: WorkerGroup) -> None:
-    if {"--enable-prefix-caching", "--no-enable-prefix-caching"} <= set(part.flags):
-        configuration.reject(f"{part.name}.args", "prefix caching either on or off", "both")
+def _check_group(part: Component, group: WorkerGroup) -> None:
+    both = {"--enable-prefix-caching", "--no-enable-prefix-caching"} <= set(part.flags)
+    part.expect(not both, "args", "prefix caching either on or off", "both")
     gpus, parallel = group.gpus_per_worker, group.tensor_parallel
-    if gpus != parallel:
-        expected = f"{gpus} (resources.limits.gpu)"
-        configuration.reject(f"{part.name}.args.--tensor-parallel-size", expected, str(parallel))
-    requested = part.declared.resources.requests.gpu
-    if requested not in ("", str(gpus)):
-        expected = f"{gpus}, as in its limits"
-        configuration.reject(f"{part.name}.resources.requests.gpu", expected, requested)
-    overrides = _json(configuration, part, "--hf-overrides")
-    longest = overrides.get("max_position_embeddings", group.context_length)
-    if type(longest) is not int or group.context_length > longest:
-        expected, got = f"at most {longest} (--hf-overrides)", str(group.context_length)
-        configuration.reject(f"{part.name}.args.--max-model-len", expected, got)
+    expected = f"{gpus} (resources.limits.gpu)"
+    part.expect(gpus == parallel, "args.--tensor-parallel-size", expected, parallel)
+    asked = part.declared.resources.requests.gpu or str(gpus)
+    part.expect(asked == str(gpus), "resources.requests.gpu", f"{gpus}, as in its limits", asked)
+    length = group.context_length
+    longest = _json(part, "--hf-overrides").get("max_position_embeddings", length)
+    right = type(longest) is int and length <= longest
+    part.expect(right, "args.--max-model-len", f"at most {longest} (--hf-overrides)", length)
 
 
-def _json(configuration: Configuration, part: Component, flag: str) -> dict[str, object]:
+def _json(part: Component, flag: str) -> dict[str, object]:
     text = part.flags.get(flag) or "{}"
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
-        configuration.reject(f"{part.name}.args.{flag}", "a JSON object", text)
-    return value
+    part.expect(isinstance(value, dict), f"args.{flag}", "a JSON object", text)
+    found: dict[str, object] = value
+    return found
 
 
 def _check_kv_routing(configuration: Configuration, groups: dict[str, WorkerGroup]) -> None:
     caching = groups.get("prefill") or groups["aggregated"]
-    key = f"{caching.component}.args"
-    if not caching.prefix_caching:
-        configuration.reject(key, "prefix caching behind a KV router", "it switched off")
-    if not caching.kv_events:
-        configuration.reject(key, "KV events (--kv-events-config) behind a KV router", "none")
-    sizes = {group.block_size for group in groups.values()}
-    if len(sizes) > 1:
-        configuration.reject("args.--block-size", "one block size behind a KV router",
-                             str(sorted(sizes)))  # fmt: skip
+    sizes = sorted({group.block_size for group in groups.values()})
+    for right, key, expected, got in (
+        (caching.prefix_caching, f"{caching.component}.args", "prefix caching", "it switched off"),
+        (caching.kv_events, f"{caching.component}.args", "KV events (--kv-events-config)", "none"),
+        (len(sizes) == 1, "args.--block-size", "one block size", sizes),
+    ):
+        configuration.expect(right, key, f"{expected} behind a KV router", got)
 
 
 def _unexpressed(configuration: Configuration) -> Iterator[Unexpressed]:
@@ -388,20 +375,15 @@ def declared_topology(study: Study, name: str) -> Topology:
         than ``study.yaml`` declares.
     """
     recipe = read_configuration(study.configuration_folder(name), name)
-    topology, factors = read_topology(recipe), study.configurations[name].factors
-    path, slo = recipe.folder / DEPLOY, study.slo
+    topology, factors, slo = read_topology(recipe), study.configurations[name].factors, study.slo
     declared = (factors.split, factors.routing.replace("-", "_"))
-    if (topology.mode, topology.router) != declared:
-        expected = f"{' and '.join(declared)}, as study.yaml declares {name}"
-        got = f"{topology.mode} and {topology.router}"
-        raise InputError(expected=expected, got=got, path=path, fix="fix the one that is wrong")
-    models = {group.model for group in topology.groups.values()}
-    if models != {study.model.name}:
-        expected, got = f"model {study.model.name}", ", ".join(models)
-        raise InputError(expected=expected, got=got, path=path, fix="fix --model")
-    if recipe.benchmark.slo() != slo.model_dump():
-        expected = f"the goodput of study.yaml ({slo.ttft_ms:g} ms, {slo.itl_ms:g} ms)"
-        got = recipe.benchmark.option("--goodput")
-        path = recipe.benchmark.path
-        raise InputError(expected=expected, got=got, path=path, fix="fix --goodput")
+    expected = f"{' and '.join(declared)}, as study.yaml declares {name}"
+    got = f"{topology.mode} and {topology.router}"
+    recipe.expect((topology.mode, topology.router) == declared, "", expected, got)
+    models, model = {group.model for group in topology.groups.values()}, study.model.name
+    recipe.expect(models == {model}, "--model", f"model {model}", ", ".join(models))
+    benchmark = recipe.benchmark
+    expected = f"the goodput of study.yaml ({slo.ttft_ms:g} ms, {slo.itl_ms:g} ms)"
+    got = benchmark.option("--goodput")
+    benchmark.expect(benchmark.slo() == slo.model_dump(), "--goodput", expected, got)
     return topology

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PARTS = dict.fromkeys(("pairing.pair", "pairing.plan", "bootstrap._drawn", "pairing.sample",
+PARTS = dict.fromkeys(("contrasts.pair", "contrasts.plan", "bootstrap._drawn", "contrasts.sample",
                        "percentiles.percentiles", "ranks.hodges_lehmann"), 1.5)  # fmt: skip
 MEMORY = [[0.5, 1.0], [1.0, 2.0]]
 ONE = {"arm": "a", "loading_s": 1, "planning_s": 1, "simulator_s": 8, "converting_s": 0.5,
