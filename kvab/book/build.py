@@ -261,7 +261,7 @@ def _add_files(source: Path, book: Book) -> None:
     """Add the table of all requests, the card, and the notebook that makes a run, to download."""
 
     def made() -> dict[str, bytes]:
-        table = runs.parquet_bytes(book.evidence.each_run, level=runs.QUICK)
+        table = runs.parquet_bytes(book.evidence.requests, level=runs.QUICK)
         return {REQUESTS: table, CARD: social_card(book.evidence, book.judged)}
 
     for name, content in remember(book.key, "publication", made).items():

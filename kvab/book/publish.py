@@ -13,9 +13,10 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 from pydantic import Field
 
 import kvab
-from kvab.cache import write_beside
+from kvab.cache import write, write_beside
 from kvab.declarations import Declared, Json
 from kvab.errors import InputError, writing
 from kvab.requests.archives import folder_of
@@ -80,24 +81,24 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
     partial = [run.path for run in read if run.manifest.status != "complete"]
     if partial:
         raise InputError(f"{partial[0]}: not complete; rerun it before publishing")
-    workload = workload_path(source, read[0].manifest.trace.sha256)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".publish-", dir=target.parent) as name:
-        beside = Path(name)
-        for run in read:
-            _copy(run, beside / run.path.relative_to(source))
-        _copy_tables([source / cluster, target / cluster], beside / cluster)
-        (beside / "workloads").mkdir()
-        for path in (workload, workload.with_suffix(".json")):
-            shutil.copyfile(path, beside / "workloads" / path.name)
-        others = [path for path in target.glob("*") if path.name not in (cluster, "workloads")]
-        size = sum(map(_size, [beside, *others]))
-        if size > LIMIT_BYTES:
-            raise InputError(f"{target}: {size:,} bytes, at most {LIMIT_BYTES:,} are published")
+    files = _read("", source, _workload(source, read[0]))
+    for run in read:
+        files |= _run_files(run, f"{run.path.relative_to(source)}", small=True)
+    for key, names in TABLES.items():
+        having = [folder for folder in (source, target) if (folder / cluster / key).is_file()]
+        for folder in having[:1]:
+            files |= _read("", folder, _present(folder / cluster, names))
+    target.mkdir(parents=True, exist_ok=True)
+    others = [path for path in target.glob("*") if path.name not in (cluster, "workloads")]
+    size = sum(map(len, files.values())) + sum(map(_size, others))
+    if size > LIMIT_BYTES:
+        raise InputError(f"{target}: {size:,} bytes, at most {LIMIT_BYTES:,} are published")
+    with tempfile.TemporaryDirectory(prefix=".publish-", dir=target.parent) as beside:
+        for name, content in files.items():
+            write(Path(beside) / name, content)
         for part in (cluster, "workloads"):
             shutil.rmtree(target / part, ignore_errors=True)
-            (target / part).parent.mkdir(parents=True, exist_ok=True)
-            (beside / part).rename(target / part)
+            (Path(beside) / part).rename(target / part)
     return runs.find_runs(target.parent, declared, cluster)
 
 
@@ -105,21 +106,43 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _copy_tables(clusters: list[Path], to: Path) -> None:
-    """Copy each group of tables from the first folder of a cluster that has it."""
-    for key, names in TABLES.items():
-        for source in [cluster for cluster in clusters if (cluster / key).is_file()][:1]:
-            for name in [name for name in names if (source / name).is_file()]:
-                (to / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, to / name)
+def _workload(folder: Path, run: runs.Run) -> list[Path]:
+    """Return the files of the workload of a run, in a study's folder of runs."""
+    table = workload_path(folder, run.manifest.trace.sha256)
+    return [table, table.with_suffix(".json")]
 
 
-def _copy(run: runs.Run, to: Path) -> None:
-    times = run.requests[[*ROUNDED_MS]].round(ROUNDED_MS)
-    files = {name: (run.path / name).read_bytes() for name in MANIFESTS}
-    files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times), runs.SMALL)
-    manifest = nameless(run.manifest)
-    runs.write_run(to, manifest.model_dump(by_alias=True, exclude={"files"}), files)
+def _run_files(
+    run: runs.Run, under: str, *, hosts: bool = False, small: bool = False
+) -> dict[str, bytes]:
+    """Return what leaves this machine of a run; with ``small`` its times are rounded."""
+    applied = [name for name in run.manifest.files if name.startswith("manifests/applied/")]
+    names = [*MANIFESTS, *(applied if hosts else []), "requests.parquet"]
+    files = {name: (run.path / name).read_bytes() for name in names if name in run.manifest.files}
+    if small:
+        times = run.requests[[*ROUNDED_MS]].round(ROUNDED_MS)
+        files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times), runs.SMALL)
+    manifest = run.manifest if hosts else nameless(run.manifest)
+    manifest = manifest.model_copy(update={"files": _sums(files)})
+    files[RUN] = (manifest.model_dump_json(indent=2, by_alias=True) + "\n").encode()
+    return {f"{under}/{name}": content for name, content in files.items()}
+
+
+def _present(folder: Path, names: Iterable[str | Path]) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _sums(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def _read(under: str, base: Path, paths: Iterable[Path]) -> dict[str, bytes]:
+    """Return files by where they lie below a folder."""
+    try:
+        return {f"{under}{path.relative_to(base)}": path.read_bytes() for path in paths}
+    except OSError as error:
+        problem = f"cannot be packed ({error.strerror})"
+        raise InputError(problem, path=error.filename, fix="restore it") from None
 
 
 def nameless(manifest: RunManifest) -> RunManifest:
@@ -186,29 +209,26 @@ def bundle(
     """
     if not out.name.endswith(SUFFIX):
         raise InputError(f"{out}: expected a name that ends in {SUFFIX}")
-    declared = load_study(study)
+    declared, recipes = load_study(study), root() / "recipes"
     chosen = _chosen(declared, paths)
     files: dict[str, bytes] = {}
     for folder, path in chosen:
         run = runs.read_run(path)
-        for name, content in _run_files(run, hosts).items():
-            files[f"runs/{path.relative_to(folder)}/{name}"] = content
-        table = workload_path(folder / declared.name, run.manifest.trace.sha256)
-        tables = [path.parents[1] / name for names in TABLES.values() for name in names]
-        tables = [path for path in tables if path.is_file()]
-        _add(files, "runs", folder, [table, table.with_suffix(".json"), *tables])
+        files |= _run_files(run, f"runs/{path.relative_to(folder)}", hosts=hosts)
+        tables = _present(path.parents[1], chain(*TABLES.values()))
+        files |= _read("runs/", folder, [*_workload(folder / declared.name, run), *tables])
     clusters = sorted({path.parents[1].name for _, path in chosen})
-    recipes = root() / "recipes"
-    profiles = [recipes / "clusters" / f"{name}.yaml" for name in clusters]
-    _add(files, "recipes", recipes, [path for path in profiles if path.is_file() and hosts])
+    if hosts:
+        profiles = [f"clusters/{name}.yaml" for name in clusters]
+        files |= _read("recipes/", recipes, _present(recipes, profiles))
     own = sorted(path for path in declared.folder.rglob("*") if path.is_file())
-    _add(files, f"recipes/{declared.base}", declared.folder, own)
-    _add(files, "environment", root(), [root() / "requirements.lock"])
+    files |= _read("recipes/", recipes, own)
+    files |= _read("environment/", root(), [root() / "requirements.lock"])
     contents = Contents(
         study=f"recipes/{declared.base}/{study.name}",
         clusters=clusters,
         kvab=kvab.__version__,
-        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        files=_sums(files),
     )
     _write(out, {CONTENTS: contents.model_dump_json(indent=1, by_alias=True).encode(), **files})
     return contents, _others(declared, {folder for folder, _ in chosen}, paths)
@@ -249,26 +269,6 @@ def _chosen(study: Study, paths: list[Path]) -> list[tuple[Path, Path]]:
                              got="none", path=path, fix="name e.g. runs/")  # fmt: skip
         chosen |= below
     return sorted(chosen)
-
-
-def _run_files(run: runs.Run, hosts: bool) -> dict[str, bytes]:
-    names = ["requests.parquet", *MANIFESTS]
-    if hosts:
-        names += [name for name in run.manifest.files if name.startswith("manifests/applied/")]
-    files = {name: (run.path / name).read_bytes() for name in names if name in run.manifest.files}
-    sums = {name: run.manifest.files[name] for name in files}
-    manifest = run.manifest.model_copy(update={"files": sums})
-    if not hosts:
-        manifest = nameless(manifest)
-    return {RUN: manifest.model_dump_json(indent=2, by_alias=True).encode(), **files}
-
-
-def _add(files: dict[str, bytes], under: str, base: Path, paths: list[Path]) -> None:
-    for path in paths:
-        try:
-            files[f"{under}/{path.relative_to(base)}"] = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be packed ({error.strerror}); restore it") from None
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:

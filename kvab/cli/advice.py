@@ -40,15 +40,14 @@ def _bounds(advice: Advice) -> str:
 
 def _option(option: Option) -> str:
     ends = "no interval: too few blocks"
-    if option.low == option.low:
-        ends = f"{percent(option.low)} to {percent(option.high)}"
+    if option.ci_low is not None:
+        ends = f"{percent(option.ci_low)} to {percent(option.ci_high)}"
     text = f"{percent(option.good_share)} good ({ends})"
     if option.gpu_hours_per_1000_good is not None:
         text += f", {number(option.gpu_hours_per_1000_good)} GPU-hours for 1,000 good requests"
-    if option.dollars_per_million_tokens is not None:
-        text += (
-            f", {number(option.dollars_per_million_tokens, 2)} dollars for 1M good output tokens"
-        )
+    if option.dollars_per_million_output_tokens is not None:
+        dollars = number(option.dollars_per_million_output_tokens, 2)
+        text += f", {dollars} dollars for 1M good output tokens"
     return text
 
 

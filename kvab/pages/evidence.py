@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,19 +154,19 @@ class Evidence:
     @cached_property
     def requests(self) -> pd.DataFrame:
         """All requests: schema-1 columns plus configuration, label, repeat and good."""
-        return pd.concat(self.each_run, ignore_index=True)
-
-    @property
-    def each_run(self) -> Iterator[pd.DataFrame]:
-        """The requests of one run after the other, with the columns of ``requests``."""
-        for name, repeats in self.runs.items():
-            for run in repeats:
-                yield run.requests.assign(
+        return pd.concat(
+            (
+                run.requests.assign(
                     configuration=name,
                     label=self.arms[name].label,
                     repeat=run.manifest.repeat,
                     good=metrics.good(run.requests, self.study.slo),
                 )
+                for name, repeats in self.runs.items()
+                for run in repeats
+            ),
+            ignore_index=True,
+        )
 
     @kept
     def comparison(self) -> Comparison:

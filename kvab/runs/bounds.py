@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,25 +20,24 @@ import pandas as pd
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs.sweep import Sweep, load_sweep
-from kvab.stats.crossings import COSTS
 from kvab.study import Study, load_study
 
 AXES = ["load", "ttft_ms", "itl_ms"]
-FIX = "run `kvab capacity`, which keeps complete cells"
 
 
 @dataclass(frozen=True)
 class Option:
     """A configuration at the bounds: share of good requests, its workload interval, what it costs.
 
-    Costs are None where no request is good, and dollars where the study declares no price.
+    The interval is None where blocks are too few, costs where no request is good, and dollars where
+    the study declares no price.
     """
 
     good_share: float
-    low: float
-    high: float
+    ci_low: float | None
+    ci_high: float | None
     gpu_hours_per_1000_good: float | None
-    dollars_per_million_tokens: float | None
+    dollars_per_million_output_tokens: float | None
 
 
 class Change(NamedTuple):
@@ -100,16 +99,7 @@ class Advice:
             "ttft_ms": self.asked.ttft_ms,
             "itl_ms": self.asked.itl_ms,
             "judged_at": self.judged._asdict(),
-            "configurations": {
-                name: {
-                    "good_share": option.good_share,
-                    "ci_low": _known(option.low),
-                    "ci_high": _known(option.high),
-                    "gpu_hours_per_1000_good": option.gpu_hours_per_1000_good,
-                    "dollars_per_million_output_tokens": option.dollars_per_million_tokens,
-                }
-                for name, option in self.options.items()
-            },
+            "configurations": {name: asdict(option) for name, option in self.options.items()},
             "recommendation": {
                 "configuration": self.configuration,
                 "next": str(self.lead["next"]),
@@ -174,28 +164,6 @@ class Bounds:
         cells = self.swept.load_cells
         return {(cell.load, cell.configuration): cell.gpu_hours_spent for cell in cells}
 
-    def check(self) -> None:
-        """Reject tables that lack a cell of their grid.
-
-        Raises
-        ------
-        InputError
-            Naming the first that is missing.
-        """
-        whole, arms = [*self.grid.values()], [*self.swept.arms]
-        held = {
-            "bounds": (self.shares.index, [*whole, arms]),
-            "best": (self.leads.index, whole),
-            **{per: (self.cheapest(per).index, whole) for per in COSTS},
-            "replays": (pd.MultiIndex.from_tuples(self.gpu_hours), [whole[0], arms]),
-        }
-        for table, (index, asked) in held.items():
-            missing = pd.MultiIndex.from_product(asked).difference(index)
-            if len(missing):
-                got = " and ".join(map(str, missing[0]))
-                raise InputError(f"its table of {table} lacks a cell: {got}", path=Sweep.PLACE,
-                                 fix=FIX)  # fmt: skip
-
     def at(self, ttft_ms: float, itl_ms: float, load: float) -> Advice:
         """Return what the sweep says at two bounds, in ms, and a load.
 
@@ -227,8 +195,8 @@ class Bounds:
         good, tokens = int(row["good"]), int(row["good_output_tokens"])
         return Option(
             good / int(row["requests"]),
-            float(row["low"]),
-            float(row["high"]),
+            _known(row["low"]),
+            _known(row["high"]),
             hours / (good / 1000) if good else None,
             price * hours / (tokens / 1e6) if price and tokens else None,
         )
@@ -260,14 +228,12 @@ def load_bounds(study: str | Path | Study, cluster: str, folder: str | Path) -> 
     Raises
     ------
     InputError
-        If the sweep's files do not belong together, or lack a cell.
+        If the sweep's files do not belong together.
     """
     swept = load_sweep(study, cluster, folder)
     if swept is None or swept.bounds is None or swept.best is None or swept.costs is None:
         return None
-    bounds = Bounds(swept, swept.bounds, swept.best, swept.costs)
-    bounds.check()
-    return bounds
+    return Bounds(swept, swept.bounds, swept.best, swept.costs)
 
 
 def load_every(study: str | Path | Study, cluster: str, folder: str | Path) -> list[Bounds]:

@@ -322,7 +322,7 @@ class Campaign(ABC, Generic[Made, Asked]):
         digests = {}
         for field, file in self.TABLES.items():
             if (table := getattr(self, field)) is not None:
-                content = runs.parquet_bytes([table])
+                content = runs.parquet_bytes(table)
                 digests[file] = hashlib.sha256(content).hexdigest()
                 write_beside(path.with_name(file), content)
         summary = self.summary.model_copy(update={"tables": digests})

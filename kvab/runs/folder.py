@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -170,33 +170,23 @@ def run_fields(
 
 def requests_bytes(table: pd.DataFrame, level: int = QUICK) -> bytes:
     """Return a requests table as Parquet bytes of schema 1."""
-    return parquet_bytes([table], SCHEMA, level)
+    return parquet_bytes(table, SCHEMA, level)
 
 
 def parquet_bytes(
-    tables: Iterable[pd.DataFrame], schema: pa.Schema | None = None, level: int = SMALL
+    table: pd.DataFrame, schema: pa.Schema | None = None, level: int = SMALL
 ) -> bytes:
-    """Return tables of equal columns, one after the other, as the bytes of one Parquet file.
-
-    Each is a row group, and only one is held at a time. ``level`` is zstd's: `SMALL` for what is
-    committed, or `QUICK`.
-    """
-    buffer, writer = io.BytesIO(), None
-    for table in tables:
-        arrow = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
-        arrow = arrow.replace_schema_metadata(None)
-        schema = schema or arrow.schema
-        writer = writer or pq.ParquetWriter(
-            buffer,
-            arrow.schema,
-            compression="zstd",
-            compression_level=level,
-            use_dictionary=False,  # times rounded for publication compress better as they are
-            column_encoding={"row": "DELTA_BINARY_PACKED"},
-        )
-        writer.write_table(arrow)
-    if writer:
-        writer.close()
+    """Return a table as Parquet bytes; of zstd's level `SMALL` if it is committed, or `QUICK`."""
+    arrow = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
+    buffer = io.BytesIO()
+    pq.write_table(
+        arrow.replace_schema_metadata(None),
+        buffer,
+        compression="zstd",
+        compression_level=level,
+        use_dictionary=False,  # times rounded for publication compress better as they are
+        column_encoding={"row": "DELTA_BINARY_PACKED"},
+    )
     return buffer.getvalue()
 
 
@@ -225,19 +215,32 @@ def write_run(path: Path, manifest: Json, files: Mapping[str, bytes | Path]) -> 
     sums = {name: _sha256(content) for name, content in files.items()}
     checked = RunManifest(**manifest, files=sums)
     text = checked.model_dump_json(indent=2, by_alias=True) + "\n"
+    with placed(path) as beside:
+        for name, content in {**files, "run.json": text.encode()}.items():
+            write(beside / name, content)
+    return path
+
+
+@contextlib.contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """Yield an empty folder for a run, which takes its place in the end, or is removed.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
-            for name, content in {**files, "run.json": text.encode()}.items():
-                write(beside / name, content)
+            yield beside
             beside.chmod(0o755)
             if path.exists():
                 set_aside(path)
             beside.rename(path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    return path
 
 
 def _sha256(content: bytes | Path) -> str:
@@ -267,11 +270,12 @@ def verified_manifest(path: Path) -> RunManifest:
     for name, expected in manifest.files.items():
         file = path / name
         if not file.is_file():
-            raise InputError(f"{file}: missing, though run.json lists it; restore it or rerun")
-        got = _sha256(file)
-        if got != expected:
+            problem = "missing, though run.json lists it"
+        elif (got := _sha256(file)) != expected:
             problem = f"altered: run.json says sha256 {expected[:12]}, got {got[:12]}"
-            raise InputError(problem, path=file, fix="restore it or rerun")
+        else:
+            continue
+        raise InputError(problem, path=file, fix="restore it or rerun")
     return manifest
 
 
@@ -422,7 +426,7 @@ def save_workload(trace: Trace, folder: Path) -> Path:
     )
     text = json.dumps(describe(trace), indent=2) + "\n"
     write_beside(path.with_suffix(".json"), text.encode())
-    write_beside(path, parquet_bytes([table]))
+    write_beside(path, parquet_bytes(table))
     return path
 
 

@@ -8,7 +8,6 @@ ones lie in ``book/published/hardware/``. `load_hardware` reads them beside what
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +24,11 @@ from kvab.clusters.base import Progress, installed
 from kvab.declarations import Declared, digest
 from kvab.errors import DependencyError, InputError
 from kvab.runs.campaign import side_by_side
-from kvab.study import root
+from kvab.study import PUBLISHED, root
 from kvab.study.hardware import FILE, LADDER, Scenario, SharedPrefix, line_of, load_scenarios
 from kvab.trace.reading import Trace
 
-FOLDER, PUBLISHED = "hardware", Path("book/published")
+FOLDER = "hardware"
 Cells = dict[str, dict[str, float]]
 
 
@@ -99,32 +98,6 @@ class Task:
             error.path, error.key = self.scenario.folder / FILE, key
             error.line = line_of(error.path, key)
             raise
-
-
-def simulate_missing(tasks: Sequence[Task]) -> None:
-    """Simulate the tasks that no file of this simulator's version is of, side by side.
-
-    Raises
-    ------
-    InputError
-        If the simulator has no data of a model or its hardware.
-    """
-    kept = [task.read() for task in tasks]
-    try:
-        versions = installed("simulate", *simulated.PACKAGES)
-    except DependencyError:
-        if None in kept:
-            raise
-        versions = {}  # what is published is read without a simulator
-    missing = [
-        task
-        for task, simulation in zip(tasks, kept, strict=True)
-        if simulation is None or not versions.items() <= simulation.versions.items()
-    ]
-    for task in missing:
-        task.check()
-    if missing:
-        side_by_side(sorted(missing, key=lambda task: -task.rows), _simulate)
 
 
 def _simulate(task: Task, on_progress: Progress) -> None:
@@ -250,23 +223,46 @@ def _tasks(scenarios: Sequence[Scenario], runs: Path) -> list[Task]:
 
 
 def hold(scenarios: Sequence[Scenario], runs: Path) -> Held:
-    """Simulate what is missing of scenarios, and return it beside what was measured."""
+    """Simulate what no file of this simulator's version is of; return all beside what was measured.
+
+    Raises
+    ------
+    InputError
+        If the simulator has no data of a model or its hardware.
+    """
     tasks = _tasks(scenarios, runs)
-    simulate_missing(tasks)
-    held = _held(tasks)
-    assert held is not None
-    return held
+    kept = [task.read() for task in tasks]
+    try:
+        versions = installed("simulate", *simulated.PACKAGES)
+    except DependencyError:
+        if None in kept:
+            raise
+        versions = {}  # what is published is read without a simulator
+    missing = [
+        task
+        for task, simulation in zip(tasks, kept, strict=True)
+        if simulation is None or not versions.items() <= simulation.versions.items()
+    ]
+    for task in missing:
+        task.check()
+    if missing:
+        side_by_side(sorted(missing, key=lambda task: -task.rows), _simulate)
+    return _held(tasks)
+
+
+def _declared() -> list[Scenario]:
+    """Return the checkout's scenarios, none where it has no folder of them."""
+    return load_scenarios() if any((root() / "recipes" / FOLDER).glob(f"*/{FILE}")) else []
 
 
 def load_hardware(runs: str | Path = "runs") -> Held | None:
     """Return the checkout's scenarios of which every arm is simulated, or None without any."""
-    folder = root() / "recipes" / FOLDER
-    scenarios = load_scenarios() if any(folder.glob(f"*/{FILE}")) else []
-    whole = [s for s in scenarios if all(task.read() for task in _tasks([s], root() / runs))]
-    return _held(_tasks(whole, root() / runs))
+    by_scenario = [_tasks([scenario], root() / runs) for scenario in _declared()]
+    whole = [task for tasks in by_scenario if all(task.read() for task in tasks) for task in tasks]
+    return _held(whole) if whole else None
 
 
-def _held(tasks: Sequence[Task]) -> Held | None:
+def _held(tasks: Sequence[Task]) -> Held:
     rows: list[dict[str, Any]] = []
     cells: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
@@ -282,20 +278,18 @@ def _held(tasks: Sequence[Task]) -> Held | None:
             if figure.arm == task.arm:
                 value = kept.cells[figure.cell].get(figure.metric, np.nan)
                 ratio = value / float(np.mean(figure.measured))
-                rows.append({"scenario": task.scenario.name, **figure.model_dump(),
-                             "simulated": value, "ratio": ratio})  # fmt: skip
+                rows.append({**place, **figure.model_dump(), "simulated": value, "ratio": ratio})
     scenarios = {task.scenario.name: task.scenario for task in tasks}
-    return Held(scenarios, pd.DataFrame(rows), pd.DataFrame(cells), versions) if rows else None
+    return Held(scenarios, pd.DataFrame(rows), pd.DataFrame(cells), versions)
 
 
 def publish_hardware(runs: Path, published: Path) -> None:
     """Copy this machine's simulations of the checkout's scenarios to the published ones."""
     folder = published / FOLDER
-    tasks = _tasks(load_scenarios(), runs) if (root() / "recipes" / FOLDER).is_dir() else []
+    tasks = _tasks(_declared(), runs)
     own = [task for task in tasks if (runs / FOLDER / task.file).is_file()]
     for task in own:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(runs / FOLDER / task.file, folder / task.file)
+        write_beside(folder / task.file, (runs / FOLDER / task.file).read_bytes())
     if own:
         for path in {*folder.glob("*.json")} - {folder / task.file for task in tasks}:
             path.unlink()

@@ -19,7 +19,7 @@ from kvab.clusters.kubernetes.api import Failed, Kube, Pod
 from kvab.clusters.kubernetes.lease import Lease
 from kvab.console import Display
 from kvab.declarations import digest, read_yaml
-from kvab.errors import DependencyError, InputError, KvabError, writing
+from kvab.errors import DependencyError, InputError, KvabError
 from kvab.runs import folder as runs
 from kvab.runs.cell import cell_text, checkout_of
 from kvab.study import Kubernetes, Study, load_cluster, root
@@ -252,20 +252,14 @@ def _inside(job: Job) -> str:
 
 def _bring_home(pod: Pod, job: Job) -> None:
     """Copy a run folder beside its place, verify it, and rename it in."""
-    source = f"{RUNS}/{_inside(job)}"
-    beside = job.path.with_name(f".{job.path.name}.collecting")
-    lock = runs.RunLock(job.path)
+    source, lock = f"{RUNS}/{_inside(job)}", runs.RunLock(job.path)
     lock.take()
     try:
-        with writing(job.path):
+        with runs.placed(job.path) as beside:
             files.bring_run(pod, source, beside)
             state, why = runs.state(beside, job.depends_on())
             if state != "complete":
                 problem = f"{source}: expected a complete run, got {state}: {why}"
                 raise files.Spoiled(problem)
-            if job.path.exists():
-                runs.set_aside(job.path)
-            beside.rename(job.path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
         lock.leave()

@@ -190,7 +190,7 @@ class Replay:
             files[f"manifests/{name}"] = (self.job.recipe.folder / name).read_bytes()
         files |= {f"manifests/{name}": content for name, content in made.manifests.items()}
         files["requests.parquet"] = runs.requests_bytes(requests)
-        job, outcome = self.job, {"status": "failed", "reason": reason} if reason else {}
+        job = self.job
         manifest = run_fields(
             job.study,
             job.cluster.model_dump(mode="json"),
@@ -210,7 +210,8 @@ class Replay:
             host={"machine": platform.machine(), "cores": os.cpu_count(), **made.host},
             token_counts=requests.attrs.get("token_counts"),
             depends_on=job.depends_on(),
-            **{"status": "complete", **outcome},
+            status="failed" if reason else "complete",
+            reason=reason or None,
         )
         runs.write_run(job.path, manifest, files)
 
@@ -220,17 +221,15 @@ class Replay:
         try:
             yield
         except BaseException as error:
-            reason = mask(str(error)) or type(error).__name__
-            unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
-            if isinstance(error, OSError) and unwritable:
-                reason = f"{name}: cannot write ({error}); {remedy(error)}"
-            kept = self.abandon(reason)
-            then = f"; {kept}" if kept else ""
-            if unwritable:
-                raise InputError(f"{reason}{then}") from None
-            if kept and isinstance(error, KvabError):
-                raise type(error)(f"{error}{then}") from None
-            raise
+            shown: BaseException = error
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                shown = InputError(f"{name}: cannot write ({error}); {remedy(error)}")
+            kept = self.abandon(mask(str(shown)) or type(shown).__name__)
+            if kept and isinstance(shown, KvabError):
+                shown = type(shown)(f"{shown}; {kept}")
+            if shown is error:
+                raise
+            raise shown from None
 
     def abandon(self, reason: str) -> str:
         """Keep what tells why a run failed, as a failed run, and stop what it started.

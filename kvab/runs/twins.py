@@ -33,6 +33,8 @@ TABLE, ORDERS, FITS = (FOLDER / f"{name}.parquet" for name in ("twins", "orders"
 FILE, SENT, SHORT, PAIRS = "file", "sent", "shortest first", "read two at once"
 CHOSEN = [SENT, SHORT, PAIRS]  # orders that stand for something, apart from file and shuffles
 SHUFFLES, FITTED = 8, 2  # shuffles of every twin, and those in which the frontend is fitted
+SHUFFLED = [f"shuffle {n}" for n in range(1, SHUFFLES + 1)]
+IN_FITS = [FILE, *SHUFFLED[:FITTED]]
 NEAR = (0.8, 1.25)  # simulated over live TTFT of a request that is within a quarter
 KEPT = ["row", "arrival_ms", "input_tokens", "output_tokens", "requested_output_tokens",
         *LATENCIES, "cached_tokens", "error"]  # fmt: skip
@@ -41,24 +43,22 @@ ROUNDED = {"ttft_ms": 1, "itl_ms": 3, "latency_ms": 1}
 
 @dataclass(frozen=True)
 class Twin:
-    """A live run's rows, to be simulated in an order and with a speed of the frontend."""
+    """A live run's rows, to be simulated in an order and with a speed of the frontend.
+
+    That speed is the run's own where the profile is ``declared``.
+    """
 
     run: Run
     trace: Trace
     label: str
     order: np.ndarray
     profile: Simulated
+    declared: bool
 
     @property
     def rows(self) -> int:
         """Requests that are replayed."""
         return len(self.order)
-
-    @property
-    def declared(self) -> bool:
-        """Whether the frontend is as fast as the run's profile says."""
-        declared = self.run.manifest.cluster.get("frontend_ms_per_1k_tokens", 0.0)
-        return self.profile.frontend_ms_per_1k_tokens == declared
 
 
 def make_twins(
@@ -94,17 +94,15 @@ def make_twins(
             values += [(name, twin.label, *cell) for cell in _statistics(table, study)]
         if twin.declared and twin.label == FILE:
             own.append(table[KEPT].round(ROUNDED).assign(configuration=name))
-        if twin.label in _fitted():
+        if twin.label in IN_FITS:
             frontend_ms = twin.profile.frontend_ms_per_1k_tokens
             fits += [(name, frontend_ms, twin.label, *fit) for fit in _fit(twin.run, table)]
     columns = ["configuration", "order", "metric", "statistic", "value"]
-    fitted = ["configuration", "frontend_ms_per_1k_tokens", "order", "half"]
-    for path, content in {
-        FITS: pd.DataFrame(fits, columns=[*fitted, "far", "mean", "p50", "p90"]),
-        ORDERS: pd.DataFrame(values, columns=columns),
-        TABLE: pd.concat(own, ignore_index=True),
-    }.items():
-        write_beside(folder / path, parquet_bytes([content]))
+    fitted = ["configuration", "frontend_ms_per_1k_tokens", "order", "half", "far", "mean", "p50",
+              "p90"]  # fmt: skip
+    write_beside(folder / FITS, parquet_bytes(pd.DataFrame(fits, columns=fitted)))
+    write_beside(folder / ORDERS, parquet_bytes(pd.DataFrame(values, columns=columns)))
+    write_beside(folder / TABLE, parquet_bytes(pd.concat(own, ignore_index=True)))
     return folder / TABLE
 
 
@@ -121,15 +119,15 @@ def _plan(run: Run, study: Study, trace: Trace) -> Iterator[Twin]:
         )  # fmt: skip
         simulator_versions(profile)  # or the error that says what is missing
         for label, order in _orders(run, trace).items():
-            if frontend_ms == declared or label in _fitted():
-                yield Twin(run, trace, label, order, profile)
+            if frontend_ms == declared or label in IN_FITS:
+                yield Twin(run, trace, label, order, profile, frontend_ms == declared)
 
 
 def _orders(run: Run, trace: Trace) -> dict[str, np.ndarray]:
     """Return rows in sending order, by label."""
     at_ms = trace.timestamp_ms[: len(run.requests)]
     sent = run.requests.sort_values(["arrival_ms", "send_lag_ms"])["row"].to_numpy()
-    shuffled = {f"shuffle {n}": burst_order(at_ms, n) for n in range(1, SHUFFLES + 1)}
+    shuffled = {label: burst_order(at_ms, n) for n, label in enumerate(SHUFFLED, 1)}
     file, tokens = burst_order(at_ms, run.manifest.seed), trace.input_tokens[: len(at_ms)]
     short, pairs = np.lexsort((tokens, at_ms)), np.lexsort((_read_ms(at_ms, tokens, file), at_ms))
     return {FILE: file, SENT: sent, SHORT: short, PAIRS: pairs} | shuffled
@@ -145,10 +143,6 @@ def _read_ms(
         read_ms[row] = start_ms + tokens[row] / 1000 * ms_per_1k
         heapq.heappush(free_ms, read_ms[row])
     return read_ms
-
-
-def _fitted() -> list[str]:
-    return [FILE, *(f"shuffle {n}" for n in range(1, FITTED + 1))]
 
 
 def _simulate(twin: Twin, on_progress: Progress) -> pd.DataFrame:
@@ -176,6 +170,5 @@ def _fit(run: Run, table: pd.DataFrame) -> Iterator[tuple[int, float, float, flo
     for half, rows in both.groupby(second.astype(int) + 1):
         twin, measured = rows["ttft_ms"], rows["ttft_ms_live"]
         far = 1 - (twin / measured).between(*NEAR).mean()
-        at = [0.5, 0.9]
-        p50, p90 = twin.quantile(at).to_numpy() / measured.quantile(at).to_numpy() - 1
+        p50, p90 = twin.quantile([0.5, 0.9]) / measured.quantile([0.5, 0.9]) - 1
         yield int(half), far, twin.mean() / measured.mean() - 1, p50, p90
