@@ -16,7 +16,7 @@ from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import NO_VERDICT
 from kvab.pages.printed import Table, quantity, with_ends
-from kvab.pages.theme import WIDTH_IN, Drawing, arm_styles, drawn, legend_below
+from kvab.pages.theme import RULE, WIDTH_IN, Drawing, arm_styles, drawn, legend_below
 from kvab.stats.attribution import BOTH, BOTH_KEPT, FAILED, GOOD, LATE, ONE_TOKEN, SLOW
 
 LOOKS = {
@@ -116,7 +116,7 @@ def misses_caption(evidence: Evidence) -> str:
     return (
         f"What the comparison changes, in points of requests: {changes or 'nothing'}. All "
         "requests of each configuration, repeats pooled. Late: TTFT over "
-        f"{study.slo.ttft_ms:g} ms; slow: ITL over {study.slo.itl_ms:g} ms."
+        f"{study.slo.ttft_ms:,g} ms; slow: ITL over {study.slo.itl_ms:g} ms."
     )
 
 
@@ -170,14 +170,13 @@ def request_figure(evidence: Evidence) -> Drawing:
         end, request = parts.cumsum(), requests.loc[name]
         bars = first.barh(np.arange(len(parts)) + 0.38 * n, parts, 0.34, end - parts, color=color,
                           label=label)  # fmt: skip
-        first.bar_label(
-            bars, [f"{ms:,.0f} ms" if ms else "–" for ms in parts], padding=3, fontsize=8.5
-        )
+        texts = [f"{ms:,.0f} ms" if ms else "" for ms in parts]
+        first.bar_label(bars, texts, padding=3, fontsize=8.5)
         ttft_ms = request["ttft_ms"]
         whole.barh(n, ttft_ms, 0.34, color=color, alpha=0.4)
         whole.barh(n, last_ms[name] - ttft_ms, 0.34, ttft_ms, color=color)
-        text = f" {request['output_tokens']:,.0f} tokens, {request['itl_ms']:.1f} ms apart"
-        whole.text(0, n - 0.3, text, va="bottom")
+        text = f"{request['output_tokens']:,.0f} tokens, {request['itl_ms']:.1f} ms apart"
+        whole.annotate(text, (0, n - 0.3), (4, 0), textcoords="offset points", va="bottom")
     first.set_yticks(np.arange(len(PART_NAMES)) + 0.19, PART_NAMES.values())
     first.set(xlim=(0, 1.15 * max(bound_ms, requests["ttft_ms"].max())))
     whole.set(xlabel="ms after arrival", yticks=[], ylim=(-0.8, 1.3))
@@ -185,8 +184,9 @@ def request_figure(evidence: Evidence) -> Drawing:
         axes.set_title(title)
         axes.grid(visible=False)
         axes.invert_yaxis()
-    first.axvline(bound_ms, color="#333333", linewidth=0.9)
-    first.text(bound_ms, -0.2, "TTFT bound ", ha="right", va="top")
+    first.axvline(bound_ms, **RULE)
+    first.annotate("TTFT bound", (bound_ms, -0.2), (-4, 0), textcoords="offset points",
+                   ha="right", va="top")  # fmt: skip
     legend_below(figure, first)
     return figure, *_of_request(requests)
 
@@ -244,7 +244,7 @@ def burst_figure(evidence: Evidence) -> Drawing:
         label, requests = evidence.arms[name].label, burst.loc[name]
         role, group = next(iter(evidence.topologies[name].groups.items()))
         _bands(axes, requests, group.replicas, styles[name]["color"])
-        axes.axvline(evidence.study.slo.ttft_ms, color="#333333", linewidth=0.9)
+        axes.axvline(evidence.study.slo.ttft_ms, **RULE)
         axes.set_title(label)
         axes.set(ylabel=f"{role} worker", xlabel="ms after the burst")
         axes.locator_params(axis="x", nbins=4)
@@ -252,11 +252,11 @@ def burst_figure(evidence: Evidence) -> Drawing:
         alt += f" {label}: " + ", ".join(f"{ms:,.0f}" for ms in ends_ms) + " ms."
     panels[0].set_xlim(0, 1.03 * burst["first_token_ms"].max())
     size = (burst.loc[evidence.study.baseline, "arrival_ms"] == 0).sum()
-    caption = (
-        f"{_of_bursts(evidence, size)} A thin line waits, a thick one is read, a grey one came "
-        "earlier; the vertical line is the TTFT bound."
+    return (
+        figure,
+        _of_bursts(evidence, size),
+        f"A band for each worker. Last first token of each.{alt}",
     )
-    return figure, caption, f"A band for each worker. Last first token of each.{alt}"
 
 
 def waiting(evidence: Evidence) -> str:
@@ -271,15 +271,15 @@ def waiting(evidence: Evidence) -> str:
 
 
 def _of_bursts(evidence: Evidence, size: int) -> str:
-    """Return why requests wait, and how one burst of some size stands for all."""
+    """Return what becomes of one burst of some size, how others compare, and what is drawn."""
     late = _late(evidence)
     before, after, _ = late.loc[late["change"].abs().idxmax()]
     return (
-        f"{waiting(evidence)} Drawn is the burst of the first repeat where they "
-        f"differ most: of {counted(size, 'request')} {before} get their first token late under the "
-        f"baseline, {after} under the comparison. In {(late['change'] < 0).sum():,} of "
-        f"{counted(len(late), 'burst')} the comparison has fewer late, in "
-        f"{(late['change'] > 0).sum():,} more."
+        f"Of {counted(size, 'request')} {before} get their first token late under the baseline, "
+        f"{after} under the comparison: the burst of the first repeat where they differ most. In "
+        f"{(late['change'] < 0).sum():,} of {counted(len(late), 'burst')} the comparison has fewer "
+        f"late, in {(late['change'] > 0).sum():,} more. A thin line waits, a thick one is read, a "
+        "grey one came earlier; the vertical line is the TTFT bound."
     )
 
 
@@ -321,13 +321,15 @@ def _waiting_beside_idle(table: pd.DataFrame) -> float:
 
 
 def effects_table(evidence: Evidence) -> Table | None:
-    """Return main effects and interaction, at last by bound; None without all four cells."""
+    """Return main effects and interaction, first by bound; None without all four cells."""
     if evidence.missing:
         return None
     lines: dict[str, dict[str, str]] = {}
-    bounds = evidence.attribution.bounds.assign(metric="good_share")
-    by_bound = bounds[bounds["kept"] != BOTH_KEPT]
-    for row in pd.concat([evidence.attribution.table, by_bound]).itertuples():
+    table, bounds = evidence.attribution.table, evidence.attribution.bounds
+    good = table["metric"] == "good_share"
+    by_bound = bounds[bounds["kept"] != BOTH_KEPT].assign(metric="good_share")
+    latencies = table[~good & table["statistic"].isin(["mean", "p99"])]
+    for row in pd.concat([table[good], by_bound, latencies]).itertuples():
         kept = isinstance(row.kept, str)
         name = f"{row.kept} [points]" if kept else quantity(row.metric, row.statistic)
         ends = row.value, row.ci_low, row.ci_high
@@ -336,9 +338,10 @@ def effects_table(evidence: Evidence) -> Table | None:
     interaction = lines[quantity("good_share")]["interaction"].replace("\n", " points ")
     caption = (
         f"Routing and split interact by {interaction} of good share. "
-        f"Effects with their {evidence.study.statistics.percent} workload interval. The last rows "
-        f"are shares of requests, by bound: TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms; they "
-        "add up to the effect on the good share."
+        f"Effects with their {evidence.study.statistics.percent} workload interval. The effect on "
+        f"the good share is the sum of those on the bounds kept (TTFT {slo.ttft_ms:,g} ms, ITL "
+        f"{slo.itl_ms:g} ms) and on neither kept: a request counts once for each bound that it "
+        "keeps, and once if it keeps neither."
     )
     return Table(pd.DataFrame([*lines.values()]), caption, ("effect on",))
 

@@ -243,10 +243,9 @@ class Evidence:
 
     @cached_property
     def minutes(self) -> pd.DataFrame:
-        """Good share (of 1) and median TTFT by configuration and arrival minute, repeats pooled."""
+        """Good share (of 1) by configuration and arrival minute, repeats pooled."""
         minute = (self.requests["arrival_ms"] // 60_000).astype(int).rename("minute")
-        grouped = self.requests.groupby(["configuration", minute])
-        return grouped.agg(good=("good", "mean"), ttft_ms=("ttft_ms", "median"))
+        return self.requests.groupby(["configuration", minute])[["good"]].mean()
 
     @cached_property
     def percentiles(self) -> pd.DataFrame:

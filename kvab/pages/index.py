@@ -7,9 +7,7 @@ Input: the evidence, its gate and the sweep of load. Output: what the notebook s
 from __future__ import annotations
 
 import io
-import itertools
 import textwrap
-from collections.abc import Iterable
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -21,7 +19,7 @@ from kvab.pages.capacity import second_headline
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import RED, headline, tail
-from kvab.pages.printed import with_ends
+from kvab.pages.printed import where, with_ends
 from kvab.pages.robustness import without_reuse
 from kvab.pages.theme import GREY, THEME, arm_styles, origin, unequal
 from kvab.runs.sweep import Sweep
@@ -68,19 +66,6 @@ def question(evidence: Evidence) -> str:
 
 
 # --- what turns it around ------------------------------------------------------------------------
-
-
-def where(values: Iterable[float], holds: Iterable[bool]) -> str:
-    """Return at which values something holds: a single one, or from where to where.
-
-    Examples
-    --------
-    >>> where([10, 15, 20, 25], [True, False, True, True])
-    '10, 20 to 25'
-    """
-    runs = itertools.groupby(zip(values, holds, strict=True), key=lambda pair: pair[1])
-    held = [[f"{value:g}" for value, _ in run] for holding, run in runs if holding]
-    return ", ".join(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in held)
 
 
 def _by_itl(evidence: Evidence) -> tuple[pd.Series, pd.Series, pd.Series]:

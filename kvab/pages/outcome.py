@@ -11,23 +11,21 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator
 
 from kvab.console import change, counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
-from kvab.pages.printed import Table, changed, quantity, size
+from kvab.pages.printed import Table, changed, quantity, size, where
 from kvab.pages.theme import (
     COMPARISON,
-    PLAIN,
+    RULE,
     WIDTH_IN,
     Drawing,
     arm_styles,
     drawn,
     legend_below,
-    log_ms,
 )
-from kvab.requests.metrics import COMPARED, LATENCIES, METRICS
+from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs.hours import EFFECTS
 from kvab.stats.contrasts import Contrast, Estimate, metric_values
 from kvab.stats.effects import HourToHour, Noise, hour_to_hour, noise
@@ -39,13 +37,12 @@ VERDICTS = {
     "no difference": "It makes no practical difference",
     "inconclusive": "These runs cannot tell",
 }
+SHOWN = ("mean", "p50", "p99")  # of each latency; a figure has every percentile
 COLUMNS = {
-    "TTFT mean [ms]": "ttft_ms.mean",
-    "TTFT p50": "ttft_ms.p50",
-    "TTFT p99": "ttft_ms.p99",
-    "ITL p50 [ms]": "itl_ms.p50",
-    "ITL p99": "itl_ms.p99",
-    "latency mean [ms]": "latency_ms.mean",
+    "mean TTFT [ms]": "ttft_ms.mean",
+    "p99 TTFT [ms]": "ttft_ms.p99",
+    "p50 ITL [ms]": "itl_ms.p50",
+    "p99 ITL [ms]": "itl_ms.p99",
 }
 RED = "No verdict: the validity gate is red."
 NO_VERDICT = f"**{RED}** Why is written with [the runs](02_setup)."
@@ -119,7 +116,7 @@ def counterpoint(evidence: Evidence) -> str:
 
 def losses(evidence: Evidence) -> str:
     """Return where the comparison is worse, as plainly as where it is better."""
-    result, groups, clauses = evidence.comparison, evidence.groups, []
+    result, groups, clauses = evidence.comparison, _groups(evidence), []
     slower = groups[groups["ttft_ms_faster_share"] < 0.5]
     if len(slower):
         clauses.append(
@@ -149,30 +146,31 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
 
 
 def statistics_table(evidence: Evidence) -> Table:
-    """Return both arms: the good share and every statistic of every latency."""
-    result, lines = evidence.comparison, []
-    for key, names in {"good_share": ("mean",), **dict.fromkeys(LATENCIES, COMPARED)}.items():
+    """Return both arms: the good share and each latency's mean, median and tail."""
+    result, method, lines = evidence.comparison, evidence.comparison.method, []
+    ends: list[Estimate] = []
+    for key, names in {"good_share": ("mean",), **dict.fromkeys(LATENCIES, SHOWN)}.items():
         factor, decimals = METRICS[key].factor, 1 if key == "good_share" else None
         for name in names:
             row = result.metrics[key].statistics[name]
-            texts = change(factor * row.baseline, factor * row.comparison, decimals)
+            before, after, size_of = change(
+                factor * row.baseline, factor * row.comparison, decimals
+            )
+            ends += [row.difference] if key in LATENCIES else []
             lines.append({
                 "metric": "good requests [%]" if key == "good_share" else quantity(key, name),
-                **dict(zip(("baseline", "comparison", "difference"), texts, strict=True)),
-                "interval": interval(row.difference.low, row.difference.high, factor),
-                "ratio": number(row.ratio.value, 2),
+                "baseline": before,
+                "comparison": after,
+                "difference":
+                    f"{size_of} ({interval(row.difference.low, row.difference.high, factor)})",
             })  # fmt: skip
-    method = result.method
-    ends = [row.difference for key in LATENCIES for row in result.metrics[key].statistics.values()]
     lower, higher = sum(of.high < 0 for of in ends), sum(of.low > 0 for of in ends)
     return Table(
         pd.DataFrame(lines),
         f"{lower} of {len(ends)} statistics of latency are lower under the comparison, {higher} "
-        f"higher (intervals without zero). {counted(result.pairs, 'pair')}. Intervals: "
-        f"{evidence.study.statistics.percent}, "
-        f"{method.name}, {method.resamples:,} resamples, blocks of {number(method.block_s, 0)} s "
-        "on average. They say how the numbers would move with other minutes at this offered load, "
-        "not from run to run.",
+        f"higher (intervals without zero). {counted(result.pairs, 'pair')}; in brackets "
+        f"{evidence.study.statistics.percent} workload intervals: {method.name}, "
+        f"{method.resamples:,} resamples, blocks of {number(method.block_s, 0)} s on average.",
         ("metric",),
     )
 
@@ -264,14 +262,13 @@ def from_hour_to_hour(evidence: Evidence) -> str:
     text = f"The workload interval holds at the offered load of these {span(recorded_s)}."
     if not (effects := hour_effects(evidence)):
         return f"{text} No other hours were made of them (`kvab resample`)."
-    hours, factor = effects[0].hours, effects[0].factor
-    mean, another = (interval(each.low, each.high, factor) for each in (hours.mean, hours.another))
+    another, factor = effects[0].hours.another, effects[0].factor
     return (
-        f"{text} From hour to hour the load differs as well: by the spread over "
-        f"{len(effects[0].made)} hours made of the same conversations, the difference of the good "
-        f"share is {mean} points in the mean of such hours and {another} points in another one "
-        f"({evidence.study.statistics.percent} hour-to-hour intervals). The other metrics stand "
-        "with [the other choices](07_robustness)."
+        f"{text} In another hour, of another load, the difference of the good share would be "
+        f"{interval(another.low, another.high, factor)} points "
+        f"({evidence.study.statistics.percent} hour-to-hour interval, by the spread over "
+        f"{len(effects[0].made)} hours made of the same conversations; "
+        "[other metrics](07_robustness))."
     )
 
 
@@ -293,12 +290,12 @@ def configurations_table(evidence: Evidence) -> Table:
         line |= {heading: number(of_arm[column]) for heading, column in COLUMNS.items()}
         reuse = of_arm["reuse"]
         lines.append(line | {"prompt from cache": "–" if np.isnan(reuse) else percent(reuse)})
-    slo, shares = evidence.study.slo, evidence.pooled["good.share"]
+    best = evidence.arms[evidence.pooled["good.share"].idxmax()].label
     return Table(
         pd.DataFrame(lines),
-        f"{evidence.arms[shares.idxmax()].label} keeps most requests good. Good: "
-        f"TTFT at most {slo.ttft_ms:g} ms and ITL at most {slo.itl_ms:g} ms. Over the "
-        "requests of all repeats; rates and the share from cache are means over the repeats.",
+        f"{best} keeps most requests good. Over the requests of all repeats; rates and the share "
+        "from cache are means over the repeats. A rate divides by the duration of its run, which "
+        "differs, so the share is the fairer number.",
         ("configuration",),
     )
 
@@ -323,12 +320,10 @@ def distributions_figure(evidence: Evidence) -> Drawing:
             look = {"color": styles[name]["color"], "linestyle": styles[name]["linestyle"]}
             sns.ecdfplot(x=values_ms, stat="percent", ax=axes, label=arm.label, **look)
         if key in bounds:
-            axes.axvline(bounds[key], color="#333333", linewidth=0.9)
-            axes.annotate(
-                f"SLO {bounds[key]:g} ms", (bounds[key], 3), (3, 0), textcoords="offset points",
-                fontsize=7,
-            )  # fmt: skip
-        log_ms(axes, short if short != "latency" else "Latency")
+            axes.axvline(bounds[key], **RULE)
+            axes.annotate(f"{bounds[key]:,g} ms", (bounds[key], 3), (3, 0),
+                          textcoords="offset points")  # fmt: skip
+        axes.set(xscale="log", xlabel=f"{short} [ms, log scale]")
     panels[0].set(ylabel="requests [%]", ylim=(0, 100))
     legend_below(figure, panels[0])
     result = evidence.comparison
@@ -353,7 +348,7 @@ def quantile_differences_figure(evidence: Evidence) -> Drawing:
     figure, panels = plt.subplots(1, len(curves), figsize=(WIDTH_IN, 2.7))
     for axes, (key, curve) in zip(panels, curves.items(), strict=True):
         percentile = 100 * curve["q"]
-        axes.axhline(0, color="#333333", linewidth=0.9)
+        axes.axhline(0, **RULE)
         axes.fill_between(
             percentile, curve["band_low"], curve["band_high"], color=COMPARISON, alpha=0.2,
             linewidth=0,
@@ -363,7 +358,6 @@ def quantile_differences_figure(evidence: Evidence) -> Drawing:
         # The symmetric log scale begins at a power of ten near the small differences.
         small_ms = max(np.nanquantile(curve["difference"].abs(), 0.25), 1e-3)
         axes.set_yscale("symlog", linthresh=10.0 ** np.floor(np.log10(small_ms)))
-        axes.yaxis.set_major_formatter(PLAIN)
     signs = " ".join(f"{METRICS[key].short}: {_signs(curve)}." for key, curve in curves.items())
     alt = f"Difference of each quantile between comparison and baseline, with a band. {signs}"
     return figure, quantile_differences_caption(evidence), alt
@@ -384,10 +378,8 @@ def _signs(curve: pd.DataFrame) -> str:
     """Return from where to where a curve is significantly below and above zero."""
     parts = []
     for word, mask in (("lower", curve["band_high"] < 0), ("higher", curve["band_low"] > 0)):
-        q = 100 * curve.loc[mask, "q"]
-        if len(q):
-            parts.append(f"{word} at {len(q)} of {len(curve)} quantiles (p{q.min():.0f} to "
-                         f"p{q.max():.0f})")  # fmt: skip
+        if mask.any():
+            parts.append(f"{word} at p{where(100 * curve['q'], mask)}")
     return " and ".join(parts) or "not distinguishable at any quantile"
 
 
@@ -396,41 +388,35 @@ def _signs(curve: pd.DataFrame) -> str:
 
 @drawn("outcome-over-time", lambda e: e.minutes)
 def over_time_figure(evidence: Evidence) -> Drawing:
-    """Draw good share and median TTFT minute by minute for both arms."""
-    import seaborn as sns  # imports for seconds, which other pages need not wait for
-
-    figure, (good, ttft) = plt.subplots(2, 1, figsize=(WIDTH_IN, 4.2), sharex=True)
+    """Draw the good share minute by minute for both arms."""
+    figure, axes = plt.subplots(figsize=(WIDTH_IN, 2.4))
     arms = _two_arms(evidence)
     for name, style in arm_styles(arms).items():
-        rows = evidence.minutes.loc[name]
-        look = {**style, "markersize": 3, "markeredgewidth": 0, "linewidth": 1.2}
-        sns.lineplot(x=rows.index, y=100 * rows["good"], ax=good, label=arms[name].label, **look)
-        sns.lineplot(x=rows.index, y=rows["ttft_ms"], ax=ttft, **look)
-    good.set(ylabel="good requests [%]", ylim=(0, 102))
-    bound_ms = evidence.study.slo.ttft_ms
-    ttft.axhline(bound_ms, color="#333333", linewidth=0.9)
-    ttft.set(ylabel="median TTFT\n[ms, log scale]", xlabel="minute of the trace", yscale="log")
-    ttft.yaxis.set_major_formatter(PLAIN)
-    ttft.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    ttft.yaxis.set_minor_formatter(PLAIN)
-    ttft.annotate("SLO", (0, bound_ms), (2, -9), textcoords="offset points", fontsize=7)
-    legend_below(figure, good)
+        good = 100 * evidence.minutes.loc[name, "good"]
+        axes.plot(good, label=arms[name].label, markersize=3, linewidth=1.2, **style)
+    axes.set(ylabel="good requests [%]", ylim=(0, 102), xlabel="minute of the trace")
+    legend_below(figure, axes)
     shares = evidence.minutes["good"].unstack("configuration")
     baseline = shares[evidence.study.baseline]
     better = (shares[evidence.study.comparison] > baseline).sum()
     caption = (
         f"In {better} of {counted(len(shares), 'minute')} the comparison has more good requests; "
-        f"in the baseline's worst minute {percent(baseline.min(), 0)} are good. Good share and "
-        "median TTFT of the requests that arrive in each minute, repeats pooled."
+        f"in the baseline's worst minute {percent(baseline.min(), 0)} are good. Good share of the "
+        "requests that arrive in each minute, repeats pooled."
     )
     return figure, caption, f"Lines by minute: {caption}"
 
 
-@drawn("outcome-groups", lambda e: e.groups)
+def _groups(evidence: Evidence) -> pd.DataFrame:
+    """Return the effects by group of requests; those along the trace have a figure of their own."""
+    return evidence.groups[evidence.groups["by"] != "arrival"]
+
+
+@drawn("outcome-groups", _groups)
 def effects_by_group_figure(evidence: Evidence) -> Drawing:
     """Draw differences of mean TTFT and good share within groups, and the share that is faster."""
-    figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.7), sharey=True)
-    rows = evidence.groups.iloc[::-1]
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.1), sharey=True)
+    rows = _groups(evidence).iloc[::-1]
     at = range(len(rows))
     shown = (
         ("ttft_ms", 1, "mean TTFT\ndifference [ms]"),
@@ -440,24 +426,25 @@ def effects_by_group_figure(evidence: Evidence) -> Drawing:
         value, low, high = (
             factor * rows[f"{key}_{part}"] for part in ("difference", "ci_low", "ci_high")
         )
-        axes.axvline(0, color="#333333", linewidth=0.9)
+        axes.axvline(0, **RULE)
         axes.hlines(at, low, high, color=COMPARISON, linewidth=1.5)
         axes.plot(value, at, "s", color=COMPARISON)
         axes.set_xlabel(label)
-    panels[2].axvline(50, color="#333333", linewidth=0.9)
+    panels[2].axvline(50, **RULE)
     panels[2].plot(100 * rows["ttft_ms_faster_share"], at, "s", color=COMPARISON)
     panels[2].set(xlabel="faster first token\n[% of requests]", xlim=(0, 100))
     for axes in panels:
         axes.grid(axis="x")
+        axes.locator_params(axis="x", nbins=4)
     names = [f"{row.by}: {row.group}".removesuffix(" tokens") for row in rows.itertuples()]
-    panels[0].set_yticks(at, names, fontsize=7)
+    panels[0].set_yticks(at, names)
     caption = effects_by_group_caption(evidence)
     return figure, caption, f"Differences with intervals by group: {caption}"
 
 
 def effects_by_group_caption(evidence: Evidence) -> str:
     """Return which group gains most and least, and what is drawn."""
-    groups = evidence.groups
+    groups = _groups(evidence)
     most = groups.loc[groups["ttft_ms_faster_share"].idxmax()]
     least = groups.loc[groups["ttft_ms_faster_share"].idxmin()]
     return (
@@ -465,6 +452,6 @@ def effects_by_group_caption(evidence: Evidence) -> str:
         f"to {percent(most['ttft_ms_faster_share'], 0)} of requests ({most['by']} of "
         f"{most['group']}) get their first token sooner. Mean paired difference of TTFT and of "
         f"the good share with {evidence.study.statistics.percent} workload intervals, and share of "
-        "pairs with a lower TTFT, by terciles of prompt tokens and of those that an "
-        "earlier request had brought, and along the trace."
+        "pairs with a lower TTFT, by terciles of prompt tokens and of those that an earlier "
+        "request had brought."
     )

@@ -7,6 +7,7 @@ Loaded without what draws.
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Lines = list[tuple[str, str]]
 TEXT = ' class="kvab-text"'
 BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|s|GB/s|GPUs?)\b)")
-IN_A_NAME = re.compile(r"(?<=[a-z}\]][.,:/])(?=\S)")  # where a long name may be broken
+IN_A_NAME = re.compile(r"(?<=[a-z};\]][.,:/])(?=\S)")  # where a long name may be broken
 
 
 # --- tables of pages --------------------------------------------------------------------------
@@ -114,6 +115,19 @@ def changed(key: str, baseline: float, comparison: float) -> str:
     """Return the difference of two values of a metric, as it is printed beside them."""
     factor = METRICS[key].factor
     return change(factor * baseline, factor * comparison, _decimals(key))[2]
+
+
+def where(values: Iterable[float], holds: Iterable[bool]) -> str:
+    """Return at which values something holds: a single one, or from where to where.
+
+    Examples
+    --------
+    >>> where([10, 15, 20, 25], [True, False, True, True])
+    '10, 20 to 25'
+    """
+    runs = itertools.groupby(zip(values, holds, strict=True), key=lambda pair: pair[1])
+    held = [[f"{value:g}" for value, _ in run] for holding, run in runs if holding]
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in held)
 
 
 def rejected(overload: int | None) -> str:

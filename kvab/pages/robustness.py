@@ -12,11 +12,11 @@ import pandas as pd
 
 from kvab.console import counted, interval, number, percent, plain, signed
 from kvab.pages.evidence import Evidence
-from kvab.pages.gate import WITHHELD, Gate
+from kvab.pages.gate import Gate
 from kvab.pages.hardware import mark_measured
-from kvab.pages.outcome import NO_VERDICT, hour_effects
-from kvab.pages.printed import Table, changed, quantity, size
-from kvab.pages.theme import COMPARISON, GREY, WIDTH_IN, Drawing, drawn, unless_missing
+from kvab.pages.outcome import NO_VERDICT, RED, hour_effects
+from kvab.pages.printed import Table, changed, quantity, size, with_ends
+from kvab.pages.theme import COMPARISON, GREY, RULE, WIDTH_IN, Drawing, drawn, unless_missing
 from kvab.requests.metrics import METRICS
 from kvab.runs.hardware import load_hardware
 from kvab.runs.hours import MadeHours
@@ -31,6 +31,7 @@ from kvab.runs.sensitivity import (
     Answers,
 )
 
+ENDS = ["difference", "ci_low", "ci_high"]
 NOT_REPLAYED = (
     ":::{note}\nNothing has been replayed at other values for this study: declare them under "
     "`sensitivity` in study.yaml and run `kvab sensitivity`.\n:::"
@@ -46,23 +47,41 @@ def _verdicts(evidence: Evidence) -> pd.DataFrame:
 
 
 def choices_table(evidence: Evidence, judged: Gate) -> Table:
-    """Return the verdict on each metric under each choice; what differs is marked."""
+    """Return the difference of each metric under each choice; a verdict that differs is marked."""
     lines: dict[str, dict[str, str]] = {}
-    for row in _verdicts(evidence).itertuples():
-        key, mark = row.metric, "CHANGED: " if row.verdict != row.declared else ""
-        verdict = f"{mark}{row.verdict}" if judged.green else WITHHELD
-        half = size(key, (row.ci_high - row.ci_low) / 2)
+    verdicts = _verdicts(evidence)
+    for row in verdicts.itertuples():
+        key, half = row.metric, size(row.metric, (row.ci_high - row.ci_low) / 2)
+        verdict = "" if lines.keys() - {row.choice} else f"{row.verdict}\n"
+        if row.verdict != row.declared:
+            verdict = f"CHANGED: {row.verdict}\n"
         line = lines.setdefault(row.choice, {"choice": row.choice})
-        line[quantity(key)] = f"{verdict}\n{changed(key, row.baseline, row.comparison)} ± {half}"
-    frame = pd.DataFrame([*lines.values()]).fillna("–")
-    level, others = evidence.study.statistics.percent, _verdicts(evidence).iloc[len(METRICS) :]
-    same = f"{(others['verdict'] == others['declared']).sum()} of {len(others)} verdicts under "
-    finding = f"{same}other choices are as declared. " if judged.green else ""
+        difference = f"{changed(key, row.baseline, row.comparison)} ± {half}"
+        line[quantity(key)] = verdict * judged.green + difference
     caption = (
-        f"{finding}Verdict, and the difference that it is about with its {level} workload "
-        "interval; a dash where the choice cannot affect the metric."
+        f"{_same(verdicts) if judged.green else RED} Differences ± half of the "
+        f"{evidence.study.statistics.percent} workload interval; the verdict is that of the first "
+        "row where no other is written; a dash where the choice cannot affect the metric."
     )
-    return Table(frame, caption, ("choice",))
+    return Table(pd.DataFrame([*lines.values()]).fillna("–"), caption, ("choice",))
+
+
+def _same(verdicts: pd.DataFrame) -> str:
+    """Return how many verdicts survive the other choices."""
+    others = verdicts[verdicts["choice"] != verdicts["choice"].iloc[0]]
+    same = (others["verdict"] == others["declared"]).sum()
+    return f"{same} of {len(others)} verdicts under other choices are as declared."
+
+
+def _kept(evidence: Evidence) -> str:
+    """Return which verdicts survive the other choices, and which do not."""
+    verdicts = _verdicts(evidence)
+    turned = [
+        f"with {row.choice}, {METRICS[row.metric].label.lower()} from {row.declared} to "
+        f"{row.verdict}"
+        for row in verdicts[verdicts["verdict"] != verdicts["declared"]].itertuples()
+    ]
+    return _same(verdicts) + f" What changes: {'; '.join(turned)}." * bool(turned)
 
 
 # --- from hour to hour -------------------------------------------------------------------------
@@ -86,7 +105,7 @@ def hours_figure(evidence: Evidence) -> Drawing:
                 interval(ends.low, ends.high, effect.factor), (1, at), (4, 0), fontsize=7,
                 xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
             )  # fmt: skip
-        axes.axvline(0, color="#333333", linewidth=0.9)
+        axes.axvline(0, **RULE)
         names = ["made hours", "workload", "mean hour", "another hour"]
         axes.set_yticks(range(4), names, fontsize=7)
         axes.set(ylim=(3.6, -0.6), xlabel=f"difference of {effect.label}")
@@ -159,35 +178,44 @@ def _level(answers: Answers) -> str:
     return f"{answers.study.statistics.percent} workload interval"
 
 
-def _effect(row: pd.Series) -> str:
-    points = signed(100 * row["difference"], 1)
-    return f"{points}\n({interval(row['ci_low'], row['ci_high'], 100)})"
-
-
-def _table(answers: Answers, sweep: str, first: str, label: str, caption: str) -> Table:
-    """Return a row a setting: share and mean TTFT of each configuration, and the effect."""
-    cells, column = answers.of(sweep), SETTING[sweep][0]
-    effects = answers.effects_of(sweep, "good_share").set_index(column)
-    lines = []
-    for value, of in cells.groupby(column, sort=False):
-        line = {first: label.format(value).replace("inf GB/s", "free")}
-        rows = of.set_index("configuration")
-        for name, arm in answers.arms.items():
-            share, ttft = rows.loc[name, ["good_share", "ttft_ms_mean"]]
-            line[f"{arm.short}: good, mean TTFT"] = f"{percent(share)}\n{number(ttft)} ms"
-        line["effect on the good share [points]"] = _effect(effects.loc[value])
-        lines.append(line)
-    level = _level(answers)
-    names = ", ".join(f"{arm.short} {arm.label}" for arm in answers.arms.values())
-    caption = f"{caption} {names}. Effect: comparison minus baseline, with its {level}."
-    return Table(pd.DataFrame(lines), caption, (first,))
+SWEEPS = {
+    FRONTEND: (
+        "frontend", "{:g} ms",
+        "How long the frontend reads for each 1,000 prompt tokens before the router has a request, "
+        "one request after the other; 0: a burst's requests reach the router at one instant.",
+    ),
+    CHUNK: (
+        "chunk", "{:,.0f} tokens",
+        "Tokens that a step batches at most (--max-num-batched-tokens), for all workers.",
+    ),
+    REUSE: (
+        "share", "{:g}",
+        "Share of the conversations that keep the blocks they share; the others share none.",
+    ),
+}  # fmt: skip
+"""Heading and text of a sweep's values, and what they are."""
 
 
 @unless_missing(None)
-def transfer_table(answers: Answers) -> Table:
-    """Return what each bandwidth of the KV transfer does."""
-    caption = "What a worker can send of its KV cache; an aggregated worker sends nothing."
-    return _table(answers, TRANSFER, "KV transfer", "{:g} GB/s", caption)
+def values_table(answers: Answers, sweep: str) -> Table | None:
+    """Return the good shares of both arms at each value of one sweep; None where it has none."""
+    if answers.of(sweep).empty:
+        return None
+    (heading, text, about), study = SWEEPS[sweep], answers.study
+    (column,) = SETTING[sweep]
+    shares = answers.of(sweep).set_index([column, "configuration"])["good_share"]
+    effects = answers.effects_of(sweep, "good_share").set_index(column)
+    lines = [
+        {
+            heading: text.format(value),
+            **{f"{study.configurations[name].label}: good": percent(shares[value, name])
+               for name in (study.baseline, study.comparison)},
+            "difference [points]": with_ends("good_share", *effects.loc[value, ENDS], gap=" "),
+        }
+        for value in shares.index.unique(column)
+    ]  # fmt: skip
+    caption = f"{about} In brackets the {_level(answers)}."
+    return Table(pd.DataFrame(lines), caption, (heading,))
 
 
 @drawn("sensitivity-transfer", lambda a: a.effects_of(TRANSFER, "good_share"), source=_source)
@@ -199,16 +227,15 @@ def transfer_figure(answers: Answers) -> Drawing:
     figure, axes = plt.subplots(figsize=(WIDTH_IN, 2.6))
     axes.errorbar(at, values, abs(ends - values), color=COMPARISON, fmt="s", capsize=3)
     for x, y in zip(at, values, strict=True):
-        axes.annotate(signed(y, 1), (x, y), (8, 0), textcoords="offset points", va="center",
-                      fontsize=8)  # fmt: skip
+        axes.annotate(signed(y, 1), (x, y), (0, 10), textcoords="offset points", ha="center")
     axes.axhline(0, color=GREY, linewidth=0.8)
     bandwidths = effects[SETTING[TRANSFER][0]]
     labels = ["free" if np.isinf(value) else f"{value:g}" for value in bandwidths]
     axes.set_xticks(at, labels)
     axes.set(xlabel="KV transfer [GB/s a worker]", ylabel="effect on good share [points]",
-             ylim=(min(0, ends.min()) - 1, ends.max() + 2))  # fmt: skip
+             ylim=(min(0, ends.min()) - 1, 1.15 * ends.max() + 1))  # fmt: skip
     caption = (
-        f"{_transfer_finding(answers)} Effect: good share of the comparison minus the baseline's, "
+        f"{transfer(answers)} Effect: good share of the comparison minus the baseline's, "
         f"with its {_level(answers)}."
     )
     ends_text = " to ".join(f"{signed(values[n], 1)} at {labels[n]}" for n in (0, -1))
@@ -216,7 +243,8 @@ def transfer_figure(answers: Answers) -> Drawing:
     return figure, caption, alt
 
 
-def _transfer_finding(answers: Answers) -> str:
+def transfer(answers: Answers) -> str:
+    """Return what a slow transfer costs, and whether the comparison stays ahead."""
     effects = answers.effects_of(TRANSFER, "good_share").sort_values(SETTING[TRANSFER][0])
     slowest, fastest = effects.iloc[0], effects.iloc[-1]
     cost = 100 * (fastest["difference"] - slowest["difference"])
@@ -226,37 +254,6 @@ def _transfer_finding(answers: Answers) -> str:
         f"{number(cost, 1)} points against {_one(fastest[SETTING[TRANSFER][0]])}. It "
         f"{'stays ahead' if holds else 'does not stay ahead'} at every bandwidth replayed."
     )
-
-
-def transfer(answers: Answers) -> str:
-    """Return what leaving the transfer out would be worth."""
-    declared = answers.summary.cluster["kv_transfer_gb_per_s"]
-    effects = answers.effects_of(TRANSFER, "good_share").set_index(SETTING[TRANSFER][0])
-    text = _transfer_finding(answers)
-    if declared in effects.index and np.inf in effects.index:
-        worth = 100 * (effects.loc[np.inf, "difference"] - effects.loc[declared, "difference"])
-        text += (
-            f" A free transfer changes the difference by {signed(worth, 1)} points from that at "
-            f"the {declared:g} GB/s assumed in this book."
-        )
-    return text
-
-
-@unless_missing(None)
-def frontend_table(answers: Answers) -> Table:
-    """Return what a slower frontend does."""
-    caption = (
-        "How long the frontend reads for each 1,000 prompt tokens before the router has a request, "
-        "one request after the other; 0: a burst's requests reach the router at one instant."
-    )
-    return _table(answers, FRONTEND, "frontend", "{:g} ms", caption)
-
-
-@unless_missing(None)
-def chunk_table(answers: Answers) -> Table:
-    """Return the good share of each configuration by chunk size."""
-    caption = "Tokens that a step batches at most (--max-num-batched-tokens), for all workers."
-    return _table(answers, CHUNK, "chunk", "{:,.0f} tokens", caption)
 
 
 @unless_missing("")
@@ -276,15 +273,6 @@ def chunk(answers: Answers) -> str:
         f"{percent(comp.min())} at its worst, {comp.idxmin():,.0f}, and {percent(comp.max())} at "
         f"its best, {comp.idxmax():,.0f}."
     )
-
-
-@unless_missing(None)
-def reuse_table(answers: Answers) -> Table | None:
-    """Return what is left where fewer conversations share blocks."""
-    if answers.of(REUSE).empty:
-        return None
-    caption = "Share of the conversations that keep the blocks they share; the others share none."
-    return _table(answers, REUSE, "share", "{:g}", caption)
 
 
 def _router_gains(answers: Answers) -> pd.DataFrame:
@@ -344,9 +332,10 @@ def times_figure(answers: Answers) -> Drawing:
                 color="white" if dark else "#222222",
                 bbox={"facecolor": image.to_rgba(value), "linewidth": 0, "pad": 1},
             )  # fmt: skip
-    axes.set_xticks(range(len(values.columns)), [_change(v) for v in values.columns])
-    axes.set_yticks(range(len(values.index)), [_change(v) for v in values.index])
-    axes.set(xlabel="time of a step that prefills", ylabel="time of a step that decodes")
+    for axis, ratios in ((axes.xaxis, values.columns), (axes.yaxis, values.index)):
+        axis.set_ticks(range(len(ratios)), [f"{signed(100 * (v - 1), 0)} %" for v in ratios])
+    axes.set(xlabel="error of the time of a step that prefills",
+             ylabel="of a step that decodes")  # fmt: skip
     axes.grid(visible=False)
     caption = (
         f"{_times_finding(answers)} Comparison minus baseline in points of good share, where the "
@@ -388,11 +377,10 @@ def again(answers: Answers) -> str:
     """Return how far replays of the very same order lie apart behind the KV router."""
     clauses = []
     for name, of in answers.of(AGAIN).groupby("configuration", sort=False):
-        shares, ttft_ms = 100 * of["good_share"], of["ttft_ms_mean"]
+        shares = 100 * of["good_share"]
         clauses.append(
             f"{answers.arms[name].label} keeps {number(shares.min(), 2)} to "
-            f"{number(shares.max(), 2)} % of requests good (sd {number(shares.std(), 2)} points), "
-            f"with a mean TTFT of {number(ttft_ms.min(), 0)} to {number(ttft_ms.max(), 0)} ms"
+            f"{number(shares.max(), 2)} % of requests good (sd {number(shares.std(), 2)} points)"
         )
     return f"The same requests in the same order, replayed again: {'; '.join(clauses)}."
 
@@ -402,24 +390,6 @@ def again(answers: Answers) -> str:
 
 def lesson(evidence: Evidence, judged: Gate, answers: Answers | None) -> str:
     """Return which verdicts survive the other choices, and what other values change."""
-    kept = _kept(evidence) if judged.green else NO_VERDICT
-    lines = [kept] + ([transfer(answers), chunk(answers), times(answers)] if answers else [])
+    lines = [_kept(evidence) if judged.green else NO_VERDICT]
+    lines += [transfer(answers), chunk(answers), times(answers)] if answers else []
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _kept(evidence: Evidence) -> str:
-    """Return which verdicts survive the other choices, and which do not."""
-    verdicts = _verdicts(evidence)
-    others = verdicts[verdicts["choice"] != verdicts["choice"].iloc[0]]
-    same = others["verdict"] == others["declared"]
-    counts = ", ".join(
-        f"{METRICS[key].label.lower()} {of_metric.sum()} of {len(of_metric)}"
-        for key, of_metric in same.groupby(others["metric"], sort=False)
-    )
-    turned = "; ".join(
-        f"with {row.choice}, {METRICS[row.metric].label.lower()} from {row.declared} to "
-        f"{row.verdict}"
-        for row in others[~same].itertuples()
-    )
-    changes = f" What changes: {turned}." if turned else ""
-    return f"Choices that leave the verdict as declared: {counts}.{changes}"

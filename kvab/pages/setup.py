@@ -10,7 +10,6 @@ from collections import Counter
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.ticker import EngFormatter
 
 from kvab.console import counted, number, percent, plain
 from kvab.pages.evidence import Evidence
@@ -27,6 +26,7 @@ LONG_PROMPTS = 4  # times the tokens of the answers
 OF_BLOCKS = ("unique blocks", "blocks in more than one request", "block references",
              "repeat references", "longest prompt + answer [tokens]")  # fmt: skip
 """What `kvab trace describe` prints beside."""
+ORDERS = {"file": "in the order of the file"}
 LINE, BARS = "#333333", "#8c8c8c"
 
 
@@ -146,8 +146,6 @@ def lengths_figure(evidence: Evidence) -> Drawing:
             x=values, ax=axes, log_scale=log, bins=40, color=BARS, alpha=1, edgecolor="none"
         )
         axes.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
-        if log:
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     panels[0].set_ylabel("requests")
     caption = (
         f"Prompts hold {_times(_prompt_tokens_an_answer_token(table))}, "
@@ -198,9 +196,8 @@ def topologies_table(evidence: Evidence) -> Table:
             "role": arm.role,
             "workers": workers,
             "GPUs": topology.gpus,
-            "deployment": topology.deployment,
         })  # fmt: skip
-    return Table(pd.DataFrame(lines), "", ("configuration", "role", "workers", "deployment"))
+    return Table(pd.DataFrame(lines), "", ("configuration", "role", "workers"))
 
 
 def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
@@ -270,7 +267,9 @@ def runs_table(evidence: Evidence) -> Table:
         overload = sum(int(overloaded(run.requests).sum()) for run in repeats)
         lines.append({
             "configuration": evidence.arms[name].label,
-            "repeats": ", ".join(f"{count} {order}" for order, count in orders.items()),
+            "repeats": ", ".join(
+                f"{count} {ORDERS.get(order, order)}" for order, count in orders.items()
+            ),
             "received": f"{sum(count.received for count in counts):,} of "
                         f"{sum(count.expected for count in counts):,}",
             "failed": f"{sum(count.errors for count in counts):,}{rejected(overload)}",

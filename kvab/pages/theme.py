@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, ScalarFormatter
 from matplotlib.transforms import Bbox
 
 from kvab.console import counted, plain
@@ -288,7 +288,7 @@ def _svg(figure: Figure, key: str) -> str:
     if figure.texts:  # room for the mark
         engine.set(rect=(0, 0, 1, 1 - LINE_IN / figure.get_figheight()))
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if isinstance(axis.get_major_formatter(), ScalarFormatter):
+        if isinstance(axis.get_major_formatter(), ScalarFormatter | LogFormatter):
             axis.set_major_formatter(PLAIN)
     for text in figure.findobj(Text):
         text.set_fontsize(max(text.get_fontsize(), SMALLEST_PT))
@@ -379,17 +379,10 @@ def _crowding(boxes: list[Bbox]) -> float:
     return min(max(factors), MOST_GROWTH)
 
 
-def arm_styles(arms: dict[str, Arm]) -> dict[str, dict[str, str]]:
+def arm_styles(arms: dict[str, Arm]) -> dict[str, dict[str, Any]]:
     """Return colour, line and marker of each configuration; roles keep theirs everywhere."""
     ablations = itertools.cycle(ABLATIONS)
     return {name: STYLES.get(arm.role) or next(ablations) for name, arm in arms.items()}
-
-
-def log_ms(axes: Axes, label: str) -> None:
-    """Make the x axis logarithmic, in milliseconds, with plain numbers."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(PLAIN)
-    axes.set_xlabel(f"{label} [ms, log scale]")
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:

@@ -332,12 +332,9 @@ def test_pages_say_what_each_interval_is_about(evidence):
     text = outcome.from_hour_to_hour(evidence)
     good = outcome.hour_effects(evidence)[0]
     assert text.startswith("The workload interval holds at the offered load of these 59 minutes.")
-    mean, another = (
-        interval(ends.low, ends.high, 100) for ends in (good.hours.mean, good.hours.another)
-    )
-    assert f"{mean} points in the mean of such hours and {another} points in another one" in text
-    assert "by the spread over 60 hours" in text
-    assert "(95 % hour-to-hour intervals)" in text
+    another = interval(good.hours.another.low, good.hours.another.high, 100)
+    assert f"the difference of the good share would be {another} points" in text
+    assert "(95 % hour-to-hour interval, by the spread over 60 hours" in text
     recorded = evidence.comparison.good.mean.difference
     assert good.recorded == recorded
     assert good.hours.another.low < good.hours.mean.low < recorded.value

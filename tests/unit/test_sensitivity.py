@@ -19,6 +19,8 @@ from kvab.runs.campaign import Scope
 from kvab.runs.replay import plan_job
 from kvab.runs.sensitivity import (
     AGAIN,
+    CHUNK,
+    FRONTEND,
     REUSE,
     TIMES,
     TRANSFER,
@@ -193,10 +195,8 @@ def test_what_is_replayed_is_kept_read_and_said(replayed, checkout, small_trace,
         robustness.again,
     )]  # fmt: skip
     assert not any("nan" in text for text in texts)
-    for table in (
-        robustness.transfer_table, robustness.frontend_table, robustness.chunk_table,
-    ):  # fmt: skip
-        assert not table(replayed).frame.isna().any(axis=None)
+    for sweep in (FRONTEND, CHUNK):
+        assert not robustness.values_table(replayed, sweep).frame.isna().any(axis=None)
     for figure in (robustness.transfer_figure, robustness.times_figure):
         assert figure(replayed).svg
     _sentences_follow_the_data(replayed)
@@ -235,4 +235,8 @@ def test_what_routing_gains_with_and_without_reuse_is_said():
         f"aggregated workers and {signed(gain[0], 1)} points to disaggregated workers."
     )
     assert not robustness.without_reuse(None)
-    assert list(robustness.reuse_table(answers).frame["share"]) == ["1", "0.5", "0"]
+    table = robustness.values_table(answers, REUSE).frame.set_index("share")
+    assert list(table.index) == ["1", "0.5", "0"]
+    good = f"{100 * shares.loc[0.5, 'disagg-kv-router']:.1f} %"
+    assert table.loc["0.5", "Disaggregated, KV router: good"] == good
+    assert robustness.values_table(None, REUSE) is None

@@ -388,12 +388,13 @@ def test_a_choice_counts_for_the_metrics_that_it_can_affect(published):
         "the median": {"ttft_ms": "no difference"},
     })  # fmt: skip
     assert robustness.lesson(made_up, GREEN, None).startswith(
-        "- Choices that leave the verdict as declared: time to first token 1 of 2, good requests 2 "
-        "of 2. What changes: with the median, time to first token from better to no difference."
+        "- 3 of 4 verdicts under other choices are as declared. What changes: with the median, "
+        "time to first token from better to no difference."
     )
     frame = robustness.choices_table(made_up, GREEN).frame.set_index("choice")
     assert frame.loc["other bounds", "TTFT [ms]"] == "–"
     assert frame.loc["the median", "TTFT [ms]"].startswith("CHANGED: no difference")
+    assert frame.loc["other blocks", "TTFT [ms]"].startswith("+")  # the verdict as declared
 
 
 @pytest.mark.parametrize(
