@@ -89,8 +89,6 @@ class InputError(KvabError):
 class DependencyError(KvabError):
     """A cluster, or a program or package that a step needs, is missing or failed."""
 
-    exit_code = 3
-
 
 class GateError(KvabError):
     """The validity gate is red: the runs do not support a verdict."""

@@ -74,7 +74,7 @@ def new(
     ] = "simulated-h200",
 ) -> None:
     """Begin a study of your own: copy one that works. Says what to change."""
-    from kvab.study.new import new_study
+    from kvab.study import new_study
 
     print(new_study(name, like, profile))
 

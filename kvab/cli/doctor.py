@@ -13,15 +13,9 @@ from pathlib import Path
 from kvab.clusters import open_cluster
 from kvab.clusters.base import Finding, look
 from kvab.errors import InputError, KvabError, lacking
-from kvab.study import Study, check_product, load_cluster, load_study, root
+from kvab.study import Study, check_product, load_cluster, load_study, manifests, root
 from kvab.study.hardware import load_scenarios
-from kvab.study.manifests import (
-    BETA_FILE,
-    Configuration,
-    beta_text,
-    read_configuration,
-    read_scripts,
-)
+from kvab.study.manifests import Configuration
 from kvab.study.topology import check_gpus, declared_topology
 from kvab.trace.finding import read_declared, trace_path
 
@@ -46,9 +40,9 @@ def check_declarations(*, fix: bool = False) -> list[str]:
         read += [f"{study.name}: {declared_topology(study, name).describe()}"
                  for name in study.configurations]  # fmt: skip
         check_gpus(study)
-        scripts = read_scripts(study.folder)
+        scripts = manifests.read_scripts(study.folder)
         for name in study.configurations:
-            recipe = read_configuration(study.configuration_folder(name), name)
+            recipe = manifests.read_configuration(study.configuration_folder(name), name)
             recipe.benchmark.check_scripts(scripts)
             read += _check_beta(recipe, fix)
     profiles = sorted((root() / "recipes" / "clusters").glob("*.yaml"))
@@ -59,8 +53,8 @@ def check_declarations(*, fix: bool = False) -> list[str]:
 
 def _check_beta(recipe: Configuration, fix: bool) -> list[str]:
     """Hold the v1beta1 form of a deployment against ``deploy.yaml``, where there is one."""
-    path = recipe.folder / BETA_FILE
-    text = beta_text(recipe.deploy) if path.exists() else ""
+    path = recipe.folder / manifests.BETA_FILE
+    text = manifests.beta_text(recipe.deploy) if path.exists() else ""
     if not text or path.read_text() == text:
         return []
     if not fix:

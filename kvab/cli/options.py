@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 
-def _default_study() -> Path:
-    from kvab.study import default_study
-
-    return default_study()
-
-
-def _path(text: str, shown: str, default: Callable[[], Path], *flags: str) -> object:
-    return typer.Option(
-        *flags, default_factory=default, resolve_path=True, show_default=shown, help=text
-    )
-
-
-def _place(flag: str, name: str, text: str) -> object:
+def _place(name: str, text: str, shown: str = "{} of the checkout") -> object:
     """Return an option for a place in the checkout; a named one counts from the working folder."""
 
     def default() -> Path:
-        from kvab.study import root
+        from kvab.study import default_study, root
 
-        return root() / name
+        return root() / name if name else default_study()
 
-    return _path(text, f"{name} of the checkout", default, flag)
+    shown = shown.format(name)
+    return typer.Option(default_factory=default, resolve_path=True, show_default=shown, help=text)
 
 
 ONLY = "the checkout's only one, or the only published one"
-Study = Annotated[Path, _path("The study file.", ONLY, _default_study)]
+Study = Annotated[Path, _place("", "The study file.", ONLY)]
 Workload = Annotated[str, typer.Option(show_default="its first", help="A workload of the study.")]
 OwnStudy = Annotated[
     Path | None,
@@ -67,9 +56,9 @@ Sent = Annotated[
 Replayed = Annotated[
     Path | None, typer.Option("--trace", help="The trace that AIPerf replayed, if not the study's.")
 ]
-Runs = Annotated[Path, _place("--runs", "runs", "The folder of runs.")]
-Published = Annotated[Path, _place("--to", "book/published", "Folder of the published runs.")]
-Out = Annotated[Path, _place("--out", "book/_build", "Where the book is built.")]
+Runs = Annotated[Path, _place("runs", "The folder of runs.")]
+Published = Annotated[Path, _place("book/published", "Folder of the published runs.")]
+Out = Annotated[Path, _place("book/_build", "Where the book is built.")]
 Counts = Annotated[
     Literal["server", "client"] | None,
     typer.Option(

@@ -89,17 +89,9 @@ def report(
     if from_ and from_.suffix == ".zst":
         headline, index = build.report_bundle(from_, cluster, out)
     else:
+        named, name = options.on(study, workload), cluster or "simulated-h200"
         headline, index = build.report(
-            options.on(study, workload),
-            cluster or "simulated-h200",
-            rows,
-            repeats,
-            trace,
-            out,
-            runs,
-            from_,
-            on,
-            take_over,
+            named, name, rows, repeats, trace, out, runs, from_, on, take_over
         )
     print(f"\n{headline}\n{index}")
 

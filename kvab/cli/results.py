@@ -130,7 +130,7 @@ def advise(
 
     Example: kvab advise --ttft-ms 1500 --itl-ms 30 --load 0.75
     """
-    from kvab.cli.advice import advice_lines
+    from kvab.pages.printed import advice_lines
     from kvab.requests.metrics import Bounds
     from kvab.runs.bounds import advise as advice_of
     from kvab.study import load_study

@@ -306,12 +306,11 @@ class Artifacts:
     @property
     def notes(self) -> list[str]:
         """What was left out, a sentence each."""
-        notes = []
-        if self.records is not None and self.records.cut_off:
-            notes.append("the records file ends inside a record, which is left out")
-        if self.records is not None and self.records.warmup:
-            notes.append(f"{self.records.warmup} requests of the warm-up are left out")
-        return notes
+        if self.records is None:
+            return []
+        warmup = f"{self.records.warmup} requests of the warm-up are left out"
+        cut_off = "the records file ends inside a record, which is left out"
+        return [cut_off] * self.records.cut_off + [warmup] * bool(self.records.warmup)
 
     def _phases(self) -> list[Json]:
         phases = _at(self.summary, "input_config", "phases")

@@ -19,7 +19,6 @@ import pyarrow as pa
 from kvab.errors import InputError
 
 ARTIFACT = re.compile(r"\.jsonl?(\.(gz|bz2|zst))?$")
-MOST_MEMBERS = 10_000
 MOST_FOLDERS = 2_000
 MOST_BYTES = 64 << 30
 FREE_BYTES = 256 << 20  # below this size an archive may unpack to any multiple of itself
@@ -65,29 +64,25 @@ def folder_of(path: Path) -> Iterator[Path]:
 def _unpack(path: Path, into: Path) -> None:
     """Unpack an archive; what would leave the folder ends it in a tar, and is kept in by zip."""
     left = min(MOST_BYTES, max(FREE_BYTES, MOST_TIMES * path.stat().st_size))
-    members = 0
 
     def count(size: int) -> None:  # no more can be read of a file than the archive says
-        nonlocal left, members
-        left, members = left - size, members + 1
-        if members > MOST_MEMBERS:
-            raise InputError(f"expected at most {MOST_MEMBERS:,} files, got more", path=path)
+        nonlocal left
+        left -= size
         if left < 0:
             problem = f"unpacks to over {MOST_TIMES} times its size, as no artifacts do"
             fix = "if it is right, unpack it yourself and name the folder"
             raise InputError(problem, path=path, fix=fix)
 
     def checked(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-        count(member.size)
+        count(max(member.size, tarfile.BLOCKSIZE))
         return tarfile.data_filter(member, folder)
 
-    with contextlib.ExitStack() as opened:
-        if zipfile.is_zipfile(path):
-            zipped = opened.enter_context(zipfile.ZipFile(path))
-            for entry in zipped.infolist():
-                count(entry.file_size)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as zipped:
+            count(sum(entry.file_size for entry in zipped.infolist()))
             zipped.extractall(into)
-            return
+        return
+    with contextlib.ExitStack() as opened:
         stream = None
         if path.suffix in (".zst", ".tzst"):
             stream = opened.enter_context(pa.input_stream(str(path), compression="zstd"))

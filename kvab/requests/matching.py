@@ -6,7 +6,6 @@ Input: AIPerf's artifacts and, where there is one, the trace. Output: a table of
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +67,7 @@ def from_aiperf(
     was least late, as AIPerf's own ``replay_sched_lag`` does (0.13.0).
     """
     lines = rows if isinstance(rows, np.ndarray) else None
-    sent = trace if trace is None or lines is None else _as_sent(trace, lines)
+    sent = trace if trace is None or lines is None else trace.take(lines)
     by_row, whose, inferred = _by_row(artifacts, sent, rows, counts)
     total = len(by_row)
     served = by_row["error"].isna()
@@ -127,17 +126,6 @@ def _by_row(
     for name in ("input_tokens", "output_tokens", "cached_tokens"):
         by_row[name] = by_row[name].where(_countable(by_row[name])).round()
     return by_row.fillna({"input_tokens": 0, "output_tokens": 0}), whose, inferred
-
-
-def _as_sent(trace: Trace, lines: np.ndarray) -> Trace:
-    """Return the trace as AIPerf read it: some of its rows, in their order."""
-    return replace(
-        trace,
-        timestamp_ms=trace.timestamp_ms[lines],
-        input_tokens=trace.input_tokens[lines],
-        output_tokens=trace.output_tokens[lines],
-        hash_ids=(),
-    )
 
 
 def _expected(

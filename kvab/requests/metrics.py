@@ -50,8 +50,6 @@ class Metric:
         Name in full and as abbreviation, for axes and text.
     unit : str
         Unit as shown; shown value = stored value x ``factor``.
-    column : str or None
-        Column of the requests table; None for a share over rows.
     better : {'lower', 'higher'}
         Direction of improvement.
     factor : float
@@ -62,7 +60,6 @@ class Metric:
     label: str
     short: str
     unit: str
-    column: str | None
     better: Literal["lower", "higher"]
     factor: float = 1.0
 
@@ -70,15 +67,15 @@ class Metric:
 METRICS = {
     metric.key: metric
     for metric in (
-        Metric("ttft_ms", "Time to first token", "TTFT", "ms", "ttft_ms", "lower"),
-        Metric("itl_ms", "Inter-token latency", "ITL", "ms", "itl_ms", "lower"),
-        Metric("latency_ms", "Request latency", "latency", "ms", "latency_ms", "lower"),
-        Metric("good_share", "Good requests", "good", "%", None, "higher", 100.0),
+        Metric("ttft_ms", "Time to first token", "TTFT", "ms", "lower"),
+        Metric("itl_ms", "Inter-token latency", "ITL", "ms", "lower"),
+        Metric("latency_ms", "Request latency", "latency", "ms", "lower"),
+        Metric("good_share", "Good requests", "good", "%", "higher", 100.0),
     )
 }
-"""All metrics in display order; `LATENCIES` are those measured on each request."""
+"""All metrics in display order; `LATENCIES`, measured on each request, are columns of its table."""
 
-LATENCIES = tuple(key for key, metric in METRICS.items() if metric.column)
+LATENCIES = tuple(key for key in METRICS if key != "good_share")
 
 PERCENTILES = {"p50": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
 STATISTICS = ("mean", *PERCENTILES, "min", "max", "std")
@@ -246,7 +243,7 @@ def summarize(table: pd.DataFrame, slo: Slo) -> Json:
             "overload": int(overloaded(table).sum()),
             "one_token": int((rows["output_tokens"] == 1).sum()),
         },
-        **{key: statistics(rows[METRICS[key].column]) for key in LATENCIES},
+        **{key: statistics(rows[key]) for key in LATENCIES},
         "good": {
             "count": n_good,
             "share": n_good / expected if expected and n_good is not None else None,

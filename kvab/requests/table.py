@@ -81,13 +81,8 @@ def itl_ms(latency_ms: pd.Series, ttft_ms: pd.Series, output_tokens: np.ndarray)
 
 def typed(columns: dict) -> pd.DataFrame:
     """Return a requests table with the types of ``SCHEMA``; missing columns become null."""
-    frame = pd.DataFrame(
-        {name: pd.Series(columns[name]) for name in PANDAS_TYPES if name in columns}
-    )
-    for name in PANDAS_TYPES:
-        if name not in frame:
-            frame[name] = pd.Series([None] * len(frame))
-    return frame[list(PANDAS_TYPES)].astype(PANDAS_TYPES)
+    frame = pd.DataFrame({name: pd.Series(column) for name, column in columns.items()})
+    return frame.reindex(columns=[*PANDAS_TYPES]).astype(PANDAS_TYPES)
 
 
 def check_table(table: pd.DataFrame, source: object) -> pd.DataFrame:
@@ -112,4 +107,4 @@ def check_table(table: pd.DataFrame, source: object) -> pd.DataFrame:
     if table["row"].duplicated().any():
         row = table["row"][table["row"].duplicated()].iloc[0]
         raise InputError(f"{source}: row {row} stands twice; every trace row stands once")
-    return table[list(PANDAS_TYPES)].astype(PANDAS_TYPES)
+    return table[[*PANDAS_TYPES]].astype(PANDAS_TYPES)

@@ -55,6 +55,7 @@ FEWEST_BURSTS = 9  # below, autocorrelation cannot be estimated: blocks of one b
 FEWEST_BLOCKS = 4  # the estimated block length leaves at least as many blocks
 INT = np.int32  # of weights and of their cumulated sums; ample for 10 million rows
 CHUNK_CELLS = 1 << 18  # cells (resamples x rows) held at a time: memory stays flat, caches warm
+HALVINGS = 50  # of the span of pairwise sums: what is left of it lies below the last digits
 AT_ONCE = 64  # resamples that are ready at least: `percentiles` looks at them together
 
 
@@ -300,9 +301,9 @@ def hodges_lehmann(values: np.ndarray, share: float = 0.5) -> float:
     Notes
     -----
     The median of all n (n + 1) / 2 means of two values, each value with itself too, as R's
-    ``wilcox.test`` has it; the two middle ones are averaged. Bisection over x, with the number of
-    means not above x counted in the sorted values, leaves as many candidates as there are values;
-    only those are formed, so the result is exact in O(n log n).
+    ``wilcox.test`` has it; the two middle ones are averaged. Each is found by bisection over x,
+    with the number of means not above x counted in the sorted values: O(n log n), and no means are
+    formed but the largest below the x that is left.
     J. L. Hodges and E. L. Lehmann, Ann. Math. Statist. 34 (1963), DOI 10.1214/aoms/1177704172;
     J. F. Monahan, ACM Trans. Math. Softw. 10 (1984), DOI 10.1145/1271.319414.
 
@@ -315,40 +316,29 @@ def hodges_lehmann(values: np.ndarray, share: float = 0.5) -> float:
     means = values.size * (values.size + 1) // 2
     if not means:
         return math.nan
-    at = share * (means - 1) + 1
-    return _pairwise(values, math.floor(at), math.ceil(at)) / 2
+    at = share * (means - 1)
+    return (_pair_sum(values, math.floor(at)) + _pair_sum(values, math.ceil(at))) / 4
 
 
-def _pairwise(values: np.ndarray, first: int, last: int) -> float:
-    """Return the mean of the first-th and the last-th of all pairwise sums of sorted values.
-
-    Ranks count from 1; the last is the first or the next.
-    """
+def _pair_sum(values: np.ndarray, rank: int) -> float:
+    """Return the sum of two sorted values, each with itself too, that so many are smaller than."""
     own = np.arange(values.size)
-    upto = [own, np.full(values.size, values.size)]  # partners of each value, itself and above
-    while (count := upto[1] - upto[0]).sum() > values.size:
-        some = count > 0
-        least = (values[some] + values[upto[0][some]]).min()
-        most = (values[some] + values[upto[1][some] - 1]).max()
-        middle = least + (most - least) / 2
-        partners = np.maximum(np.searchsorted(values, middle - values, side="right"), own)
-        below = int((partners - own).sum())
-        if first <= below < last:  # the middle lies between the two
-            some, more = partners > own, partners < values.size
-            nearest = (values[some] + values[partners[some] - 1]).max()
-            return float(nearest + (values[more] + values[partners[more]]).min()) / 2
-        side = int(below >= last)
-        if least == most or (partners == upto[side]).all():  # nothing but ties, to the last bit
-            return float(middle)
-        upto[side] = partners
-    one = np.repeat(own, count)
-    other = np.arange(count.sum()) + np.repeat(upto[1] - count.cumsum(), count)
-    nth = np.array([first, last]) - 1 - int((upto[0] - own).sum())
-    return float(np.partition(values[one] + values[other], nth)[nth].mean())
+
+    def partners(most: float) -> np.ndarray:  # of each value from itself on, where they end
+        return np.maximum(np.searchsorted(values, most - values, side="right"), own)
+
+    low, high = 2 * values[0], 2 * values[-1]
+    for _ in range(HALVINGS):
+        middle = low + (high - low) / 2
+        enough = (partners(middle) - own).sum() > rank
+        low, high = (low, middle) if enough else (middle, high)
+    upto = partners(high)
+    some = upto > own
+    return float((values[some] + values[upto[some] - 1]).max())
 
 
-def hodges_lehmann_interval(sample: Sample, center: float, design: Design) -> tuple[float, float]:
-    r"""Return the interval of the Hodges-Lehmann estimate of a sample, ``center``.
+def hodges_lehmann_interval(sample: Sample, design: Design) -> tuple[float, float, float]:
+    r"""Return the Hodges-Lehmann estimate of a sample and the ends of its interval.
 
     Notes
     -----
@@ -359,14 +349,14 @@ def hodges_lehmann_interval(sample: Sample, center: float, design: Design) -> tu
     projection :math:`2 F(2 \hat\theta - d_i)` averaged over the rows drawn, which leaves out a
     term of order 1/n and no row pairs need to be formed.
     """
-    values = sample.values
+    values, center = sample.values, hodges_lehmann(sample.values)
     if not values.size:
-        return math.nan, math.nan
+        return center, math.nan, math.nan
     share = np.searchsorted(values, 2 * center - values, side="right") / values.size
     projected = Sample.of(2 * share, sample.burst, design.bursts)
     error = float(replicate(design, lambda weights: mean(projected, weights)).error)
     half = design.critical() * error
     if math.isnan(half):
-        return math.nan, math.nan
+        return center, math.nan, math.nan
     low, high = max(0.5 - half, 0.0), min(0.5 + half, 1.0)
-    return hodges_lehmann(values, low), hodges_lehmann(values, high)
+    return center, hodges_lehmann(values, low), hodges_lehmann(values, high)

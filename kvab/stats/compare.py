@@ -22,19 +22,8 @@ from scipy import special
 from kvab.console import counted
 from kvab.declarations import Json
 from kvab.requests.metrics import LATENCIES, METRICS, SCHEMA, Slo
-from kvab.stats import contrasts
-from kvab.stats.bootstrap import (
-    Design,
-    Replicates,
-    Sample,
-    Settings,
-    block_bursts,
-    hodges_lehmann,
-    hodges_lehmann_interval,
-    mean,
-    percentiles,
-    replicate,
-)
+from kvab.stats import bootstrap, contrasts
+from kvab.stats.bootstrap import Design, Replicates, Settings
 from kvab.stats.contrasts import ARMS, POWER, Contrast, Estimate, Judgement, Method
 
 UNPAIRED = (
@@ -223,7 +212,6 @@ def compare(
     slo: Slo,
     *,
     margins: Mapping[str, float] | None = None,
-    block_bursts: int | None = None,
     **settings: Unpack[Settings],
 ) -> Comparison:
     """Return the paired comparison of two arms.
@@ -236,8 +224,6 @@ def compare(
         Bounds of a good request, in milliseconds.
     margins : mapping, optional
         Metric -> practical margin, see `kvab.stats.contrasts.verdicts`; 0 where missing.
-    block_bursts : int, optional
-        Block length instead of the estimated one.
     **settings
         ``level``, ``resamples``, ``seed`` of the intervals.
 
@@ -256,14 +242,11 @@ def compare(
     pairs = contrasts.pair(baseline_tables, comparison_tables)
     both = contrasts.values(pairs, slo)
     by_pair = contrasts.paired(both)
-    design = contrasts.plan(pairs, by_pair.values(), block_bursts, **settings)
+    design = contrasts.plan(pairs, by_pair.values(), **settings)
     return Comparison(
         pairs=len(pairs),
         metrics=_outcomes(
-            {
-                key: contrasts.two_arms(pairs, of, design, contrasts.statistics_of(key))
-                for key, of in both.items()
-            },
+            contrasts.compared(pairs, both, design),
             margins or {},
             {key: _run_to_run(pairs, of, design.level) for key, of in both.items()},
             {key: paired_statistics(pairs, by_pair[key], design) for key in LATENCIES},
@@ -293,27 +276,21 @@ def compare_unpaired(
     The interval takes Student's t and the correction for few blocks of the arm with fewer blocks:
     never narrower than Welch's, whose degrees of freedom lie between that arm's and the sum.
     """
-    both, samples, designs = [], [], []
+    both, alone, designs = [], [], []
     for at, tables in enumerate((baseline_tables, comparison_tables)):
-        ordered = [table.sort_values("arrival_ms", kind="stable") for table in tables]
-        arm = contrasts.metric_values(pd.concat(ordered), slo)
-        size = len(arm["good_share"])
-        of = {key: Sample.of(column, np.arange(size), size) for key, column in arm.items()}
-        block = block_bursts(np.column_stack([metric.influences() for metric in of.values()]))
+        sent = pd.concat(table.sort_values("arrival_ms", kind="stable") for table in tables)
+        order = pd.DataFrame({"burst": np.arange(len(sent))})
+        arm = {key: of[None] for key, of in contrasts.metric_values(sent, slo).items()}
+        seed = settings.get("seed", 0) + at
+        design = contrasts.plan(order, arm.values(), **(settings | {"seed": seed}))
         both.append(arm)
-        samples.append(of)
-        designs.append(Design(size, block, **(settings | {"seed": settings.get("seed", 0) + at})))
+        designs.append(design)
+        alone.append(contrasts.compared(order, arm, design))
     used = min(designs, key=lambda design: design.blocks)
     arms = {}
     for key in METRICS:
-        estimates = [
-            replicate(
-                design, partial(contrasts.statistics, of[key], names=contrasts.statistics_of(key))
-            )
-            for of, design in zip(samples, designs, strict=True)
-        ]
-        value = np.stack([arm.value for arm in estimates])
-        arms[key] = Replicates(value, np.stack([arm.draws for arm in estimates], axis=1), used)
+        value = np.concatenate([arm[key].value for arm in alone])
+        arms[key] = Replicates(value, np.concatenate([arm[key].draws for arm in alone], 1), used)
     name = "stationary block bootstrap over the order of sending, each arm by itself, Student t"
     requests = [design.bursts for design in designs]
     unknown = RunToRun([], Estimate(), "unpaired")
@@ -356,13 +333,12 @@ def paired_statistics(pairs: pd.DataFrame, paired: np.ndarray, design: Design) -
     unknown = np.isnan(paired)
     faster = contrasts.sample(pairs, np.where(unknown, np.nan, paired < 0))
     of_pairs = contrasts.sample(pairs, paired)
-    share = replicate(design, partial(mean, faster))
-    median = replicate(design, partial(percentiles, of_pairs, q=[50]))
-    center = hodges_lehmann(of_pairs.values)
+    share = bootstrap.replicate(design, partial(bootstrap.mean, faster))
+    median = bootstrap.replicate(design, partial(bootstrap.percentiles, of_pairs, q=[50]))
     return Paired(
-        faster=Estimate(float(share.value), *map(float, share.share_interval)),
-        hodges_lehmann=Estimate(center, *hodges_lehmann_interval(of_pairs, center, design)),
-        median=Estimate.at(0, median),
+        faster=Estimate(*map(float, (share.value, *share.share_interval))),
+        hodges_lehmann=Estimate(*bootstrap.hodges_lehmann_interval(of_pairs, design)),
+        median=Estimate.each(median.value, *median.interval)[0],
     )
 
 

@@ -16,19 +16,11 @@ import pandas as pd
 
 from kvab.errors import InputError
 from kvab.requests.metrics import COMPARED, LATENCIES, METRICS, Slo, good, served, streamed, unlike
-from kvab.stats.bootstrap import (
-    Design,
-    Replicates,
-    Sample,
-    Settings,
-    block_bursts,
-    mean,
-    percentiles,
-    replicate,
-)
+from kvab.stats import bootstrap
+from kvab.stats.bootstrap import Design, Replicates, Sample, Settings
 
 BASELINE, COMPARISON = ARMS = ("baseline", "comparison")
-CARRIED = ("output_tokens", *(METRICS[key].column for key in LATENCIES), "error")
+CARRIED = ("output_tokens", *LATENCIES, "error")
 ARRIVAL_TOLERANCE_MS = 0.01  # published tables round times to this
 POWER = 0.8  # at which a difference counts as detectable
 
@@ -127,7 +119,7 @@ def metric_values(table: pd.DataFrame, slo: Slo, one_token: bool = False) -> dic
     NaN on all where answers were not streamed.
     """
     answered = served(table)
-    result = {key: table[METRICS[key].column].where(answered).to_numpy(float) for key in LATENCIES}
+    result = {key: table[key].where(answered).to_numpy(float) for key in LATENCIES}
     judged = good(table, slo, one_token).astype(float)
     return {**result, "good_share": judged if streamed(table) else np.full(len(table), np.nan)}
 
@@ -143,10 +135,7 @@ def sample(pairs: pd.DataFrame, of: np.ndarray) -> Sample:
 
 
 def plan(
-    pairs: pd.DataFrame,
-    effects: Iterable[np.ndarray],
-    block: int | None = None,
-    **settings: Unpack[Settings],
+    pairs: pd.DataFrame, effects: Iterable[np.ndarray], **settings: Unpack[Settings]
 ) -> Design:
     """Return the resampling plan of a paired table.
 
@@ -157,19 +146,13 @@ def plan(
     effects : iterable of ndarray
         Paired differences along its rows, one or several each; the block length suits the size and
         the sign of all.
-    block : int, optional
-        Block length in bursts instead of the estimated one.
     **settings
         ``level``, ``resamples`` and ``seed`` of `kvab.stats.bootstrap.Design`.
     """
-    bursts = int(pairs["burst"].max()) + 1
-    if block is None:
-        series = np.vstack([*effects])
-        influences = [sample(pairs, of).influences() for of in (*series, *np.sign(series))]
-        block = block_bursts(np.column_stack(influences))
-    if not 1 <= block <= bursts:
-        raise InputError(f"block_bursts: expected 1 to {bursts} (the bursts), got {block}")
-    return Design(bursts, int(block), **settings)
+    series = np.vstack([*effects])
+    samples = [sample(pairs, of) for of in (*series, *np.sign(series))]
+    block = bootstrap.block_bursts(np.column_stack([of.influences() for of in samples]))
+    return Design(len(samples[0].counts), block, **settings)
 
 
 # --- statistics and verdicts ---------------------------------------------------------------------
@@ -184,9 +167,9 @@ class Estimate:
     high: float = np.nan
 
     @classmethod
-    def at(cls, index: int, replicates: Replicates) -> Estimate:
-        """Return one of several estimates with its interval."""
-        return cls(*(float(x[index]) for x in (replicates.value, *replicates.interval)))
+    def each(cls, *ends: np.ndarray) -> list[Estimate]:
+        """Return estimates from arrays of numbers and of both ends of their intervals."""
+        return [cls(*of) for of in zip(*(np.ravel(end).tolist() for end in ends), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -242,16 +225,23 @@ def two_arms(
     ``both`` holds the values of each arm along the rows of ``pairs``; there may be more than two.
     """
     arms = [sample(pairs, arm) for arm in both]
-    return replicate(
+    return bootstrap.replicate(
         design, lambda weights: np.stack([statistics(a, weights, names) for a in arms], axis=1)
     )
+
+
+def compared(
+    pairs: pd.DataFrame, both: Mapping[str, Iterable[np.ndarray]], design: Design
+) -> dict[str, Replicates]:
+    """Return the statistics of every metric that are compared, from `values`; see `two_arms`."""
+    return {key: two_arms(pairs, of, design, statistics_of(key)) for key, of in both.items()}
 
 
 def statistics(of: Sample, weights: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Return the weighted statistics of a sample, shape (n, names); the mean stands first."""
     q = [float(name.removeprefix("p")) for name in names if name != "mean"]
-    means = [mean(of, weights)] if "mean" in names else []
-    return np.column_stack([*means, percentiles(of, weights, q)])
+    means = [bootstrap.mean(of, weights)] if "mean" in names else []
+    return np.column_stack([*means, bootstrap.percentiles(of, weights, q)])
 
 
 def difference(arms: Replicates) -> Replicates:
@@ -276,22 +266,15 @@ def by_statistic(arms: Replicates, names: Sequence[str]) -> dict[str, Contrast]:
     the difference's excludes 0, or the other way. NaN if a value is not positive.
     """
     differences = difference(arms)
-
-    def log_ratio(x: np.ndarray) -> np.ndarray:
-        logs = np.log(x, out=np.full(x.shape, np.nan), where=x > 0)
-        return logs[..., 1, :] - logs[..., 0, :]
-
-    logs = arms.map(log_ratio)
-    ratios = [np.exp(ends) for ends in (logs.value, *logs.interval)]
-    return {
-        name: Contrast(
-            baseline=float(arms.value[0, at]),
-            comparison=float(arms.value[1, at]),
-            difference=Estimate.at(at, differences),
-            ratio=Estimate(*(float(ends[at]) for ends in ratios)),
-        )
-        for at, name in enumerate(names)
-    }
+    logs = difference(arms.map(lambda x: np.log(np.where(x > 0, x, np.nan))))
+    rows = zip(
+        names,
+        *arms.value.tolist(),
+        Estimate.each(differences.value, *differences.interval),
+        Estimate.each(*(np.exp(ends) for ends in (logs.value, *logs.interval))),
+        strict=True,
+    )
+    return {name: Contrast(*row) for name, *row in rows}
 
 
 def method(pairs: pd.DataFrame, design: Design) -> Method:

@@ -17,18 +17,14 @@ from scipy import special
 
 from kvab.requests.metrics import LATENCIES, Slo
 from kvab.stats import contrasts
-from kvab.stats.bootstrap import Settings, mean, replicate
+from kvab.stats.bootstrap import Design, Settings, mean, replicate
 from kvab.stats.contrasts import ARMS, POWER, Estimate
 
 PERCENT = np.arange(1, 100)
 
 
 def quantile_differences(
-    pairs: pd.DataFrame,
-    metric: str,
-    *,
-    block_bursts: int | None = None,
-    **settings: Unpack[Settings],
+    pairs: pd.DataFrame, metric: str, *, block_bursts: int, **settings: Unpack[Settings]
 ) -> pd.DataFrame:
     """Return the difference between the arms at every quantile of a latency.
 
@@ -38,8 +34,8 @@ def quantile_differences(
         As `kvab.stats.contrasts.pair` returns it.
     metric : str
         A latency metric.
-    block_bursts : int, optional
-        Block length, such as a comparison's; by default estimated on this metric alone.
+    block_bursts : int
+        Block length of the comparison.
     **settings
         ``level``, ``resamples``, ``seed``.
 
@@ -52,7 +48,7 @@ def quantile_differences(
         distributions: the requests at a quantile are not the same ones in both arms.
     """
     both = [pairs[f"{metric}_{arm}"].to_numpy(float) for arm in ARMS]
-    design = contrasts.plan(pairs, [both[1] - both[0]], block_bursts, **settings)
+    design = Design(int(pairs["burst"].max()) + 1, block_bursts, **settings)
     arms = contrasts.two_arms(pairs, both, design, [f"p{percent}" for percent in PERCENT])
     return pd.DataFrame({"q": PERCENT / 100, **contrasts.difference_columns(arms)})
 

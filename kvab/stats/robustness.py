@@ -73,10 +73,11 @@ def choices(
     design = Design(bursts, block_bursts, **settings)
     declared = _statistic(pairs, design, slo)
     changed = {"as declared": declared}
-    for block in _other_blocks(block_bursts, bursts):
-        changed[f"blocks of {_bursts(block)}"] = _statistic(
-            pairs, replace(design, block_bursts=block), slo
-        )
+    for block in dict.fromkeys([1, *(round(block_bursts * factor) for factor in BLOCK_FACTORS)]):
+        if block != block_bursts and 1 <= block < bursts:
+            length = "one burst" if block == 1 else f"{block} bursts"
+            other = replace(design, block_bursts=block)
+            changed[f"blocks of {length}"] = _statistic(pairs, other, slo)
     for name in OTHER_STATISTICS:
         changed[f"latencies by their {name}"] = _statistic(pairs, design, slo, name)
     changed["latencies by the median paired difference"] = _paired_medians(pairs, design)
@@ -143,17 +144,6 @@ def _judged(
         yield {"choice": choice, "metric": key, "verdict": of.verdict, "baseline": baseline,
                "comparison": comparison, "difference": ends.value, "ci_low": ends.low,
                "ci_high": ends.high}  # fmt: skip
-
-
-def _bursts(number: int) -> str:
-    return f"{number} bursts" if number > 1 else "one burst"
-
-
-def _other_blocks(block: int, bursts: int) -> list[int]:
-    scaled = [round(block * factor) for factor in BLOCK_FACTORS]
-    return [
-        other for other in dict.fromkeys([1, *scaled]) if other != block and 1 <= other < bursts
-    ]
 
 
 def _parts(pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -257,7 +247,9 @@ def agreement(
     The same bursts are drawn in all four sets of runs, so what the workload does to all of them
     cancels. What varies from run to run is not in the interval.
     """
-    rows = _common(published, yours)
+    first, second = (place[0][0]["row"].to_numpy() for place in (published, yours))
+    rows = np.intersect1d(first, second)
+    rows = rows if len(rows) else second  # without any, pairing says what is wrong
     arms = dict(zip(PLACES, (*published, *yours), strict=True))
     pairs = contrasts.join({
         name: [table[table["row"].isin(rows)] for table in tables] for name, tables in arms.items()
@@ -276,12 +268,6 @@ def agreement(
         margin = margins.get(key, 0.0) * scale
         lines[key] = line | {"margin": margin, "verdict": _verdict(line, margin)}
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("metric")
-
-
-def _common(published: tuple[Tables, Tables], yours: tuple[Tables, Tables]) -> np.ndarray:
-    first, second = (arms[0][0]["row"].to_numpy() for arms in (published, yours))
-    common = np.intersect1d(first, second)
-    return common if len(common) else second  # without any, pairing says what is wrong
 
 
 def _verdict(line: Mapping[str, float], margin: float) -> str:

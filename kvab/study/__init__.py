@@ -1,12 +1,15 @@
 """What is declared: a study with every path of it, and the cluster profiles.
 
-Input: YAML files under ``recipes/``. Output: frozen models that the other modules read.
+Input: YAML files under ``recipes/``. Output: frozen models that the other modules read; a new study
+begun from one that works.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -206,6 +209,11 @@ class Study(Declared):
         return self
 
     @property
+    def file(self) -> Path:
+        """Where it is declared."""
+        return self.folder / "study.yaml"
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the declaration's content; comments and order do not count."""
         return digest(self.model_dump(mode="json"))
@@ -240,9 +248,8 @@ class Study(Declared):
         first = next(iter(self.workloads))
         workload = workload or first
         if workload not in self.workloads:
-            known = ", ".join(self.workloads)
-            raise InputError(f"no workload '{workload}'", path=self.folder / "study.yaml",
-                             fix=f"choose one of {known}")  # fmt: skip
+            fix = f"choose one of {', '.join(self.workloads)}"
+            raise InputError(f"no workload '{workload}'", path=self.file, fix=fix)
         name = self.base if workload == first else f"{self.base}{WITH}{workload}"
         return self.model_copy(update={"name": name})
 
@@ -265,20 +272,16 @@ class Study(Declared):
             If the study has no configuration of that name.
         """
         if name not in self.configurations:
-            known = ", ".join(self.configurations)
-            raise InputError(f"no configuration '{name}'", path=self.folder / "study.yaml",
-                             fix=f"choose one of {known}")  # fmt: skip
+            fix = f"choose one of {', '.join(self.configurations)}"
+            raise InputError(f"no configuration '{name}'", path=self.file, fix=fix)
         return self.folder / self.configurations[name].path
 
     def seed(self, repeat: int) -> int:
         """Return the seed of a repeat, counted from 1."""
         if not 1 <= repeat <= len(self.seeds):
-            raise InputError(
-                expected=f"a repeat from 1 to {len(self.seeds)} (one a seed)",
-                got=f"{repeat}",
-                path=self.folder / "study.yaml",
-                fix="add a seed or choose another repeat",
-            )
+            expected = f"a repeat from 1 to {len(self.seeds)} (one a seed)"
+            fix = "add a seed or choose another repeat"
+            raise InputError(expected=expected, got=f"{repeat}", path=self.file, fix=fix)
         return self.seeds[repeat - 1]
 
 
@@ -464,14 +467,75 @@ def check_product(study: Study, profile: Profile) -> None:
         key, product = "hardware", profile.hardware
     wanted = study.gpus.product
     if product is not None and _chip(product) != _chip(wanted):
-        raise InputError(
-            f"gpus.product is {wanted}, but cluster {profile.name} has {product} ({key})",
-            path=study.folder / "study.yaml",
-            fix=f"choose a profile of {wanted} with --cluster, or change one of the two",
-        )
+        problem = f"gpus.product is {wanted}, but cluster {profile.name} has {product} ({key})"
+        fix = f"choose a profile of {wanted} with --cluster, or change one of the two"
+        raise InputError(problem, path=study.file, fix=fix)
 
 
 def _chip(text: str) -> str:
     """Return the name of a GPU without vendor and form: h200 of ``NVIDIA-H200`` and h200_sxm."""
     words = re.split("[^a-z0-9]+", text.lower())
     return next((word for word in words if re.search(r"\d", word)), text.lower())
+
+
+# --- a new study -------------------------------------------------------------------------------
+
+NEW_NAME = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"  # it becomes part of Kubernetes labels
+NEXT = """\
+{study}
+  title, model, gpus, workloads, slo, configurations, seeds, margins: say what you ask, and of what;
+  gpus.differ: true where configurations are meant to fill different numbers of GPUs
+{folder}/*/*/deploy.yaml
+  the topology of each configuration: model, replicas, GPUs, router
+{folder}/*/*/perf.yaml
+  the AIPerf command: the same model, and --goodput as in slo
+{folder}/model-cache/
+  which model files a Kubernetes cluster fetches once
+{profile}
+  where it is replayed: name and description; hardware, the simulator's measured data of the chip
+  that gpus.product names, and backend
+kvab doctor --study {study} --cluster {cluster}
+  says what does not fit together yet, and what the simulator has no data of
+kvab report --study {study} --cluster {cluster}
+  replays everything and builds its book"""
+
+
+def new_study(name: str, like: Path, cluster: str = "simulated-h200") -> str:
+    """Copy a study's declaration, manifests and a profile to new names; return what to change next.
+
+    Raises
+    ------
+    InputError
+        If the name cannot be a study's, or ``recipes/`` has something of the new names.
+    """
+    if not re.match(NEW_NAME, name):
+        expected = "a name of lower-case letters, digits and dashes, 40 at most, such as my-study"
+        raise InputError(expected=expected, path=name)
+    source = load_study(like)
+    target, like_profile = root() / "recipes" / name, load_cluster(cluster)
+    profile = target.parent / "clusters" / f"{like_profile.kind}-{name}.yaml"
+    for path in (target, profile):
+        if path.exists():
+            raise InputError("exists already", path=path, fix="choose another name")
+    old = re.escape(source.name)
+    own = re.compile(rf"(?<![\w/-]){old}(?![\w-])|(?<=/){old}(?=/)")
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as beside:
+        copy = shutil.copytree(source.folder, Path(beside) / name)
+        for path in copy.rglob("*.yaml"):
+            text = own.sub(name, path.read_text(encoding="utf-8"))
+            if path.name == "study.yaml":
+                text = re.sub(r"(?m)^version: \d+$", "version: 1", text)
+                text = re.sub(r"(?m)(^#.*\n)?^source:\n(  .*\n)+", "", text)  # the question is new
+            path.write_text(text, encoding="utf-8")
+        load_study(copy / "study.yaml")
+        text = profile.with_stem(cluster).read_text(encoding="utf-8")
+        text = re.sub("(?m)^name: .*", f"name: {profile.stem}", text)
+        profile.write_text(text, encoding="utf-8")
+        copy.rename(target)
+    folder = target.relative_to(root())
+    return NEXT.format(
+        folder=folder,
+        study=folder / "study.yaml",
+        profile=profile.relative_to(root()),
+        cluster=profile.stem,
+    )

@@ -469,10 +469,9 @@ def to_alpha(manifest: Object, path: Path) -> Object:
     for component in spec.pop("components"):
         name = component.pop("name")
         services[name] = _converted(name, component, _alpha_service, path)
-    spec["pvcs"] = []
-    for mount in (mount for part in services.values() for mount in part.get("volumeMounts", [])):
-        claim = {"name": mount["name"], "create": False}
-        spec["pvcs"] += [claim] if claim not in spec["pvcs"] else []
+    mounts = (mount for part in services.values() for mount in part.get("volumeMounts", []))
+    names = dict.fromkeys(mount["name"] for mount in mounts)
+    spec["pvcs"] = [{"name": name, "create": False} for name in names]
     return {**made, "apiVersion": ALPHA, "spec": {**spec, "services": services}}
 
 

@@ -348,21 +348,18 @@ def check_gpus(study: Study) -> None:
         If configurations fill different numbers of GPUs and ``gpus.differ`` is not declared, or
         the largest is not ``gpus.count``.
     """
-    path = study.folder / "study.yaml"
     gpus = {name: declared_topology(study, name).gpus for name in study.configurations}
     least, most = min(gpus, key=gpus.__getitem__), max(gpus, key=gpus.__getitem__)
     if gpus[least] != gpus[most] and not study.gpus.differ:
-        raise InputError(
-            expected="configurations of equal hardware",
-            got=f"{least} with {gpus[least]} GPUs and {most} with {gpus[most]}",
-            path=path,
-            fix="give both the same in deploy.yaml (replicas x tensor parallelism), or declare "
-            "gpus.differ: true",
-        )
+        expected = "configurations of equal hardware"
+        got = f"{least} with {gpus[least]} GPUs and {most} with {gpus[most]}"
+        same = "give both the same in deploy.yaml (replicas x tensor parallelism)"
+        fix = f"{same}, or declare gpus.differ: true"
+        raise InputError(expected=expected, got=got, path=study.file, fix=fix)
     if gpus[most] != study.gpus.count:
-        expected = f"{gpus[most]}, which {most} fills"
-        raise InputError(expected=expected, got=f"{study.gpus.count}", path=path, key="gpus.count",
-                         fix="correct it or deploy.yaml")  # fmt: skip
+        expected, got = f"{gpus[most]}, which {most} fills", f"{study.gpus.count}"
+        fix = "correct it or deploy.yaml"
+        raise InputError(expected=expected, got=got, path=study.file, key="gpus.count", fix=fix)
 
 
 def declared_topology(study: Study, name: str) -> Topology:

@@ -156,24 +156,19 @@ class Variant:
             return topology
         numbers = self.split.model_dump()
         if set(topology.groups) != set(numbers):
-            raise InputError(
-                expected=f"prefill and decode workers for the split {self.split.label}",
-                got=" and ".join(topology.groups),
-                path=topology.deployment,
-                fix="sweep a disaggregated configuration",
-            )
+            expected = f"prefill and decode workers for the split {self.split.label}"
+            got, fix = " and ".join(topology.groups), "sweep a disaggregated configuration"
+            raise InputError(expected=expected, got=got, path=topology.deployment, fix=fix)
         groups = {
             role: group.model_copy(update={"replicas": numbers[role]})
             for role, group in topology.groups.items()
         }
         varied = replace(topology, groups=groups)
         if varied.gpus != topology.gpus:
-            raise InputError(
-                expected=f"the {topology.gpus} GPUs of deploy.yaml",
-                got=f"{varied.gpus} for the split {self.split.label}",
-                path=topology.deployment,
-                fix="compare splits of equal hardware",
-            )
+            expected = f"the {topology.gpus} GPUs of deploy.yaml"
+            got = f"{varied.gpus} for the split {self.split.label}"
+            fix = "compare splits of equal hardware"
+            raise InputError(expected=expected, got=got, path=topology.deployment, fix=fix)
         return varied
 
 
@@ -181,12 +176,9 @@ def _in_parallel(topology: Topology, gpus: int) -> Topology:
     """Return an aggregated topology with so many GPUs a worker, on the same GPUs."""
     replicas, left = divmod(topology.gpus, gpus)
     if left:
-        raise InputError(
-            expected=f"a divisor of the {topology.gpus} GPUs of deploy.yaml",
-            got=f"{gpus} GPUs a worker",
-            path=topology.deployment,
-            fix="compare workers on equal hardware",
-        )
+        expected = f"a divisor of the {topology.gpus} GPUs of deploy.yaml"
+        got, fix = f"{gpus} GPUs a worker", "compare workers on equal hardware"
+        raise InputError(expected=expected, got=got, path=topology.deployment, fix=fix)
     return topology.with_workers(replicas=replicas, gpus_per_worker=gpus, tensor_parallel=gpus)
 
 

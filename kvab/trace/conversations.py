@@ -67,12 +67,10 @@ def find_conversations(trace: Trace) -> Conversations:
     """
     rows, shared = _grouped(trace)
     if len(rows) < 2 or len(rows) == len(trace):
-        raise InputError(
-            expected="two conversations or more, one of them of several requests",
-            got=f"{len(rows)} in {len(trace)} requests",
-            path=trace.path,
-            fix="replay more rows, or a trace whose prompts share their beginnings",
-        )
+        expected = "two conversations or more, one of them of several requests"
+        got = f"{len(rows)} in {len(trace)} requests"
+        fix = "replay more rows, or a trace whose prompts share their beginnings"
+        raise InputError(expected=expected, got=got, path=trace.path, fix=fix)
     return Conversations(trace, [np.array(each) for each in rows], frozenset(shared))
 
 
@@ -137,20 +135,11 @@ def made_hour(conversations: Conversations, seed: int | Sequence[int]) -> Trace:
     moved_ms = rng.choice(clock, count) - trace.timestamp_ms[[each[0] for each in drawn]]
     tick = _nearest_tick(trace.timestamp_ms[rows] + moved_ms[copy], clock)
     order = np.argsort(tick, kind="stable")
-    rows, hash_ids = rows[order], _relabelled(conversations, rows[order], copy[order])
-    at_ms, prompts, answers = (
-        clock[tick[order]],
-        trace.input_tokens[rows],
-        trace.output_tokens[rows],
-    )
-    return replace(
-        trace,
-        sha256=digest([at_ms.tolist(), prompts.tolist(), answers.tolist(), hash_ids]),
-        timestamp_ms=at_ms,
-        input_tokens=prompts,
-        output_tokens=answers,
-        hash_ids=hash_ids,
-    )
+    at_ms, made = clock[tick[order]], trace.take(rows[order])
+    hash_ids = _relabelled(made.hash_ids, copy[order], conversations.shared)
+    content = [of.tolist() for of in (at_ms, made.input_tokens, made.output_tokens)]
+    sha256 = digest([*content, hash_ids])
+    return replace(made, sha256=sha256, timestamp_ms=at_ms, hash_ids=hash_ids)
 
 
 def _nearest_tick(at_ms: np.ndarray, clock: np.ndarray) -> np.ndarray:
@@ -162,16 +151,15 @@ def _nearest_tick(at_ms: np.ndarray, clock: np.ndarray) -> np.ndarray:
 
 
 def _relabelled(
-    conversations: Conversations, rows: np.ndarray, copy: np.ndarray
+    hash_ids: tuple[tuple[int, ...], ...], copy: np.ndarray, shared: frozenset[int]
 ) -> tuple[tuple[int, ...], ...]:
     """Return the blocks of rows; those that are not shared get ids of their copy."""
-    shared, ids = conversations.shared, dict[tuple[int, int], int]()
-    free = 1 + max(shared, default=-1)
+    ids, free = dict[tuple[int, int], int](), 1 + max(shared, default=-1)
 
     def relabel(copy: int, block: int) -> int:
         return block if block in shared else ids.setdefault((copy, block), free + len(ids))
 
     return tuple(
-        tuple(relabel(number, block) for block in conversations.trace.hash_ids[row])
-        for row, number in zip(rows, copy.tolist(), strict=True)
+        tuple(relabel(number, block) for block in row)
+        for row, number in zip(hash_ids, copy.tolist(), strict=True)
     )

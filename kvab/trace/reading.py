@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -73,6 +73,16 @@ class Trace:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.timestamp_ms)
+
+    def take(self, rows: np.ndarray) -> Trace:
+        """Return the trace of some of its rows, in their order."""
+        return replace(
+            self,
+            timestamp_ms=self.timestamp_ms[rows],
+            input_tokens=self.input_tokens[rows],
+            output_tokens=self.output_tokens[rows],
+            hash_ids=tuple(self.hash_ids[row] for row in rows.tolist()),
+        )
 
     @cached_property
     def arrival_ms(self) -> np.ndarray:

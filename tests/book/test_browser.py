@@ -455,7 +455,7 @@ SET = """(at) => {
 
 
 def test_the_explorer_says_what_kvab_advise_prints(book, browser):
-    from kvab.cli.advice import advice_lines
+    from kvab.pages.printed import advice_lines
     from kvab.runs.bounds import load_every
 
     every = load_every("recipes/qwen3-32b/study.yaml", "simulated-h200", "book/published")

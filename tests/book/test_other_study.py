@@ -123,8 +123,7 @@ def test_another_study_needs_no_change_of_the_code(elsewhere):
 
 def test_a_new_study_is_whole_and_refuses_a_taken_or_impossible_name(checkout):
     from kvab.errors import InputError
-    from kvab.study import load_cluster, load_study
-    from kvab.study.new import new_study
+    from kvab.study import load_cluster, load_study, new_study
     from kvab.study.topology import declared_topology
 
     like = Path("recipes/qwen3-32b/study.yaml")

@@ -154,7 +154,9 @@ def test_the_band_covers_the_whole_curve_as_often_as_is_written(kind):
         burst, *both = series(kind, rng)
         arms = dict(zip(("ttft_ms_baseline", "ttft_ms_comparison"), both, strict=True))
         pairs = pd.DataFrame({"burst": burst, **arms})
-        curve = quantile_differences(pairs, "ttft_ms", resamples=RESAMPLES, seed=replicate)
+        block = plan(pairs, [both[1] - both[0]]).block_bursts
+        settings = {"block_bursts": block, "resamples": RESAMPLES, "seed": replicate}
+        curve = quantile_differences(pairs, "ttft_ms", **settings)
         inside = (curve["band_low"] <= truth) & (truth <= curve["band_high"])
         whole.append(inside.all())
         single.append(((curve["ci_low"] <= truth) & (truth <= curve["ci_high"])).mean())

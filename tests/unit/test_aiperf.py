@@ -123,7 +123,6 @@ def test_rows_of_a_shuffled_input_file_find_their_way_back(trace):
         trace,
         input_tokens=trace.input_tokens[back],
         output_tokens=trace.output_tokens[back],
-        hash_ids=(),
     )
     artifacts = read_artifacts(DATA / "0.13.0")
     got, plain = from_aiperf(artifacts, shuffled, order), from_aiperf(artifacts, trace)

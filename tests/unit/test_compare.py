@@ -188,16 +188,11 @@ def test_too_few_bursts_give_estimates_without_intervals(rows, bursts):
     assert document["metrics"]["ttft_ms"]["mean"]["ci_low"] is None
 
 
-def test_blocks_too_long_for_an_interval_are_said():
-    found = compare([requests()], [requests(arm=1)], SLO, block_bursts=60, **FEW)
+def test_blocks_too_long_for_an_interval_are_said(monkeypatch):
+    monkeypatch.setattr("kvab.stats.bootstrap.block_bursts", lambda influences: 60)
+    found = compare([requests()], [requests(arm=1)], SLO, **FEW)
     assert np.isnan(found.good.mean.difference.low)
     assert any("100 bursts in blocks of 60" in note for note in found.notes)
-
-
-@pytest.mark.parametrize("block", [0, 101])
-def test_impossible_block_lengths_are_refused(block):
-    with pytest.raises(InputError, match="expected 1 to 100"):
-        compare([requests()], [requests()], SLO, block_bursts=block, **FEW)
 
 
 def changed(column, row, value):
@@ -277,7 +272,7 @@ def test_holm_over_the_family_can_turn_a_verdict():
 
 def test_quantile_differences_lie_inside_their_interval_and_that_inside_the_band():
     pairs = pair([requests(arm=0)], [requests(arm=1, faster=2.0)])
-    curve = quantile_differences(pairs, "ttft_ms", **FEW)
+    curve = quantile_differences(pairs, "ttft_ms", block_bursts=4, **FEW)
     assert list(curve.columns) == [
         "q", "baseline", "comparison", "difference", "ci_low", "ci_high", "band_low", "band_high",
     ]  # fmt: skip

@@ -20,8 +20,7 @@ from kvab.runs.importing import is_imported
 from kvab.runs.replay import plan_job
 from kvab.runs.sources import Hints, comparable, paired, study_of, terms
 from kvab.stats.compare import compare, compare_unpaired
-from kvab.study import Slo, load_study
-from kvab.study.new import new_study
+from kvab.study import Slo, load_study, new_study
 from kvab.trace.reading import read_trace
 
 DATA = Path(__file__).parents[1] / "data" / "aiperf"
