@@ -8,27 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from kvab import study
 from kvab.declarations import Json
 
 SCHEMA = 1
 SLACK_TOKENS, SLACK = 64, 0.1  # a chat template and a second tokenizer change a prompt this much
-
-
-class Slo(Protocol):
-    """Anything that carries the two bounds of a good request, in milliseconds."""
-
-    @property
-    def ttft_ms(self) -> float:
-        """Largest time to first token of a good request."""
-
-    @property
-    def itl_ms(self) -> float:
-        """Largest inter-token latency of a good request."""
 
 
 class Bounds(NamedTuple):
@@ -36,6 +25,10 @@ class Bounds(NamedTuple):
 
     ttft_ms: float
     itl_ms: float
+
+
+Slo = Bounds | study.Slo
+"""Either kind of bounds of a good request."""
 
 
 @dataclass(frozen=True)

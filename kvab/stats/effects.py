@@ -53,35 +53,32 @@ def quantile_differences(
     return pd.DataFrame({"q": PERCENT / 100, **contrasts.difference_columns(arms)})
 
 
-def terciles(numbers: pd.Series | np.ndarray, unit: str) -> pd.Series:
-    """Return the third of the requests that each value falls in, labelled by its range.
+def terciles(tokens: pd.Series) -> pd.Series:
+    """Return the third of the requests that each number of tokens falls in, named by its range.
 
     Parameters
     ----------
-    numbers : Series or ndarray
-        One value a trace row, such as its prompt tokens.
-    unit : str
-        Shown after the range.
+    tokens : Series
+        One number a trace row, such as its prompt's.
 
     Returns
     -------
     Series
-        Ordered categories such as ``100 to 4,031 tokens``, on the index of ``numbers``. Equal
+        Ordered categories such as ``100 to 4,031 tokens``, on the index of ``tokens``. Equal
         values stay together, so thirds may be unequal, and fewer than three where most are equal.
 
     Examples
     --------
-    >>> [*terciles([1, 2, 3, 4, 5, 6], "tokens").cat.categories]
+    >>> [*terciles(pd.Series([1, 2, 3, 4, 5, 6])).cat.categories]
     ['1 to 2 tokens', '3 to 4 tokens', '5 to 6 tokens']
     """
-    numbers = pd.Series(numbers)
-    third = np.searchsorted(np.quantile(numbers, [1 / 3, 2 / 3]), numbers)
+    third = np.searchsorted(np.quantile(tokens, [1 / 3, 2 / 3]), tokens)
     labels = {}
     for which in np.unique(third):
-        low, high = numbers[third == which].agg(["min", "max"])
-        labels[which] = f"{low:,.0f} to {high:,.0f} {unit}" if low < high else f"{low:,.0f} {unit}"
+        low, high = tokens[third == which].agg(["min", "max"])
+        labels[which] = f"{low:,.0f} to {high:,.0f} tokens" if low < high else f"{low:,.0f} tokens"
     names = pd.Categorical([labels[which] for which in third], [*labels.values()], ordered=True)
-    return pd.Series(names, index=numbers.index)
+    return pd.Series(names, index=tokens.index)
 
 
 def spans(arrival_ms: pd.Series, number: int = 6) -> pd.Series:
@@ -129,8 +126,8 @@ def effect_by_groups(
     design = contrasts.plan(pairs, by_pair.values(), **settings)
     requests = workload.set_index("row").loc[np.unique(pairs["row"])]
     groups_by = {
-        "prompt": terciles(requests["input_tokens"], "tokens"),
-        "reusable prefix": terciles(requests["reusable_tokens"], "tokens"),
+        "prompt": terciles(requests["input_tokens"]),
+        "reusable prefix": terciles(requests["reusable_tokens"]),
         "arrival": spans(requests["arrival_ms"]),
     }
     rows = []
