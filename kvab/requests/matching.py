@@ -22,6 +22,7 @@ FITTING = 0.95  # share of the prompts that must be the trace's
 MOST_REQUESTS = 1_000_000  # of one run; a wrong number of one must not fill the memory
 LOST = "no record"
 NO_SCHEDULE = "arrivals: when AIPerf issued each request, for want of a trace"
+NO_ANSWERS = "requested output tokens: those that came, for want of a trace"
 NAME_TRACE = "name the trace that was replayed with --trace"
 LEAVE_OUT = "leave the option out"
 NAME_ROWS = "name the number of requests that were sent with --rows"
@@ -74,13 +75,13 @@ def from_aiperf(
     answers = by_row[["ttft_ms", "latency_ms", "client_itl_ms", "cached_tokens"]].where(served)
     input_tokens, requested, due_ms = by_row["input_tokens"], by_row["output_tokens"], None
     output_tokens = requested.where(served, 0)
-    if sent is not None:
+    if sent is None:
+        inferred += [NO_SCHEDULE, NO_ANSWERS]
+    else:
         due_ms = sent.arrival_ms[:total]
         requested = pd.Series(sent.output_tokens[:total])
         input_tokens = input_tokens.where(served, sent.input_tokens[:total])
-    arrival_ms, send_lag_ms = _schedule(by_row, due_ms, inferred)
-    if sent is None:
-        inferred.append("requested output tokens: those that came, for want of a trace")
+    arrival_ms, send_lag_ms = _schedule(by_row, due_ms)
     table = typed(
         {
             **{name: answers[name] for name in ("ttft_ms", "latency_ms", "cached_tokens")},
@@ -202,13 +203,10 @@ def _countable(counts: pd.Series) -> pd.Series:
     return counts.between(0, INT32_MAX)
 
 
-def _schedule(
-    by_row: pd.DataFrame, due_ms: np.ndarray | None, inferred: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def _schedule(by_row: pd.DataFrame, due_ms: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return when each row was due, from 0, and how much later it was sent, both in ms."""
     start_ms, issued_ms = by_row["start_ms"].to_numpy(), by_row["issued_ms"].to_numpy()
     if due_ms is None:
-        inferred.append(NO_SCHEDULE)
         due_ms = issued_ms if not np.isnan(issued_ms).all() else start_ms
         rows, known = np.arange(len(by_row)), np.flatnonzero(~np.isnan(due_ms))
         due_ms = np.interp(rows, known, due_ms[known]) if known.size else rows * 0.0

@@ -89,9 +89,7 @@ def replay_hours(
     """
     asked = MadeHours.declared(study)
     scope = Scope.of(study, cluster, rows, trace, folder)
-    columns = ("timestamp_ms", "input_tokens", "output_tokens", "hash_ids")
-    first_rows: dict[str, Any] = {name: getattr(scope.trace, name)[:rows] for name in columns}
-    conversations = find_conversations(replace(scope.trace, **first_rows))
+    conversations = find_conversations(scope.trace.take(np.arange(len(scope.trace))[:rows]))
     jobs = [scope.job(name) for name in (study.baseline, study.comparison)]
     hours = range(1, (count or asked.count) + 1)
     cells = [Cell(job, conversations, asked.seed, hour) for hour in hours for job in jobs]
