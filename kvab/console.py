@@ -11,7 +11,13 @@ import time
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -49,10 +55,10 @@ class Display:
             self.last, self.last_s = note, passed_s
 
 
-def progress_bar(unit: str, clock: ProgressColumn) -> Progress:
-    """Return a bar on standard error: how many of all, in which unit, and a clock."""
+def progress_bar(unit: str) -> Progress:
+    """Return a bar on standard error: how many of all, in which unit, and the time left."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)
-    return Progress(*columns, clock, console=Console(stderr=True))
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
 
 VALUE = r"""(?:'[^'\n]*'|"(?:[^"\\\n]|\\.)*"|[^\s"',\]}\\]+)"""

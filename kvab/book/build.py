@@ -12,22 +12,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import nbformat
 import yaml
 from jinja2 import Template
 from plotly.offline import get_plotlyjs
-from rich.progress import TimeElapsedColumn
 
 import kvab
 from kvab.book.notebooks import execute
 from kvab.book.publish import unpacked
 from kvab.cache import remember, source_digest
-from kvab.console import counted, plain, progress_bar
+from kvab.clusters.base import Progress
+from kvab.console import counted, plain
 from kvab.declarations import digest
 from kvab.errors import DependencyError, GateError, InputError
 from kvab.pages.bounds import PLOTLY
@@ -40,7 +40,7 @@ from kvab.pages.reproduce import load_clusters
 from kvab.pages.theme import alone
 from kvab.pages.workloads import load_workloads
 from kvab.runs import folder as runs
-from kvab.runs.campaign import Scope, replay_study
+from kvab.runs.campaign import Scope, replay_study, side_by_side
 from kvab.runs.hardware import load_hardware
 from kvab.runs.importing import is_imported
 from kvab.runs.sensitivity import load_sensitivity
@@ -204,31 +204,19 @@ def build(out: Path, book: Book) -> Path:
     DependencyError
         If a page fails or the book has a warning; the message names it.
     """
-    # Threads that import these at once can see them half made, as matplotlib did of IPython.
-    import IPython  # noqa: F401
-    import papermill  # noqa: F401
-
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
     sources = sorted({*(root() / "notebooks").glob("*.ipynb")} - {root() / "notebooks" / REPLAY})
     further = {f"{OUTCOME}-{re.sub('[^a-z0-9]+', '-', name).strip('-')}": parameters
                for name, parameters in book.others.items()}  # fmt: skip
-    jobs = [(path, source / path.name, book.parameters) for path in sources]
-    jobs += [(root() / "notebooks" / f"{OUTCOME}.ipynb", source / f"{name}.ipynb", parameters)
-             for name, parameters in further.items()]  # fmt: skip
+    title, key = book.evidence.study.title, book.key
+    pages = [Page(path, source / path.name, book.parameters, title, key) for path in sources]
+    pages += [Page(root() / "notebooks" / f"{OUTCOME}.ipynb", source / f"{name}.ipynb", given,
+                   title, key) for name, given in further.items()]  # fmt: skip
     _add_pages(source / "_toc.yml", list(further))
-    with (
-        progress_bar("pages", TimeElapsedColumn()) as bar,
-        ThreadPoolExecutor(1 + min(4, 2 * (os.cpu_count() or 1))) as pool,
-    ):
-        task = bar.add_task("executing", total=len(jobs))
-        files = pool.submit(_add_files, source, book)
-        pending = [pool.submit(_page, *job, book) for job in jobs]
-        for future in as_completed(pending):
-            future.result()
-            bar.advance(task)
-        files.result()
+    side_by_side(pages, _execute, "page", "left")
+    _add_files(source, book)
     index = _sphinx(source, out, book)
     (index.parent / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
     for page in index.parent.glob("*.html"):
@@ -280,11 +268,23 @@ def _add_pages(toc: Path, names: list[str]) -> None:
     toc.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
-def _page(path: Path, target: Path, parameters: Mapping[str, object], book: Book) -> None:
+@dataclass(frozen=True)
+class Page:
+    """A page to write: from which notebook, where, with what; ``key`` is that of its book."""
+
+    notebook: Path
+    target: Path
+    parameters: Mapping[str, object]
+    title: str
+    key: str
+    rows: ClassVar = 1  # how much of the bar it is
+
+
+def _execute(page: Page, _on_progress: Progress) -> None:
     """Write a page: executed, or taken from the cache."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(page.notebook, as_version=4)
     heading = notebook.cells[0]
-    texts = {**parameters, "title": book.evidence.study.title}
+    texts = {**page.parameters, "title": page.title}
     heading.source = Template(heading.source).render({k: plain(v) for k, v in texts.items()})
     title, _, about = re.sub(r"[\\`]", "", heading.source).partition("\n")
     meta = {"property=og:title": title.removeprefix("# ")}
@@ -293,19 +293,20 @@ def _page(path: Path, target: Path, parameters: Mapping[str, object], book: Book
         meta |= dict.fromkeys(("description", "property=og:description"), described)
     notebook.metadata["myst"] = {"html_meta": meta}
     # An id of its own would be another one each time, and no page would come from the cache.
-    notebook.cells.append(nbformat.v4.new_markdown_cell(SOURCE % target.name, id="source"))
+    source = SOURCE % page.target.name
+    notebook.cells.append(nbformat.v4.new_markdown_cell(source, id="source"))
     declared = next(
         cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     )
     names = {line.split(":")[0].strip() for line in declared.splitlines()}
-    given = {name: value for name, value in parameters.items() if name in names}
+    given = {name: value for name, value in page.parameters.items() if name in names}
 
     def executed() -> bytes:
-        nbformat.write(notebook, target)
-        return execute(target, target, given).read_bytes()
+        nbformat.write(notebook, page.target)
+        return execute(page.target, page.target, given).read_bytes()
 
-    key = digest([nbformat.writes(notebook), given, book.key])
-    target.write_bytes(remember(key, path.stem, executed))
+    key = digest([nbformat.writes(notebook), given, page.key])
+    page.target.write_bytes(remember(key, page.notebook.stem, executed))
 
 
 def _sphinx(source: Path, out: Path, book: Book) -> Path:

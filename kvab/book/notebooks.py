@@ -1,4 +1,4 @@
-"""Notebooks executed by papermill: pages in kernels of their own, a replay in this process.
+"""Notebooks executed by papermill in this process, which starting a kernel would delay by seconds.
 
 Input: a source notebook and its parameters. Output: the executed copy, as a page shows it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
 import types
 import warnings
 from collections.abc import Mapping
@@ -27,8 +26,6 @@ from kvab.errors import DependencyError, InputError, KvabError
 from kvab.study import root
 
 HERE = "here"  # the name of the engine below
-# A kernel that ends while it still answers logs a traceback of its own sockets.
-QUIET = "import logging; logging.getLogger('tornado.general').setLevel('CRITICAL')"
 
 
 class Here(Engine):
@@ -88,9 +85,7 @@ class _Shell(InteractiveShell):
         ]
 
 
-def execute(
-    source: Path, target: Path, parameters: Mapping[str, Any], engine: str | None = None
-) -> Path:
+def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     """Execute a notebook with papermill and write the executed copy.
 
     Parameters
@@ -99,8 +94,6 @@ def execute(
         The source notebook, which is not changed, and the executed one.
     parameters : mapping
         Values for names of its parameters cell.
-    engine : str, optional
-        papermill's name of what executes the cells; by default a kernel.
 
     Raises
     ------
@@ -123,12 +116,10 @@ def execute(
                 str(source),
                 str(target),
                 parameters=dict(parameters),
-                engine_name=engine,
+                engine_name=HERE,
                 kernel_name="python3",
                 cwd=str(root()),
                 progress_bar=False,
-                extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={QUIET}"],
-                stderr_file=sys.stderr,  # progress of long steps; not part of the page
             )
         except papermill.PapermillExecutionError as error:
             _raise_cause(error, target)
@@ -140,9 +131,11 @@ def _raise_cause(error: Any, target: Path) -> None:
     """Raise a cell's expected failure under its own exit code, any other as a dependency's."""
     import kvab.errors
 
-    kind = getattr(kvab.errors, error.ename.rsplit(".", 1)[-1], DependencyError)
+    name = error.ename.rsplit(".", 1)[-1]
+    kind = getattr(kvab.errors, name, DependencyError)
+    text = error.evalue if hasattr(kvab.errors, name) else f"{name}: {error.evalue}"
     where = "" if issubclass(kind, KvabError) and kind is not DependencyError else f" (in {target})"
-    raise kind(kvab.errors.lacking(error.evalue) or f"{error.evalue}{where}") from None
+    raise kind(kvab.errors.lacking(error.evalue) or f"{text}{where}") from None
 
 
 def tidy(path: Path) -> None:
@@ -161,4 +154,4 @@ def tidy(path: Path) -> None:
 
 def run_replay_notebook(parameters: Mapping[str, Any], target: Path) -> Path:
     """Execute notebooks/03_replay.ipynb for one run and return the executed notebook."""
-    return execute(root() / "notebooks" / "03_replay.ipynb", target, parameters, HERE)
+    return execute(root() / "notebooks" / "03_replay.ipynb", target, parameters)

@@ -27,7 +27,6 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from rich.progress import TimeRemainingColumn
 
 from kvab.cache import write_beside
 from kvab.clusters.base import Job, Progress
@@ -169,8 +168,13 @@ def _replay(job: Job, on_progress: Progress) -> None:
     Replay(job).run(on_progress)
 
 
-def side_by_side(jobs: Sequence[Work], replay: Callable[[Work, Progress], Result]) -> list[Result]:
-    """Return what the replays of jobs, which have ``rows``, return: one a core, under one bar.
+def side_by_side(
+    jobs: Sequence[Work],
+    carry_out: Callable[[Work, Progress], Result],
+    kind: str = "replay",
+    unit: str = "requests, left",
+) -> list[Result]:
+    """Return what jobs, which have ``rows``, return: one a core, under one bar of their rows.
 
     Raises
     ------
@@ -183,9 +187,9 @@ def side_by_side(jobs: Sequence[Work], replay: Callable[[Work, Progress], Result
     _done = context.RawArray("q", len(jobs))
     pool = ProcessPoolExecutor(min(len(jobs), len(os.sched_getaffinity(0))), context)
     try:
-        pending = [pool.submit(_carry_out, replay, n, job) for n, job in enumerate(jobs)]
-        with progress_bar("requests, left", TimeRemainingColumn()) as bar:
-            total = bar.add_task(counted(len(jobs), "replay"), total=sum(job.rows for job in jobs))
+        pending = [pool.submit(_follow, carry_out, n, job) for n, job in enumerate(jobs)]
+        with progress_bar(unit) as bar:
+            total = bar.add_task(counted(len(jobs), kind), total=sum(job.rows for job in jobs))
             while wait(pending, timeout=0.2).not_done:
                 bar.update(total, completed=sum(_done))
             results = [future.result() for future in pending]
@@ -193,8 +197,8 @@ def side_by_side(jobs: Sequence[Work], replay: Callable[[Work, Progress], Result
         return results
     except BrokenProcessPool:
         raise DependencyError(
-            "a replay's process died (out of memory?); run the same command again: "
-            "complete runs are kept"
+            f"a {kind}'s process died (out of memory?); run the same command again: "
+            "what is complete is kept"
         ) from None
     except BaseException:
         for process in list((pool._processes or {}).values()):
@@ -204,11 +208,11 @@ def side_by_side(jobs: Sequence[Work], replay: Callable[[Work, Progress], Result
         pool.shutdown(cancel_futures=True)
 
 
-def _carry_out(replay: Callable[[Work, Progress], Result], n: int, job: Work) -> Result:
+def _follow(carry_out: Callable[[Work, Progress], Result], n: int, job: Work) -> Result:
     def follow(done: int) -> None:
         _done[n] = done  # type: ignore[index]
 
-    result = replay(job, follow)
+    result = carry_out(job, follow)
     follow(job.rows)
     return result
 
