@@ -33,7 +33,7 @@ PART_NAMES = {
     "queue_ms": "waiting",
     "prefill_ms": "prefill",
     "transfer_ms": "KV transfer",
-    "first_decode_ms": "first decode step",
+    "first_decode_ms": "first decode",
 }
 NOT_RECORDED = "Only a simulation records when a worker admits a request and has read it."
 FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}
@@ -129,7 +129,7 @@ def anatomy_table(evidence: Evidence) -> Table | None:
     for name, of_arm in parts.iterrows():
         line = {"configuration": evidence.arms[str(name)].label}
         line |= {heading: number(of_arm[column], 0) for column, heading in PART_NAMES.items()}
-        lines.append(line | {"together": number(of_arm.sum(), 0)})
+        lines.append(line | {"TTFT": number(of_arm.sum(), 0)})
     change = parts.loc[study.comparison] - parts.loc[study.baseline]
     text = ", ".join(f"{PART_NAMES[part]} {signed(change[part], 0)} ms" for part in change.index)
     caption = (

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 Lines = list[tuple[str, str]]
 TEXT = ' class="kvab-text"'
-BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|s|GB/s|GPUs?)\b)")
-IN_A_NAME = re.compile(r"(?<=[a-z};\]][.,:/])(?=\S)")  # where a long name may be broken
+UNBROKEN = re.compile(r"(?<=\d) (?=%|(?:ms|s|GB/s|GPUs?)\b)|(?<=±) |(?<= to) (?=[−+\d])")
+IN_A_NAME = re.compile(r"(?<=[a-z};\]][.,:/_])(?=\S)")  # where a long name may be broken
 
 
 # --- tables of pages --------------------------------------------------------------------------
@@ -68,12 +68,12 @@ def _row(values: Iterable[object], tags: list[str]) -> str:
 
 
 def with_units(text: str) -> str:
-    """Return a text in which no line ends between a number and its unit."""
-    return BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", text)
+    """Return a text in which no line ends before a unit, nor before the end of an interval."""
+    return UNBROKEN.sub("\N{NO-BREAK SPACE}", text)
 
 
 def escaped(text: str) -> str:
-    """Return a text for HTML, with no line that ends between a number and its unit."""
+    """Return a text for HTML, its numbers with their units."""
     return html.escape(with_units(text))
 
 

@@ -208,13 +208,13 @@ def values_table(answers: Answers, sweep: str) -> Table | None:
     lines = [
         {
             heading: text.format(value),
-            **{f"{study.configurations[name].label}: good": percent(shares[value, name])
+            **{study.configurations[name].label: percent(shares[value, name])
                for name in (study.baseline, study.comparison)},
             "difference [points]": with_ends("good_share", *effects.loc[value, ENDS], gap=" "),
         }
         for value in shares.index.unique(column)
     ]  # fmt: skip
-    caption = f"{about} In brackets the {_level(answers)}."
+    caption = f"{about} Good requests; in brackets the {_level(answers)} of the difference."
     return Table(pd.DataFrame(lines), caption, (heading,))
 
 
@@ -226,8 +226,8 @@ def transfer_figure(answers: Answers) -> Drawing:
     ends = 100 * effects[["ci_low", "ci_high"]].to_numpy().T
     figure, axes = plt.subplots(figsize=(WIDTH_IN, 2.6))
     axes.errorbar(at, values, abs(ends - values), color=COMPARISON, fmt="s", capsize=3)
-    for x, y in zip(at, values, strict=True):
-        axes.annotate(signed(y, 1), (x, y), (0, 10), textcoords="offset points", ha="center")
+    for x, y, high in zip(at, values, ends[1], strict=True):
+        axes.annotate(number(y, 1), (x, high), (0, 4), textcoords="offset points", ha="center")
     axes.axhline(0, color=GREY, linewidth=0.8)
     bandwidths = effects[SETTING[TRANSFER][0]]
     labels = ["free" if np.isinf(value) else f"{value:g}" for value in bandwidths]
@@ -334,8 +334,7 @@ def times_figure(answers: Answers) -> Drawing:
             )  # fmt: skip
     for axis, ratios in ((axes.xaxis, values.columns), (axes.yaxis, values.index)):
         axis.set_ticks(range(len(ratios)), [f"{signed(100 * (v - 1), 0)} %" for v in ratios])
-    axes.set(xlabel="error of the time of a step that prefills",
-             ylabel="of a step that decodes")  # fmt: skip
+    axes.set(xlabel="error of prefill times", ylabel="error of decode times")
     axes.grid(visible=False)
     caption = (
         f"{_times_finding(answers)} Comparison minus baseline in points of good share, where the "

@@ -238,5 +238,5 @@ def test_what_routing_gains_with_and_without_reuse_is_said():
     table = robustness.values_table(answers, REUSE).frame.set_index("share")
     assert list(table.index) == ["1", "0.5", "0"]
     good = f"{100 * shares.loc[0.5, 'disagg-kv-router']:.1f} %"
-    assert table.loc["0.5", "Disaggregated, KV router: good"] == good
+    assert table.loc["0.5", "Disaggregated, KV router"] == good
     assert robustness.values_table(None, REUSE) is None
