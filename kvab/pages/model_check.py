@@ -23,7 +23,7 @@ from kvab.console import counted, number, percent, plain, signed
 from kvab.declarations import digest
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
-from kvab.pages.printed import Table, changed, in_unit, quantity, size, with_ends
+from kvab.pages.printed import Table, in_unit, quantity, size, with_ends
 from kvab.pages.theme import (
     PLAIN,
     WIDTH_IN,
@@ -36,7 +36,7 @@ from kvab.pages.theme import (
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs.twins import CHOSEN, FILE, FITS, NEAR, ORDERS, PAIRS, SENT, TABLE
-from kvab.study import Study, load_study, root
+from kvab.study import Slo, Study, load_study, root
 
 STATISTICS = ("mean", "p50", "p90", "p99")
 WATCHED = (("ttft_ms", "mean"), ("itl_ms", "p50"), ("latency_ms", "mean"))
@@ -44,6 +44,7 @@ EFFECTS = (
     ("good_share", "share"), ("ttft_ms", "mean"), ("ttft_ms", "p90"), ("itl_ms", "mean"),
     ("latency_ms", "mean"),
 )  # fmt: skip
+BY = ["configuration", "metric", "statistic"]
 LINE = "#333333"
 STEP_MIN = 2  # of the good share over time
 NO_LIVE_RUNS = (
@@ -97,71 +98,61 @@ class Check:
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
+    def by_order(self) -> pd.DataFrame:
+        """Simulated statistics: a row for each of `BY`, a column for each order inside bursts."""
+        return self.orders.pivot(index=BY, columns="order", values="value")
+
+    @cached_property
     def errors(self) -> pd.DataFrame:
-        """Return the relative error of the simulation for each metric and statistic.
+        """Errors of the simulation, relative but for the good share, for each of `BY`.
 
         Returns
         -------
         DataFrame
-            ``configuration``, ``metric``, ``statistic``, ``live`` (ms; a share of 1), and the
-            errors, relative but for the good share, in file order, that of sending and that of
-            pairs (``file``, ``sent``, ``pairs``), ``centre``, ``least`` and ``most`` (mean over
-            file order and shuffles; ends over all).
+            ``live`` (ms; a share of 1), the errors in the order of sending and in that of pairs
+            (`SENT`, `PAIRS`), and over all orders as `_over_orders` has them.
         """
-        slo, lines = self.live.study.slo, []
-        values = self.orders.set_index("order").groupby(["configuration", "metric", "statistic"])
-        for name in self.live.runs:
-            found = metrics.summarize(self.live.tables(name)[0], slo)
-            cells = [(key, each, found[key][each]) for key in LATENCIES for each in STATISTICS]
-            for key, statistic, live in [*cells, ("good_share", "share", found["good"]["share"])]:
-                off = values.get_group((name, key, statistic))["value"]
-                off = off - live if key == "good_share" else off / live - 1
-                lines.append({
-                    "configuration": name, "metric": key, "statistic": statistic, "live": live,
-                    "file": off[FILE], "sent": off[SENT], "pairs": off.get(PAIRS, np.nan),
-                    "centre": _centre(off), "least": off.min(), "most": off.max(),
-                })  # fmt: skip
-        return pd.DataFrame(lines)
+        slo = self.live.study.slo
+        live = pd.concat(
+            {name: _statistics(self.live.tables(name)[0], slo) for name in self.live.runs}, names=BY
+        )
+        off = self.by_order.loc[live.index].sub(live, axis=0)
+        scale = live.where(live.index.get_level_values("metric") != "good_share", 1)
+        return _over_orders(off.div(scale, axis=0)).assign(live=live)
+
+    @property
+    def main_arms(self) -> tuple[str, ...]:
+        """Baseline and comparison; none unless both were run live."""
+        arms = self.live.study.baseline, self.live.study.comparison
+        return arms if self.live.runs.keys() >= {*arms} else ()
 
     @property
     def effects(self) -> pd.DataFrame:
-        """What the comparison changes against the baseline, live and simulated.
+        """What the comparison changes, live and simulated; empty unless both arms were run live.
 
-        A row for each of `EFFECTS`, none unless both were run live: ``metric``, ``statistic``,
-        ``live``, ``centre``, ``least``, ``most`` (simulated: mean over file order and shuffles,
-        ends over all orders inside bursts, the same one in both arms), in the metric's unit.
+        A row for each of `EFFECTS`: ``live``, the simulated ones of each order as `_over_orders`
+        has them (an order is the same in both arms), and ``within``: whether the live one lies
+        between the least and the most of them. In the metric's unit.
         """
-        baseline, comparison = self.live.study.baseline, self.live.study.comparison
-        index = ["metric", "statistic"]
-        simulated = self.orders.pivot(
-            index=[*index, "order"], columns="configuration", values="value"
-        )
-        live = self.errors.pivot(index=index, columns="configuration", values="live")
-        lines = []
-        for of in EFFECTS if {baseline, comparison} <= self.live.runs.keys() else ():
-            by_order = (simulated[comparison] - simulated[baseline]).loc[of]
-            lines.append({
-                "metric": of[0], "statistic": of[1],
-                "live": live.loc[of, comparison] - live.loc[of, baseline],
-                "centre": _centre(by_order), "least": by_order.min(), "most": by_order.max(),
-            })  # fmt: skip
-        return pd.DataFrame(lines, columns=[*index, "live", "centre", "least", "most"])
+        if not self.main_arms:
+            return pd.DataFrame()
+        (baseline, comparison), live = self.main_arms, self.errors["live"]
+        simulated = self.by_order.loc[comparison] - self.by_order.loc[baseline]
+        effects = _over_orders(simulated).assign(live=live[comparison] - live[baseline])
+        effects = effects.loc[[*EFFECTS]]
+        slack = 1e-9  # of sums in another order
+        within = effects["live"].between(effects["least"] - slack, effects["most"] + slack)
+        return effects.assign(within=within)
 
     @cached_property
     def by_repeat(self) -> pd.DataFrame:
-        """Live effects of each repeat: `EFFECTS` by ``repeat``; empty unless there are several."""
-        arms = (self.live.study.baseline, self.live.study.comparison)
-        if not self.live.runs.keys() >= {*arms} or self.live.repeats < 2:
+        """Live effects of each repeat: `EFFECTS` by repeat; empty unless there are several."""
+        if not self.main_arms or self.live.repeats < 2:
             return pd.DataFrame()
-        rows = {}
-        for repeat, tables in enumerate(zip(*map(self.live.tables, arms), strict=False), 1):
-            first, second = (metrics.summarize(table, self.live.study.slo) for table in tables)
-            rows[repeat] = {
-                (key, statistic): second[key][statistic] - first[key][statistic]
-                if key in LATENCIES else second["good"]["share"] - first["good"]["share"]
-                for key, statistic in EFFECTS
-            }  # fmt: skip
-        return pd.DataFrame(rows)
+        slo, both = self.live.study.slo, map(self.live.tables, self.main_arms)
+        repeats = [_statistics(second, slo) - _statistics(first, slo)
+                   for first, second in zip(*both, strict=False)]  # fmt: skip
+        return pd.concat(repeats, axis=1).loc[[*EFFECTS]]
 
     @cached_property
     def agreement(self) -> pd.DataFrame | None:
@@ -171,10 +162,9 @@ class Check:
         """
         from kvab.stats.robustness import agreement
 
-        study = self.live.study
-        if not self.live.runs.keys() >= {study.baseline, study.comparison}:
+        if not self.main_arms:
             return None
-        baseline, comparison = study.baseline, study.comparison
+        study, (baseline, comparison) = self.live.study, self.main_arms
         twins = [self.twin(baseline)], [self.twin(comparison)]
         live = self.live.tables(baseline)[:1], self.live.tables(comparison)[:1]
         settings = study.statistics.model_dump()
@@ -197,21 +187,6 @@ class Check:
         return grouped[["live", "twin"]].mean().reset_index()
 
     @cached_property
-    def parts(self) -> pd.DataFrame:
-        """Mean time until the first token and after it: live and simulated, in ms.
-
-        Indexed by configuration; columns ``(first, live)``, ``(first, twin)``, ``(rest, live)``,
-        ``(rest, twin)``.
-        """
-        pairs = self.pairs
-        parts = {
-            (part, side): pairs[f"latency_ms_{side}"] - pairs[f"ttft_ms_{side}"]
-            if part == "rest" else pairs[f"ttft_ms_{side}"]
-            for part in ("first", "rest") for side in ("live", "twin")
-        }  # fmt: skip
-        return pd.DataFrame(parts).groupby(pairs["configuration"], sort=False).mean()
-
-    @cached_property
     def frontends(self) -> pd.DataFrame:
         """How far the TTFT is off by the frontend's time for 1,000 tokens and half of the hour.
 
@@ -223,22 +198,24 @@ class Check:
         )
         return errors.pivot_table("sum", "frontend_ms_per_1k_tokens", "half")
 
-    @cached_property
-    def reuse(self) -> pd.DataFrame:
-        """Share of prompt tokens from cache: indexed by configuration, ``live``, ``simulated``."""
-        rows = {
-            name: {
-                "live": self.live.runs[name][0].reuse,
-                "simulated": metrics.cached_share(self.twin(name)),
-            }
-            for name in self.live.runs
-        }
-        return pd.DataFrame.from_dict(rows, orient="index")
+
+def _statistics(table: pd.DataFrame, slo: Slo) -> pd.Series:
+    """Return `STATISTICS` of each latency and the good share, by metric and statistic."""
+    summary = metrics.summarize(table, slo)
+    values = {(key, each): summary[key][each] for key in LATENCIES for each in STATISTICS}
+    return pd.Series(values | {("good_share", "share"): summary["good"]["share"]})
 
 
-def _centre(by_order: pd.Series) -> float:
-    """Return the mean over file order and shuffles: over orders that none has chosen."""
-    return float(by_order.drop(CHOSEN, errors="ignore").mean())
+def _over_orders(values: pd.DataFrame) -> pd.DataFrame:
+    """Return values of some orders, and over all of them their centre, least, most and spread.
+
+    The centre and the spread (a standard deviation) are of file order and shuffles: of the orders
+    that none has chosen.
+    """
+    free = values.drop(columns=CHOSEN, errors="ignore")
+    summary = {"centre": free.mean(axis=1), "spread": free.std(axis=1),
+               "least": values.min(axis=1), "most": values.max(axis=1)}  # fmt: skip
+    return values.reindex(columns=[FILE, SENT, PAIRS]).assign(**summary)
 
 
 def load_check(
@@ -310,9 +287,8 @@ def _source(check: Check, _: bool = True) -> str:
 
 
 def _worst(check: Check, metric: str, statistic: str) -> pd.Series:
-    """Return the row of the configuration in which the simulation is off most."""
-    errors = check.errors
-    rows = errors[(errors["metric"] == metric) & (errors["statistic"] == statistic)]
+    """Return the row, named after the configuration in which the simulation is off most."""
+    rows = check.errors.xs((metric, statistic), level=BY[1:])
     return rows.loc[rows["centre"].abs().idxmax()]
 
 
@@ -324,12 +300,11 @@ def errors_figure(check: Check) -> Drawing:
     for axes, key in zip(panels, LATENCIES, strict=True):
         axes.axvline(0, color=LINE, linewidth=0.9)
         for nth, (name, style) in enumerate(styles.items()):
-            rows = errors[(errors["configuration"] == name) & (errors["metric"] == key)]
-            rows = rows.set_index("statistic").loc[[*STATISTICS]]
+            rows = 100 * errors.xs((name, key), level=BY[:2])
             at = [n + 0.17 * (nth - (len(styles) - 1) / 2) for n in range(len(STATISTICS))]
-            axes.hlines(at, 100 * rows["least"], 100 * rows["most"], color=style["color"],
-                        linewidth=1.3, alpha=0.6)  # fmt: skip
-            axes.plot(100 * rows["centre"], at, linestyle="", marker=style["marker"],
+            axes.hlines(at, rows["least"], rows["most"], color=style["color"], linewidth=1.3,
+                        alpha=0.6)  # fmt: skip
+            axes.plot(rows["centre"], at, linestyle="", marker=style["marker"],
                       markersize=4.5, color=style["color"],
                       label=check.live.arms[name].label)  # fmt: skip
         axes.set(xlabel=f"{METRICS[key].short} error [%]")
@@ -339,34 +314,32 @@ def errors_figure(check: Check) -> Drawing:
     legend_below(figure, panels[0])
     worst = _worst(check, "ttft_ms", "mean")
     caption = (
-        f"The mean TTFT is off most under {check.live.arms[worst['configuration']].label}, by "
-        f"{signed(100 * worst['centre'], 1)} %. Error "
-        "of the simulation against the live run of the same rows: a dot its mean over orders of "
-        "the rows inside bursts, the bar from the least to the most."
+        f"The mean TTFT is off most under {check.live.arms[str(worst.name)].label}, by "
+        f"{signed(100 * worst['centre'], 1)} %. Error of the simulation against the live run of "
+        f"the same rows: its mean (dot) and range (bar) over {_orders(check)}."
     )
     return figure, caption, f"Dots with ranges by statistic and configuration. {caption}"
 
 
+def _orders(check: Check) -> str:
+    """Return over how many orders the simulation was repeated."""
+    return f"{check.by_order.columns.size} orders of each burst's requests"
+
+
 @unless_missing(None)
 def errors_table(check: Check) -> Table:
-    """Return live value and error of each statistic, with what the order inside bursts does."""
-    errors = check.errors.set_index(["configuration", "metric", "statistic"])
+    """Return live value and error of each statistic."""
     lines = []
     for name, arm in check.live.arms.items():
         for key in LATENCIES:
-            line = {"configuration": arm.label, "metric": f"{METRICS[key].short} [ms]"}
-            for statistic in STATISTICS:
-                row = errors.loc[(name, key, statistic)]
-                spread = " to ".join(signed(100 * row[end], 0) for end in ("least", "most"))
-                line[statistic] = (
-                    f"{number(row['live'])}\n{signed(100 * row['centre'], 1)} %\n({spread})"
-                )
-            lines.append(line)
-    caption = (
-        "Live value; below it the error of the simulation, its mean over orders of the rows inside "
-        f"bursts ({check.orders['order'].nunique()} of them), and the least and the most."
-    )
-    return Table(pd.DataFrame(lines), caption, ("configuration", "metric"))
+            rows = check.errors.xs((name, key), level=BY[:2])
+            lines.append({
+                "configuration": arm.label, "metric": f"{METRICS[key].short} [ms]",
+                **{statistic: f"{number(row['live'])} ({signed(100 * row['centre'], 1)} %)"
+                   for statistic, row in rows.iterrows()},
+            })  # fmt: skip
+    caption = f"Live value, and the error of the simulation, its mean over {_orders(check)}."
+    return Table(pd.DataFrame(lines), caption, ("configuration", "metric"), folded="Every error")
 
 
 def _ratios(check: Check) -> pd.DataFrame:
@@ -436,209 +409,141 @@ def time_figure(check: Check) -> Drawing:
 
 
 @unless_missing(None)
-def parts_table(check: Check) -> Table:
-    """Return the time until the first token and after it, live and simulated."""
-    lines = []
-    for name, arm in check.live.arms.items():
-        row, line = check.parts.loc[name], {"configuration": arm.label}
-        for part, title in (("first", "until the first token"), ("rest", "after it")):
-            live, twin = row[part, "live"], row[part, "twin"]
-            off = signed(100 * (twin / live - 1), 1)
-            line |= {
-                f"{title}, live": number(live),
-                f"{title}, simulated": f"{number(twin)}\n{off} %",
-            }
-        lines.append(line)
-    caption = (
-        "Mean of a request in ms, and the error of the simulation. Where prefill and decode have "
-        "workers of their own, the first part is spent in the prefill pool and on the transfer, "
-        "the second in the decode pool."
-    )
-    return Table(pd.DataFrame(lines), caption, ("configuration",))
-
-
-@unless_missing(None)
-def agreement_table(check: Check) -> Table | None:
-    """Return whether the live effect agrees with the simulated one, by the reproduction's rule."""
+def effects_table(check: Check) -> Table | None:
+    """Return what the comparison changes, live and simulated, and whether both agree."""
     if check.agreement is None:
         return None
-    lines = [
-        {"difference of": quantity(key), "verdict": row["verdict"],
-         **{title: with_ends(key, row[of], row[f"{of}_low"], row[f"{of}_high"])
-            for of, title in (("yours", "live"), ("published", "simulated"), ("gap", "gap"))},
-         "margin": f"± {size(key, row['margin'])}"}
-        for key, row in ((str(key), row) for key, row in check.agreement.iterrows())
-    ]  # fmt: skip
+    lines, ranges = [], f"{check.by_order.columns.size} orders"
+    for (key, statistic), effect in check.effects.iterrows():
+        line = {
+            "difference of": quantity(key, statistic), "live": in_unit(key, effect["live"]),
+            "simulated": in_unit(key, effect[FILE]),
+            ranges: f"{in_unit(key, effect['centre'])}\n"
+                    f"({in_unit(key, effect['least'])} to {in_unit(key, effect['most'])})",
+        }  # fmt: skip
+        if statistic in ("mean", "share"):
+            row = check.agreement.loc[key]
+            for of, title in (("yours", "live"), ("published", "simulated"), ("gap", "gap")):
+                line[title] = with_ends(key, row[of], row[f"{of}_low"], row[f"{of}_high"])
+            line["verdict"] = f"{row['verdict']}\n(± {size(key, row['margin'])})"
+        lines.append(line)
     rows, level = check.agreement["rows"].iloc[0], check.live.study.statistics.percent
     caption = (
-        f"Means, comparison minus baseline, on {rows:,} pairs; gap: live minus simulated, with its "
-        f"{level} workload interval. By the rule on the page of reproduction."
+        f"Comparison minus baseline on {rows:,} pairs, in file order, with {level} workload "
+        f"intervals; then mean and range over {_orders(check)}. Gap: live minus simulated. Whether "
+        "they agree goes by the rule on the page of reproduction; ± its margin."
     )
-    return Table(pd.DataFrame(lines), caption, ("difference of", "verdict"))
-
-
-@unless_missing(
-    "How much live runs differ from one another is not known yet: there is one of each."
-)
-def run_to_run(check: Check) -> str:
-    """Return how much the effect differs between live repeats, beside the simulated orders."""
-    clauses = []
-    simulated = check.orders.pivot(
-        index=["metric", "statistic", "order"], columns="configuration", values="value"
-    )
-    study = check.live.study
-    for (key, statistic), row in check.by_repeat.iterrows():
-        name, unit = quantity(key, statistic).rstrip("]").split(" [")
-        orders = (simulated[study.comparison] - simulated[study.baseline]).loc[key, statistic]
-        values = ", ".join(in_unit(key, value) for value in row)
-        clauses.append(
-            f"{name} {values} {unit} (sd {size(key, row.std())}; simulated orders "
-            f"{size(key, orders.drop(CHOSEN, errors='ignore').std())})"
-        )
-    return (
-        f"The same {check.live.manifest.trace.rows:,} requests live, "
-        f"{check.by_repeat.shape[1]} times in other orders inside bursts: the comparison changes "
-        f"{'; '.join(clauses)}."
-    )
+    frame = pd.DataFrame(lines).fillna("–")
+    return Table(frame, caption, ("difference of", "verdict"))
 
 
 @unless_missing(None)
-def frontends_table(check: Check) -> Table:
-    """Return how well each time of the frontend fits, by half of the replay."""
-    points = check.frontends.map(lambda value: number(value, 1)).rename(
-        columns={1: "first half", 2: "second half"}
-    )
-    points.index = [f"{value:g}" for value in points.index]
-    frame = points.rename_axis("frontend [ms per 1,000 tokens]").reset_index()
+def repeats_table(check: Check) -> Table | None:
+    """Return how much the effect differs between live repeats, beside the simulated orders."""
+    repeats, spread = check.by_repeat, check.effects["spread"]
+    ratio = repeats.std(axis=1) / spread
+    lines = [
+        {"difference of": quantity(key, statistic),
+         f"live, {repeats.shape[1]} times": ", ".join(in_unit(key, value) for value in row),
+         "sd": size(key, row.std()), "sd, simulated": size(key, spread[key, statistic])}
+        for (key, statistic), row in repeats.iterrows()
+    ]  # fmt: skip
     caption = (
-        "Sum of four errors of the simulated TTFT in points (requests off by more than a quarter, "
-        "mean, p50, p90), averaged over configurations and orders."
+        f"From one live run to the next an effect varies {number(ratio.min(), 1)} to "
+        f"{number(ratio.max(), 1)} times as much as between simulated orders: the same "
+        f"{check.live.manifest.trace.rows:,} requests in other orders inside bursts. sd: standard "
+        "deviation."
     )
-    return Table(frame, caption, ("frontend [ms per 1,000 tokens]",))
+    return Table(pd.DataFrame(lines), caption, ("difference of",))
 
 
 @unless_missing(None)
 def reuse_table(check: Check) -> Table:
     """Return good share and prefix reuse, live and simulated."""
-    good = check.errors[check.errors["metric"] == "good_share"].set_index("configuration")
     lines = []
     for name, arm in check.live.arms.items():
-        row, reuse = good.loc[name], check.reuse.loc[name]
-        centre, least, most = (
-            percent(row["live"] + row[end]) for end in ("centre", "least", "most")
-        )
-        known = not pd.isna(reuse["live"])
+        good = check.errors.loc[name, "good_share", "share"]
+        centre, least, most = (good["live"] + good[end] for end in ("centre", "least", "most"))
+        reuse = check.live.runs[name][0].reuse
         lines.append({
             "configuration": arm.label,
-            "good, live": percent(row["live"]),
-            "good, simulated": centre,
-            "least to most": f"{least} to {most}",
-            "prompt from cache, live": percent(reuse["live"]) if known else "not known",
-            "simulated": percent(reuse["simulated"]),
+            "good, live": percent(good["live"]),
+            "good, simulated": f"{percent(centre)}\n({percent(least)} to {percent(most)})",
+            "from cache, live": "not known" if reuse is None else percent(reuse),
+            "from cache, simulated": percent(metrics.cached_share(check.twin(name))),
         })  # fmt: skip
-    caption = "AIPerf does not record which worker served a request, so no balance is shown."
+    caption = (
+        "Good requests, simulated with their range over orders, and prompt tokens from cache. "
+        "AIPerf does not record which worker served a request, so no balance is shown."
+    )
     return Table(pd.DataFrame(lines), caption, ("configuration",))
 
 
-def _effects(check: Check) -> pd.DataFrame:
-    """Return effects live and simulated as they are printed."""
-    lines = []
-    for row in check.effects.itertuples():
-        key, slack = row.metric, 1e-9  # of sums in another order
-        inside = row.least - slack <= row.live <= row.most + slack
-        lines.append({
-            "difference of": quantity(key, row.statistic), "live": in_unit(key, row.live),
-            "simulated": in_unit(key, row.centre),
-            "least to most": f"{in_unit(key, row.least)} to {in_unit(key, row.most)}",
-            "error": changed(key, row.live, row.centre), "live within": "yes" if inside else "no",
-        })  # fmt: skip
-    return pd.DataFrame(lines)
-
-
-@unless_missing(None)
-def effects_table(check: Check) -> Table:
-    """Return what the comparison changes, live and simulated, and the error of that."""
-    caption = (
-        "Comparison minus baseline, one live run of each. Simulated: the mean over orders of the "
-        f"rows inside bursts, and the least and the most of {check.orders['order'].nunique()}."
-    )
-    return Table(_effects(check), caption, ("difference of",))
-
-
+@unless_missing("")
 def effects(check: Check) -> str:
     """Return what the comparison changes, live and simulated; nothing unless both were run."""
-    if check.effects.empty:
+    found = check.effects
+    if found.empty:
         return ""
-    table = _effects(check).set_index("difference of")
     clauses = []
     for key, statistic in (("good_share", "share"), ("ttft_ms", "mean")):
-        row = table.loc[what := quantity(key, statistic)]
-        name, unit = what.rstrip("]").split(" [")
-        clauses.append(f"{name} by {row['live']} {unit} live, {row['simulated']} simulated")
+        name, unit = quantity(key, statistic).rstrip("]").split(" [")
+        live, centre = (in_unit(key, found.loc[(key, statistic), of]) for of in ("live", "centre"))
+        clauses.append(f"the {name} by {live} {unit} live, {centre} simulated")
     return (
-        f"The comparison changes the {' and the '.join(clauses)}, one live run of each; of "
-        f"{len(table)} live effects {(table['live within'] == 'yes').sum()} lie within the range "
-        f"of {check.orders['order'].nunique()} simulated orders inside bursts."
+        f"The comparison changes {', and '.join(clauses)}; {found['within'].sum()} of "
+        f"{counted(len(found), 'live effect')} lie within what {_orders(check)} give."
     )
 
 
 @unless_missing("Nothing to compare yet.")
 def orders(check: Check) -> str:
     """Return what the order inside bursts may explain of the errors, and what remains."""
-    errors = check.errors[check.errors["metric"].isin(LATENCIES)]
-    errors = errors[errors["statistic"].isin(["mean", "p50", "p90"])]
-    inside = (errors["least"] <= 0) & (errors["most"] >= 0)
-    outside = errors[~inside]
-    width = (errors["most"] - errors["least"]).mean()
+    errors = check.errors.drop(index="p99", level="statistic")
+    errors = errors.drop(index="good_share", level="metric")
+    outside = errors[(errors["least"] > 0) | (errors["most"] < 0)]
+    sent, file, centre = (percent(errors[of].abs().mean()) for of in (SENT, FILE, "centre"))
     text = (
-        f"Over {check.orders['order'].nunique()} orders the simulated mean, p50 and p90 of the "
-        f"three latencies move by {percent(width)} on average. {inside.sum()} of {len(errors)} "
-        "live values lie within that range: their difference is compatible with the order alone. "
-        "In the very order in which AIPerf sent the rows the error is "
-        f"{percent(errors['sent'].abs().mean())} on average, in file order "
-        f"{percent(errors['file'].abs().mean())}, averaged over orders "
-        f"{percent(errors['centre'].abs().mean())}.{_pairs(check)}"
+        f"- Over {_orders(check)} the simulated mean, p50 and p90 of the three latencies move by "
+        f"{percent((errors['most'] - errors['least']).mean())} on average. "
+        f"{len(errors) - len(outside)} of {len(errors)} live values lie within that range: the "
+        f"order alone may explain their error{_unexplained(check, outside)}.\n"
+        f"- The error is {sent} on average in the order of sending, {file} in file order and "
+        f"{centre} averaged over orders."
     )
+    return text + _pairs(check, errors.xs("mean", level="statistic"))
+
+
+def _unexplained(check: Check, outside: pd.DataFrame) -> str:
+    """Return which live value is farthest off of those that no order gives, if any."""
     if outside.empty:
-        return text
-    worst = outside.loc[outside["centre"].abs().idxmax()]
-    label = check.live.arms[worst["configuration"]].label
-    return text + (
-        f" Of the {len(outside)} others the largest error is that of the {worst['statistic']} "
-        f"{METRICS[worst['metric']].short} of {label} ({signed(100 * worst['centre'], 1)} %), "
-        "which no order that was tried explains."
+        return ""
+    name, key, statistic = worst = outside["centre"].abs().idxmax()
+    return (
+        f". Of the others the {statistic} {METRICS[key].short} of {check.live.arms[name].label} is "
+        f"off most ({signed(100 * outside.loc[worst, 'centre'], 1)} %)"
     )
 
 
-def _pairs(check: Check) -> str:
-    """Return how far the mean latencies are off if the frontend reads two prompts at once."""
-    means = check.errors[check.errors["statistic"] == "mean"].dropna(subset="pairs")
-    if means.empty:
+def _pairs(check: Check, means: pd.DataFrame) -> str:
+    """Return how far mean latencies and the effect on TTFT are off if two prompts are read."""
+    if means[PAIRS].isna().all():
         return ""
     clauses = []
-    for key, rows in means.groupby("metric", sort=False):
-        ends = (percent(abs(rows[order]).mean()) for order in ("pairs", "centre"))
-        clauses.append(
-            "the mean {} is off by {} on average, not {}".format(METRICS[key].short, *ends)
-        )
-    return (
-        " In the order of a frontend that reads two prompts at once, so that a short one overtakes "
-        f"a long one, {'; '.join(clauses)}.{_pairs_effect(check)}"
+    for key, rows in means[[PAIRS, "centre"]].abs().groupby("metric", sort=False):
+        pairs, centre = map(percent, rows.mean())
+        clauses.append(f"the mean {METRICS[key].short} is off by {pairs} on average, not {centre}")
+    text = (
+        "\n- In the order of a frontend that reads two prompts at once, so that a short one "
+        f"overtakes a long one, {'; '.join(clauses)}."
     )
-
-
-def _pairs_effect(check: Check) -> str:
-    """Return how much of the gap between the effects on the mean TTFT that order leaves."""
-    arms, effects = (check.live.study.baseline, check.live.study.comparison), check.effects
-    if effects.empty:
-        return ""
-    row = effects[(effects["metric"] == "ttft_ms") & (effects["statistic"] == "mean")].iloc[0]
-    values = check.orders.set_index(["order", "metric", "statistic", "configuration"])["value"]
-    first, second = (values[PAIRS, "ttft_ms", "mean", name] for name in arms)
+    if check.effects.empty:
+        return text
+    effect = check.effects.loc[("ttft_ms", "mean")]
+    pairs, centre, live = (signed(effect[of]) for of in (PAIRS, "centre", "live"))
     return (
-        f" The comparison then changes the mean TTFT by {signed(second - first)} ms, not "
-        f"{signed(row['centre'])}; live by {signed(row['live'])}, so "
-        f"{number(abs(second - first - row['live']))} ms remain unexplained."
+        f"{text} The comparison then changes the mean TTFT by {pairs} ms, not {centre}; live by "
+        f"{live}, so {number(abs(effect[PAIRS] - effect['live']))} ms remain unexplained."
     )
 
 
@@ -712,9 +617,9 @@ def _fitted(check: Check) -> str:
     )
 
 
-@unless_missing("How far the simulation can be trusted is not known yet: no live run is there.")
-def closeness(check: Check) -> str:
-    """Return how close the simulation came, in levels and in what the comparison changes."""
+@unless_missing("")
+def levels(check: Check) -> str:
+    """Return how close the simulation came in levels; withheld where the gate is red."""
     if not gate(check.live).green:
         return (
             f"How far the simulation can be trusted is {WITHHELD} on {plain(check.live.cluster)}."
@@ -726,9 +631,16 @@ def closeness(check: Check) -> str:
     ]
     good = _worst(check, "good_share", "share")
     return (
-        f"**How far the simulation can be trusted:** against Dynamo's real frontend, router and "
-        f"mock engines under real AIPerf, on {_requests(check)}, it is off by "
-        f"{', '.join(clauses)} and {number(100 * abs(good['centre']), 1)} points in the good "
-        "share, each under the configuration where it is off most ([](09_model_check)). "
-        f"{effects(check)}"
-    ).rstrip()
+        "Against Dynamo's real frontend, router and mock engines under real AIPerf, on "
+        f"{_requests(check)}, the simulation is off by {', '.join(clauses)} and "
+        f"{number(100 * abs(good['centre']), 1)} points in the good share, each under the "
+        "configuration where it is off most."
+    )
+
+
+@unless_missing("How far the simulation can be trusted is not known yet: no live run is there.")
+def closeness(check: Check) -> str:
+    """Return how close it came, in levels and in what the comparison changes, for other pages."""
+    if not gate(check.live).green:
+        return levels(check)
+    return f"**[](09_model_check)** {levels(check)} {effects(check)}".rstrip()

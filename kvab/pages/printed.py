@@ -41,12 +41,13 @@ IN_A_NAME = re.compile(r"(?<=[a-z};\]][.,:/_])(?=\S)")  # where a long name may 
 class Table:
     """A table of finished text with its caption; shows itself in a notebook.
 
-    The first column names the rows.
+    The first column names the rows. With a title in ``folded`` it is closed until it is opened.
     """
 
     frame: pd.DataFrame
     caption: str = ""
     text_columns: tuple[str, ...] = ()
+    folded: str = ""
 
     def _repr_html_(self) -> str:
         marks = [TEXT * (name in self.text_columns) for name in self.frame.columns]
@@ -55,10 +56,12 @@ class Table:
         body = "".join(_row(row, cells) for row in self.frame.itertuples(index=False))
         caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
         name = html.escape(self.caption.split(". ")[0] or ", ".join(self.frame.columns))
-        return (
+        table = (
             f'<div class="kvab-table" role="region" tabindex="0" aria-label="{name}"><table>'
             f"{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>"
         )
+        folded = f"<details><summary>{html.escape(self.folded)}</summary>{table}</details>"
+        return folded if self.folded else table
 
 
 def _row(values: Iterable[object], tags: list[str]) -> str:

@@ -47,9 +47,7 @@ def test_the_statistics_kept_of_the_file_order_are_those_of_the_twin(check):
 
 
 def test_errors_are_simulated_over_live(check):
-    row = check.errors.set_index(["configuration", "metric", "statistic"]).loc[
-        (check.live.study.comparison, "latency_ms", "mean")
-    ]
+    row = check.errors.loc[(check.live.study.comparison, "latency_ms", "mean")]
     live = check.live.tables(check.live.study.comparison)[0]["latency_ms"].mean()
     twin = check.twin(check.live.study.comparison)["latency_ms"].mean()
     assert row["live"] == pytest.approx(live)
@@ -72,20 +70,17 @@ def test_a_simulation_that_is_right_has_no_error(check):
     same = Check(check.live, live, pd.DataFrame(orders, columns=columns), check.fits, True)
     assert same.errors["file"].abs().max() < 1e-9
     assert (same.effects["centre"] - same.effects["live"]).abs().max() < 1e-9
-    assert (model_check.effects_table(same).frame["live within"] == "yes").all()
-    assert "of 5 live effects 5 lie within" in model_check.effects(same)
+    assert same.effects["within"].all()
+    assert "5 of 5 live effects lie within what 2 orders" in model_check.effects(same)
     assert "100 %" in model_check.requests_caption(same)
     assert (same.agreement["verdict"] == "agree").all()
     assert same.agreement["gap"].abs().max() < 1e-9
     assert (same.good_by_time["live"] == same.good_by_time["twin"]).all()
-    assert np.allclose(
-        same.parts.xs("live", axis=1, level=1), same.parts.xs("twin", axis=1, level=1)
-    )
 
 
 def test_an_effect_is_off_where_only_one_configuration_is(check):
     """Every order makes both arms' good shares 10 points too high and one arm's TTFT too long."""
-    live = check.errors.set_index(["configuration", "metric", "statistic"])["live"]
+    live = check.errors["live"]
     study, rows = check.live.study, []
     for order, late_ms in ((FILE, 100.0), (SENT, 300.0), ("shuffle 1", 200.0)):
         for (name, key, statistic), value in live.items():
@@ -96,26 +91,42 @@ def test_an_effect_is_off_where_only_one_configuration_is(check):
     columns = ["configuration", "order", "metric", "statistic", "value"]
     made_up = Check(check.live, check.twins, pd.DataFrame(rows, columns=columns), check.fits, True)
     made_up.__dict__["errors"] = check.errors
-    effects = made_up.effects.set_index(["metric", "statistic"])
-    good, ttft = effects.loc[("good_share", "share")], effects.loc[("ttft_ms", "mean")]
+    good, ttft = (made_up.effects.loc[of] for of in (("good_share", "share"), ("ttft_ms", "mean")))
     assert good["centre"] == pytest.approx(good["live"])
     assert ttft["centre"] - ttft["live"] == pytest.approx(-150)  # file order and shuffle
     assert ttft["least"] - ttft["live"] == pytest.approx(-300)
     assert ttft["most"] - ttft["live"] == pytest.approx(-100)
+    assert good["within"] and not ttft["within"]
     frame = model_check.effects_table(made_up).frame.set_index("difference of")
-    assert frame.loc["mean TTFT [ms]", "live within"] == "no"
+    assert frame.loc["mean TTFT [ms]", "3 orders"].startswith(
+        f"{ttft['centre']:,.0f}".replace("-", "−")
+    )
+    assert frame.loc["p90 TTFT [ms]", "verdict"] == "–"
     assert model_check.effects(made_up).endswith(
-        "of 5 live effects 3 lie within the range of 3 simulated orders inside bursts."
+        "3 of 5 live effects lie within what 3 orders of each burst's requests give."
+    )
+
+
+def test_repeats_of_live_runs_are_held_against_the_simulated_orders():
+    repeated = load_check(STUDY, "simulated-h200", "book/published", repeated=True)
+    frame = model_check.repeats_table(repeated).frame.set_index("difference of")
+    row, spread = repeated.by_repeat.loc[("good_share", "share")], repeated.effects["spread"]
+    times = [f"{100 * value:+.1f}" for value in row]
+    assert frame.loc["good share [points]", f"live, {len(times)} times"] == ", ".join(times)
+    assert frame.loc["good share [points]", "sd"] == f"{100 * row.std():.1f}"
+    assert (
+        frame.loc["good share [points]", "sd, simulated"]
+        == f"{100 * spread['good_share', 'share']:.1f}"
     )
 
 
 def test_what_reading_two_at_once_would_do_is_said_of_each_mean(check):
     made_up = replace(check)
-    made_up.__dict__["errors"] = check.errors.assign(pairs=0.02, centre=0.05)
+    made_up.__dict__["errors"] = check.errors.assign(**{PAIRS: 0.02, "centre": 0.05})
     text = model_check.orders(made_up)
     assert "the mean TTFT is off by 2.0 % on average, not 5.0 %; the mean ITL is off by" in text
     orders, study = check.orders.copy(), check.live.study
-    live = check.errors.set_index(["configuration", "metric", "statistic"])["live"]
+    live = check.errors["live"]
     for name, late_ms in ((study.baseline, 40.0), (study.comparison, 10.0)):
         cell = (orders["configuration"] == name) & (orders["order"] == PAIRS)
         cell &= (orders["metric"] == "ttft_ms") & (orders["statistic"] == "mean")
@@ -124,7 +135,7 @@ def test_what_reading_two_at_once_would_do_is_said_of_each_mean(check):
     made_up.__dict__["errors"] = check.errors
     assert "so 30.0 ms remain unexplained." in model_check.orders(made_up)
     made_up = replace(check)
-    made_up.__dict__["errors"] = check.errors.assign(pairs=np.nan)
+    made_up.__dict__["errors"] = check.errors.assign(**{PAIRS: np.nan})
     assert "two prompts" not in model_check.orders(made_up)
 
 
@@ -135,7 +146,7 @@ def test_nothing_is_said_of_effects_unless_both_arms_were_run_live(check):
     made_up.__dict__["errors"] = check.errors
     assert made_up.effects.empty
     assert model_check.effects(made_up) == ""
-    assert made_up.agreement is None and model_check.agreement_table(made_up) is None
+    assert made_up.agreement is None and model_check.effects_table(made_up) is None
 
 
 def test_what_the_live_frontend_took_is_said_with_its_interval(check):
