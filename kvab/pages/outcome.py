@@ -116,7 +116,7 @@ def counterpoint(evidence: Evidence) -> str:
 
 def losses(evidence: Evidence) -> str:
     """Return where the comparison is worse, as plainly as where it is better."""
-    result, groups, clauses = evidence.comparison, _groups(evidence), []
+    result, groups, clauses = evidence.comparison, evidence.groups, []
     slower = groups[groups["ttft_ms_faster_share"] < 0.5]
     if len(slower):
         clauses.append(
@@ -407,16 +407,11 @@ def over_time_figure(evidence: Evidence) -> Drawing:
     return figure, caption, f"Lines by minute: {caption}"
 
 
-def _groups(evidence: Evidence) -> pd.DataFrame:
-    """Return the effects by group of requests; those along the trace have a figure of their own."""
-    return evidence.groups[evidence.groups["by"] != "arrival"]
-
-
-@drawn("outcome-groups", _groups)
+@drawn("outcome-groups", lambda e: e.groups)
 def effects_by_group_figure(evidence: Evidence) -> Drawing:
     """Draw differences of mean TTFT and good share within groups, and the share that is faster."""
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.1), sharey=True)
-    rows = _groups(evidence).iloc[::-1]
+    rows = evidence.groups.iloc[::-1]
     at = range(len(rows))
     shown = (
         ("ttft_ms", 1, "mean TTFT\ndifference [ms]"),
@@ -444,7 +439,7 @@ def effects_by_group_figure(evidence: Evidence) -> Drawing:
 
 def effects_by_group_caption(evidence: Evidence) -> str:
     """Return which group gains most and least, and what is drawn."""
-    groups = _groups(evidence)
+    groups = evidence.groups
     most = groups.loc[groups["ttft_ms_faster_share"].idxmax()]
     least = groups.loc[groups["ttft_ms_faster_share"].idxmin()]
     return (

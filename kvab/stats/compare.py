@@ -111,7 +111,7 @@ class Comparison:
     pairs : int
         Pairs of requests, over all repeats; 0 if unpaired.
     metrics : dict of str to Outcome
-        By metric, in display order; also as ``ttft``, ``itl``, ``latency`` and ``good``.
+        By metric, in display order; also as ``ttft``, ``itl`` and ``good``.
     method : Method
         Settings of the intervals.
     good_table : GoodTable
@@ -135,11 +135,6 @@ class Comparison:
     def itl(self) -> Outcome:
         """Inter-token latency."""
         return self.metrics["itl_ms"]
-
-    @property
-    def latency(self) -> Outcome:
-        """Request latency."""
-        return self.metrics["latency_ms"]
 
     @property
     def good(self) -> Outcome:

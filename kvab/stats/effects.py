@@ -6,7 +6,6 @@ Output: tables with workload intervals, as the figures show them; noise and hour
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Unpack
@@ -81,19 +80,6 @@ def terciles(tokens: pd.Series) -> pd.Series:
     return pd.Series(names, index=tokens.index)
 
 
-def spans(arrival_ms: pd.Series, number: int = 6) -> pd.Series:
-    """Return the part of the trace that each row arrives in, equal spans of time in order.
-
-    Examples
-    --------
-    >>> [*spans(pd.Series([0.0, 59_999.0, 60_000.0, 119_999.0]), 2).cat.categories]
-    ['0 to 1 min', '1 to 2 min']
-    """
-    edges = np.linspace(arrival_ms.min(), arrival_ms.max(), number + 1) / 60_000
-    labels = [f"{low:.3g} to {high:.3g} min" for low, high in itertools.pairwise(edges)]
-    return pd.cut(arrival_ms / 60_000, edges, labels=labels, include_lowest=True)
-
-
 def effect_by_groups(
     baseline: Sequence[pd.DataFrame],
     comparison: Sequence[pd.DataFrame],
@@ -101,7 +87,7 @@ def effect_by_groups(
     slo: Slo,
     **settings: Unpack[Settings],
 ) -> pd.DataFrame:
-    """Return the effect by prompt length, by reusable prefix (in thirds) and along the trace.
+    """Return the effect by thirds of prompt length and of reusable prefix.
 
     Parameters
     ----------
@@ -128,7 +114,6 @@ def effect_by_groups(
     groups_by = {
         "prompt": terciles(requests["input_tokens"]),
         "reusable prefix": terciles(requests["reusable_tokens"]),
-        "arrival": spans(requests["arrival_ms"]),
     }
     rows = []
     for by, groups in groups_by.items():

@@ -307,7 +307,7 @@ def test_effects_by_group_recover_a_difference_that_one_group_has():
     assert by_prompt.loc[0, "ttft_ms_difference"] == 0.0
     assert by_prompt.loc[0, "good_share_ci_high"] == 0.0
     assert (found.groupby("by")["pairs"].sum() == 300).all()
-    assert [*found["by"].unique()] == ["prompt", "reusable prefix", "arrival"]
+    assert [*found["by"].unique()] == ["prompt", "reusable prefix"]
 
 
 def test_noise_is_that_of_two_replays_which_differ_most():
