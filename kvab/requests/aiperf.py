@@ -27,7 +27,6 @@ from kvab.requests.metrics import OVERLOAD, SCHEMA, STATISTICS, Slo
 
 FIX = "name a folder that `aiperf profile` wrote"
 LONGEST_LINE = 256 << 20  # bytes; the longest answers make lines of a few MB
-CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 CHUNKS = b'"inter_chunk_latency":{"value":['
 BUFFER_BYTES = 1 << 18
 ERROR_CHARACTERS = 300
@@ -168,7 +167,7 @@ def read_records(path: Path) -> Records:
 def _lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, decompressed as its name says."""
     try:
-        with path.open("rb") as file, pa.input_stream(file, CODECS.get(path.suffix)) as stream:
+        with pa.input_stream(path) as stream:
             lines = io.BufferedReader(stream, buffer_size=BUFFER_BYTES)
             while line := lines.readline(LONGEST_LINE):
                 if len(line) == LONGEST_LINE:
