@@ -283,7 +283,7 @@ class Page:
 def _execute(page: Page, _on_progress: Progress) -> None:
     """Write a page: executed, or taken from the cache."""
     notebook = nbformat.read(page.notebook, as_version=4)
-    heading = notebook.cells[0]
+    heading, declared = notebook.cells[:2]
     texts = {**page.parameters, "title": page.title}
     heading.source = Template(heading.source).render({k: plain(v) for k, v in texts.items()})
     title, _, about = re.sub(r"[\\`]", "", heading.source).partition("\n")
@@ -295,10 +295,7 @@ def _execute(page: Page, _on_progress: Progress) -> None:
     # An id of its own would be another one each time, and no page would come from the cache.
     source = SOURCE % page.target.name
     notebook.cells.append(nbformat.v4.new_markdown_cell(source, id="source"))
-    declared = next(
-        cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
-    )
-    names = {line.split(":")[0].strip() for line in declared.splitlines()}
+    names = {line.split(":")[0].strip() for line in declared.source.splitlines()}
     given = {name: value for name, value in page.parameters.items() if name in names}
 
     def executed() -> bytes:

@@ -150,8 +150,3 @@ def tidy(path: Path) -> None:
         if tags & {"injected-parameters", "parameters"}:
             cell.metadata.tags = sorted(tags | {"remove-cell"})
     nbformat.write(notebook, path)
-
-
-def run_replay_notebook(parameters: Mapping[str, Any], target: Path) -> Path:
-    """Execute notebooks/03_replay.ipynb for one run and return the executed notebook."""
-    return execute(root() / "notebooks" / "03_replay.ipynb", target, parameters)

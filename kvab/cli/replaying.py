@@ -26,9 +26,9 @@ def run(
     take_over: options.TakeOver = False,
 ) -> None:
     """Replay one configuration on one cluster. Executes notebooks/03_replay.ipynb."""
-    from kvab.book.notebooks import run_replay_notebook
+    from kvab.book.notebooks import execute
     from kvab.clusters.base import run_path
-    from kvab.study import load_cluster, load_study
+    from kvab.study import load_cluster, load_study, root
 
     study = options.on(study, workload)
     declared = load_study(study)  # the rest is checked where the run is planned: in the notebook
@@ -48,7 +48,8 @@ def run(
         "take_over": take_over,
     }
     try:
-        notebook = run_replay_notebook(parameters, path.with_name(f"{path.name}.replay.ipynb"))
+        source = root() / "notebooks" / "03_replay.ipynb"
+        executed = execute(source, path.with_name(f"{path.name}.replay.ipynb"), parameters)
     except KeyboardInterrupt:  # perhaps between two steps, where nothing tears down
         if not keep:
             from kvab.clusters import open_cluster
@@ -57,7 +58,7 @@ def run(
             job = plan_job(declared, cluster, configuration, repeat, rows, trace, runs)
             open_cluster(job.cluster).start(job).teardown(keep_answers=False)
         raise
-    print(f"{path}\n{notebook}")
+    print(f"{path}\n{executed}")
 
 
 @app.command()

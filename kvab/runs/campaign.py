@@ -33,6 +33,7 @@ from kvab.clusters.base import Job, Progress
 from kvab.console import counted, progress_bar
 from kvab.declarations import Declared, Json, digest
 from kvab.errors import DependencyError, InputError, KvabError
+from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs.replay import Replay, plan_job
 from kvab.study import PUBLISHED, Arm, Slo, Study, load_cluster, load_study, root
@@ -270,6 +271,12 @@ class Replayed(Summary):
     last: datetime
     slo: Slo
     manifests: dict[str, str]
+
+
+def latencies_of(summary: Json) -> dict[str, float | None]:
+    """Return the statistics of a replay's latencies that tables keep, by column."""
+    names = ("mean", "p50", "p90", "p99")
+    return {f"{key}_{name}": summary[key][name] for key in metrics.LATENCIES for name in names}
 
 
 Asked = TypeVar("Asked")  # what a study declares of a campaign

@@ -24,13 +24,12 @@ from kvab.clusters.base import Job, Progress
 from kvab.declarations import digest
 from kvab.requests import metrics
 from kvab.runs import folder as runs
-from kvab.runs.campaign import Campaign, Scope, announce, side_by_side
+from kvab.runs.campaign import Campaign, Scope, announce, latencies_of, side_by_side
 from kvab.runs.campaign import Summary as Tables
 from kvab.study import Hours, Slo, Study
 from kvab.trace.conversations import COMMON_SHARE, Conversations, find_conversations, made_hour
 from kvab.trace.reading import Trace, reusable_tokens
 
-STATISTICS = ("mean", "p50", "p90", "p99")
 # Metric and statistic of each effect that pages show; columns of the table are named alike.
 EFFECTS = (("good_share", "mean"), ("ttft_ms", "mean"), ("itl_ms", "mean"), ("latency_ms", "mean"),
            ("ttft_ms", "p99"))  # fmt: skip
@@ -129,9 +128,8 @@ def replay_hour(cell: Cell, on_progress: Progress) -> None:
         "errors": summary["requests"]["errors"],
         "cached_tokens": int(requests["cached_tokens"].sum()),
         "good": summary["good"]["count"],
+        **latencies_of(summary),
     }
-    for key in metrics.LATENCIES:
-        row |= {f"{key}_{name}": summary[key][name] for name in STATISTICS}
     write_beside(cell.path, json.dumps(row).encode())
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,15 +162,11 @@ class Replay:
     def replay(self, on_progress: Progress = _ignored) -> str:
         """Send the requests of the trace; say how many."""
         if not self.complete:
-            with self._undone_on_failure("replay"), ThreadPoolExecutor(1) as beside:
-                workload = beside.submit(self._save_workload)  # while others compute
+            with self._undone_on_failure("replay"):
                 self.cluster.replay(on_progress)
-                workload.result()
+                if not self.job.variant.place:  # a variant's trace is not the study's
+                    save_workload(self.job.trace, self.job.runs / self.job.study.name)
         return f"{self.job.rows:,} requests of {self.job.trace.name}."
-
-    def _save_workload(self) -> None:
-        if not self.job.variant.place:  # a variant's trace is not the study's
-            save_workload(self.job.trace, self.job.runs / self.job.study.name)
 
     def collect(self) -> Path:
         """Write the run folder and return it."""

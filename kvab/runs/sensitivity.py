@@ -21,7 +21,7 @@ from pydantic import Field
 from kvab.clusters.base import Job
 from kvab.requests import metrics
 from kvab.runs import folder as runs
-from kvab.runs.campaign import OfRuns, Replayed, Scope
+from kvab.runs.campaign import OfRuns, Replayed, Scope, latencies_of
 from kvab.stats.robustness import judge
 from kvab.study import Sensitivity, Study, load_cluster, load_study
 from kvab.study.variants import AS_DECLARED, Variant
@@ -37,8 +37,6 @@ SETTING = {  # the columns that say what each sweep varies
     REUSE: ["reuse"],
     AGAIN: ["again"],
 }
-
-STATISTICS = ("mean", "p50", "p90", "p99")
 
 
 class Summary(Replayed):
@@ -160,9 +158,6 @@ def _values(variant: Variant) -> dict[str, float]:
 def _row(cell: Cell, table: pd.DataFrame) -> dict[str, object]:
     slo = cell.job.study.slo
     summary = metrics.summarize(table, slo)
-    latencies = {
-        f"{key}_{name}": summary[key][name] for key in metrics.LATENCIES for name in STATISTICS
-    }
     return {
         "sweep": cell.sweep,
         "configuration": cell.job.configuration,
@@ -170,7 +165,7 @@ def _row(cell: Cell, table: pd.DataFrame) -> dict[str, object]:
         **_values(cell.variant),
         "requests": summary["requests"]["expected"],
         "good_share": summary["good"]["share"],
-        **latencies,
+        **latencies_of(summary),
     }
 
 
