@@ -137,10 +137,7 @@ def describe(
     from kvab.trace import reading
 
     description = reading.describe(reading.read_trace(trace, block_tokens=block_tokens))
-    if as_json:
-        options.print_json(description)
-    else:
-        options.print_table(reading.describe_rows(description))
+    options.show(description, reading.describe_rows(description), as_json)
 
 
 @trace_app.command("slice")

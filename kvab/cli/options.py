@@ -90,19 +90,17 @@ def on(study: Path, workload: str) -> Path:
     return Path(f"{study}{FRAGMENT}{workload}") if workload else study
 
 
-def print_json(document: object) -> None:
-    """Print one document, and nothing that JSON does not know."""
-    print(json.dumps(document, indent=2, allow_nan=False))
-
-
 def note(lines: Iterable[str]) -> None:
     """Print lines that are no result, on stderr."""
     for line in lines:
         print(line, file=sys.stderr)
 
 
-def print_table(rows: list[tuple[str, str]]) -> None:
-    """Print labels and values, aligned."""
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
+def show(document: object, lines: list[tuple[str, str]], as_json: bool) -> None:
+    """Print one document, with nothing that JSON does not know, or labels and values, aligned."""
+    if as_json:
+        print(json.dumps(document, indent=2, allow_nan=False))
+        return
+    width = max(len(label) for label, _ in lines)
+    for label, value in lines:
         print(f"{label:<{width}}  {value}")

@@ -31,10 +31,8 @@ def summarize(
     source = read_source(path, Hints(declared, trace, rows, token_counts))
     by = terms([source], declared, study is not None, ttft_ms, itl_ms)
     options.note(source.remarks(by.slo))
-    if as_json:
-        options.print_json(source.summary(by.slo) | {"bounds": by.basis})
-    else:
-        options.print_table(summary_lines(source, by.slo, by.basis))
+    document = source.summary(by.slo) | {"bounds": by.basis}
+    options.show(document, summary_lines(source, by.slo, by.basis), as_json)
 
 
 @app.command()
@@ -67,13 +65,10 @@ def compare(
     method = compare_tables if sources.paired(arms) else compare_unpaired
     settings = declared.statistics.model_dump()
     result = method(tables[0], tables[1], by.slo, margins=by.margins, **settings)
-    if as_json:
-        judged = {"slo": by.slo.model_dump(), "bounds": by.basis}
-        counts = {"token_counts": [run.token_counts for run in runs]}
-        options.print_json(result.to_json() | judged | counts)
-    else:
-        lines = header_lines(arms, declared.statistics.level)
-        options.print_table([*lines, *bounds_lines(by.slo, by.basis), *comparison_lines(result)])
+    judged = {"slo": by.slo.model_dump(), "bounds": by.basis}
+    counts = {"token_counts": [run.token_counts for run in runs]}
+    lines = header_lines(arms, declared.statistics.level) + bounds_lines(by.slo, by.basis)
+    options.show(result.to_json() | judged | counts, lines + comparison_lines(result), as_json)
 
 
 @app.command()
@@ -94,10 +89,7 @@ def hardware(
     from kvab.study.hardware import load_scenarios
 
     held = hold(load_scenarios(name, folder), runs)
-    if as_json:
-        options.print_json(held.to_json())
-    else:
-        options.print_table(hardware_lines(held))
+    options.show(held.to_json(), hardware_lines(held), as_json)
 
 
 @app.command()
@@ -138,10 +130,7 @@ def advise(
     declared = load_study(study).on(workload)
     advice = advice_of(declared, cluster, runs, Bounds(ttft_ms, itl_ms), load)
     options.note(f"{advice.swept.cluster}: {change}" for change in advice.swept.changes)
-    if as_json:
-        options.print_json(advice.to_json())
-    else:
-        options.print_table(advice_lines(advice))
+    options.show(advice.to_json(), advice_lines(advice), as_json)
 
 
 @app.command("import")

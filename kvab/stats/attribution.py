@@ -17,7 +17,7 @@ import pandas as pd
 from kvab.errors import InputError
 from kvab.requests.metrics import LATENCIES, Bounds, Slo, good, served
 from kvab.stats.bootstrap import Replicates, Settings
-from kvab.stats.contrasts import arm_table, join, plan, two_arms, values
+from kvab.stats.contrasts import arm_table, join, plan, resampled, values
 
 SPLITS = ("aggregated", "disaggregated")
 ROUTINGS = ("round-robin", "kv")
@@ -107,12 +107,12 @@ def attribute(
     for key, of in by_cell.items():
         statistics = ATTRIBUTED if key in LATENCIES else ("mean",)
         names = statistics if key in LATENCIES else ("share",)
-        arms = two_arms(pairs, of, design, statistics)
+        arms = resampled(pairs, of, design, statistics)
         rows += [(key, *row) for row in _effects(arms, names)]
     bounds = [
         (kept, *row)
         for kept, shares in _kept(pairs, slo).items()
-        for _, *row in _effects(two_arms(pairs, shares, design, ["mean"]), ["share"])
+        for _, *row in _effects(resampled(pairs, shares, design, ["mean"]), ["share"])
     ]
     ends = ["effect", "value", "ci_low", "ci_high"]
     return Attribution(

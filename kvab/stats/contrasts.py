@@ -217,24 +217,24 @@ def statistics_of(key: str) -> tuple[str, ...]:
     return COMPARED if key in LATENCIES else ("mean",)
 
 
-def two_arms(
-    pairs: pd.DataFrame, both: Iterable[np.ndarray], design: Design, names: Sequence[str]
+def resampled(
+    pairs: pd.DataFrame, arms: Iterable[np.ndarray], design: Design, names: Sequence[str]
 ) -> Replicates:
     """Return the statistics ``names`` of each arm: value (arms, names), draws (n, arms, names).
 
-    ``both`` holds the values of each arm along the rows of ``pairs``; there may be more than two.
+    ``arms`` holds the values of each, one or more, along the rows of ``pairs``.
     """
-    arms = [sample(pairs, arm) for arm in both]
+    samples = [sample(pairs, arm) for arm in arms]
     return bootstrap.replicate(
-        design, lambda weights: np.stack([statistics(a, weights, names) for a in arms], axis=1)
+        design, lambda weights: np.stack([statistics(of, weights, names) for of in samples], axis=1)
     )
 
 
 def compared(
     pairs: pd.DataFrame, both: Mapping[str, Iterable[np.ndarray]], design: Design
 ) -> dict[str, Replicates]:
-    """Return the statistics of every metric that are compared, from `values`; see `two_arms`."""
-    return {key: two_arms(pairs, of, design, statistics_of(key)) for key, of in both.items()}
+    """Return the statistics of every metric that are compared, from `values`; see `resampled`."""
+    return {key: resampled(pairs, of, design, statistics_of(key)) for key, of in both.items()}
 
 
 def statistics(of: Sample, weights: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -245,7 +245,7 @@ def statistics(of: Sample, weights: np.ndarray, names: Sequence[str]) -> np.ndar
 
 
 def difference(arms: Replicates) -> Replicates:
-    """Return comparison minus baseline of `two_arms`."""
+    """Return comparison minus baseline of `resampled`."""
     return arms.map(lambda x: x[..., 1, :] - x[..., 0, :])
 
 

@@ -48,7 +48,7 @@ def quantile_differences(
     """
     both = [pairs[f"{metric}_{arm}"].to_numpy(float) for arm in ARMS]
     design = Design(int(pairs["burst"].max()) + 1, block_bursts, **settings)
-    arms = contrasts.two_arms(pairs, both, design, [f"p{percent}" for percent in PERCENT])
+    arms = contrasts.resampled(pairs, both, design, [f"p{percent}" for percent in PERCENT])
     return pd.DataFrame({"q": PERCENT / 100, **contrasts.difference_columns(arms)})
 
 

@@ -106,7 +106,7 @@ def _statistic(
     """Return a statistic of each metric in both arms; of the good share there is only the mean."""
     both = contrasts.values(pairs, slo, one_token=one_token)
     keys = METRICS if name == "mean" else LATENCIES
-    return {key: contrasts.two_arms(pairs, both[key], design, [name]) for key in keys}
+    return {key: contrasts.resampled(pairs, both[key], design, [name]) for key in keys}
 
 
 def _paired_medians(pairs: pd.DataFrame, design: Design) -> dict[str, Replicates]:
@@ -114,7 +114,7 @@ def _paired_medians(pairs: pd.DataFrame, design: Design) -> dict[str, Replicates
     result = {}
     for key in LATENCIES:
         before, after = (pairs[f"{key}_{arm}"].to_numpy(float) for arm in ARMS)
-        medians = contrasts.two_arms(pairs, [before, after - before], design, ["p50"])
+        medians = contrasts.resampled(pairs, [before, after - before], design, ["p50"])
         result[key] = medians.map(lambda x: x.cumsum(axis=-2))
     return result
 
@@ -137,7 +137,7 @@ def judge(
 def _judged(
     choice: str, arms: Mapping[str, Replicates], margins: Mapping[str, float]
 ) -> Iterator[dict[str, str | float]]:
-    """Yield a row of `choices` for each metric, from one statistic's `contrasts.two_arms`."""
+    """Yield a row of `choices` for each metric, from one statistic's `contrasts.resampled`."""
     for key, of in contrasts.verdicts(arms, margins).items():
         baseline, comparison = map(float, arms[key].value[:, 0])
         ends = of.difference
@@ -258,7 +258,7 @@ def agreement(
     design = contrasts.plan(pairs, [EFFECTS[2] @ of for of in by_arm.values()], **settings)
     lines = {}
     for key, of in by_arm.items():
-        means = contrasts.two_arms(pairs, of, design, ["mean"])
+        means = contrasts.resampled(pairs, of, design, ["mean"])
         effects = means.map(lambda x: EFFECTS @ x)
         low, high = (end[:, 0] for end in effects.interval)
         scale = abs(float(means.value[0, 0])) if key in LATENCIES else 1.0

@@ -14,7 +14,7 @@ from scipy.signal import lfilter
 
 from kvab.stats.bootstrap import block_bursts, hodges_lehmann
 from kvab.stats.compare import paired_statistics
-from kvab.stats.contrasts import difference, plan, sample, two_arms, verdicts
+from kvab.stats.contrasts import difference, plan, resampled, sample, verdicts
 from kvab.stats.effects import PERCENT, quantile_differences
 from kvab.study import root
 
@@ -79,8 +79,8 @@ def intervals(kind, replicate):
     good = [(arm <= SLO_MS).astype(float) for arm in (baseline, comparison)]
     paired = comparison - baseline
     design = plan(pairs, [paired, good[1] - good[0]], resamples=RESAMPLES, seed=replicate)
-    latency = difference(two_arms(pairs, [baseline, comparison], design, NAMES)).interval
-    share = difference(two_arms(pairs, good, design, ("mean",))).interval
+    latency = difference(resampled(pairs, [baseline, comparison], design, NAMES)).interval
+    share = difference(resampled(pairs, good, design, ("mean",))).interval
     by_pair = paired_statistics(pairs, paired, design)
     paired = (by_pair.faster, by_pair.hodges_lehmann, by_pair.median)
     rows = [*np.transpose(latency), np.ravel(share), *([of.low, of.high] for of in paired)]
@@ -122,7 +122,7 @@ def test_equal_arms_raise_few_alarms(kind):
         }
         paired = [arm[1] - arm[0] for arm in arms.values()]
         design = plan(pairs, paired, resamples=RESAMPLES, seed=replicate)
-        means = {key: two_arms(pairs, both, design, ("mean",)) for key, both in arms.items()}
+        means = {key: resampled(pairs, both, design, ("mean",)) for key, both in arms.items()}
         ends = [np.ravel(difference(of).interval) for of in means.values()]
         outside.append([low > 0 or high < 0 for low, high in ends])
         basis = verdicts(means, {})
@@ -184,7 +184,7 @@ def test_intervals_of_shares_near_0_and_1_cover_them(bound):
         burst, good = share_of(np.random.default_rng([20261123, 23, nth]), BURSTS)
         pairs = pd.DataFrame({"burst": burst})
         design = plan(pairs, [good], resamples=RESAMPLES, seed=nth)
-        low, high = np.ravel(two_arms(pairs, [good], design, ("mean",)).share_interval)
+        low, high = np.ravel(resampled(pairs, [good], design, ("mean",)).share_interval)
         assert 0 <= low <= high <= 1
         covered.append(low <= truth <= high)
     print(f"\nshare {truth:.3f}: covered {np.mean(covered):.3f}")
