@@ -1,8 +1,8 @@
 """A process that outlives its parent by a moment, to stop what the parent left running.
 
-Input: lines on standard input: ``session PID START`` (the leader of a session of processes and
-when it started) and ``folder PATH``. When the input ends, because the parent closed it or died in
-whatever way, every process of those sessions is killed and the folders are removed. Nothing else
+Input: a folder as argument, and lines ``PID START`` on standard input: the leader of a session of
+processes and when it started. When the input ends, because the parent closed it or died in
+whatever way, every process of those sessions is killed and the folder is removed. Nothing else
 can promise that no process is left after a SIGKILL of the parent. It is run as a file and imports
 nothing of kvab, so that it is there at once.
 """
@@ -25,11 +25,6 @@ class Session(NamedTuple):
 
     leader: int
     start: float
-
-
-def session_of(leader: int) -> Session:
-    """Return the session that a living process, or one not yet waited for, leads."""
-    return Session(leader, psutil.Process(leader).create_time())
 
 
 def members(session: Session) -> list[psutil.Process]:
@@ -63,17 +58,12 @@ def stop(sessions: list[Session], grace_s: float) -> None:
 
 
 def main() -> None:
-    """Wait for the end of the input, then stop and remove what it named."""
+    """Wait for the end of the input, then stop what it named and remove the folder."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)  # it ends with its input, and not before
-    named: dict[str, list[str]] = {"session": [], "folder": []}
-    for line in sys.stdin:
-        kind, _, value = line.rstrip("\n").partition(" ")
-        named[kind].append(value)
-    sessions = [line.split() for line in named["session"]]
-    stop([Session(int(pid), float(start)) for pid, start in sessions], grace_s=2.0)
-    for folder in named["folder"]:
-        shutil.rmtree(folder, ignore_errors=True)
+    named = [line.split() for line in sys.stdin]
+    stop([Session(int(leader), float(start)) for leader, start in named], grace_s=2.0)
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
 
 
 if __name__ == "__main__":

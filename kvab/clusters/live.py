@@ -100,17 +100,15 @@ class Machine:
         try:
             self._lock.acquire()
         except Timeout:
+            who = self._lock.lock_file
+            with contextlib.suppress(OSError):
+                who = self._holder.read_text(encoding="utf-8")
             raise DependencyError(
-                f"another live run is going on here ({self._who()}); its timing and this one's "
-                "would spoil each other: wait for it to end"
+                f"another live run is going on here ({who}); its timing and this one's would spoil "
+                "each other: wait for it to end"
             ) from None
         since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
         self._holder.write_text(f"process {os.getpid()}, {what}, since {since}", encoding="utf-8")
-
-    def _who(self) -> str:
-        with contextlib.suppress(OSError):
-            return self._holder.read_text(encoding="utf-8")
-        return self._lock.lock_file
 
     def leave(self) -> None:
         """Let the next run have it; safe to call again."""
@@ -122,15 +120,13 @@ class Machine:
 class LiveRun(ClusterRun):
     """One run on this machine, in processes that end with this one."""
 
-    def __init__(self, cluster: LiveCluster, job: Job) -> None:
-        self.cluster, self.job, self.replayed = cluster, job, False
-        self.machine, self.stack = Machine(), Stack(cluster.profile)
-        self.memory_gb: list[float] = []
+    stack: Stack  # from `deploy` on, with the folder that AIPerf writes into
+    artifacts: Path
 
-    @property
-    def artifacts(self) -> Path:
-        """Folder that AIPerf writes into."""
-        return self.stack.programs.folder / "artifacts"
+    def __init__(self, cluster: LiveCluster, job: Job) -> None:
+        self.cluster, self.job, self.machine = cluster, job, Machine()
+        self.deployed, self.replayed = False, False
+        self.memory_gb: list[float] = []
 
     def prepare(self) -> dict[str, str]:
         """Take this machine and return the versions in use."""
@@ -140,7 +136,9 @@ class LiveRun(ClusterRun):
 
     def deploy(self) -> None:
         """Start frontend and workers and wait until each of them serves."""
-        self.stack.start(self.job.topology)
+        self.stack, self.deployed = Stack(), True
+        self.artifacts = self.stack.folder / "artifacts"
+        self.stack.serve(self.job.topology, self.cluster.profile)
 
     def replay(self, on_progress: Progress | None = None) -> None:
         """Send the rows of the job with AIPerf.
@@ -150,11 +148,9 @@ class LiveRun(ClusterRun):
         DependencyError
             If AIPerf fails, a worker ends, or the replay takes far longer than its trace.
         """
-        job, programs = self.job, self.stack.programs
-        self.replayed = True
-        rows = programs.folder / "trace.jsonl"
-        write_rows(job.trace, job.order(), rows)
-        program = programs.start("aiperf", self._aiperf(rows), self.stack.environment)
+        job, stack, self.replayed = self.job, self.stack, True
+        rows = write_rows(job.trace, job.order(), stack.folder / "trace.jsonl")
+        program = stack.start("aiperf", self._aiperf(rows), stack.environment)
         deadline = time.monotonic() + job.span_s + AFTER_TRACE_S
         with Display(f"replay of {job.rows:,} requests over {job.span_s:.0f} s") as display:
             for done in self._progress(program, deadline):
@@ -164,7 +160,7 @@ class LiveRun(ClusterRun):
         if program.process.returncode:
             raise DependencyError(f"AIPerf ended with {program.process.returncode}: "
                                   f"{program.tail()}")  # fmt: skip
-        programs.check(but=program)
+        stack.check(but=program)
 
     def _aiperf(self, rows: Path) -> list[str]:
         command = self.job.recipe.benchmark.command
@@ -183,10 +179,10 @@ class LiveRun(ClusterRun):
         while program.process.poll() is None:
             if time.monotonic() > measured_at + MEMORY_S:
                 measured_at = time.monotonic()
-                self.memory_gb.append(self.stack.programs.memory_gb())
+                self.memory_gb.append(self.stack.memory_gb())
             if time.monotonic() > deadline:
                 raise DependencyError(f"the replay did not end in time: {program.tail()}")
-            self.stack.programs.check(but=program)
+            self.stack.check(but=program)
             if records.is_file():
                 with records.open("rb") as file:
                     file.seek(at)
@@ -218,9 +214,9 @@ class LiveRun(ClusterRun):
 
     def diagnostics(self) -> Diagnostics:
         """Return the logs, and what AIPerf has written so far."""
-        if not self.stack.started:
+        if not self.deployed:
             return Diagnostics()
-        files, answered = self.stack.programs.logs(), None
+        files, answered = self.stack.logs(), None
         if self.replayed:
             files |= {f"artifacts/{name}": content for name, content in self._kept().items()}
             with contextlib.suppress(InputError):  # nothing was answered
@@ -229,6 +225,7 @@ class LiveRun(ClusterRun):
 
     def teardown(self, *, keep_answers: bool) -> str:
         """Stop every process and remove their folder; a later start begins anew."""
-        self.stack.stop()
+        if self.deployed:
+            self.stack.close()
         self.machine.leave()
         return ""

@@ -71,8 +71,8 @@ class SimulatedCluster(Cluster):
 
     def check(self, study: Study) -> list[Finding]:
         """Return whether the simulator is here, and whether it can time each configuration."""
-        name = f"{self.profile.name} ({self.profile.kind})"
-        found = look("cluster", lambda: f"{name}: {_listed(versions(self.profile))}")
+        name = f"cluster {self.profile.name} ({self.profile.kind})"
+        found = look(name, lambda: ", ".join(map(" ".join, versions(self.profile).items())))
         return [found, *(check_times(study, self.profile) if found.ok else ())]
 
     def start(self, job: Job, *, take_over: bool = False) -> SimulatedRun:
@@ -137,10 +137,6 @@ def versions(profile: Simulated | Live) -> dict[str, str]:
             f"{'hardware' if has else 'backends'} {', '.join(sorted(which))}"
         )
     return {**packages, "kernel data": data}
-
-
-def _listed(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _measured() -> list[dict[str, str]]:
@@ -514,18 +510,38 @@ def from_simulator(
     DependencyError
         If a record fits no row.
     """
-    joined = _joined(records, trace, order, sent_ms, reached_ms)
-    rows = joined["row"].to_numpy()
+    got = pd.DataFrame.from_records(records, columns=FIELDS)
+    got["reached_ms"] = got["arrival_time_ms"].round(CLOCK_DECIMALS)
+    sent = pd.DataFrame({"row": order, "sent_ms": sent_ms, "frontend_ms": reached_ms - sent_ms})
+    sent["reached_ms"] = (reached_ms - reached_ms.min()).round(CLOCK_DECIMALS)
+    sent["input_length"] = trace.input_tokens[order]
+    sent["requested_output_length"] = trace.output_tokens[order]
+    key = ["reached_ms", "input_length", "requested_output_length"]
+    joined = sent.merge(got, on=key, how="left", validate="one_to_one", indicator=True)
+    matched = (joined["_merge"] == "both").sum()
+    if len(got) > matched:
+        raise DependencyError(
+            f"the simulator returned {len(got)} records, but only {matched} are a row of the trace "
+            "by time and lengths"
+        )
+    return _requests(joined.sort_values("row", ignore_index=True), trace)
+
+
+def _requests(joined: pd.DataFrame, trace: Trace) -> pd.DataFrame:
+    """Return the requests table of rows and their records; NaN where a request was not served."""
+    rows, frontend_ms = joined["row"].to_numpy(), joined["frontend_ms"]
     served = joined["terminal_status"] == "completed"
     aggregated = joined["prefill_worker_idx"].isna().all()
-    prefill = joined["decode_worker_idx" if aggregated else "prefill_worker_idx"]
-    frontend_ms = joined["frontend_ms"]
     ttft_ms, latency_ms = (
         (joined[c] + frontend_ms).where(served) for c in ("ttft_ms", "e2e_latency_ms")
     )
     output_tokens = joined["output_length"].fillna(0).to_numpy()
     status = joined["terminal_status"].fillna("lost: the simulator returned no record")
     status = status.replace("rejected", "rejected: longer than a worker takes")
+    done = joined[served]
+    admitted, first = done["first_admit_ms"], done["first_token_ms"]
+    held = first if aggregated else done["source_held_ms"]
+    decoding = first if aggregated else done["decode_admit_ms"]
     return typed(
         {
             "row": rows,
@@ -537,49 +553,14 @@ def from_simulator(
             "itl_ms": itl_ms(latency_ms, ttft_ms, output_tokens),
             "latency_ms": latency_ms,
             "cached_tokens": joined["reused_input_tokens"],
-            "prefill_worker": prefill,
+            "prefill_worker": joined[f"{'decode' if aggregated else 'prefill'}_worker_idx"],
             "decode_worker": joined["decode_worker_idx"],
             "send_lag_ms": joined["sent_ms"].to_numpy() - trace.arrival_ms[rows],
             "error": status.mask(served),
-            **_parts(joined[served], aggregated),
+            # the parts of the TTFT, which add up to it
+            "queue_ms": admitted - done["arrival_time_ms"] + done["frontend_ms"],
+            "prefill_ms": held - admitted,
+            "transfer_ms": decoding - held,
+            "first_decode_ms": first - decoding,
         }
     )
-
-
-def _joined(
-    records: list[dict],
-    trace: Trace,
-    order: np.ndarray,
-    sent_ms: np.ndarray,
-    reached_ms: np.ndarray,
-) -> pd.DataFrame:
-    """Return the records beside the rows that they are of, sorted by row."""
-    got = pd.DataFrame.from_records(records, columns=FIELDS)
-    start_ms = reached_ms.min()
-    got["reached_ms"] = got["arrival_time_ms"].round(4)
-    sent = pd.DataFrame({"reached_ms": (reached_ms - start_ms).round(4), "row": order})
-    sent["sent_ms"], sent["frontend_ms"] = sent_ms, reached_ms - sent_ms
-    sent["input_length"] = trace.input_tokens[order]
-    sent["requested_output_length"] = trace.output_tokens[order]
-    key = ["reached_ms", "input_length", "requested_output_length"]
-    joined = sent.merge(got, on=key, how="left", validate="one_to_one", indicator=True)
-    if len(got) > (joined["_merge"] == "both").sum():
-        raise DependencyError(
-            f"the simulator returned {len(got)} records, but only "
-            f"{(joined['_merge'] == 'both').sum()} are a row of the trace by time and lengths"
-        )
-    return joined.sort_values("row", ignore_index=True)
-
-
-def _parts(joined: pd.DataFrame, aggregated: bool) -> dict[str, pd.Series]:
-    """Return the parts of the TTFT, which add up to it; NaN where a request was not served."""
-    queue_ms = joined["first_admit_ms"] - joined["arrival_time_ms"] + joined["frontend_ms"]
-    first = joined["first_token_ms"]
-    held = first if aggregated else joined["source_held_ms"]
-    decoding = first if aggregated else joined["decode_admit_ms"]
-    return {
-        "queue_ms": queue_ms,
-        "prefill_ms": held - joined["first_admit_ms"],
-        "transfer_ms": decoding - held,
-        "first_decode_ms": first - decoding,
-    }

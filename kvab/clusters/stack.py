@@ -68,15 +68,9 @@ class Programs:
         self.folder = Path(tempfile.mkdtemp(prefix="kvab-live-", dir=parent))
         self.started: list[Program] = []
         self._guard = subprocess.Popen(
-            [sys.executable, "-P", guard.__file__], stdin=subprocess.PIPE, text=True,
+            [sys.executable, "-P", guard.__file__, self.folder], stdin=subprocess.PIPE, text=True,
             start_new_session=True, cwd="/",
         )  # fmt: skip
-        self._tell("folder", self.folder)
-
-    def _tell(self, kind: str, value: object) -> None:
-        assert self._guard.stdin is not None  # it is a pipe
-        self._guard.stdin.write(f"{kind} {value}\n")
-        self._guard.stdin.flush()
 
     def start(self, name: str, command: list[str], environment: dict[str, str]) -> Program:
         """Start a program in a session of its own, its output going to ``<name>.log``.
@@ -95,8 +89,8 @@ class Programs:
                 )  # fmt: skip
             except OSError as error:
                 raise DependencyError(f"{name} did not start: {error}") from None
-        session = guard.session_of(process.pid)
-        self._tell("session", f"{session.leader} {session.start}")
+        session = guard.Session(process.pid, psutil.Process(process.pid).create_time())
+        print(*session, file=self._guard.stdin, flush=True)
         self.started.append(Program(name, process, session, log))
         return self.started[-1]
 
@@ -131,11 +125,7 @@ class Programs:
         for program in self.started:
             program.process.wait()
         self.started.clear()
-        if self._guard.poll() is None:
-            assert self._guard.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                self._guard.stdin.close()
-            self._guard.wait()
+        self._guard.communicate()  # the end of its input
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -159,30 +149,14 @@ ASCII = range(0x20, 0x7F)
 CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-class Stack:
-    """Frontend and workers of a topology; `programs` are there from `start` to `stop`."""
+class Stack(Programs):
+    """Frontend and workers of a topology, and what runs beside them; ``url`` is the frontend's."""
 
-    def __init__(self, profile: Live) -> None:
-        self.profile = profile
-        self._programs: Programs | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.environment = environment(self.folder)
 
-    @property
-    def programs(self) -> Programs:
-        """What runs."""
-        assert self._programs is not None
-        return self._programs
-
-    @property
-    def started(self) -> bool:
-        """Whether anything was started that was not stopped."""
-        return self._programs is not None and bool(self._programs.started)
-
-    @property
-    def url(self) -> str:
-        """The frontend's address."""
-        return f"http://{LOOPBACK}:{self.port}"
-
-    def start(self, topology: Topology) -> None:
+    def serve(self, topology: Topology, profile: Live) -> None:
         """Start frontend and workers and wait until each of them serves.
 
         Raises
@@ -190,33 +164,21 @@ class Stack:
         DependencyError
             If one ends, or they do not serve in time; the last lines of the log are in the text.
         """
-        self._programs, self.port = Programs(), free_port()
-        folder = self.programs.folder
-        first = next(iter(topology.groups.values()))
-        write_model(folder / "hub", first.model, first.context_length)
-        self.environment = environment(folder)
-        for name, command in commands(topology, self.profile, self.port).items():
-            self.programs.start(name, command, self.environment)
-        self._wait_until_ready(topology)
-
-    def _wait_until_ready(self, topology: Topology) -> None:
+        first, port = next(iter(topology.groups.values())), free_port()
+        self.url = f"http://{LOOPBACK}:{port}"
+        write_model(self.folder / "hub", first.model, first.context_length)
+        for name, command in commands(topology, profile, port).items():
+            self.start(name, command, self.environment)
         deadline = time.monotonic() + READY_S
         with httpx.Client(base_url=self.url, timeout=30) as client:
             while missing := next(missing_to_serve(partial(_ask, client), topology), ""):
-                self.programs.check()
+                self.check()
                 if time.monotonic() > deadline:
-                    started = self.programs.started
-                    tails = " | ".join(f"{program.name}: {program.tail(2)}" for program in started)
+                    tails = " | ".join(f"{one.name}: {one.tail(2)}" for one in self.started)
                     raise DependencyError(
                         f"not ready within {READY_S:.0f} s, waits for {missing}; {tails}"
                     )
                 time.sleep(POLL_S)
-
-    def stop(self) -> None:
-        """Stop every process and remove their folder; safe to call again."""
-        if self._programs is not None:
-            self._programs.close()
-            self._programs = None
 
 
 def environment(folder: Path) -> dict[str, str]:

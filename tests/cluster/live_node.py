@@ -42,14 +42,14 @@ class LiveNode(Node):
         (folder / "deploy.yaml").write_text(yaml.safe_dump(created))
         (perf,) = [path for path in recipes.glob("*/perf.yaml") if f"//{name}-" in path.read_text()]
         (folder / "perf.yaml").write_bytes(perf.read_bytes())
-        live = Stack(load_cluster("live-cpu"))
+        live = Stack()
         try:
-            live.start(read_topology(read_configuration(folder)))
+            live.serve(read_topology(read_configuration(folder)), load_cluster("live-cpu"))
         except Exception as error:  # the test tells it
-            live.stop()
+            live.close()
             self.failure = error
             return
-        programs = live.programs.folder
+        programs = live.folder
         self.environment = {
             "HF_HOME": str(programs / "hub"),
             "HOME": str(programs),
@@ -81,12 +81,12 @@ class LiveNode(Node):
             and name.startswith(f"{self.held['metadata']['name']}-frontend")
         ):
             gone, self.stack = self.stack, None
-            asyncio.get_event_loop().run_in_executor(None, gone.stop)
+            asyncio.get_event_loop().run_in_executor(None, gone.close)
 
     def close(self):
         super().close()
         if self.stack:
-            self.stack.stop()
+            self.stack.close()
 
     async def serve(self, request, service, rest):
         if self.stack is None:
