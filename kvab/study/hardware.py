@@ -253,13 +253,7 @@ class Scenario(Declared):
             )
             for role, workers in declared.workers.items()
         }
-        return Topology(
-            deployment=f"{self.name} {arm}",
-            mode="aggregated" if "aggregated" in groups else "disaggregated",
-            router=declared.router,
-            groups=groups,
-            unexpressed=(),
-        )
+        return Topology(f"{self.name} {arm}", declared.router, groups)
 
     @cached_property
     def figures(self) -> list[Figure]:

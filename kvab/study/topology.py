@@ -137,10 +137,14 @@ class Topology:
     """What a ``deploy.yaml`` deploys; ``groups`` are keyed by role."""
 
     deployment: str
-    mode: Literal["aggregated", "disaggregated"]
     router: Router
     groups: dict[str, WorkerGroup]
-    unexpressed: tuple[Unexpressed, ...]
+    unexpressed: tuple[Unexpressed, ...] = ()
+
+    @property
+    def mode(self) -> Literal["aggregated", "disaggregated"]:
+        """Whether the same workers prefill and decode."""
+        return "aggregated" if "aggregated" in self.groups else "disaggregated"
 
     @property
     def gpus(self) -> int:
@@ -193,7 +197,6 @@ def read_topology(configuration: Configuration) -> Topology:
         _check_kv_routing(configuration, groups)
     return Topology(
         deployment=configuration.deployment,
-        mode="aggregated" if "aggregated" in groups else "disaggregated",
         router=router,
         groups={role: groups[role] for role in ROLES.values() if role in groups},
         unexpressed=tuple(_unexpressed(configuration)),
