@@ -17,7 +17,7 @@ from kvab.pages.gate import Gate
 from kvab.pages.outcome import NO_VERDICT
 from kvab.pages.printed import Table, quantity, with_ends
 from kvab.pages.theme import RULE, WIDTH_IN, Drawing, arm_styles, drawn, legend_below
-from kvab.stats.attribution import BOTH, BOTH_KEPT, FAILED, GOOD, LATE, ONE_TOKEN, SLOW
+from kvab.stats.attribution import BOTH, FAILED, GOOD, KEPT, LATE, ONE_TOKEN, SLOW
 
 LOOKS = {
     GOOD: ("#d9d9d9", "", "#222222"),
@@ -325,13 +325,11 @@ def effects_table(evidence: Evidence) -> Table | None:
     if evidence.missing:
         return None
     lines: dict[str, dict[str, str]] = {}
-    table, bounds = evidence.attribution.table, evidence.attribution.bounds
+    table = evidence.attribution
     good = table["metric"] == "good_share"
-    by_bound = bounds[bounds["kept"] != BOTH_KEPT].assign(metric="good_share")
-    latencies = table[~good & table["statistic"].isin(["mean", "p99"])]
-    for row in pd.concat([table[good], by_bound, latencies]).itertuples():
-        kept = isinstance(row.kept, str)
-        name = f"{row.kept} [points]" if kept else quantity(row.metric, row.statistic)
+    for row in pd.concat([table[good], table[~good]]).itertuples():
+        kept = row.statistic in KEPT
+        name = f"{row.statistic} [points]" if kept else quantity(row.metric, row.statistic)
         ends = row.value, row.ci_low, row.ci_high
         lines.setdefault(name, {"effect on": name})[row.effect] = with_ends(row.metric, *ends)
     slo = evidence.study.slo
@@ -355,7 +353,7 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
             f"What routing brings and what the split brings cannot be told apart on "
             f"{plain(evidence.cluster)}: there is no run of {evidence.missing}."
         )
-    table = evidence.attribution.table.set_index(["metric", "statistic", "effect"]).sort_index()
+    table = evidence.attribution.set_index(["metric", "statistic", "effect"]).sort_index()
 
     def main(metric: str, statistic: str) -> str:
         values = table.loc[(metric, statistic), "value"]

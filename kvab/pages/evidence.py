@@ -33,7 +33,6 @@ from kvab.study.topology import Topology, read_topology
 if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
     from kvab.runs.hours import MadeHours
     from kvab.runs.sensitivity import Answers
-    from kvab.stats.attribution import Attribution
     from kvab.stats.compare import Comparison
 
 RUNS = "*/*/r*/run.json"  # in a study's folder of runs
@@ -177,7 +176,7 @@ class Evidence:
         return compare(*self._both(), self.study.slo, margins=margins, **self._settings())
 
     @kept
-    def attribution(self) -> Attribution:
+    def attribution(self) -> pd.DataFrame:
         """Main effects of routing and of the split, and their interaction."""
         from kvab.stats.attribution import attribute
 

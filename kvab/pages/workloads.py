@@ -195,8 +195,7 @@ def _effects(evidence: Evidence) -> str:
         return f"{WITHHELD}."
     if evidence.missing:
         return f"{steps(evidence)}; these differences have no interval here."
-    table = evidence.attribution.table
-    rows = table[table["metric"] == "good_share"]
+    rows = evidence.attribution[evidence.attribution["statistic"] == "share"]
     effects = (
         f"{row.effect} {with_ends('good_share', row.value, row.ci_low, row.ci_high, gap=' ')}"
         for row in rows.itertuples()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Unpack
 
 import numpy as np
@@ -31,38 +30,18 @@ EFFECTS = {
 """Weights of the cells, in the order of `CELLS`."""
 WEIGHTS = np.stack([*EFFECTS.values()])
 
-ATTRIBUTED = ("mean", "p50", "p90", "p99")
+ATTRIBUTED = ("mean", "p99")
 GOOD, LATE, SLOW, BOTH, ONE_TOKEN, FAILED = KINDS = (
     "good", "first token late", "tokens slow", "late and slow", "one-token answer", "failed",
 )  # fmt: skip
 """What becomes of a request, the reasons of a miss; each request is of one kind."""
-TTFT_KEPT, ITL_KEPT, NONE_KEPT, BOTH_KEPT = (
-    "TTFT bound kept", "ITL bound kept", "neither kept", "both kept: good",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """Effects of the two factors and what they rest on.
-
-    Attributes
-    ----------
-    table : DataFrame
-        ``metric``, ``statistic`` (``share`` for the good share), ``effect``, ``value``,
-        ``ci_low``, ``ci_high`` in the metric's unit; see `attribute`.
-    bounds : DataFrame
-        ``kept``, ``effect``, ``value``, ``ci_low``, ``ci_high``: the effects on the shares of
-        requests that keep the TTFT bound, the ITL bound, neither and both. A request keeps both or
-        neither or one, so the effects on the first three shares add up to those on the last.
-    """
-
-    table: pd.DataFrame
-    bounds: pd.DataFrame
+TTFT_KEPT, ITL_KEPT, NONE_KEPT = KEPT = ("TTFT bound kept", "ITL bound kept", "neither kept")
+"""Which bounds a request keeps; a good one keeps both."""
 
 
 def attribute(
     cells: Mapping[tuple[str, str], Sequence[pd.DataFrame]], slo: Slo, **settings: Unpack[Settings]
-) -> Attribution:
+) -> pd.DataFrame:
     r"""Return the main effects of routing and of the split, and their interaction.
 
     Parameters
@@ -76,7 +55,11 @@ def attribute(
 
     Returns
     -------
-    Attribution
+    DataFrame
+        ``metric``, ``statistic``, ``effect``, ``value``, ``ci_low``, ``ci_high`` in the metric's
+        unit. Of the good share the statistics are the ``share`` and, in `KEPT`, the shares of
+        requests that keep the TTFT bound, the ITL bound and neither: a request keeps both or
+        neither or one, so that the effects on these three add up to those on the good share.
 
     Raises
     ------
@@ -109,16 +92,11 @@ def attribute(
         names = statistics if key in LATENCIES else ("share",)
         arms = resampled(pairs, of, design, statistics)
         rows += [(key, *row) for row in _effects(arms, names)]
-    bounds = [
-        (kept, *row)
-        for kept, shares in _kept(pairs, slo).items()
-        for _, *row in _effects(resampled(pairs, shares, design, ["mean"]), ["share"])
-    ]
-    ends = ["effect", "value", "ci_low", "ci_high"]
-    return Attribution(
-        table=pd.DataFrame(rows, columns=["metric", "statistic", *ends]),
-        bounds=pd.DataFrame(bounds, columns=["kept", *ends]),
-    )
+    for kept, shares in _kept(pairs, slo).items():
+        arms = resampled(pairs, shares, design, ["mean"])
+        rows += [("good_share", *row) for row in _effects(arms, [kept])]
+    columns = ["metric", "statistic", "effect", "value", "ci_low", "ci_high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _effects(arms: Replicates, names: Sequence[str]) -> Iterator[tuple[str | float, ...]]:
@@ -139,7 +117,7 @@ def _kept(pairs: pd.DataFrame, slo: Slo) -> dict[str, np.ndarray]:
         for bounds in (Bounds(slo.ttft_ms, math.inf), Bounds(math.inf, slo.itl_ms), slo)
     )
     neither = 1 - of_ttft - of_itl + both
-    return {TTFT_KEPT: of_ttft, ITL_KEPT: of_itl, NONE_KEPT: neither, BOTH_KEPT: both}
+    return dict(zip(KEPT, (of_ttft, of_itl, neither), strict=True))
 
 
 def misses(tables: Mapping[str, Sequence[pd.DataFrame]], slo: Slo) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def test_the_notice_names_every_workload(judged):
 
 def test_effects_have_the_interval_of_the_attribution(judged, evidence):
     shown = judged(one="better")
-    rows = evidence.attribution.table.query("metric == 'good_share'").set_index("effect")
+    rows = evidence.attribution.query("statistic == 'share'").set_index("effect")
     for name, row in rows.iterrows():
         ends = (
             f"{100 * row[key]:+.1f}".replace("-", "−") for key in ("value", "ci_low", "ci_high")
