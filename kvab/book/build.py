@@ -48,7 +48,6 @@ from kvab.runs.sweep import load_sweep
 from kvab.runs.twins import make_twins
 from kvab.study import load_study, root
 
-MEASURED = ("book/published", "benchmarks/results")  # what pages show beside the runs
 OUTCOME, CLUSTERS, REPLAY = "05_outcome", "reproduce", "03_replay.ipynb"
 SOURCE = ":::{container} kvab-source\nThe code of this page is its notebook: {download}`%s`.\n:::"
 FIGURE = (
@@ -132,11 +131,8 @@ def _book(path: Path, evidence: Evidence, judged: Gate) -> Book:
     check, sweep = load_check(study, cluster, folder), load_sweep(study, cluster, folder)
     swept = sweep, load_sensitivity(study, cluster, folder), load_hardware(folder)
     beside = load_workloads(study, cluster, folder).places.values()
-    every = evidence, *swept, check, *clusters.places.values(), *beside
+    every = evidence, evidence.made_hours, *swept, check, *clusters.places.values(), *beside
     shown = [part and part.key for part in every]
-    made = evidence.made_hours and evidence.made_hours.summary.model_dump(mode="json")
-    measured = [file.read_text(encoding="utf-8") for below in MEASURED
-                for file in sorted((root() / below).glob("*.json"))]  # fmt: skip
     lock = (root() / "requirements.lock").read_text(encoding="utf-8")
     parameters = {"study": str(path), "cluster": cluster, "runs": str(folder)}
     others = {
@@ -145,8 +141,7 @@ def _book(path: Path, evidence: Evidence, judged: Gate) -> Book:
         if (other.cluster, other.folder) != (cluster, folder)
         and other.manifest.trace.rows == other.manifest.trace.total_rows
     }
-    key = digest([shown, made, measured, source_digest(), lock])
-    return Book(evidence, judged, parameters, others, key)
+    return Book(evidence, judged, parameters, others, digest([shown, source_digest(), lock]))
 
 
 def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path]:

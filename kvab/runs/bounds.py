@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -129,10 +129,7 @@ class Bounds:
     best: pd.DataFrame
     costs: pd.DataFrame
 
-    @property
-    def simulated(self) -> bool:
-        """Whether the numbers come from a simulator."""
-        return self.swept.simulated
+    simulated: ClassVar = True
 
     @property
     def synthetic(self) -> bool:

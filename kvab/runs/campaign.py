@@ -322,6 +322,17 @@ class Campaign(ABC, Generic[Made, Asked]):
         """Return where summary and tables lie in a cluster's folder."""
         return [cls.PLACE, *map(cls.PLACE.with_name, cls.TABLES.values())]
 
+    @cached_property
+    def key(self) -> str:
+        """Digest of everything that a page shows of it."""
+        summary = self.summary.model_dump(mode="json")
+        return digest([summary, self.study.digest, self.changes, self.own])
+
+    @property
+    def changes(self) -> list[str]:
+        """What differs between the declarations now and those that were replayed."""
+        return []
+
     @property
     @abstractmethod
     def cluster(self) -> str:
@@ -384,7 +395,9 @@ def _table(path: Path, sha256: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class OfRuns(Campaign[MadeOfRuns, Asked]):
-    """A campaign whose cells are run folders."""
+    """A campaign whose cells are run folders, of a simulated cluster."""
+
+    simulated: ClassVar = True
 
     @staticmethod
     def fields(cells: list[tuple[Job, runs.Run]]) -> Json:
@@ -408,11 +421,6 @@ class OfRuns(Campaign[MadeOfRuns, Asked]):
         return str(self.summary.cluster["name"])
 
     @property
-    def simulated(self) -> bool:
-        """Whether the numbers come from a simulator."""
-        return bool(self.summary.cluster["kind"] == "simulated")
-
-    @property
     def synthetic(self) -> bool:
         """Whether the workload is generated."""
         return self.summary.trace.synthetic
@@ -423,12 +431,9 @@ class OfRuns(Campaign[MadeOfRuns, Asked]):
         declared = self.study.configurations.items()
         return {name: arm for name, arm in declared if name in self.summary.manifests}
 
-    @cached_property
+    @property
     def changes(self) -> list[str]:
         """What differs between the declarations now and those that were replayed."""
-        return self._changes()
-
-    def _changes(self) -> list[str]:
         changes, configurations = [], self.study.configurations
         for name, replayed in self.summary.manifests.items():
             if name not in configurations:
@@ -440,9 +445,3 @@ class OfRuns(Campaign[MadeOfRuns, Asked]):
         if self.summary.trace.sha256 != self.study.trace.sha256:
             changes.append("it replayed another trace than the study's")
         return changes
-
-    @cached_property
-    def key(self) -> str:
-        """Digest of everything that a page shows of it."""
-        summary = self.summary.model_dump(mode="json")
-        return digest([summary, self.study.digest, self.changes, self.own])

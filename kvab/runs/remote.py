@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from kvab.cache import write
 from kvab.clusters.base import Finding, Job
 from kvab.clusters.kubernetes import files, health, objects, preflight, workloads
 from kvab.clusters.kubernetes.api import Failed, Kube, Pod
@@ -235,8 +236,7 @@ class Campaign:
         with suppress(OSError):  # what failed is said in any case
             shutil.rmtree(folder, ignore_errors=True)
             for file, content in health.diagnostics(self.kube, [self.name]).items():
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                (folder / file).write_bytes(content)
+                write(folder / file, content)
 
 
 def _progress(look: workloads.Look) -> str:

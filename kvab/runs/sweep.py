@@ -341,8 +341,10 @@ class Sweep(OfRuns[Summary, Capacity]):
         rows = layouts(of, labels, reference, **self.study.statistics.model_dump())
         return rows.set_index(pd.MultiIndex.from_frame(pairs))
 
-    def _changes(self) -> list[str]:
-        changes, now = super()._changes(), self.declared(self.study)
+    @property
+    def changes(self) -> list[str]:
+        """What differs between the declarations now and those that were replayed."""
+        changes, now = super().changes, self.declared(self.study)
         if {cell.load for cell in self.load_cells} != set(now.loads):
             changes.append("other loads are declared")
         labels = {split.label for split in now.splits} | {f"TP{n}" for n in now.tensor_parallel}
