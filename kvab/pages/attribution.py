@@ -49,13 +49,14 @@ def steps(evidence: Evidence) -> str:
     if evidence.missing or old.split == new.split or old.routing == new.routing:
         texts = (f"{arms[name].label} {text}" for name, text in gained.items())
         return f"Against the baseline, in points of good requests: {', '.join(texts)}"
-    routing = next(n for n, arm in arms.items() if arm.factors == old.model_copy(
-        update={"routing": new.routing}))  # fmt: skip
-    split = next(n for n, arm in arms.items() if arm.factors == old.model_copy(
-        update={"split": new.split}))  # fmt: skip
+    routing, split = (
+        next(gained[name] for name, arm in arms.items()
+             if arm.factors == old.model_copy(update={factor: getattr(new, factor)}))
+        for factor in ("routing", "split")
+    )  # fmt: skip
     return (
-        f"Routing by itself brings {gained[routing]} points of good requests, the split by itself "
-        f"{gained[split]}, **both together {gained[study.comparison]}**"
+        f"Routing by itself brings {routing} points of good requests, the split by itself "
+        f"{split}, **both together {gained[study.comparison]}**"
     )
 
 

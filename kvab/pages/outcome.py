@@ -6,16 +6,17 @@ what the whole book begins with.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from kvab.console import change, counted, interval, number, percent, plain, signed, span
+from kvab.console import counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
-from kvab.pages.printed import Table, changed, quantity, size, where
+from kvab.pages.printed import Table, quantity, side_by_side, size, where
 from kvab.pages.theme import (
     COMPARISON,
     RULE,
@@ -74,7 +75,7 @@ def headline(evidence: Evidence, judged: Gate) -> str:
 
 def both_shares(row: Contrast) -> tuple[str, str, str]:
     """Return the good shares of both arms in per cent, and their difference in points."""
-    return change(100 * row.baseline, 100 * row.comparison, 1)
+    return side_by_side("good_share", row.baseline, row.comparison)
 
 
 def undecided(evidence: Evidence, metric: str) -> str:
@@ -147,23 +148,19 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
 
 def statistics_table(evidence: Evidence) -> Table:
     """Return both arms: the good share and each latency's mean, median and tail."""
-    result, method, lines = evidence.comparison, evidence.comparison.method, []
-    ends: list[Estimate] = []
-    for key, names in {"good_share": ("mean",), **dict.fromkeys(LATENCIES, SHOWN)}.items():
-        factor, decimals = METRICS[key].factor, 1 if key == "good_share" else None
-        for name in names:
-            row = result.metrics[key].statistics[name]
-            before, after, size_of = change(
-                factor * row.baseline, factor * row.comparison, decimals
-            )
-            ends += [row.difference] if key in LATENCIES else []
-            lines.append({
-                "metric": "good requests [%]" if key == "good_share" else quantity(key, name),
-                "baseline": before,
-                "comparison": after,
-                "difference":
-                    f"{size_of} ({interval(row.difference.low, row.difference.high, factor)})",
-            })  # fmt: skip
+    result, method = evidence.comparison, evidence.comparison.method
+    lines, ends = [], []
+    for key, name in [("good_share", "mean"), *itertools.product(LATENCIES, SHOWN)]:
+        row = result.metrics[key].statistics[name]
+        before, after, points = side_by_side(key, row.baseline, row.comparison)
+        low, high = row.difference.low, row.difference.high
+        ends += [row.difference] if key in LATENCIES else []
+        lines.append({
+            "metric": quantity(key, name) if key in LATENCIES else "good requests [%]",
+            "baseline": before,
+            "comparison": after,
+            "difference": f"{points} ({interval(low, high, METRICS[key].factor)})",
+        })  # fmt: skip
     lower, higher = sum(of.high < 0 for of in ends), sum(of.low > 0 for of in ends)
     return Table(
         pd.DataFrame(lines),
@@ -199,7 +196,7 @@ def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
         lines.append({
             "difference of": quantity(key, "mean"),
             "verdict": result.verdict if judged.green else WITHHELD,
-            "estimate": changed(key, result.mean.baseline, result.mean.comparison),
+            "estimate": side_by_side(key, result.mean.baseline, result.mean.comparison)[2],
             "margin": size(key, result.judgement.margin),
             "± workload": size(key, (workload.high - workload.low) / 2),
             "± run to run": size(key, (runs.high - runs.low) / 2),
@@ -245,14 +242,15 @@ class HourEffect(NamedTuple):
 
 def hour_effects(evidence: Evidence) -> list[HourEffect]:
     """Return the differences that were followed from hour to hour; none without made hours."""
-    effects, made_hours = [], evidence.made_hours
-    for key, statistic in EFFECTS if made_hours else ():
-        assert made_hours
-        metric, made = METRICS[key], made_hours.effects[f"{key}_{statistic}"]
+    effects: list[HourEffect] = []
+    if not evidence.made_hours:
+        return effects
+    for key, statistic in EFFECTS:
+        made = evidence.made_hours.effects[f"{key}_{statistic}"]
         recorded = evidence.comparison.metrics[key].statistics[statistic].difference
         hours = hour_to_hour(recorded.value, made.to_numpy(), evidence.study.statistics.level)
         label = quantity(key, statistic)
-        effects.append(HourEffect(label, metric.factor, recorded, made, hours))
+        effects.append(HourEffect(label, METRICS[key].factor, recorded, made, hours))
     return effects
 
 
@@ -308,8 +306,6 @@ def _two_arms(evidence: Evidence) -> dict[str, Arm]:
 @drawn("outcome-distributions", lambda e: e.percentiles)
 def distributions_figure(evidence: Evidence) -> Drawing:
     """Draw the cumulative distributions of TTFT, ITL and latency of both arms."""
-    import seaborn as sns  # imports for seconds, which other pages need not wait for
-
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 3.0), sharey=True)
     arms = _two_arms(evidence)
     styles, bounds = arm_styles(arms), evidence.study.slo.model_dump()
@@ -317,8 +313,7 @@ def distributions_figure(evidence: Evidence) -> Drawing:
         short = METRICS[key].short
         for name, arm in arms.items():
             values_ms = evidence.percentiles[key].loc[name]
-            look = {"color": styles[name]["color"], "linestyle": styles[name]["linestyle"]}
-            sns.ecdfplot(x=values_ms, stat="percent", ax=axes, label=arm.label, **look)
+            axes.plot(values_ms, values_ms.index, label=arm.label, **styles[name] | {"marker": ""})
         if key in bounds:
             axes.axvline(bounds[key], **RULE)
             axes.annotate(f"{bounds[key]:,g} ms", (bounds[key], 3), (3, 0),

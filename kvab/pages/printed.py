@@ -10,7 +10,7 @@ import html
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,10 +115,10 @@ def with_ends(key: str, value: float, low: float, high: float, *, gap: str = "\n
     return f"{in_unit(key, value)}{gap}({interval(low, high, METRICS[key].factor)})"
 
 
-def changed(key: str, baseline: float, comparison: float) -> str:
-    """Return the difference of two values of a metric, as it is printed beside them."""
+def side_by_side(key: str, baseline: float, comparison: float) -> tuple[str, str, str]:
+    """Return two values of a metric and their difference, of the good share in per cent."""
     factor = METRICS[key].factor
-    return change(factor * baseline, factor * comparison, _decimals(key))[2]
+    return change(factor * baseline, factor * comparison, _decimals(key))
 
 
 def where(values: Iterable[float], holds: Iterable[bool]) -> str:
@@ -175,10 +175,10 @@ def comparison_lines(comparison: Comparison) -> Lines:
     metrics = comparison.metrics
     lines = [
         ("pairs", f"{comparison.pairs:,}" if comparison.pairs else "none: unpaired"),
-        ("good requests", _change(comparison.good.mean, percent, 100)),
+        ("good requests", _change("good_share", comparison.good.mean)),
     ]
     lines += [
-        (f"{METRICS[key].short} {statistic} [ms]", _change(row, number))
+        (f"{METRICS[key].short} {statistic} [ms]", _change(key, row))
         for key in LATENCIES
         for statistic, row in metrics[key].statistics.items()
     ]
@@ -191,16 +191,14 @@ def comparison_lines(comparison: Comparison) -> Lines:
     return lines
 
 
-def _change(row: Contrast, show: Callable[[float], str], factor: float = 1) -> str:
+def _change(key: str, row: Contrast) -> str:
     """Return both values and their difference with its interval; of a share in points."""
-    difference, share = row.difference, factor != 1
-    if math.isnan(difference.value):
-        return f"{show(row.baseline)} -> {show(row.comparison)}: not measured in both"
-    both = factor * row.baseline, factor * row.comparison
-    baseline, comparison, text = change(*both, 1 if share else None)
-    unit, points = (" %", " points") if share else ("", "")
-    ends = interval(difference.low, difference.high, factor)
-    return f"{baseline}{unit} -> {comparison}{unit}: {text}{points} ({ends})"
+    before, after, text = side_by_side(key, row.baseline, row.comparison)
+    if math.isnan(row.difference.value):
+        return f"{before} -> {after}: not measured in both"
+    unit, points = (" %", " points") if key == "good_share" else ("", "")
+    ends = interval(row.difference.low, row.difference.high, METRICS[key].factor)
+    return f"{before}{unit} -> {after}{unit}: {text}{points} ({ends})"
 
 
 # --- advice -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.hardware import mark_measured
 from kvab.pages.outcome import NO_VERDICT, RED, hour_effects
-from kvab.pages.printed import Table, changed, quantity, size, with_ends
+from kvab.pages.printed import Table, quantity, side_by_side, size, with_ends
 from kvab.pages.theme import COMPARISON, GREY, RULE, WIDTH_IN, Drawing, drawn, unless_missing
 from kvab.requests.metrics import METRICS
 from kvab.runs.hardware import load_hardware
@@ -56,7 +56,7 @@ def choices_table(evidence: Evidence, judged: Gate) -> Table:
         if row.verdict != row.declared:
             verdict = f"CHANGED: {row.verdict}\n"
         line = lines.setdefault(row.choice, {"choice": row.choice})
-        difference = f"{changed(key, row.baseline, row.comparison)} ± {half}"
+        difference = f"{side_by_side(key, row.baseline, row.comparison)[2]} ± {half}"
         line[quantity(key)] = verdict * judged.green + difference
     caption = (
         f"{_same(verdicts) if judged.green else RED} Differences ± half of the "
@@ -124,16 +124,13 @@ def hours_figure(evidence: Evidence) -> Drawing:
 
 def _brought(made: MadeHours) -> str:
     """Return whether the recorded hour brings what the made ones bring."""
-    outside = [
-        name.replace("_", " ")
-        for name, recorded in made.summary.recorded.items()
-        if not made.table[name].min() <= recorded <= made.table[name].max()
-    ]
-    count = len(made.summary.recorded)
-    beyond = f" (not in {', '.join(outside)})" if outside else ""
+    recorded = pd.Series(made.summary.recorded)
+    of = made.table[recorded.index]
+    outside = recorded.index[~recorded.between(of.min(), of.max())].str.replace("_", " ")
+    beyond = f" (not in {', '.join(outside)})" if len(outside) else ""
     return (
-        f"In {count - len(outside)} of {count} quantities the recorded hour lies among "
-        f"the {made.summary.hours} made ones{beyond}, each of as many conversations as the "
+        f"In {len(recorded) - len(outside)} of {len(recorded)} quantities the recorded hour lies "
+        f"among the {made.summary.hours} made ones{beyond}, each of as many conversations as the "
         f"{made.summary.conversations:,} of this workload."
     )
 
@@ -168,10 +165,6 @@ def provenance(answers: Answers) -> str:
 
 def _transfer(gb_per_s: float) -> str:
     return "free" if np.isinf(gb_per_s) else f"{gb_per_s:g} GB/s a worker"
-
-
-def _one(gb_per_s: float) -> str:
-    return "a free one" if np.isinf(gb_per_s) else f"one of {_transfer(gb_per_s)}"
 
 
 def _level(answers: Answers) -> str:
@@ -250,13 +243,13 @@ def transfer(answers: Answers) -> str:
     cost = 100 * (fastest["difference"] - slowest["difference"])
     holds = (effects["ci_low"] > 0).all()
     return (
-        f"A KV transfer of {_transfer(slowest[SETTING[TRANSFER][0]])} costs the comparison "
-        f"{number(cost, 1)} points against {_one(fastest[SETTING[TRANSFER][0]])}. It "
+        f"A KV transfer of {_transfer(slowest[SETTING[TRANSFER][0]])} instead of "
+        f"{_transfer(fastest[SETTING[TRANSFER][0]])} costs the comparison "
+        f"{number(cost, 1)} points. It "
         f"{'stays ahead' if holds else 'does not stay ahead'} at every bandwidth replayed."
     )
 
 
-@unless_missing("")
 def chunk(answers: Answers) -> str:
     """Return whether the baseline catches up at some chunk size."""
     study, cells = answers.study, answers.of(CHUNK)

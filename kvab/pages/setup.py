@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from kvab.console import counted, number, percent, plain
@@ -52,7 +53,7 @@ def finding(evidence: Evidence, judged: Gate) -> str:
     if not judged.green:
         reasons = "".join(f"\n- {plain(reason)}" for reason in judged.reasons)
         return f":::{{danger}}\nThe gate is **red**; every verdict is withheld.\n{reasons}\n:::"
-    fields = len(_difference(evidence, evidence.study.baseline, evidence.study.comparison))
+    fields = len(_difference(evidence))
     return (
         f"**The runs may be compared: all {len(judged.checks)} checks passed.** "
         f"{counted(len(evidence.arms), 'configuration')} replayed the same "
@@ -130,8 +131,6 @@ def clock(evidence: Evidence) -> str:
 @drawn("workload-lengths", lambda e: e.workload.table, runs=False)
 def lengths_figure(evidence: Evidence) -> Drawing:
     """Distributions of prompt and answer lengths, and of the reusable part of prompts."""
-    import seaborn as sns  # imports for seconds, which other pages need not wait for
-
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.5))
     table = evidence.workload.table
     repeated = table["reusable_tokens"]
@@ -142,10 +141,9 @@ def lengths_figure(evidence: Evidence) -> Drawing:
         (shares, "prompt seen before [%]", False),
     )
     for axes, (values, label, log) in zip(panels, shown, strict=True):
-        sns.histplot(
-            x=values, ax=axes, log_scale=log, bins=40, color=BARS, alpha=1, edgecolor="none"
-        )
-        axes.set(xlabel=label + (" [log scale]" if log else ""), ylabel="")
+        space, scale = (np.geomspace, "log") if log else (np.linspace, "linear")
+        axes.hist(values, space(values.min(), values.max(), 41), color=BARS)
+        axes.set(xscale=scale, xlabel=label + " [log scale]" * log)
     panels[0].set_ylabel("requests")
     caption = (
         f"Prompts hold {_times(_prompt_tokens_an_answer_token(table))}, "
@@ -184,31 +182,31 @@ def lengths(evidence: Evidence) -> str:
 
 def topologies_table(evidence: Evidence) -> Table:
     """Return what each configuration deploys."""
-    lines = []
-    for name, arm in evidence.arms.items():
-        topology = evidence.topologies[name]
-        workers = ", ".join(
-            f"{group.replicas} {role} x TP{group.tensor_parallel}"
-            for role, group in topology.groups.items()
-        )
-        lines.append({
+    lines = [
+        {
             "configuration": arm.label,
             "role": arm.role,
-            "workers": workers,
-            "GPUs": topology.gpus,
-        })  # fmt: skip
+            "workers": ", ".join(
+                f"{group.replicas} {role} x TP{group.tensor_parallel}"
+                for role, group in evidence.topologies[name].groups.items()
+            ),
+            "GPUs": evidence.gpus[name],
+        }
+        for name, arm in evidence.arms.items()
+    ]
     return Table(pd.DataFrame(lines), "", ("configuration", "role", "workers"))
 
 
-def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
-    """Return the fields in which two configurations differ, worker compared with worker.
+def _difference(evidence: Evidence) -> pd.DataFrame:
+    """Return the fields in which both configurations differ, worker compared with worker.
 
     Workers are matched by role; a role that only one configuration has is compared with the
     worker that does its work in the other.
     """
+    names = evidence.study.baseline, evidence.study.comparison
     flat = [flatten(read_configuration(evidence.runs[name][0].path / "manifests"))
-            for name in (a, b)]  # fmt: skip
-    groups = [evidence.topologies[name].groups for name in (a, b)]
+            for name in names]  # fmt: skip
+    groups = [evidence.topologies[name].groups for name in names]
     workers = {group.component for each in groups for group in each.values()}
     pairs = {"deployment": ("", "")}
     for role in dict.fromkeys([*groups[0], *groups[1]]):
@@ -230,12 +228,12 @@ def _difference(evidence: Evidence, a: str, b: str) -> pd.DataFrame:
             for field in dict.fromkeys([*left, *right])
             if left.get(field) != right.get(field)
         ]
-    return pd.DataFrame(rows, columns=["field", evidence.arms[a].label, evidence.arms[b].label])
+    return pd.DataFrame(rows, columns=["field", *(evidence.arms[name].label for name in names)])
 
 
 def differences_table(evidence: Evidence) -> Table:
     """Return every field in which baseline and comparison differ."""
-    frame = _difference(evidence, evidence.study.baseline, evidence.study.comparison)
+    frame = _difference(evidence)
     return Table(
         frame,
         "Workers are compared by role; a role that one of the two lacks, with the worker that does "
@@ -246,12 +244,10 @@ def differences_table(evidence: Evidence) -> Table:
 
 def unexpressed_table(evidence: Evidence) -> Table:
     """Return why the simulator cannot express some fields of the manifests, and which."""
-    fields: dict[str, dict[str, None]] = {}
-    for name in evidence.arms:
-        for item in evidence.topologies[name].unexpressed:
-            fields.setdefault(item.why, {})[item.field] = None
-    lines = [(why, ", ".join(names)) for why, names in fields.items()]
-    frame = pd.DataFrame(lines, columns=["why", "fields"])
+    every = [(item.why, item.field) for name in evidence.arms
+             for item in evidence.topologies[name].unexpressed]  # fmt: skip
+    frame = pd.DataFrame(every, columns=["why", "fields"]).drop_duplicates()
+    frame = frame.groupby("why", sort=False, as_index=False).agg(", ".join)
     return Table(frame, "", tuple(frame.columns))
 
 

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from kvab.pages.architectures import architectures_figure
+from kvab.pages.index import architectures_figure
 from kvab.study import load_study
 from kvab.study.manifests import DEPLOY, read_configuration
 from kvab.study.topology import read_topology
