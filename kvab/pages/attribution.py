@@ -36,7 +36,6 @@ PART_NAMES = {
     "first_decode_ms": "first decode",
 }
 NOT_RECORDED = "Only a simulation records when a worker admits a request and has read it."
-FACTORS = {"split": "how prefill and decode share the GPUs", "routing": "how requests are routed"}
 
 
 def steps(evidence: Evidence) -> str:
@@ -58,23 +57,6 @@ def steps(evidence: Evidence) -> str:
         f"Routing by itself brings {routing} points of good requests, the split by itself "
         f"{split}, **both together {gained[study.comparison]}**"
     )
-
-
-def factors(evidence: Evidence) -> str:
-    """Return in which factors baseline and comparison differ, and what tells them apart."""
-    arms, study = evidence.study.configurations, evidence.study
-    old, new = (arms[name].factors.model_dump() for name in (study.baseline, study.comparison))
-    differ = [text for key, text in FACTORS.items() if old[key] != new[key]]
-    if not differ:
-        return "Baseline and comparison have the same split and the same routing."
-    if len(differ) == 1:
-        return f"Baseline and comparison differ in one factor: {differ[0]}."
-    rest = (
-        f"What would tell them apart has no run: {plain(evidence.missing)}."
-        if evidence.missing
-        else "Configurations that have one factor without the other tell them apart."
-    )
-    return f"Baseline and comparison differ in two factors at once: {' and '.join(differ)}. {rest}"
 
 
 @drawn("attribution-misses", lambda e: e.misses.rename_axis("configuration"))

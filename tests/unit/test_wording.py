@@ -142,24 +142,6 @@ def test_a_made_up_workload_is_not_called_recorded(published):
     assert "the workload is a recorded trace" in index.known_limits(published)
 
 
-def test_factors_are_those_in_which_the_two_differ(published):
-    assert attribution.factors(published).endswith("one factor without the other tell them apart.")
-    three = without(published, "agg-kv-router")
-    assert attribution.factors(three).endswith("has no run: aggregated + kv.")
-    study = published.study
-    same_routing = {
-        name: arm.model_copy(update={"role": role})
-        for (name, arm), role in zip(
-            study.configurations.items(), ("baseline", "ablation", "comparison", "ablation"),
-            strict=True,
-        )
-    }  # fmt: skip
-    one = replace(published, study=study.model_copy(update={"configurations": same_routing}))
-    assert attribution.factors(one) == (
-        "Baseline and comparison differ in one factor: how prefill and decode share the GPUs."
-    )
-
-
 def test_ties_of_the_kv_router_are_said_only_of_one(published):
     assert "behind the KV router, ties" in index.known_limits(published)
     assert "KV router" not in index.known_limits(
