@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
-from kvab import study
 from kvab.declarations import Json
 
 SCHEMA = 1
@@ -27,8 +26,16 @@ class Bounds(NamedTuple):
     itl_ms: float
 
 
-Slo = Bounds | study.Slo
-"""Either kind of bounds of a good request."""
+class Slo(Protocol):
+    """Whatever carries these two bounds: those of a study, or any others."""
+
+    @property
+    def ttft_ms(self) -> float:
+        """Largest time to first token of a good request."""
+
+    @property
+    def itl_ms(self) -> float:
+        """Largest inter-token latency of a good request."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def _check_same(reference: pd.DataFrame, table: pd.DataFrame, where: str, first:
             raise InputError(f"{where}: has no trace row in common with {first}; {fix}")
         odd = np.setxor1d(known, rows)
         has = "is missing" if odd[0] in known else f"is not in {first}, repeat 1"
-        raise InputError(f"{where}: row {odd[0]} {has} ({len(odd)} rows differ); {fix}")
+        raise InputError(f"{where}: row {odd[0]} {has} (rows that differ: {len(odd)}); {fix}")
     shift_ms = np.abs(table["arrival_ms"] - reference["arrival_ms"]).to_numpy()
     other_prompt = unlike(*(of["input_tokens"].to_numpy() for of in (table, reference)))
     for column, wrong in {
@@ -94,7 +94,7 @@ def _check_same(reference: pd.DataFrame, table: pd.DataFrame, where: str, first:
             got, expected = (f"{of[column].iloc[at]:g}" for of in (table, reference))
             raise InputError(
                 f"{where}: row {rows[at]} has {column} {got}, in {first}, repeat 1 {expected} "
-                f"({wrong.sum()} rows differ); {fix}"
+                f"(rows that differ: {wrong.sum()}); {fix}"
             )
 
 

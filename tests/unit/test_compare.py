@@ -204,11 +204,14 @@ def changed(column, row, value):
 @pytest.mark.parametrize(
     ("comparison", "message"),
     [
-        (changed("row", 7, 6), r"comparison, repeat 1: row 7 is missing \(1 rows differ\)"),
+        (changed("row", 7, 6), r"comparison, repeat 1: row 7 is missing \(rows that differ: 1\)"),
         (changed("input_tokens", 7, 9000), "comparison, repeat 1: row 7 has input_tokens 9000"),
         (changed("arrival_ms", 7, 1.0), "comparison, repeat 1: row 7 has arrival_ms 1"),
-        (requests().iloc[:200], r"comparison, repeat 1: row 200 is missing \(100 rows differ\)"),
-        (changed("row", 7, 900), r"comparison, repeat 1: row 7 is missing \(2 rows differ\)"),
+        (
+            requests().iloc[:200],
+            r"comparison, repeat 1: row 200 is missing \(rows that differ: 100\)",
+        ),
+        (changed("row", 7, 900), r"comparison, repeat 1: row 7 is missing \(rows that differ: 2\)"),
         (requests().assign(row=range(900, 1200)), "no trace row in common with baseline"),
         (requests().iloc[:0], "comparison, repeat 1: has no trace row in common with baseline"),
     ],
