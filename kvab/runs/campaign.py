@@ -152,17 +152,14 @@ def replay_all(jobs: list[Job], *, on: str | None = None, take_over: bool = Fals
     DependencyError
         If a replay's process died; the runs that ended before are kept.
     """
-    if not jobs:
-        return
-    if on:
+    if jobs and on:
         from kvab.runs.remote import replay_on
 
         replay_on(jobs, on)
-        return
-    if jobs[0].cluster.kind != "simulated":
+    elif jobs and jobs[0].cluster.kind == "simulated":
+        side_by_side(jobs, _replay)
+    elif jobs:
         replay_in_turn(jobs, take_over)
-        return
-    side_by_side(jobs, _replay)
 
 
 def _replay(job: Job, on_progress: Progress) -> None:

@@ -56,7 +56,7 @@ def replay_on(planned: list[Job], on: str) -> None:
         If the cluster lacks something, another client's campaign is under way, or a cell
         failed: how many, and why the first did. The other cells are kept.
     """
-    campaign = Campaign(_profile(planned[0], on), planned)
+    campaign = IndexedJob(_profile(planned[0], on), planned)
     kube, job = campaign.kube, campaign.job
     findings = preflight.basics(kube, campaign.profile, needs())
     if all(finding.ok for finding in findings):
@@ -123,7 +123,7 @@ def manifests(profile: Kubernetes, study: Study, planned: list[Job]) -> list[Obj
     ]
 
 
-class Campaign:
+class IndexedJob:
     """Simulated jobs, and the Indexed Job of a cluster that replays them."""
 
     def __init__(self, profile: Kubernetes, planned: list[Job]) -> None:

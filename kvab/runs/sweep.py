@@ -25,7 +25,7 @@ from pydantic import Field
 
 from kvab.cache import remember, source_digest
 from kvab.clusters.base import Job
-from kvab.declarations import Declared, digest
+from kvab.declarations import Declared, Json, digest
 from kvab.requests import metrics
 from kvab.runs import folder as runs
 from kvab.runs.campaign import OfRuns, Replayed, Scope
@@ -37,8 +37,8 @@ from kvab.study.variants import Variant
 Bursts = Literal["at once", "spread"]
 AT_ONCE: Bursts = "at once"
 SPREAD: Bursts = "spread"
-Planned = tuple[Job, str | None]  # a cell, and the label of its layout
-Replay = tuple[Job, str | None, runs.Run]
+Labelled = tuple[Job, str | None]  # a cell, and the label of its layout
+Result = tuple[Job, str | None, runs.Run]
 
 
 class Latency(Declared):
@@ -96,7 +96,7 @@ class Summary(Replayed):
     cells: list[Cell]
 
 
-def plan_cells(scope: Scope) -> list[Planned]:
+def plan_cells(scope: Scope) -> list[Labelled]:
     """Return every cell as a job, with the label of its layout or None.
 
     A cell that changes nothing is the first normal run of its configuration.
@@ -107,7 +107,7 @@ def plan_cells(scope: Scope) -> list[Planned]:
         If no sweep is declared, or a layout does not fit.
     """
     study, swept = scope.study, Sweep.declared(scope.study)
-    cells: list[Planned] = [
+    cells: list[Labelled] = [
         (scope.job(name, Variant(speed=load, spread=spread)), None)
         for name in study.configurations
         for load in swept.loads
@@ -128,14 +128,14 @@ def plan_cells(scope: Scope) -> list[Planned]:
     return cells
 
 
-def plan_repeats(scope: Scope, cells: list[Planned]) -> list[Planned]:
+def plan_repeats(scope: Scope, cells: list[Labelled]) -> list[Labelled]:
     """Return further repeats of the main configurations at the loads next to their crossing.
 
     The crossing is that of the headline's good share; its cells must be complete. Of a trace
     without bursts nothing is repeated: there is one order.
     """
     study, swept = scope.study, Sweep.declared(scope.study)
-    repeats: list[Planned] = []
+    repeats: list[Labelled] = []
     for name in (study.baseline, study.comparison):
         for spread in (False, True) if scope.bursty else ():
             curve = sorted(
@@ -180,20 +180,19 @@ def replay_sweep(
     return replace(swept, **_judged(swept, results, scope.burst)).write(scope.folder)
 
 
-def _judged(swept: Sweep, results: list[Replay], burst: np.ndarray) -> dict[str, pd.DataFrame]:
+def _judged(swept: Sweep, results: list[Result], burst: np.ndarray) -> dict[str, pd.DataFrame]:
     """Return the tables of every load, bursts at once, at every two bounds that are declared."""
     asked, tables = Sweep.declared(swept.study), defaultdict[float, dict[str, pd.DataFrame]](dict)
+    if not asked.ttft_ms:
+        return {}
     for job, split, run in results:
         if not (split or job.variant.spread or job.repeat > 1):
             tables[job.variant.speed][job.configuration] = run.requests
-    if not asked.ttft_ms:
-        return {}
     hours = defaultdict[float, dict[str, float]](dict)
     for cell in swept.load_cells:
         hours[cell.load][cell.configuration] = cell.gpu_hours_spent
     burst = burst[: swept.summary.trace.rows]
-    settings = swept.study.statistics.model_dump()
-    design = Design(burst.max() + 1, swept.curves.block_bursts, **settings)
+    design = Design(burst.max() + 1, swept.curves.block_bursts, **swept.settings)
     parts = {load: at_bounds(of, hours[load], burst, asked.ttft_ms, asked.itl_ms, design)
              for load, of in tables.items()}  # fmt: skip
     made = (
@@ -280,6 +279,11 @@ class Sweep(OfRuns[Summary, Capacity]):
         return self.declared(self.study).headline
 
     @property
+    def settings(self) -> Json:
+        """The level, the resamples and the seed of its intervals."""
+        return self.study.statistics.model_dump()
+
+    @property
     def load_cells(self) -> list[Cell]:
         """Cells of the load curves with bursts at once, each once."""
         kept = (None, AT_ONCE, 1)
@@ -324,8 +328,7 @@ class Sweep(OfRuns[Summary, Capacity]):
         table = self.table[self.table["split"].notna()]
         table = table[(table["configuration"] == name) & (table["load"] == load)]
         labels = [*self.layout_cells[name, load]]
-        settings = self.study.statistics.model_dump()
-        return layouts(table, labels, self.deployed(name, load), **settings)
+        return layouts(table, labels, self.deployed(name, load), **self.settings)
 
     def every_layout(self, load: float) -> pd.DataFrame:
         """Return the good shares of all layouts, against the comparison as it is deployed.
@@ -338,7 +341,7 @@ class Sweep(OfRuns[Summary, Capacity]):
         of = table.assign(split=table["configuration"] + " " + table["split"])
         deployed = self.deployed(self.study.comparison, load)
         reference = f"{self.study.comparison} {deployed}" if deployed else None
-        rows = layouts(of, labels, reference, **self.study.statistics.model_dump())
+        rows = layouts(of, labels, reference, **self.settings)
         return rows.set_index(pd.MultiIndex.from_frame(pairs))
 
     @property
@@ -373,7 +376,7 @@ class Sweep(OfRuns[Summary, Capacity]):
                 [*self.arms],
                 arms=(study.baseline, study.comparison),
                 targets=self.declared(study).good_shares,
-                **study.statistics.model_dump(),
+                **self.settings,
             )
 
         return remember(digest([self.key, source_digest()]), f"capacity {bursts}", compute)

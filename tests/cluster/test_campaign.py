@@ -253,10 +253,10 @@ def test_a_job_whose_pods_cannot_be_created_ends_with_the_cause(cluster, small_t
 
 def test_what_cannot_be_cleared_up_is_said_after_what_failed(cluster, small_trace, monkeypatch):
     def broken(*_):
-        monkeypatch.setattr(remote.Campaign, "_remove", broken)
+        monkeypatch.setattr(remote.IndexedJob, "_remove", broken)
         raise DependencyError("the API server is gone")
 
-    monkeypatch.setattr(remote.Campaign, "_collect", broken)
+    monkeypatch.setattr(remote.IndexedJob, "_collect", broken)
     with pytest.raises(DependencyError, match=r"^the API .* gone; then, clearing up: the API .*"):
         remote.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")
 
