@@ -26,9 +26,8 @@ from kvab.stats.crossings import GOOD_REQUEST, GOOD_TOKEN
 
 PLOTLY = "_static/plotly.min.js"  # written into the book when it is built
 SHOWN = 6  # loads of a map
-MOST_GOOD = "most requests are kept good by"
-FEWEST_HOURS = "a good request takes the fewest GPU-hours with"
-FEWEST_DOLLARS = "output tokens of good requests cost least with"
+MOST_GOOD = "keeps most requests good"
+CHEAPEST_TOKENS = "has the cheapest output tokens of good requests"
 LABELS = {"load": "Load", "ttft_ms": "First token within", "itl_ms": "Next ones within, each"}
 HEADS = ("configuration", "good requests", "workload interval [%]",
          "GPU-hours for 1,000 good", "dollars for 1M good output tokens")  # fmt: skip
@@ -72,16 +71,10 @@ def map_figure(bounds: Bounds) -> Drawing:
     return _maps(bounds, bounds.leads, MOST_GOOD)
 
 
-@drawn("bounds-requests", lambda b: b.cheapest(GOOD_REQUEST).reset_index(), source=_source)
-def requests_map(bounds: Bounds) -> Drawing:
-    """Whose good requests take the fewest GPU-hours, in the same way."""
-    return _maps(bounds, bounds.cheapest(GOOD_REQUEST), FEWEST_HOURS)
-
-
 @drawn("bounds-tokens", lambda b: b.cheapest(GOOD_TOKEN).reset_index(), source=_source)
 def tokens_map(bounds: Bounds) -> Drawing:
     """Whose output tokens of good requests cost least, in the same way."""
-    return _maps(bounds, bounds.cheapest(GOOD_TOKEN), FEWEST_DOLLARS)
+    return _maps(bounds, bounds.cheapest(GOOD_TOKEN), CHEAPEST_TOKENS)
 
 
 def _maps(bounds: Bounds, leads: pd.DataFrame, what: str) -> Drawing:
@@ -100,9 +93,10 @@ def _maps(bounds: Bounds, leads: pd.DataFrame, what: str) -> Drawing:
         axes.set_xlabel("TTFT within [ms]")
     for axes in panels[:, 0]:
         axes.set_ylabel("ITL within [ms]")
+    letters = ", ".join(f"{arm.short}: {arm.label}" for arm in bounds.swept.arms.values())
     caption = (
-        f"{lead(bounds, 1.0 if 1.0 in loads else loads[0], leads, what)} Each field a pair of "
-        "bounds, its letters and colour the configuration that leads there; faint where its lead "
+        f"{lead(bounds, 1.0 if 1.0 in loads else loads[0], leads, what)} Each field is a pair of "
+        f"bounds, its colour the configuration that leads there ({letters}); faint where the lead "
         "is within noise, empty on a tie."
     )
     return figure, caption, f"Small maps of bounds, one for each load. {caption}"
@@ -136,12 +130,10 @@ def _panel(axes: Axes, bounds: Bounds, leaders: pd.DataFrame) -> None:
 def lead(bounds: Bounds, load: float, leads: pd.DataFrame, what: str) -> str:
     """Return at how many pairs of bounds each configuration leads at a load, the most first."""
     leaders, arms = _leaders(leads).loc[load], bounds.swept.arms
-    counts = leaders["best"].value_counts()
-    clauses = []
-    for name, count in counts.items():
-        sure = int(leaders.loc[leaders["best"] == name, "sure"].sum())
-        clauses.append(f"{arms[str(name)].label} at {count} ({sure} beyond noise)")
-    text = f"Of {len(leaders)} pairs of bounds at load {load:g}, {what} {', '.join(clauses)}."
+    ahead = leaders.groupby("best")["sure"].agg(["size", "sum"]).sort_values("size")[::-1]
+    clauses = [f"{arms[str(name)].label} at {of['size']} ({of['sum']} beyond noise)"
+               for name, of in ahead.iterrows()]  # fmt: skip
+    text = f"Who {what}, of {len(leaders)} pairs of bounds at load {load:g}: {', '.join(clauses)}."
     if what == MOST_GOOD:
         return text
     saved = leads.loc[load, "margin"]
@@ -152,19 +144,29 @@ def lead(bounds: Bounds, load: float, leads: pd.DataFrame, what: str) -> str:
 
 
 @unless_missing("")
+def same_leader(bounds: Bounds) -> str:
+    """Return how often the share of good requests and each cost have the same leader, and why."""
+    most = _leaders(bounds.leads)["best"]
+    costs = {per: _leaders(bounds.cheapest(per))["best"] for per in (GOOD_REQUEST, GOOD_TOKEN)}
+    same = {per: percent((most == least)[most.notna() & least.notna()].mean(), 1)
+            for per, least in costs.items()}  # fmt: skip
+    hours = pd.Series(bounds.gpu_hours).groupby(level=0)
+    longest = (hours.max() / hours.min() - 1).max()
+    return (
+        f"At {same[GOOD_REQUEST]} of all points with a lead, whoever keeps most requests good also "
+        "takes the fewest GPU-hours for each: at one load no configuration takes more than "
+        f"{percent(longest)} more GPU-hours than another. The cheapest good output tokens have the "
+        f"same leader at {same[GOOD_TOKEN]}."
+    )
+
+
+@unless_missing("")
 def lesson(bounds: Bounds) -> str:
     """Return what the maps say of the lowest load, the trace's own, and the highest."""
     loads = bounds.grid["load"]
     shown = sorted({loads[0], 1.0, loads[-1]} & {*loads})
     lines = [lead(bounds, load, bounds.leads, MOST_GOOD) for load in shown]
-    lines.append(lead(bounds, 1.0, bounds.cheapest(GOOD_REQUEST), FEWEST_HOURS))
-    most, least = (_leaders(of)["best"] for of in (bounds.leads, bounds.cheapest(GOOD_TOKEN)))
-    both = most.notna() & least.notna()
-    lines.append(
-        f"At {percent((most == least)[both].mean(), 0)} of all points with a lead the "
-        "configuration that keeps most requests good also has the cheapest good output tokens."
-    )
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {line}" for line in [*lines, same_leader(bounds)])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kvab.console import counted, interval, number, percent, plain, signed
-from kvab.pages.gate import Gate
+from kvab.pages.gate import Gate, versions_text
 from kvab.pages.printed import Table
 from kvab.pages.theme import (
     COMPARISON,
@@ -34,6 +34,7 @@ DARK = "#333333"
 MISSES = {"first token late": "^", "tokens slow": "v"}
 """What misses a bound, and its marker."""
 CLOCK = "while the requests of one timestamp arrive at one instant"
+CHOSEN_AFTER = "The best layout is chosen after the fact; its interval is not widened for that."
 NO_SWEEP = (
     ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
     "study.yaml and run `kvab capacity`.\n:::"
@@ -130,14 +131,12 @@ def provenance(swept: Sweep) -> str:
     """Return the notice on top of the page: what was replayed, where, and whose sweep it is."""
     summary = swept.summary
     whose = "Made with these runs" if swept.own else "The published sweep"
-    versions = ", ".join(f"{plain(name)} {plain(text)}" for name, text in summary.versions.items())
     made_up = " **GENERATED WORKLOAD: the requests are generated.**" if swept.synthetic else ""
     text = (
         f"{plain(summary.cluster['description'])}. {whose}: "
-        f"{counted(len(summary.cells), 'cell')}, each one replay of {_replays(swept)} of "
-        f"{plain(summary.trace.name)}, made from "
-        f"{summary.first:%Y-%m-%d %H:%M} to {summary.last:%Y-%m-%d %H:%M} UTC with {versions}."
-        f"{made_up}{unequal(swept.arms, swept.gpus)}"
+        f"{counted(len(summary.cells), 'replay')} of {_replays(swept)} of "
+        f"{plain(summary.trace.name)}, the last on {summary.last:%Y-%m-%d}, with "
+        f"{versions_text(summary.versions)}.{made_up}{unequal(swept.arms, swept.gpus)}"
     )
     title = "Simulated, not measured" if swept.simulated else f"Measured on {swept.cluster}"
     notice = f":::{{admonition}} {title}\n:class: important\n{text}\n:::"
@@ -355,6 +354,7 @@ def loads_table(swept: Sweep) -> Table:
         f"blocks of {counted(swept.curves.block_bursts, 'burst')} on average). Never extrapolated "
         f"beyond {loads[0]:g}x to {loads[-1]:g}x.",
         ("configuration", "bursts"),
+        folded="Loads at every share that was asked for, with bursts at once and spread",
     )
 
 
@@ -404,14 +404,14 @@ def ceiling(swept: Sweep) -> str:
     reasons = []
     if cell.late_first_token:
         late = percent(cell.late_first_token / cell.requests)
-        reasons.append(f"{late} get their first token late")
+        reasons.append(f"{late} of the comparison's requests get their first token late")
     if cell.one_token:
         one = percent(cell.one_token / cell.requests)
         reasons.append(f"{one} have one-token answers, which are never good")
     even = (
-        f"Even at {lowest:g} times the trace's speed, of the comparison's requests "
-        f"{' and '.join(reasons)}. Slower arrivals do not change that: a long prompt takes as long "
-        f"to prefill{', and requests of one timestamp still arrive together' * swept.bursty}. "
+        f"Even at {lowest:g} times the trace's speed {' and '.join(reasons)}. Slower arrivals do "
+        "not change that: a long prompt takes as long to prefill"
+        f"{', and requests of one timestamp still arrive together' * swept.bursty}. "
     )
     return (
         f"{even if reasons else ''}The highest share anywhere is "
@@ -432,7 +432,7 @@ def cells_table(swept: Sweep) -> Table:
         hours = number(cell.gpu_hours) if cell.good else "none good"
         line[swept.arms[cell.configuration].label] = f"{percent(cell.share)}\n({hours})"
     caption = "Good requests (GPU-hours for each thousand of them)."
-    return Table(pd.DataFrame(lines.values()), caption, ("load",))
+    return Table(pd.DataFrame(lines.values()), caption, ("load",), folded="Every load")
 
 
 def cheapest(swept: Sweep, name: str) -> Cell:
@@ -448,10 +448,10 @@ def cost(swept: Sweep) -> str:
     for name in (swept.study.comparison, swept.study.baseline):
         cell = cheapest(swept, name)
         clauses.append(
-            f"{swept.arms[name].label} {number(cell.gpu_hours)} at {cell.load:g}x, where "
+            f"{swept.arms[name].label} at {cell.load:g}x ({number(cell.gpu_hours)}), where "
             f"{percent(cell.share)} are good"
         )
-    return f"The least GPU-hours for each thousand good requests: {'; '.join(clauses)}."
+    return f"A thousand good requests take the fewest GPU-hours with {'; with '.join(clauses)}."
 
 
 # --- layouts of the workers -----------------------------------------------------------------
@@ -523,15 +523,15 @@ def layouts_table(swept: Sweep) -> Table | None:
     for (name, load), cells in swept.layout_cells.items():
         rows, deployed = swept.layouts(name, load), swept.deployed(name, load)
         for label, cell in cells.items():
-            marked = label + " (deployed)" * (label == deployed)
-            line = lines.setdefault((name, label), {"configuration": swept.arms[name].label,
-                                                    "layout": marked})  # fmt: skip
-            row = rows.loc[label]
-            points = f"\n{signed(100 * row['difference'], 1)} points"
-            ends = interval(row["difference_low"], row["difference_high"], 100)
+            line = lines.setdefault((name, label), {
+                "configuration": swept.arms[name].label,
+                "layout": label + " (deployed)" * (label == deployed),
+            })  # fmt: skip
+            row, points = rows.loc[label], ""
+            if deployed not in (None, label):
+                points = f" {_points(row)}"
             line[f"at {load:g}x"] = (
-                f"{percent(row['share'])} good"
-                f"{f'{points} ({ends})' * (deployed not in (None, label))}\n"
+                f"{percent(row['share'])} good{points}\n"
                 f"TTFT {number(cell.ttft_ms.mean)}, ITL {number(cell.itl_ms.mean)} ms"
             )
     if not lines:
@@ -539,10 +539,17 @@ def layouts_table(swept: Sweep) -> Table | None:
     caption = (
         "Workers laid out otherwise on the same GPUs. xPyD: x prefill and y decode workers; TPn: n "
         "GPUs for each aggregated worker, of as many workers as fit; disaggregated ones keep "
-        "theirs. Points: from the deployed "
-        f"layout, paired, with the {_level(swept)}. TTFT and ITL are means."
+        f"theirs. Points from the deployed layout, paired, with the {_level(swept)}; mean TTFT and "
+        "ITL."
     )
-    return Table(pd.DataFrame(lines.values()), caption, ("configuration", "layout"))
+    frame = pd.DataFrame(lines.values())
+    return Table(frame, caption, ("configuration", "layout"), folded="Every layout")
+
+
+def _points(row: pd.Series) -> str:
+    """Return by how many points a layout differs, with the interval of that."""
+    ends = interval(row["difference_low"], row["difference_high"], 100)
+    return f"{signed(100 * row['difference'], 1)} ({ends})"
 
 
 class Best(NamedTuple):
@@ -569,9 +576,7 @@ def best_layout(swept: Sweep, load: float, name: str | None = None) -> Best:
     share = f"{percent(row['share'])} good"
     if deployed is None or (best, label) == (swept.study.comparison, deployed):
         return Best(best, label, share, "")
-    ends = interval(row["difference_low"], row["difference_high"], 100)
-    points = f"{signed(100 * row['difference'], 1)} points on the comparison's {deployed}"
-    return Best(best, label, share, f"{points} ({ends})")
+    return Best(best, label, share, _points(row))
 
 
 @unless_missing("")
@@ -579,16 +584,16 @@ def layouts(swept: Sweep) -> str:
     """Return which layout serves best at each load."""
     lines = []
     for load in dict.fromkeys(load for _, load in swept.layout_cells):
-        best = best_layout(swept, load)
+        best, tried = best_layout(swept, load), len(swept.every_layout(load))
+        ahead = f", in points from the comparison as deployed {best.ahead}" if best.ahead else ""
         lines.append(
-            f"- Of all layouts at {load:g}x most requests are good with "
-            f"{swept.arms[best.configuration].label} as {best.layout}: {best.share}"
-            f"{', ' * bool(best.ahead)}{best.ahead}."
+            f"- Of {tried} layouts at {load:g}x most requests are good with "
+            f"{swept.arms[best.configuration].label} as {best.layout}: {best.share}{ahead}."
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, f"- {CHOSEN_AFTER}"] if lines else [])
 
 
 @unless_missing("Nothing yet: sweep the load to learn it.")
 def lesson(swept: Sweep) -> str:
     """Return what the page teaches."""
-    return f"- {_finding(swept)}\n- {cost(swept)}\n{layouts(swept)}"
+    return f"- {_finding(swept)}\n{layouts(swept)}"

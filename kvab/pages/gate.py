@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.cache import remember, source_digest
+from kvab.console import plain
 from kvab.declarations import digest
 from kvab.pages.evidence import Evidence
 from kvab.requests import metrics
@@ -241,6 +242,12 @@ def _same_checks(evidence: Evidence) -> Iterator[Placed]:
             odd = [name for name, text in values.items() if text == counts.most_common()[-1][0]]
             others = "" if len(counts) == 1 else f", {', '.join(odd)} unlike the others"
             yield label, "all runs", "one", f"{len(counts)}{others}", len(counts) == 1
+
+
+def versions_text(versions: dict[str, str]) -> str:
+    """Return versions as a notice names them: of what served and sent, not of what reads."""
+    return ", ".join(f"{plain(name)} {plain(text)}" for name, text in versions.items()
+                     if name not in OURS)  # fmt: skip
 
 
 def _versions(manifest: RunManifest) -> tuple[list[tuple[str, str]], list[str]]:

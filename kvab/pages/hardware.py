@@ -18,12 +18,12 @@ from matplotlib.patches import Rectangle
 
 from kvab.console import counted, number, percent, plain, signed
 from kvab.pages.evidence import Evidence
+from kvab.pages.gate import versions_text
 from kvab.pages.printed import Table
 from kvab.pages.theme import (
     ABLATIONS,
     EDGE,
     GREY,
-    PLAIN,
     STYLES,
     WIDTH_IN,
     Drawing,
@@ -38,9 +38,10 @@ NOT_SIMULATED = (
     ":::{note}\nNo published measurement is declared under recipes/hardware and simulated: run "
     "`kvab hardware`.\n:::"
 )
-BASELINE, COMPARISON = "the baseline", "the comparison"
+BASELINE, COMPARISON = "baseline", "comparison"
 OUTPUT, TTFT, ITL = "output_tokens_per_s", "ttft_ms", "itl_ms"
 ROUTING = {"round_robin": STYLES["baseline"], "kv": ABLATIONS[0]}
+INK, LOOKS = "#333333", ("-o", "--s", "-.^", ":D")  # colours are those of configurations
 QUICK_MS = 1000  # measured mean TTFT below which a cluster is not saturated
 
 
@@ -65,12 +66,11 @@ def _range(ratios: pd.Series) -> str:
 @unless_missing(NOT_SIMULATED)
 def provenance(held: Held) -> str:
     """Return the notice on top of the page: whose figures, and what simulated them."""
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(held.versions.items()))
     return (
         ":::{admonition} Measured by others, simulated here\n:class: important\n"
-        f"{counted(len(held.own), 'figure')} of {counted(len(held.scenarios), 'scenario')}, "
-        "transcribed with source, commit and licence; this study measured nothing of its own. "
-        f"Simulated by {versions}.\n:::"
+        f"{counted(len(held.scenarios), 'set-up')} that others measured, transcribed with source, "
+        "commit and licence; this study measured nothing of its own. Simulated by "
+        f"{versions_text(held.versions)}.\n:::"
     )
 
 
@@ -110,7 +110,7 @@ def ladder_figure(held: Held) -> Drawing:
             for value in () if points else rows["measured"].explode():
                 axes.axhline(value, color=look["color"], linestyle=":", linewidth=0.9)
         axes.set(title=label, yscale="log" if metric.startswith(TTFT) else "linear")
-        axes.yaxis.set_major_formatter(PLAIN)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     for axes in panels[-1]:
         axes.set_xlabel("requests/s")
     legend_below(figure, panels[0, 0])
@@ -142,7 +142,7 @@ def routing(held: Held) -> str:
         judged = "neither understates nor overstates"
     gains = " and ".join(f"{signed(100 * gain, 0)} %" for gain in measured)
     return (
-        f"The simulator {judged} KV routing: mean output over the ladder {gains} measured, "
+        f"The simulator {judged} KV routing: mean output over all rates {gains} measured, "
         f"{signed(100 * simulated, 0)} % simulated."
     )
 
@@ -195,12 +195,9 @@ def grid_figure(held: Held) -> Drawing:
     grid = grid[grid["arm"] == grid["arm"].iloc[0]]
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.9), sharey=True)
     for axes, (metric, of) in zip(panels, grid.groupby("metric", sort=False), strict=True):
-        for (users, line), look in zip(of.groupby("users"), [*STYLES.values(), *ABLATIONS],
-                                       strict=False):  # fmt: skip
-            kind: Any = look
-            axes.plot(
-                line["input_tokens"], line["ratio"], label=counted(int(users), "user"), **kind
-            )
+        for (users, line), look in zip(of.groupby("users"), LOOKS, strict=False):
+            axes.plot(line["input_tokens"], line["ratio"], look, color=INK,
+                      label=counted(int(users), "user"))  # fmt: skip
         axes.axhline(1, color=GREY, linewidth=0.8)
         axes.set(title=METRICS[str(metric)], xscale="log", xlabel="input [tokens]")
         axes.set_xticks([*grid["input_tokens"].unique()])
@@ -296,9 +293,15 @@ def meaning_table(held: Held) -> Table:
 @unless_missing(None)
 def effects_table(held: Held) -> Table:
     """Return what others measured of both effects; what contradicts this study's answer first."""
-    lines = [effect.model_dump() for effect in load_effects()]
-    caption = "What others measured of KV routing and of disaggregation; before, to after."
-    return Table(pd.DataFrame(lines), caption, tuple(lines[0]) if lines else ())
+    lines = [
+        {"what": effect.what, "verdict": effect.verdict, "found": effect.found,
+         "conditions and source": f"{effect.conditions}\n{effect.source}"}
+        for effect in load_effects()
+    ]  # fmt: skip
+    caption = "Two numbers: without it, to with it."
+    return Table(
+        pd.DataFrame(lines), caption, ("what", "verdict", "found", "conditions and source")
+    )
 
 
 @unless_missing("")
@@ -306,14 +309,21 @@ def sources(held: Held) -> str:
     """Return where the figures of each scenario are from, and what was assumed."""
     lines = []
     for scenario in held.scenarios.values():
-        lines.append(f"\n**{plain(scenario.title)}**\n")
+        title = scenario.title[0].upper() + scenario.title[1:]
+        lines.append(f":::{{dropdown}} {plain(title)}\n")
         lines += [
-            f"- {plain(source.what)}: {_link(source.address)}, commit {plain(source.commit)}; "
+            f"- {plain(source.what)}: {_link(source.address)}, {_commit(source.commit)}; "
             f"licence: {plain(source.licence)}"
             for source in scenario.sources
         ]
         lines += [f"- Assumed: {plain(text)}" for text in scenario.assumed]
+        lines.append(":::\n")
     return "\n".join(lines)
+
+
+def _commit(text: str) -> str:
+    """Return which state of a source was read; what is no hash says itself what it is."""
+    return f"commit {text}" if re.match(r"[0-9a-f]{8}", text) else plain(text)
 
 
 def _link(address: str) -> str:
@@ -331,7 +341,7 @@ def lesson(held: Held) -> str:
     count = sum(error.favours == BASELINE for error in errors)
     pushes = (
         f"{count} of {counted(len(errors), 'error')} favour the baseline, the others the "
-        "comparison. No number in this book is corrected for them."
+        "comparison; no number in this book is corrected for them."
     )
     return "\n".join(f"- {text}" for text in (routing(held), pushes) if text)
 

@@ -22,7 +22,7 @@ from kvab.cache import remember, source_digest
 from kvab.console import counted, number, percent, plain, signed
 from kvab.declarations import digest
 from kvab.pages.evidence import Evidence, load_evidence
-from kvab.pages.gate import WITHHELD, gate
+from kvab.pages.gate import WITHHELD, gate, versions_text
 from kvab.pages.printed import Table, in_unit, quantity, size, with_ends
 from kvab.pages.theme import (
     PLAIN,
@@ -263,11 +263,11 @@ def provenance(check: Check, cluster: str) -> str:
     """Return the notice on top of the page: which live runs are shown."""
     manifest = check.live.manifest
     whose = "" if check.own or check.live.cluster == cluster else " These are the published runs."
-    versions = ", ".join(f"{plain(name)} {plain(text)}" for name, text in manifest.versions.items())
     return (
         f":::{{note}}\n**Live:** {plain(manifest.cluster['description'])}, {_requests(check)} of "
         f"{plain(manifest.trace.name)} in real time. "
-        f"**Simulated:** the same rows on the simulator. No GPU in either.{whose} {versions}.\n:::"
+        f"**Simulated:** the same rows on the simulator. No GPU in either.{whose} "
+        f"{versions_text(manifest.versions)}.\n:::"
     )
 
 
@@ -434,7 +434,7 @@ def effects_table(check: Check) -> Table | None:
         "they agree goes by the rule on the page of reproduction; ± its margin."
     )
     frame = pd.DataFrame(lines).fillna("–")
-    return Table(frame, caption, ("difference of", "verdict"))
+    return Table(frame, caption, ("difference of",))
 
 
 @unless_missing(None)

@@ -20,6 +20,7 @@ from kvab.pages.evidence import Evidence, load_evidence, load_published
 from kvab.pages.gate import WITHHELD, Gate, gate
 from kvab.pages.outcome import both_shares
 from kvab.pages.printed import Table, size, with_ends
+from kvab.pages.theme import KINDS
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.study import PUBLISHED, Study, load_study, root
 
@@ -27,7 +28,7 @@ PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
 RULE = (
     "Means, comparison minus baseline, on the rows and repeats that both have; the gap is "
     "yours minus {known}. Agree: the whole {level} workload interval of the gap lies within ± the "
-    "margin. Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
+    "margin (±). Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
 )
 
 
@@ -152,6 +153,15 @@ def _read(study: Study, folder: str | Path) -> tuple[dict[str, Evidence], dict[s
     return clusters, left_out
 
 
+def notice(clusters: Clusters) -> str:
+    """Return the notice on top of the page: which clusters are shown, by the kind of their runs."""
+    kinds: dict[str, list[str]] = {}
+    for name, evidence in clusters.places.items():
+        kinds.setdefault(KINDS[evidence.manifest.kind], []).append(plain(name))
+    lines = [f"- {kind}: {', '.join(names)}" for kind, names in kinds.items()]
+    return "\n".join([":::{admonition} Whose numbers these are", *lines, ":::"])
+
+
 def commands(clusters: Clusters) -> str:
     """Return the commands that make runs and compare them, for this study."""
     study, cluster = clusters.reference.study, clusters.reference.cluster
@@ -233,23 +243,19 @@ def agreement_table(clusters: Clusters) -> Table:
             lines.append({"cluster": cluster, "verdict": f"cannot be compared: {agreement}"})
             continue
         for key, row in agreement.iterrows():
-            unit = "points" if key == "good_share" else "ms"
+            key, unit = str(key), "points" if key == "good_share" else "ms"
+            differences = {of: with_ends(key, row[of], row[f"{of}_low"], row[f"{of}_high"])
+                           for of in ("published", "yours", "gap")}  # fmt: skip
             lines.append({
-                "cluster": f"{cluster}\n{METRICS[str(key)].short} [{unit}]",
-                "verdict": f"{row['verdict']}\n({counted(row['rows'], 'row')})",
-                **{name: _difference(row, name) for name in ("published", "yours", "gap")},
+                "cluster": f"{cluster}, {counted(row['rows'], 'row')}\n"
+                           f"{METRICS[key].short} [{unit}]",
+                "verdict": f"{row['verdict']}\n(± {size(key, row['margin'])})",
+                **differences,
             })  # fmt: skip
     frame = pd.DataFrame(lines, columns=["cluster", "verdict", "published", "yours", "gap"])
     frame = frame.fillna("–").rename(columns={"published": clusters.known})
     level = clusters.reference.study.statistics.percent
     return Table(frame, RULE.format(known=clusters.known, level=level), ("cluster", "verdict"))
-
-
-def _difference(row: pd.Series, name: str) -> str:
-    """Return one of an agreement's differences with its interval; of the gap the margin too."""
-    key = str(row.name)
-    margin = f"\nmargin ± {size(key, row['margin'])}" if name == "gap" else ""
-    return with_ends(key, row[name], row[f"{name}_low"], row[f"{name}_high"]) + margin
 
 
 def setups_table(clusters: Clusters) -> Table:

@@ -16,7 +16,15 @@ import pandas as pd
 from kvab.console import interval, number, percent, plain
 from kvab.errors import InputError
 from kvab.pages.attribution import steps
-from kvab.pages.capacity import best_layout, best_row, cheapest, ends_text, load_text, ratio_text
+from kvab.pages.capacity import (
+    CHOSEN_AFTER,
+    best_layout,
+    best_row,
+    cheapest,
+    ends_text,
+    load_text,
+    ratio_text,
+)
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate
 from kvab.pages.outcome import headline
@@ -113,7 +121,7 @@ def to_come(workloads: Workloads) -> str:
     commands = ", ".join(f"`{report} --workload {name}`" for name in missing)
     if len(study.workloads) == 1:
         return "The study declares one workload; `workloads` of its study.yaml takes more."
-    return f"Not shown, as there are no runs to compare: run {commands}." if missing else ""
+    return f"Declared, but without runs to compare; to make them: {commands}." if missing else ""
 
 
 def too_long(evidence: Evidence) -> int:
@@ -139,19 +147,20 @@ def table(workloads: Workloads) -> Table:
         for key, label in SHOWN.items():
             text = lines[label].replace("->", "→").replace(": ", "\n")
             cells[label] = f"{text}\n{workloads.verdicts.loc[key, name]}"
-        for arm, of in evidence.pooled.iterrows():
+        main = evidence.study.baseline, evidence.study.comparison
+        for arm, of in evidence.pooled.drop([*main]).iterrows():
             ttft_ms, itl_ms = number(of["ttft_ms.mean"]), number(of["itl_ms.mean"])
             cells[evidence.arms[str(arm)].label] = (
-                f"{percent(of['good.share'])} good\nTTFT {ttft_ms} ms\nITL {itl_ms} ms"
+                f"{percent(of['good.share'])} good\nTTFT {ttft_ms}, ITL {itl_ms} ms"
             )
     same, level = workloads.verdicts.nunique(axis=1).eq(1).sum(), workloads.study.statistics.percent
     caption = (
         f"{same} of {len(SHOWN)} metrics have one verdict on all workloads shown. Baseline → "
-        f"comparison with the {level} workload interval and the verdict; then each configuration. "
-        "Too long: rejected, as prompt and answer are longer than the context; never good."
+        f"comparison with the {level} workload interval and the verdict; then the others. Too "
+        "long: rejected, as prompt and answer are longer than the context; never good."
     )
     frame = pd.DataFrame(columns).fillna("no run").rename_axis("what").reset_index()
-    return Table(frame, caption, ("what",))
+    return Table(frame, caption, tuple(frame))
 
 
 def sweeps_table(workloads: Workloads) -> Table | None:
@@ -169,9 +178,8 @@ def sweeps_table(workloads: Workloads) -> Table | None:
         cells["comparison / baseline"] = f"{ratio_text(ratio)}\n({ends_text(ratio)})"
         for key, at in swept.layout_cells:
             best = best_layout(swept, at, key)
-            ahead = best.ahead.replace(" (", "\n(")
             cells[f"{swept.arms[key].label}, best layout at {at:g}x"] = (
-                f"{best.layout}: {best.share}\n{ahead}".rstrip()
+                f"{best.layout}: {best.share}\n{best.ahead}".rstrip()
             )
         if swept.changes:
             cells["does not fit what is declared now"] = "\n".join(swept.changes)
@@ -182,8 +190,8 @@ def sweeps_table(workloads: Workloads) -> Table | None:
         f"Of each configuration the load that keeps {share} good, in multiples of the workload's "
         "own arrival speed with bursts at once, and the fewest GPU-hours for 1,000 good requests "
         "with the load that takes them. Then the layout on the same GPUs that keeps most requests "
-        f"good. In brackets {workloads.study.statistics.percent} workload intervals; points are "
-        "paired."
+        "good, and its points from the comparison as deployed, paired. In brackets "
+        f"{workloads.study.statistics.percent} workload intervals. {CHOSEN_AFTER}"
     )
     frame = pd.DataFrame(columns).fillna("not swept").rename_axis("what").reset_index()
     return Table(frame, caption, tuple(frame))

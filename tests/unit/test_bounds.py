@@ -225,13 +225,17 @@ def test_the_page_counts_who_leads_and_its_data_stay_small():
     every = load_every(STUDY, CLUSTER, "book/published")
     judged = every[0]
     for what, leads in ((page.MOST_GOOD, judged.leads),
-                        (page.FEWEST_DOLLARS, judged.cheapest(GOOD_TOKEN))):  # fmt: skip
+                        (page.CHEAPEST_TOKENS, judged.cheapest(GOOD_TOKEN))):  # fmt: skip
         said = page.lead(judged, 1.0, leads, what)
         leads = leads.loc[1.0]
-        assert said.startswith(f"Of {len(leads)} pairs of bounds at load 1, {what}")
+        assert said.startswith(f"Who {what}, of {len(leads)} pairs of bounds at load 1: ")
         for name, count in leads[leads["margin"] > 0]["best"].value_counts().items():
             assert f"{judged.swept.arms[name].label} at {count} (" in said
     assert f"{100 * leads['margin'].median():.1f} % less" in said
+    cheapest, share = judged.cheapest(GOOD_REQUEST), judged.leads
+    both = (cheapest["margin"] > 0) & (share["margin"] > 0)
+    same = (cheapest["best"] == share["best"])[both].mean()
+    assert page.same_leader(judged).startswith(f"At {100 * same:.1f} % of all points with a lead")
     data = page.explorer(every).data
     assert [of["workload"] for of in data] == ["conversation", "mooncake-synthetic"]
     assert len(json.dumps(data, separators=(",", ":"))) < 400_000

@@ -315,7 +315,7 @@ def test_layouts_are_compared_with_the_deployed_one_at_each_load(published):
         assert row["difference"] == pytest.approx(shares["TP4"] - shares["TP2"])
         assert row["difference_low"] < row["difference"] < row["difference_high"]
         text = frame.loc[("Aggregated, KV router", "TP4"), f"at {load:g}x"]
-        assert text.startswith(f"{100 * row['share']:.1f} % good\n")
+        assert text.startswith(f"{100 * row['share']:.1f} % good {100 * row['difference']:+.1f} (")
     assert (rows.loc["TP2", ["difference", "difference_low", "difference_high"]] == 0).all()
     said = capacity.layouts(published)
     assert (

@@ -259,9 +259,9 @@ def test_the_page_says_where_the_simulator_fails_and_whom_that_favours(published
     errors = page.meaning_table(published).frame.set_index("error of")
     favours = errors["favours"]
     assert "0.60 (0.47 to 0.84)" == errors.loc["TTFT below saturation behind round-robin"].iloc[1]
-    assert favours["TTFT of disaggregated workers with one user"] == "the comparison"
-    assert favours["ITL of disaggregated workers"] == "the baseline"
-    assert favours["output that KV routing gains"] == "the baseline"
+    assert favours["TTFT of disaggregated workers with one user"] == "comparison"
+    assert favours["ITL of disaggregated workers"] == "baseline"
+    assert favours["output that KV routing gains"] == "baseline"
     for scenario in published.scenarios.values():
         assert all(source.commit in page.sources(published) for source in scenario.sources)
     assert page.routing(published) in page.lesson(published)

@@ -72,7 +72,7 @@ def test_the_table_has_the_comparison_and_every_configuration_by_workload(judged
     assert cells.loc["good requests", "one"].endswith("\nbetter")
     assert cells.loc["good requests", "two"].endswith("\nworse")
     assert cells.loc["workload", "one"].endswith("10 too long")
-    assert len(cells) == 1 + 3 + 4
+    assert len(cells) == 1 + 3 + 2
 
 
 def test_only_requests_that_failed_and_are_too_long_are_counted(evidence):
@@ -120,7 +120,7 @@ def test_sweeps_stand_side_by_side():
             for key in swept.arms.keys() & {*rows.index.get_level_values(0)}:
                 row = rows.loc[key].loc[rows.loc[key, "share"].idxmax()]
                 text = cells.loc[f"{swept.arms[key].label}, best layout at {load:g}x", name]
-                points = f"{100 * row['difference']:+.1f} points".replace("-", "−")
+                points = f"\n{100 * row['difference']:+.1f} (".replace("-", "−")
                 assert row["difference"] == 0 or points in text
             of_one = swept.layouts(swept.study.comparison, load)
             expected = rows.loc[swept.study.comparison, "share"]
@@ -137,7 +137,7 @@ def test_how_to_get_a_workload_that_is_not_shown(judged):
     shown = judged(conversation="better", toolagent="better")
     command = f"kvab report --study {STUDY} --cluster {CLUSTER} --workload mooncake-synthetic"
     assert workloads.to_come(shown) == (
-        f"Not shown, as there are no runs to compare: run `{command}`."
+        f"Declared, but without runs to compare; to make them: `{command}`."
     )
     every = judged(**dict.fromkeys(shown.study.workloads, "better"))
     assert workloads.to_come(every) == ""
