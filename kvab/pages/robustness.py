@@ -173,7 +173,7 @@ def _level(answers: Answers) -> str:
 
 SWEEPS = {
     FRONTEND: (
-        "frontend", "{:g} ms",
+        "delay", "{:g} ms",
         "How long the frontend reads for each 1,000 prompt tokens before the router has a request, "
         "one request after the other; 0: a burst's requests reach the router at one instant.",
     ),
@@ -225,8 +225,9 @@ def transfer_figure(answers: Answers) -> Drawing:
     bandwidths = effects[SETTING[TRANSFER][0]]
     labels = ["free" if np.isinf(value) else f"{value:g}" for value in bandwidths]
     axes.set_xticks(at, labels)
+    axes.margins(x=0.08)
     axes.set(xlabel="KV transfer [GB/s a worker]", ylabel="effect on good share [points]",
-             ylim=(min(0, ends.min()) - 1, 1.15 * ends.max() + 1))  # fmt: skip
+             ylim=(min(0, ends.min()) - 1, 1.15 * max(0, ends.max()) + 1))  # fmt: skip
     caption = (
         f"{transfer(answers)} Effect: good share of the comparison minus the baseline's, "
         f"with its {_level(answers)}."
