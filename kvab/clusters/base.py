@@ -248,6 +248,12 @@ class ClusterRun(ABC):
         """
 
 
+def last_lines(log: str, lines: int = 4) -> str:
+    """Return the last lines of a log that say something, on one line."""
+    texts = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
+    return " | ".join(text[:300] for text in texts[-lines:])
+
+
 # --- whether Dynamo's frontend serves ----------------------------------------------------------
 
 Ask = Callable[..., tuple[int, str]]

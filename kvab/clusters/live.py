@@ -41,7 +41,7 @@ from kvab.trace.reading import write_rows
 PACKAGES = ("ai-dynamo", "aiperf", "aisimulate")
 AFTER_TRACE_S = 1800.0  # for the last answers, as on the cluster
 POLL_S, MEMORY_S = 0.5, 60.0  # between looks at what was answered, and at the memory in use
-KEPT = ("profile_export_aiperf.json", "profile_export_aiperf.csv", stack.METRICS,
+KEPT = ("profile_export_aiperf.json", "profile_export_aiperf.csv", aiperf.SERVER_METRICS,
         "logs/aiperf.log", aiperf.READY)  # fmt: skip
 
 
@@ -130,9 +130,9 @@ class LiveRun(ClusterRun):
 
     def prepare(self) -> dict[str, str]:
         """Take this machine and return the versions in use."""
-        identity = self.cluster.identity()
+        versions = installed("live", *PACKAGES)
         self.machine.take(self.job.configuration)
-        return {name: str(identity[name]) for name in PACKAGES}
+        return versions
 
     def deploy(self) -> None:
         """Start frontend and workers and wait until each of them serves."""

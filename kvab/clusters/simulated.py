@@ -302,16 +302,15 @@ def prediction(
     Raises
     ------
     InputError
-        If the worker groups differ in what the simulator takes once for all of them.
+        If the worker groups differ in length of context, which the simulator takes once.
     """
     groups = topology.groups
-    for field in ("model", "context_length"):
-        values = {getattr(group, field) for group in groups.values()}
-        if len(values) > 1:
-            raise InputError(
-                f"{topology.deployment}: the simulator takes one {field} for all workers, got "
-                f"{sorted(values)}; give every worker of deploy.yaml the same"
-            )
+    lengths = {group.context_length for group in groups.values()}
+    if len(lengths) > 1:
+        raise InputError(
+            f"{topology.deployment}: the simulator takes one context_length for all workers, got "
+            f"{sorted(lengths)}; give every worker of deploy.yaml the same"
+        )
     first = next(iter(groups.values()))
     transfer = {}
     if profile.kv_transfer_gb_per_s and topology.mode == "disaggregated":
@@ -360,10 +359,7 @@ def _workers(group: WorkerGroup) -> Json:
         "parallelism": {
             "replicas": group.replicas,
             "tensor": group.tensor_parallel,
-            "pipeline": 1,
-            "attention_data": 1,
-            "moe_tensor": 1,
-            "moe_expert": 1,
+            **dict.fromkeys(("pipeline", "attention_data", "moe_tensor", "moe_expert"), 1),
         },
         "kv_cache": {
             "block_size": group.block_size,

@@ -25,9 +25,10 @@ import httpx
 import psutil
 
 from kvab.clusters import guard
-from kvab.clusters.base import Finding, missing_to_serve
+from kvab.clusters.base import Finding, last_lines, missing_to_serve
 from kvab.console import mask
 from kvab.errors import DependencyError, InputError
+from kvab.requests.aiperf import server_series
 from kvab.study import Live
 from kvab.study.topology import Topology, WorkerGroup
 
@@ -53,10 +54,9 @@ class Program:
     log: Path
 
     def tail(self, lines: int = TAIL_LINES) -> str:
-        """Return the last lines of its log, joined by semicolons."""
-        printed = mask(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()
-        kept = [line.strip()[:300] for line in printed if line.strip()][-lines:]
-        return "; ".join(kept) or "it printed nothing"
+        """Return the last lines of its log, on one line."""
+        printed = mask(self.log.read_text(encoding="utf-8", errors="replace"))
+        return last_lines(printed, lines) or "it printed nothing"
 
 
 class Programs:
@@ -135,9 +135,7 @@ LOOPBACK = "127.0.0.1"
 READY_S = 180.0
 POLL_S = 0.5
 PLANES = "--discovery-backend file --request-plane tcp --event-plane zmq".split()
-ROUTERS = {"round_robin": "round-robin", "kv": "kv"}
 CORES, MEMORY_GB = 2, 6
-METRICS = "server_metrics_export.json"
 STAGES = "dynamo_frontend_stage_duration_seconds"
 PROMPTS = "dynamo_frontend_input_sequence_tokens"
 LAST_TTFT = "dynamo_frontend_worker_last_time_to_first_token_seconds"
@@ -174,7 +172,7 @@ class Stack(Programs):
             while missing := next(missing_to_serve(partial(_ask, client), topology), ""):
                 self.check()
                 if time.monotonic() > deadline:
-                    tails = " | ".join(f"{one.name}: {one.tail(2)}" for one in self.started)
+                    tails = "; ".join(f"{one.name}: {one.tail(2)}" for one in self.started)
                     raise DependencyError(
                         f"not ready within {READY_S:.0f} s, waits for {missing}; {tails}"
                     )
@@ -220,7 +218,7 @@ def commands(topology: Topology, profile: Live, port: int) -> dict[str, list[str
     """Return the command of the frontend and of each role's workers, by name."""
     python = [sys.executable, "-m"]
     address = ["--http-host", LOOPBACK, "--http-port", str(port)]
-    router = ["--router-mode", ROUTERS[topology.router]]
+    router = ["--router-mode", topology.router.replace("_", "-")]
     workers = {
         role: [*python, *_mocker(role, group, profile)] for role, group in topology.groups.items()
     }
@@ -273,8 +271,8 @@ def model_config(model: str, context_length: int) -> dict:
     return {**config, "max_position_embeddings": context_length}
 
 
-def write_model(home: Path, model: str, context_length: int) -> Path:
-    """Write a model's files under ``home`` (an ``HF_HOME``) and return their folder.
+def write_model(home: Path, model: str, context_length: int) -> None:
+    """Write a model's files under ``home`` (an ``HF_HOME``).
 
     They are made in code, with no weights and no download, in the layout of the Hugging Face
     hub's cache, from which Dynamo's frontend and engines and AIPerf load configuration and
@@ -296,19 +294,17 @@ def write_model(home: Path, model: str, context_length: int) -> Path:
     # The library's own saving hides what the system said, such as a full disk.
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     described = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context_length,
-        "chat_template": CHAT,
-        "clean_up_tokenization_spaces": False,
+        "config.json": config,
+        "generation_config.json": {name: config[name] for name in ("bos_token_id", "eos_token_id")},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": context_length,
+            "chat_template": CHAT,
+            "clean_up_tokenization_spaces": False,
+        },
     }
-    ends = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
-    for name, content in (
-        ("config.json", config),
-        ("generation_config.json", ends),
-        ("tokenizer_config.json", described),
-    ):
+    for name, content in described.items():
         (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return folder
 
 
 def _ask(client: httpx.Client, path: str, body: object = None) -> tuple[int, str]:
@@ -326,20 +322,10 @@ def frontend_ms_per_1k_tokens(artifacts: Path) -> float | None:
     Its own histogram of the stage ``preprocess`` (template and tokenizer), summed over the replay,
     over the prompt tokens of the same requests.
     """
-    took = _series(artifacts, STAGES, "stage", "preprocess")
-    prompts = _series(artifacts, PROMPTS)
+    took = server_series(artifacts, STAGES, stage="preprocess")
+    prompts = server_series(artifacts, PROMPTS)
     tokens = sum(stats["sum"] for stats in prompts)
     return round(1e6 * sum(stats["sum"] for stats in took) / tokens, 3) if took and tokens else None
-
-
-def _series(
-    artifacts: Path, metric: str, label: str = "", value: str = ""
-) -> list[dict[str, float]]:
-    """Return the statistics of a metric's series, of those with this label where one is named."""
-    path = artifacts / METRICS
-    metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.is_file() else {}
-    series = metrics.get(metric, {}).get("series", [])
-    return [one["stats"] for one in series if not label or one["labels"][label] == value]
 
 
 def workers_served(artifacts: Path, roles: list[str]) -> dict[str, int]:
@@ -348,12 +334,9 @@ def workers_served(artifacts: Path, roles: list[str]) -> dict[str, int]:
     AIPerf's records name no worker, but it reads the frontend's metrics while it replays: what is
     last measured of a worker changes if that worker serves.
     """
-
-    def changed(metric: str, worker_type: str) -> int:
-        series = _series(artifacts, metric, "worker_type", worker_type)
-        return sum(stats["max"] > stats["min"] for stats in series)
-
-    return {
-        role: changed(LAST_TTFT, "prefill") if role == "prefill" else changed(LAST_ITL, "decode")
-        for role in roles
-    }
+    served = {}
+    for role in roles:
+        metric, kind = (LAST_TTFT, role) if role == "prefill" else (LAST_ITL, "decode")
+        series = server_series(artifacts, metric, worker_type=kind)
+        served[role] = sum(stats["max"] > stats["min"] for stats in series)
+    return served

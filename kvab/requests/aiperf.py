@@ -512,6 +512,14 @@ def _statistics(entry: Json) -> dict[str, float | None]:
 # --- what else is in the folder ----------------------------------------------------------------
 
 
+def server_series(folder: Path, metric: str, **labels: str) -> list[dict[str, float]]:
+    """Return the statistics of each of a server metric's series that has these labels."""
+    path = folder / SERVER_METRICS
+    metrics = _at(_read_json(path), "metrics") if path.is_file() else None
+    series = _mapping(metrics).get(metric, {}).get("series", [])
+    return [one["stats"] for one in series if labels.items() <= one.get("labels", {}).items()]
+
+
 def router_counters(folder: Path) -> dict[str, int]:
     """Return what Dynamo's KV router counted during the replay; empty behind another router.
 
@@ -524,13 +532,10 @@ def router_counters(folder: Path) -> dict[str, int]:
     InputError
         If the file is not as AIPerf exports it.
     """
-    path = folder / SERVER_METRICS
-    metrics = _at(_read_json(path), "metrics") if path.is_file() else None
 
     def total(name: str, **labels: str) -> int:
-        series = _mapping(metrics).get(f"dynamo_component_{name}", {}).get("series", [])
-        fitting = (one for one in series if labels.items() <= one.get("labels", {}).items())
-        return round(sum(one["stats"].get("total", 0) for one in fitting))
+        series = server_series(folder, f"dynamo_component_{name}", **labels)
+        return round(sum(stats.get("total", 0) for stats in series))
 
     try:
         if not total("kv_cache_events_applied"):
@@ -541,4 +546,5 @@ def router_counters(folder: Path) -> dict[str, int]:
             "kv_events": total("kv_cache_events_applied", event_type="stored", status="ok"),
         }
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
-        raise InputError("expected series of numbers, got others", path=path, fix=COPY) from None
+        raise InputError("expected series of numbers, got others",
+                         path=folder / SERVER_METRICS, fix=COPY) from None  # fmt: skip

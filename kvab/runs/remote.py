@@ -88,7 +88,6 @@ def _profile(job: Job, on: str) -> Kubernetes:
     if profile.campaign_image is None:
         expected, fix = "an image with kvab and its extra simulate", "add it"
         raise InputError(expected=expected, got="none", path=path, key="campaign_image", fix=fix)
-    objects.check_profile(profile)
     return profile
 
 
@@ -235,7 +234,7 @@ class IndexedJob:
         folder = job.runs / job.study.name / job.cluster.name / "campaign-diagnostics"
         with suppress(OSError):  # what failed is said in any case
             shutil.rmtree(folder, ignore_errors=True)
-            for file, content in health.diagnostics(self.kube, [self.name]).items():
+            for file, content in health.diagnostics(self.kube, {"Job": [self.name]}).items():
                 write(folder / file, content)
 
 

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from kvab.clusters.kubernetes.objects import Assembly, check_profile
+from kvab.clusters.kubernetes.api import Kube
+from kvab.clusters.kubernetes.objects import Assembly
 from kvab.errors import InputError
 from kvab.runs.replay import plan_job
 from kvab.study import Kubernetes, load_cluster, load_study
@@ -88,4 +89,4 @@ def test_network_devices_take_the_clusters_name_or_none(published):
 
 def test_the_example_profile_is_refused_until_it_is_filled_in():
     with pytest.raises(InputError, match=r"example-h200\.yaml: storage_class: .* placeholder"):
-        check_profile(load_cluster("example-h200"))
+        Kube(load_cluster("example-h200"))

@@ -38,6 +38,7 @@ DEPLOYMENT, COMPONENT = manifests.KIND, "DynamoComponentDeployment"
 FAILURES = (ApiException, HTTPError, ConnectionError)  # of a call
 PASSING = (429, 500, 502, 503, 504)
 CALL_S = 60.0
+PLACEHOLDERS = "my-context my-rwx-class your-storage-class-name replace-with-your-rwx-class".split()
 WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')  # RFC 9111, 5.5, as Kubernetes uses it
 
 
@@ -159,12 +160,8 @@ CLUSTER_WIDE = ("CustomResourceDefinition", "Namespace", "Node", "StorageClass")
 @cache
 def _warn(text: str) -> None:
     """Say what the API server warns of; the same text is said once."""
+    text = re.sub(r"\\(.)", r"\1", text)
     print(f"the API server warns: {mask(text)}", file=sys.stderr)
-
-
-def _warnings(header: str) -> None:
-    for text in WARNING.findall(header):
-        _warn(re.sub(r"\\(.)", r"\1", text))
 
 
 class Kube:
@@ -173,10 +170,15 @@ class Kube:
     Raises
     ------
     InputError
-        If there is no kubeconfig, or it has no such context.
+        If the profile still has an example's values, or the kubeconfig no such context.
     """
 
     def __init__(self, profile: Kubernetes) -> None:
+        path = f"recipes/clusters/{profile.name}.yaml"
+        for key in ("storage_class", "context"):
+            if (value := getattr(profile, key)) in PLACEHOLDERS:
+                got, expected = f"the placeholder {value}", "a name of your cluster"
+                raise InputError(expected=expected, got=got, path=path, key=key, fix="fill it in")
         self.namespace, self.limits = profile.namespace, profile.limits
         settings = client.Configuration()
         settings.retries = False  # ours wait longer, and know what passes
@@ -185,10 +187,10 @@ class Kube:
                 os.environ.get("KUBECONFIG"), profile.context, client_configuration=settings
             )
         except (config.ConfigException, OSError) as error:
+            got, fix = f"{profile.context or 'none'} ({error})", "see `kubectl config get-contexts`"
+            expected = "a context of your kubeconfig"
             raise InputError(
-                f"recipes/clusters/{profile.name}.yaml: context: expected a context of your "
-                f"kubeconfig, got {profile.context or 'none'} ({error}); see "
-                "`kubectl config get-contexts`"
+                expected=expected, got=got, path=path, key="context", fix=fix
             ) from None
         # Called before each call, with whether it changes something; raises to forbid it.
         self.guard: Callable[[bool], None] = lambda changes: None
@@ -245,7 +247,8 @@ class Kube:
             _preload_content=False,
             _request_timeout=CALL_S,
         )
-        _warnings(headers.get("Warning", ""))
+        for text in WARNING.findall(headers.get("Warning", "")):
+            _warn(text)
         return str(answer.data, "utf-8", "replace")
 
     def path(self, kind: str, name: str = "", version: str = "") -> str:

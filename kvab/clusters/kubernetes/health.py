@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 from rich.table import Table
 from rich.text import Text
 
+from kvab.clusters.base import last_lines
 from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube, rejection
 from kvab.console import Display, mask
 from kvab.errors import DependencyError, KvabError
@@ -255,7 +256,7 @@ def _with_log(kube: Kube, cause: Cause) -> str:
     if not cause.container:
         return str(cause)
     log = kube.log(cause.subject, cause.container, previous=True, lines=50)
-    return f"{cause}; its log (whole in diagnostics/) ended with: {last_lines(log, 4)}"
+    return f"{cause}; its log (whole in diagnostics/) ended with: {last_lines(log)}"
 
 
 def newest(events: Sequence[Object], names: set[str]) -> Object | None:
@@ -295,14 +296,10 @@ def changed_pods(before: dict[str, int], now: dict[str, int]) -> str:
     return "; ".join(f"{what}: {', '.join(names)}" for what, names in changes.items() if names)
 
 
-def last_lines(log: str, lines: int) -> str:
-    """Return the last lines of a log that say something, on one line."""
-    texts = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
-    return " | ".join(texts[-lines:])
-
-
 COMPONENT_LABEL = "nvidia.com/dynamo-component"
 DEPLOYMENT_LABEL = "nvidia.com/dynamo-graph-deployment-name"
+# What belongs to an object of a kind: the label that names it, and the kinds of its children.
+CHILDREN = {"Job": ("job-name", "Pod"), DEPLOYMENT: (DEPLOYMENT_LABEL, COMPONENT, "Pod")}
 
 
 def selector(deployment: str) -> str:
@@ -379,10 +376,8 @@ def _state(pod: Object) -> str:
     return "Ready" if is_ready(pod) else cause.reason if cause else phase(pod)
 
 
-def diagnostics(
-    kube: Kube, jobs: list[str], deployment: str = "", claims: Sequence[str] = ()
-) -> dict[str, bytes]:
-    """Return statuses, events and logs of what is named, by file name; no secret is read.
+def diagnostics(kube: Kube, names: dict[str, list[str]]) -> dict[str, bytes]:
+    """Return statuses, events and logs of objects named by kind, by file name; no secret is read.
 
     What cannot be had is left out, with the reason.
     """
@@ -400,17 +395,16 @@ def diagnostics(
             kept[name] = mask(text).encode()
         return value
 
-    selectors = [f"job-name={name}" for name in jobs]
-    names = {"Job": jobs, "PersistentVolumeClaim": claims}
-    if deployment:
-        selectors.insert(0, f"{DEPLOYMENT_LABEL}={deployment}")
-        names[DEPLOYMENT] = [deployment]
-        keep(f"{COMPONENT.lower()}s-0.json", partial(kube.list, COMPONENT, selectors[0]))
-    for kind, name in ((kind, name) for kind, listed in names.items() for name in listed):
-        keep(f"{kind.lower()}-{name}.json", partial(kube.get, kind, name))
     keep("events.json", partial(kube.list, "Event"))
-    for number, selector in enumerate(selectors):
-        for pod in keep(f"pods-{number}.json", partial(kube.list, "Pod", selector)) or []:
+    named = [(kind, name) for kind, listed in names.items() for name in listed]
+    for number, (kind, name) in enumerate(named):
+        keep(f"{kind.lower()}-{name}.json", partial(kube.get, kind, name))
+        label, *children = CHILDREN.get(kind, ("",))
+        pods: list[Object] = []
+        for child in children:  # of which pods are the last
+            listing = partial(kube.list, child, f"{label}={name}")
+            pods = keep(f"{child.lower()}s-{number}.json", listing) or []
+        for pod in pods:
             for container in pod["spec"]["containers"]:
                 file = f"logs/{pod['metadata']['name']}.{container['name']}"
                 log = partial(kube.log, pod["metadata"]["name"], container["name"])

@@ -12,11 +12,9 @@ import hashlib
 import os
 import re
 import socket
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -26,7 +24,7 @@ from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError
 from kvab.study import Kubernetes, Study
 from kvab.study.manifests import FRONTEND, Configuration, Object, at, pod_templates, read_scripts
-from kvab.trace.reading import write_rows
+from kvab.trace.reading import row_lines
 
 STUDY_LABEL, USER, HOST = "kvab-study", "kvab-user", "kvab-host"
 RUN, RUN_ID, DIGEST, BEFORE = "kvab-run", "kvab-run-id", "kvab-digest", "kvab-before"
@@ -90,7 +88,6 @@ def check_own(thing: Object, study: str) -> None:
         )
 
 
-PLACEHOLDERS = "my-context my-rwx-class your-storage-class-name replace-with-your-rwx-class".split()
 RESET, RESET_UNTIL = "--router-reset-states", (1, 4)  # the runtime that no longer knows it
 VERSIONED = re.compile(r":v?\d+\.\d+\.\d+[\w.+-]*$")
 SLACK_S = 1800  # installation of AIPerf, and time to write its files
@@ -104,23 +101,6 @@ class Sending:
     rows: int
     span_s: float
     content: bytes = b""
-
-
-def check_profile(profile: Kubernetes) -> None:
-    """Refuse a profile that still has an example's values.
-
-    Raises
-    ------
-    InputError
-        Naming the key.
-    """
-    for key in ("storage_class", "context"):
-        value = getattr(profile, key)
-        if value in PLACEHOLDERS:
-            raise InputError(
-                f"recipes/clusters/{profile.name}.yaml: {key}: expected a name of your cluster, "
-                f"got the placeholder {value}; fill it in"
-            )
 
 
 def deployment(configuration: Configuration, profile: Kubernetes) -> Object:
@@ -358,8 +338,7 @@ class Assembly:
         content, sha256, span_s = b"", trace.sha256, float(trace.arrival_ms[order].max()) / 1000
         whole = np.array_equal(order, np.arange(len(trace)))
         if not whole or sha256 != study.on().trace.sha256:
-            with tempfile.TemporaryDirectory(prefix="kvab-") as folder:
-                content = write_rows(trace, order, Path(folder) / "trace.jsonl").read_bytes()
+            content = "".join(f"{line}\n" for line in row_lines(trace, order)).encode()
             sha256 = hashlib.sha256(content).hexdigest()
         name = f"{study.name}/{path.parent.name}/{path.name}"
         return cls(profile, study, job.recipe, name, Sending(sha256, len(order), span_s, content))

@@ -12,13 +12,7 @@ from typing import NamedTuple
 
 from kvab.clusters.base import Finding, look
 from kvab.clusters.kubernetes import objects
-from kvab.clusters.kubernetes.api import (
-    DEFINITION,
-    DEPLOYMENT,
-    Kube,
-    OverQuota,
-    WebhookDown,
-)
+from kvab.clusters.kubernetes.api import DEFINITION, DEPLOYMENT, Kube, OverQuota, WebhookDown
 from kvab.clusters.kubernetes.objects import Assembly, Sending
 from kvab.console import counted
 from kvab.declarations import read_yaml
@@ -83,15 +77,14 @@ def versions(kube: Kube) -> dict[str, str]:
 
 def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
     """Yield what a cluster lacks for the configurations of a study; nothing is created."""
-    objects.check_profile(profile)
+    kube = Kube(profile).with_short_limits()  # whoever asks waits for the answer
     sending = Sending(study.trace.sha256, study.trace.rows, 0.0)
     recipes = [read_configuration(study.configuration_folder(c), c) for c in study.configurations]
     runs = [
         Assembly(profile, study, recipe, f"{study.name}/{recipe.name}/doctor", sending)
         for recipe in recipes
     ]
-    # Whoever asks waits for the answer: no long retries.
-    return findings(Kube(profile).with_short_limits(), runs)
+    return findings(kube, runs)
 
 
 def findings(kube: Kube, runs: list[Assembly]) -> Iterator[Finding]:

@@ -20,14 +20,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from kvab.cache import write_beside
-from kvab.clusters.base import (
-    ClusterRun,
-    Collected,
-    Diagnostics,
-    Job,
-    Progress,
-    Provenance,
-)
+from kvab.clusters.base import ClusterRun, Collected, Diagnostics, Job, Progress, Provenance
 from kvab.clusters.kubernetes import files, health, objects, preflight, workloads
 from kvab.clusters.kubernetes.api import DEPLOYMENT, Kube, Pod
 from kvab.clusters.kubernetes.lease import Held, Lease
@@ -120,7 +113,6 @@ class KubernetesRun(ClusterRun):
 
     def _note(self, step: str) -> None:
         """Note beside the run how far it is; whatever happens to us, a later start looks for it."""
-        self.state_file.parent.mkdir(parents=True, exist_ok=True)
         note = Note(
             step=step,
             run_id=self.run_id,
@@ -147,7 +139,6 @@ class KubernetesRun(ClusterRun):
         DependencyError
             If the cluster lacks something, all of it in one line; or another client has the run.
         """
-        objects.check_profile(self.profile)
         listed = preflight.findings(self.kube, [self.run])
         missing = [finding.what for finding in listed if not finding.ok]
         if missing:
@@ -372,11 +363,22 @@ class KubernetesRun(ClusterRun):
         """Return statuses, events and logs; nothing if nothing was made."""
         kept = {}
         if self.made and not self.lease.lost:
-            claims = objects.storage(self.job.study, self.profile)
-            names = [claim["metadata"]["name"] for claim in claims]
-            jobs = [self.run.job_name, "model-download"]
-            kept = health.diagnostics(self.kube, jobs, self.run.recipe.deployment, names)
+            made = objects.storage(self.job.study, self.profile)
+            names = {
+                DEPLOYMENT: [self.run.recipe.deployment],
+                "Job": [self.run.job_name, "model-download"],
+                "PersistentVolumeClaim": [claim["metadata"]["name"] for claim in made],
+            }
+            kept = health.diagnostics(self.kube, names)
         return Diagnostics(files={**self.kept.manifests, **kept}, **vars(self.kept))
+
+
+BLIND = {
+    "events": "no KV events were applied during the replay, so it routed blindly; check "
+    "--kv-events-config of the workers",
+    "hits": "no prompt was found in any cache during the replay; check that block size and model "
+    "agree between frontend and workers",
+}
 
 
 def check_router(before: dict[str, float], after: dict[str, float]) -> None:
@@ -387,16 +389,9 @@ def check_router(before: dict[str, float], after: dict[str, float]) -> None:
     DependencyError
         If no KV events were applied, or no prompt was found in a cache.
     """
-    if after["events"] <= before["events"]:
-        raise DependencyError(
-            "router: no KV events were applied during the replay, so it routed blindly; check "
-            "--kv-events-config of the workers"
-        )
-    if after["hits"] <= before["hits"]:
-        raise DependencyError(
-            "router: no prompt was found in any cache during the replay; check that block size "
-            "and model agree between frontend and workers"
-        )
+    for count, problem in BLIND.items():
+        if after[count] <= before[count]:
+            raise DependencyError(f"router: {problem}")
 
 
 COUNT_RECORDS = (

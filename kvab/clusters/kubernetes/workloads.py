@@ -13,9 +13,9 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from kvab.clusters.base import missing_to_serve
+from kvab.clusters.base import last_lines, missing_to_serve
 from kvab.clusters.kubernetes import health, objects
-from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube, Pod, main_container
+from kvab.clusters.kubernetes.api import DEPLOYMENT, Kube, Pod, main_container
 from kvab.clusters.kubernetes.health import Stuck, Waiting, wait_until
 from kvab.clusters.kubernetes.objects import Assembly
 from kvab.errors import DependencyError
@@ -23,11 +23,6 @@ from kvab.study.manifests import Object, at
 from kvab.study.topology import Topology
 
 ENDED = ("Succeeded", "Failed")
-# What belongs to an object of a kind: the label that names it, and the kinds of its children.
-CHILDREN = {
-    "Job": ("job-name", "Pod"),
-    DEPLOYMENT: (health.DEPLOYMENT_LABEL, COMPONENT, "Pod"),
-}
 
 
 def claim_storage(kube: Kube, claims: list[Object]) -> None:
@@ -246,8 +241,7 @@ def log_end(kube: Kube, pods: list[Object]) -> str:
     """Return the last lines of the newest pod's log, on one line."""
     if (pod := newest(pods)) is None:
         return ""
-    log = kube.log(pod["metadata"]["name"], main_container(pod), lines=50)
-    return health.last_lines(log, 4)
+    return last_lines(kube.log(pod["metadata"]["name"], main_container(pod), lines=50))
 
 
 @contextmanager
@@ -303,7 +297,7 @@ def remove(kube: Kube, kind: str, name: str, ours: Callable[[Object], bool]) -> 
         return
     if present:
         kube.delete(kind, name, present["metadata"]["uid"])
-    label, *children = CHILDREN.get(kind, ("",))
+    label, *children = health.CHILDREN.get(kind, ("",))
     limit_s = kube.limits.teardown_s
 
     def probe() -> Waiting | None:
