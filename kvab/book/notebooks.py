@@ -80,9 +80,9 @@ class _Shell(InteractiveShell):
         return outputs + self.failure, result.error_before_exec or result.error_in_exec
 
     def _showtraceback(self, kind: type[BaseException], error: object, lines: list[str]) -> None:
-        self.failure = [
-            new_output("error", ename=kind.__name__, evalue=str(error), traceback=lines)
-        ]
+        known = (one.__name__ for one in kind.__mro__ if one.__module__ == "kvab.errors")
+        name = next(known, kind.__name__)
+        self.failure = [new_output("error", ename=name, evalue=str(error), traceback=lines)]
 
 
 def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
