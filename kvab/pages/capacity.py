@@ -585,7 +585,7 @@ def layouts(swept: Sweep) -> str:
     lines = []
     for load in dict.fromkeys(load for _, load in swept.layout_cells):
         best, tried = best_layout(swept, load), len(swept.every_layout(load))
-        ahead = f", in points from the comparison as deployed {best.ahead}" if best.ahead else ""
+        ahead = f"; {best.ahead} points from the comparison as deployed" if best.ahead else ""
         lines.append(
             f"- Of {tried} layouts at {load:g}x most requests are good with "
             f"{swept.arms[best.configuration].label} as {best.layout}: {best.share}{ahead}."

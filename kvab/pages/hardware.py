@@ -294,14 +294,14 @@ def meaning_table(held: Held) -> Table:
 def effects_table(held: Held) -> Table:
     """Return what others measured of both effects; what contradicts this study's answer first."""
     lines = [
-        {"what": effect.what, "verdict": effect.verdict, "found": effect.found,
+        {"what": f"{effect.what}\n{effect.verdict}", "found": effect.found,
          "conditions and source": f"{effect.conditions}\n{effect.source}"}
         for effect in load_effects()
     ]  # fmt: skip
-    caption = "Two numbers: without it, to with it."
-    return Table(
-        pd.DataFrame(lines), caption, ("what", "verdict", "found", "conditions and source")
+    caption = (
+        "Whether each result agrees with this study's answer. Two numbers: without it, to with it."
     )
+    return Table(pd.DataFrame(lines), caption, ("what", "found", "conditions and source"))
 
 
 @unless_missing("")

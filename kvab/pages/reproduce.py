@@ -247,8 +247,7 @@ def agreement_table(clusters: Clusters) -> Table:
             differences = {of: with_ends(key, row[of], row[f"{of}_low"], row[f"{of}_high"])
                            for of in ("published", "yours", "gap")}  # fmt: skip
             lines.append({
-                "cluster": f"{cluster}, {counted(row['rows'], 'row')}\n"
-                           f"{METRICS[key].short} [{unit}]",
+                "cluster": f"{cluster}\n{METRICS[key].short} [{unit}]",
                 "verdict": f"{row['verdict']}\n(± {size(key, row['margin'])})",
                 **differences,
             })  # fmt: skip
