@@ -448,10 +448,10 @@ def cost(swept: Sweep) -> str:
     for name in (swept.study.comparison, swept.study.baseline):
         cell = cheapest(swept, name)
         clauses.append(
-            f"{swept.arms[name].label} at {cell.load:g}x ({number(cell.gpu_hours)}), where "
-            f"{percent(cell.share)} are good"
+            f"{number(cell.gpu_hours)} with {swept.arms[name].label} (at {cell.load:g}x, where "
+            f"{percent(cell.share)} are good)"
         )
-    return f"A thousand good requests take the fewest GPU-hours with {'; with '.join(clauses)}."
+    return f"The fewest GPU-hours that a thousand good requests take: {', '.join(clauses)}."
 
 
 # --- layouts of the workers -----------------------------------------------------------------

@@ -27,7 +27,7 @@ from kvab.study import PUBLISHED, Study, load_study, root
 PROFILE = ("description", "hardware", "backend", "image", "rdma_resource")
 RULE = (
     "Means, comparison minus baseline, on the rows and repeats that both have; the gap is "
-    "yours minus {known}. Agree: the whole {level} workload interval of the gap lies within ± the "
+    "yours minus {known}. Agree: the whole {level} workload interval of the gap lies within the "
     "margin (±). Differ: it excludes zero and the gap is beyond the margin. Cannot tell: otherwise."
 )
 
