@@ -341,5 +341,5 @@ def test_a_figure_and_a_page(copy):
     done(copy, "report", "--from", "book/published", "--out", copy.parent / "out")
     html = (copy.parent / "out/html/11_slowest.html").read_text()
     assert "How long does the slowest wait?" in html
-    assert re.search(r"The slowest first token took \d+ ms\.", html)
+    assert re.search(r"The slowest first token took \d+\sms\.", html)
     assert "11_slowest.html" in (copy.parent / "out/html/index.html").read_text()
