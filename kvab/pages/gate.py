@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.cache import remember, source_digest
-from kvab.console import plain
+from kvab.console import percent, plain
 from kvab.declarations import digest
 from kvab.pages.evidence import Evidence
 from kvab.requests import metrics
@@ -107,10 +107,10 @@ def _run_checks(run: Run, evidence: Evidence) -> Iterator[Outcome]:
     counts = f"{len(table):,}" + ("" if whole else f", of which {right:,} are rows of the replay")
     yield "one row a request", f"{rows:,}", counts, whole
     errors, limit = float((~metrics.served(table)).mean()), ERROR_LIMIT_SHARE
-    yield "failed requests", f"<= {limit:.0%}", f"{errors:.2%}", errors <= limit
+    yield "failed requests", f"<= {percent(limit, 0)}", percent(errors, 2), errors <= limit
     overload, limit = float(metrics.overloaded(table).mean()), OVERLOAD_LIMIT_SHARE
     check = "requests rejected for overload (HTTP 503, 529)"
-    yield check, f"<= {limit:.1%}", f"{overload:.2%}", overload <= limit
+    yield check, f"<= {percent(limit)}", percent(overload, 2), overload <= limit
     yield from _row_checks(table[metrics.served(table)], evidence.workload.table)
     yield from _worker_checks(run, deployed)
     yield from _cache_checks(run, evidence)
@@ -198,7 +198,12 @@ def _cache_checks(run: Run, evidence: Evidence) -> Iterator[Outcome]:
             reused <= own,
         )
     bound = evidence.reusable_share
-    yield "reuse within an unlimited cache's", f"<= {bound:.1%}", f"{share:.1%}", share <= bound
+    yield (
+        "reuse within an unlimited cache's",
+        f"<= {percent(bound)}",
+        percent(share),
+        share <= bound,
+    )
 
 
 def _arm_checks(evidence: Evidence) -> Iterator[Placed]:
@@ -218,8 +223,8 @@ def _arm_checks(evidence: Evidence) -> Iterator[Placed]:
             yield (
                 "KV routing finds more of the cache",
                 name if without is None else f"{name} and {control}",
-                f"> {without or 0:.1%}",
-                UNKNOWN if reuse is None else f"{reuse:.1%}",
+                f"> {percent(without or 0)}",
+                UNKNOWN if reuse is None else percent(reuse),
                 reuse is None or reuse > (without or 0),
             )
 

@@ -23,7 +23,7 @@ from kvab.console import counted, number, percent, plain, signed
 from kvab.declarations import digest
 from kvab.pages.evidence import Evidence, load_evidence
 from kvab.pages.gate import WITHHELD, gate, versions_text
-from kvab.pages.printed import Table, in_unit, quantity, size, with_ends
+from kvab.pages.printed import Table, agreed, in_unit, quantity, size, with_ends
 from kvab.pages.theme import (
     PLAIN,
     WIDTH_IN,
@@ -483,7 +483,7 @@ def reuse_table(check: Check) -> Table:
 def effects(check: Check) -> str:
     """Return what the comparison changes, live and simulated; nothing unless both were run."""
     found = check.effects
-    if found.empty:
+    if check.agreement is None:
         return ""
     clauses = []
     for key, statistic in (("good_share", "share"), ("ttft_ms", "mean")):
@@ -492,7 +492,8 @@ def effects(check: Check) -> str:
         clauses.append(f"the {name} by {live} {unit} live, {centre} simulated")
     return (
         f"The comparison changes {', and '.join(clauses)}; {found['within'].sum()} of "
-        f"{counted(len(found), 'live effect')} lie within what {_orders(check)} give."
+        f"{counted(len(found), 'live effect')} lie within what {_orders(check)} give. By the "
+        f"[rule of reproduction](reproduce): {agreed(check.agreement)}."
     )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from kvab.console import change, interval, number, percent, signed
+from kvab.console import change, counted, interval, number, percent, signed
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs.folder import read_run
 from kvab.runs.sources import Source, of_run
@@ -108,6 +108,19 @@ def size(key: str, value: float) -> str:
 def in_unit(key: str, value: float) -> str:
     """Return a difference of a metric with its sign, of the good share in points."""
     return signed(METRICS[key].factor * value, _decimals(key))
+
+
+def agreed(agreement: pd.DataFrame) -> str:
+    """Return on which metrics runs agree with others; see `kvab.stats.robustness.agreement`."""
+    from kvab.stats.robustness import AGREE, DIFFER  # imports slowly, as all statistics do
+
+    verdicts, clauses = agreement["verdict"], []
+    for verdict, verb in ((AGREE, "agrees"), (DIFFER, "differs")):
+        metrics = [METRICS[key].label.lower() for key in agreement.index[verdicts == verdict]]
+        clauses += [f"{verb} on {' and '.join(metrics)}"] if metrics else []
+    rest = (~verdicts.isin([AGREE, DIFFER])).sum()
+    clauses += [f"cannot tell on {rest} of {counted(len(agreement), 'metric')}"] if rest else []
+    return ", ".join(clauses)
 
 
 def with_ends(key: str, value: float, low: float, high: float, *, gap: str = "\n") -> str:

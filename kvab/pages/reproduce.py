@@ -19,7 +19,7 @@ from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, load_evidence, load_published
 from kvab.pages.gate import WITHHELD, Gate, gate
 from kvab.pages.outcome import both_shares
-from kvab.pages.printed import Table, size, with_ends
+from kvab.pages.printed import Table, agreed, size, with_ends
 from kvab.pages.theme import KINDS
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.study import PUBLISHED, Study, load_study, root
@@ -288,24 +288,15 @@ def _setup(evidence: Evidence) -> dict[str, str]:
 
 def learned(clusters: Clusters) -> str:
     """Return for each cluster where it agrees with the published runs and where it differs."""
-    from kvab.stats.robustness import AGREE, DIFFER  # imports slowly, as all statistics do
-
     lines = []
     for cluster, agreement in clusters.agreements.items():
         name = plain(cluster)
         if isinstance(agreement, str):
             lines.append(f"- **{name}** cannot be compared: {plain(agreement)}.")
             continue
-        verdicts = agreement["verdict"]
-        if (verdicts == WITHHELD).all():
+        if (agreement["verdict"] == WITHHELD).all():
             lines.append(f"- **{name}**: {WITHHELD}, so nothing is said of agreement.")
             continue
-        clauses = []
-        for verdict, verb in ((AGREE, "agrees"), (DIFFER, "differs")):
-            metrics = [METRICS[key].label.lower() for key in agreement.index[verdicts == verdict]]
-            clauses += [f"{verb} on {' and '.join(metrics)}"] if metrics else []
-        rest = len(agreement) - sum(verdicts.isin([AGREE, DIFFER]))
-        clauses += [f"cannot tell on {rest} of {counted(len(agreement), 'metric')}"] if rest else []
         rows = counted(agreement["rows"].iloc[0], "row")
-        lines.append(f"- **{name}**, {rows}: {', '.join(clauses)}.")
+        lines.append(f"- **{name}**, {rows}: {agreed(agreement)}.")
     return "\n".join(lines) or "Nothing yet: add a cluster of your own."

@@ -82,7 +82,7 @@ def choices(
         changed[f"latencies by their {name}"] = _statistic(pairs, design, slo, name)
     changed["latencies by the median paired difference"] = _paired_medians(pairs, design)
     good_alone = {
-        f"SLO {other.ttft_ms:g} ms and {other.itl_ms:g} ms": _statistic(pairs, design, other)
+        f"TTFT {other.ttft_ms:,g} ms, ITL {other.itl_ms:g} ms": _statistic(pairs, design, other)
         for other in other_slos
     }
     good_alone["one-token answers judged by TTFT"] = _statistic(pairs, design, slo, one_token=True)

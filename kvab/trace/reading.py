@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from kvab.cache import write_beside
+from kvab.console import percent
 from kvab.declarations import Json
 from kvab.errors import InputError, writing
 
@@ -306,7 +307,7 @@ def describe_rows(d: Json) -> list[tuple[str, str]]:
         ("mean prompt [tokens]", f"{tokens['mean']:,.0f}"),
         ("mean answer [tokens]", f"{d['output_tokens']['mean']:,.0f}"),
         ("shortest to longest prompt [tokens]", f"{tokens['min']:,} to {tokens['max']:,}"),
-        ("cache efficiency", f"{d['cache_efficiency']:.2%}"),
+        ("cache efficiency", percent(d["cache_efficiency"], 2)),
         ("unique blocks", f"{d['unique_blocks']:,}"),
         ("blocks in more than one request", f"{d['reused_blocks']:,}"),
         ("block references", f"{d['block_references']:,}"),

@@ -156,10 +156,10 @@ WAYS = {
         DISAGG, column("row", 700, 599),
         "one row a request.*599 are rows of|as (asked|in the trace): expected all rows, found 1 ",
     ),
-    "errors": (KV, column("error", "HTTP 500", slice(0, 6)), "failed requests.*found 1.17%"),
+    "errors": (KV, column("error", "HTTP 500", slice(0, 6)), "failed requests.*found 1.17 %"),
     "overload": (
         DISAGG, column("error", "529 Overloaded", slice(0, 1)),
-        r"rejected for overload \(HTTP 503, 529\): expected <= 0\.1%, found 0\.33%",
+        r"rejected for overload \(HTTP 503, 529\): expected <= 0\.1 %, found 0\.33 %",
     ),
     "short answers": (BASELINE, column("output_tokens", lambda n: n - 1, [3]), "answer tokens as"),
     "other answers asked for": (BASELINE, short_and_unasked, "answer tokens as asked"),
@@ -185,7 +185,7 @@ WAYS = {
         "KV routing finds more of the cache",
     ),
     "no more reuse than round-robin": (
-        AGG_KV, like_round_robin, "KV routing finds more of the cache.*expected > 6.1%, found 6.1%",
+        AGG_KV, like_round_robin, "finds more of the cache.*expected > 6.1 %, found 6.1 %",
     ),
     "warm caches": (BASELINE, warm_at_the_start, "caches cold at the start"),
     "warm caches behind a router": (KV, warm_behind_the_router, "reuse within an unlimited"),

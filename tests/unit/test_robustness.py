@@ -57,14 +57,14 @@ def test_a_large_difference_survives_every_choice(arms):
     names = list(found["choice"].unique())
     assert names[0] == "as declared"
     assert {"blocks of one burst", "blocks of 2 bursts", "blocks of 16 bursts"} <= set(names)
-    assert {"latencies by their p50", "SLO 1000 ms and 30 ms", "repeat 2 alone"} <= set(names)
+    assert {"latencies by their p50", "TTFT 1,000 ms, ITL 30 ms", "repeat 2 alone"} <= set(names)
     assert (found.loc[found["metric"] == "ttft_ms", "verdict"] == "better").all()
 
 
 def test_other_bounds_turn_the_verdict_on_the_good_share(arms):
     found = judge(arms, other_slos=[Slo(700, 25)]).set_index(["choice", "metric"])
     declared = found.loc[("as declared", "good_share")]
-    other = found.loc[("SLO 700 ms and 25 ms", "good_share")]
+    other = found.loc[("TTFT 700 ms, ITL 25 ms", "good_share")]
     assert declared["verdict"] == "no difference"
     assert other["verdict"] == "better" and other["difference"] > 0.5
 
@@ -72,7 +72,7 @@ def test_other_bounds_turn_the_verdict_on_the_good_share(arms):
 def test_a_choice_is_listed_for_the_metrics_that_it_can_affect(arms):
     metrics = judge(arms, other_slos=[Slo(700, 25)]).groupby("choice")["metric"].agg(set)
     latencies = {"ttft_ms", "itl_ms", "latency_ms"}
-    assert metrics["SLO 700 ms and 25 ms"] == {"good_share"}
+    assert metrics["TTFT 700 ms, ITL 25 ms"] == {"good_share"}
     assert metrics["one-token answers judged by TTFT"] == {"good_share"}
     assert metrics["latencies by their p50"] == latencies
     assert metrics["latencies by the median paired difference"] == latencies

@@ -321,7 +321,7 @@ def test_the_real_trace_has_the_figures_of_the_page():
 def test_the_table_shows_the_page_s_figures():
     shown = dict(describe_rows(describe(read_trace(REAL))))
     assert shown["requests"] == "12,031"
-    assert shown["cache efficiency"] == "36.64%"
+    assert shown["cache efficiency"] == "36.64 %"
     assert shown["mean prompt [tokens]"] == "12,035"
 
 
