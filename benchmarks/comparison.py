@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import typer
 from arch.bootstrap import StationaryBootstrap
+from performance import COMPARISON
 
 from kvab.pages.evidence import load_published
 from kvab.requests.metrics import COMPARED, LATENCIES, PERCENTILES, good
@@ -32,14 +33,6 @@ from kvab.study import load_study, root
 
 STUDY, PUBLISHED = "", "book/published"  # the published study
 FACTORS = (1, 4, 16, 250)
-PARTS = (  # of a comparison; none calls another one
-    "contrasts.pair",
-    "contrasts.plan",
-    "bootstrap._drawn",
-    "contrasts.sample",
-    "percentiles.percentiles",
-    "ranks.hodges_lehmann",
-)
 
 
 def repeated(table: pd.DataFrame, factor: int) -> pd.DataFrame:
@@ -114,10 +107,12 @@ def _measure(factor: int, resamples: int) -> dict:
 
 def _parts(profile: cProfile.Profile) -> dict[str, float]:
     """Return seconds of the parts of a comparison; what their threads do, they wait for."""
-    found = dict.fromkeys(PARTS, 0.0)
+    found = dict.fromkeys(COMPARISON, 0.0)
     for (file, _, function), (_, _, _, seconds, _) in pstats.Stats(profile).stats.items():
         if (name := f"{Path(file).stem}.{function}") in found:
             found[name] += seconds
+    if lost := [name for name, seconds in found.items() if not seconds]:
+        raise SystemExit(f"not called, or called otherwise now: {', '.join(lost)}")
     return found
 
 

@@ -29,13 +29,13 @@ REPLAY = {
     "converting_s": "writing the trace for it, making the requests table",
     "writing_s": "writing the run folder",
 }
-COMPARISON = {
+COMPARISON = {  # functions of which none calls another one
     "contrasts.pair": "pairing the rows",
     "contrasts.plan": "estimating the block length",
     "bootstrap._drawn": "drawing bursts (arch)",
     "contrasts.sample": "sorting each metric",
-    "percentiles.percentiles": "percentiles of every resample",
-    "ranks.hodges_lehmann": "Hodges-Lehmann estimates and their ends",
+    "bootstrap.percentiles": "percentiles of every resample",
+    "bootstrap.hodges_lehmann": "Hodges-Lehmann estimates and their ends",
 }
 TEXT = """\
 # How long do the study's own steps take?

@@ -8,7 +8,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS = dict.fromkeys(("contrasts.pair", "contrasts.plan", "bootstrap._drawn", "contrasts.sample",
-                       "percentiles.percentiles", "ranks.hodges_lehmann"), 1.5)  # fmt: skip
+                       "bootstrap.percentiles", "bootstrap.hodges_lehmann"), 1.5)  # fmt: skip
 MEMORY = [[0.5, 1.0], [1.0, 2.0]]
 ONE = {"arm": "a", "loading_s": 1, "planning_s": 1, "simulator_s": 8, "converting_s": 0.5,
        "writing_s": 0.5, "reported_s": 7}  # fmt: skip
