@@ -317,11 +317,14 @@ def hodges_lehmann(values: np.ndarray, share: float = 0.5) -> float:
     if not means:
         return math.nan
     at = share * (means - 1)
-    return (_pair_sum(values, math.floor(at)) + _pair_sum(values, math.ceil(at))) / 4
+    return _pair_sums(values, math.floor(at), math.ceil(at)) / 4
 
 
-def _pair_sum(values: np.ndarray, rank: int) -> float:
-    """Return the sum of two sorted values, each with itself too, that so many are smaller than."""
+def _pair_sums(values: np.ndarray, first: int, last: int) -> float:
+    """Return the sum of two sums of two sorted values, each value with itself too.
+
+    As many sums are smaller than the first of them, and than the last: the same one or the next.
+    """
     own = np.arange(values.size)
 
     def partners(most: float) -> np.ndarray:  # of each value from itself on, where they end
@@ -330,11 +333,16 @@ def _pair_sum(values: np.ndarray, rank: int) -> float:
     low, high = 2 * values[0], 2 * values[-1]
     for _ in range(HALVINGS):
         middle = low + (high - low) / 2
-        enough = (partners(middle) - own).sum() > rank
-        low, high = (low, middle) if enough else (middle, high)
+        count = (partners(middle) - own).sum()
+        low, high = (low, middle) if count > first else (middle, high)
+        if count == first + 1:  # the largest of these is the first
+            break
     upto = partners(high)
-    some = upto > own
-    return float((values[some] + values[upto[some] - 1]).max())
+    some, more = upto > own, upto < values.size
+    largest = (values[some] + values[upto[some] - 1]).max()
+    if (upto - own).sum() > last:
+        return float(2 * largest)
+    return float(largest + (values[more] + values[upto[more]]).min())
 
 
 def hodges_lehmann_interval(sample: Sample, design: Design) -> tuple[float, float, float]:
