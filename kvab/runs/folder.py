@@ -169,7 +169,7 @@ def run_fields(
 
 
 def requests_bytes(table: pd.DataFrame, level: int = QUICK) -> bytes:
-    """Return a requests table as Parquet bytes of schema 1."""
+    """Return a requests table as the bytes of ``requests.parquet``."""
     return parquet_bytes(table, SCHEMA, level)
 
 
