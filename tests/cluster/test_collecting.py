@@ -94,6 +94,8 @@ def test_a_workload_of_ours_is_brought_to_the_volume_once(emulated, small_trace,
     (staged,) = (emulated.node.volume / "traces").iterdir()
     rows = [json.loads(line) for line in staged.read_text().splitlines()]
     assert len(rows) == 40
+    emulated.run(small_trace, "agg-round-robin")  # the same workload: nothing is left beside it
+    assert [*staged.parent.iterdir()] == [staged]
     emulated.server.seen.clear()
     emulated.run(small_trace, rows=20)
     assert len(list((emulated.node.volume / "traces").iterdir())) == 2

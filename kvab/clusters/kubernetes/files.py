@@ -51,7 +51,7 @@ def upload(pod: Pod, content: bytes, target: str) -> None:
     wanted = hashlib.sha256(content).hexdigest()
     script = (
         'mkdir -p "$(dirname "$1")" && { [ -f "$1" ] && sha256sum "$1" | grep -q "^$2" || '
-        'echo wanted && : >"$1.part"; }'
+        '{ echo wanted; : >"$1.part"; }; }'
     )
     if not pod.run("sh", "-c", script, "sh", target, wanted):
         return
