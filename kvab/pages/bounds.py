@@ -48,8 +48,10 @@ def provenance(bounds: Bounds) -> str:
     what = f"{plain(swept.summary.cluster['description'])}, replaying {plain(trace.name)}"
     price = swept.declared(swept.study).gpu_dollars_per_hour
     cost = f" Dollars assume {price:g} an hour for each GPU, as study.yaml says." if price else ""
-    title = "Simulated, not measured" if swept.simulated else "Measured"
-    return f":::{{admonition}} {title}\n:class: important\n{what} slower and faster.{cost}\n:::"
+    return (
+        ":::{admonition} Simulated, not measured\n:class: important\n"
+        f"{what} slower and faster.{cost}\n:::"
+    )
 
 
 def _leaders(leads: pd.DataFrame) -> pd.DataFrame:

@@ -138,19 +138,17 @@ def provenance(swept: Sweep) -> str:
         f"{plain(summary.trace.name)}, the last on {summary.last:%Y-%m-%d}, with "
         f"{versions_text(summary.versions)}.{made_up}{unequal(swept.arms, swept.gpus)}"
     )
-    title = "Simulated, not measured" if swept.simulated else f"Measured on {swept.cluster}"
-    notice = f":::{{admonition}} {title}\n:class: important\n{text}\n:::"
+    notice = f":::{{admonition}} Simulated, not measured\n:class: important\n{text}\n:::"
     return notice + (f"\n\n:::{{warning}}\n{_outdated(swept)}\n:::" if swept.changes else "")
 
 
 def source(swept: OfRuns[Any, Any], runs: bool = True) -> str:
     """Return where a figure's data come from, for the end of its caption."""
-    kind = "simulated, not measured" if swept.simulated else swept.summary.cluster["kind"]
     whose, trace = "" if swept.own else ", published", swept.summary.trace
     synthetic = " GENERATED WORKLOAD." if swept.synthetic else ""
     return (
         f"Source: {swept.cluster}{whose}, one replay of {counted(trace.rows, 'request')} of "
-        f"{trace.name} a cell; {kind}.{synthetic}"
+        f"{trace.name} a cell; simulated, not measured.{synthetic}"
     )
 
 
@@ -162,8 +160,7 @@ def headline(swept: Sweep) -> str:
     phrases = [study.configurations[name].phrase for name in main]
     gpus = [swept.gpus[name] for name in main]
     filled = f"the same {gpus[0]}" if gpus[0] == gpus[1] else f"{gpus[0]} against {gpus[1]}"
-    where = "In simulation" if swept.simulated else f"On {plain(swept.cluster)}"
-    where += ", on a GENERATED WORKLOAD" if swept.synthetic else ""
+    where = "In simulation" + ", on a GENERATED WORKLOAD" * swept.synthetic
 
     def carries(name: str) -> str:
         row = carried.loc[name]
@@ -203,8 +200,7 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     at_once = swept.ratios.loc[swept.headline]
     spread = swept.ratios_of(swept.spread_curves).loc[swept.headline]
     ends = _in_brackets(at_once, f"{_level(swept)} ")
-    kind = "simulated" if swept.simulated else f"on {plain(swept.cluster)}"
-    kind += ", GENERATED WORKLOAD" if swept.synthetic else ""
+    kind = "simulated" + ", GENERATED WORKLOAD" * swept.synthetic
     outdated, others = f" {_outdated(swept)}" if swept.changes else "", _others(swept)
     carries = f"the comparison carries {_range(swept, swept.headline)} the {{load}}"
     readings = f"{_times(at_once)}{ends}"

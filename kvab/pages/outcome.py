@@ -262,10 +262,11 @@ def from_hour_to_hour(evidence: Evidence) -> str:
         return f"{text} No other hours were made of them (`kvab resample`)."
     another, factor = effects[0].hours.another, effects[0].factor
     return (
-        f"{text} In another hour, of another load, the difference of the good share would be "
+        f"{text} In another hour of the same conversations the load differs as well: there the "
+        "difference of the good share would be "
         f"{interval(another.low, another.high, factor)} points "
         f"({evidence.study.statistics.percent} hour-to-hour interval, by the spread over "
-        f"{len(effects[0].made)} hours made of the same conversations; "
+        f"{len(effects[0].made)} hours made of them; "
         "[other metrics](07_robustness))."
     )
 

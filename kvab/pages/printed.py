@@ -230,7 +230,7 @@ def advice_lines(advice: Advice) -> Lines:
     whose = "this machine's sweep" if swept.own else "the published sweep"
     lines = [
         ("workload", f"{swept.summary.trace.name}, {advice.load:g} times its arrival speed"),
-        ("cluster", f"{swept.cluster}, {whose}{', simulated' * swept.simulated}"),
+        ("cluster", f"{swept.cluster}, {whose}, simulated"),
         ("bounds", _bounds(advice)),
         ("price", f"{price} dollars an hour for each GPU, as study.yaml assumes"),
         *((arms[name].label, _option(option)) for name, option in advice.options.items()),
