@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the statistics import slowly and are needed only where noth
     from kvab.runs.sensitivity import Answers
     from kvab.stats.compare import Comparison
 
+Arms = tuple[list[pd.DataFrame], list[pd.DataFrame]]  # requests tables of baseline and comparison
 RUNS = "*/*/r*/run.json"  # in a study's folder of runs
 
 
@@ -173,7 +174,7 @@ class Evidence:
         from kvab.stats.compare import compare
 
         margins = self.study.margins
-        return compare(*self._both(), self.study.slo, margins=margins, **self._settings())
+        return compare(*self.both, self.study.slo, margins=margins, **self._settings())
 
     @kept
     def attribution(self) -> pd.DataFrame:
@@ -192,7 +193,7 @@ class Evidence:
         from kvab.stats.contrasts import pair
         from kvab.stats.effects import quantile_differences
 
-        pairs, settings = pair(*self._both()), self._settings() | self._block()
+        pairs, settings = pair(*self.both), self._settings() | self._block()
         return {key: quantile_differences(pairs, key, **settings) for key in LATENCIES}
 
     @kept
@@ -200,7 +201,7 @@ class Evidence:
         """Effect within groups of the requests, see `kvab.stats.effects.effect_by_groups`."""
         from kvab.stats.effects import effect_by_groups
 
-        both, workload = self._both(), self.workload.table
+        both, workload = self.both, self.workload.table
         return effect_by_groups(*both, workload, self.study.slo, **self._settings())
 
     @kept
@@ -211,7 +212,7 @@ class Evidence:
         study = self.study
         declared = {"margins": study.margins, "other_slos": study.other_slos}
         settings = {**self._settings(), **self._block(), **declared}
-        return choices(*self._both(), study.slo, **settings)
+        return choices(*self.both, study.slo, **settings)
 
     @kept
     def by_itl_bound(self) -> pd.DataFrame:
@@ -219,7 +220,7 @@ class Evidence:
         from kvab.stats.robustness import by_itl_bound
 
         settings = self._settings() | self._block()
-        return by_itl_bound(*self._both(), self.study.slo, **settings)
+        return by_itl_bound(*self.both, self.study.slo, **settings)
 
     @cached_property
     def made_hours(self) -> MadeHours | None:
@@ -299,7 +300,9 @@ class Evidence:
     def _first(self) -> Run:
         return next(iter(self.runs.values()))[0]
 
-    def _both(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+    @property
+    def both(self) -> Arms:
+        """The requests tables of baseline and comparison, by repeat."""
         return self.tables(self.study.baseline), self.tables(self.study.comparison)
 
     def _all(self) -> dict[str, list[pd.DataFrame]]:
@@ -364,6 +367,17 @@ def _checked(paths: list[Path]) -> list[Run]:
         return every
 
     return remember(digest([[*map(str, paths)], manifests, source_digest()]), "runs", read)
+
+
+def agreement(study: Study, published: Arms, yours: Arms, key: str) -> pd.DataFrame:
+    """Return whether two places agree, kept by a key; see `kvab.stats.robustness.agreement`."""
+    from kvab.stats.robustness import agreement
+
+    settings = study.statistics.model_dump()
+    return remember(
+        digest([key, source_digest()]), "agreement",
+        lambda: agreement(published, yours, study.slo, study.margins, **settings),
+    )  # fmt: skip
 
 
 def load_published(study: str | Path | Study, folder: str | Path) -> Evidence:

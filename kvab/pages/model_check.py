@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,12 +19,11 @@ import pandas as pd
 from matplotlib.ticker import NullFormatter
 from scipy import special
 
-from kvab.cache import remember, source_digest
 from kvab.console import counted, number, percent, plain, signed
 from kvab.declarations import digest
-from kvab.pages.evidence import Evidence, load_evidence
+from kvab.pages.evidence import Evidence, agreement, load_evidence
 from kvab.pages.gate import WITHHELD, gate, versions_text
-from kvab.pages.printed import Table, agreed, in_unit, quantity, size, with_ends
+from kvab.pages.printed import Table, agreed, agreement_cells, in_unit, quantity, size
 from kvab.pages.theme import (
     PLAIN,
     WIDTH_IN,
@@ -66,10 +66,7 @@ class Check:
     fits: pd.DataFrame
     own: bool
 
-    @property
-    def simulated(self) -> bool:
-        """Not as a whole: its figures name both sides."""
-        return False
+    simulated: ClassVar = False  # not as a whole: its figures name both sides
 
     @property
     def synthetic(self) -> bool:
@@ -98,6 +95,16 @@ class Check:
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
+    def by_repeat(self) -> pd.DataFrame:
+        """Live statistics: a row for each of `BY`, a column for each repeat."""
+        slo = self.live.study.slo
+        repeats = {
+            name: pd.concat([_statistics(of, slo) for of in self.live.tables(name)], axis=1)
+            for name in self.live.runs
+        }
+        return pd.concat(repeats, names=BY)
+
+    @cached_property
     def by_order(self) -> pd.DataFrame:
         """Simulated statistics: a row for each of `BY`, a column for each order inside bursts."""
         return self.orders.pivot(index=BY, columns="order", values="value")
@@ -109,22 +116,23 @@ class Check:
         Returns
         -------
         DataFrame
-            ``live`` (ms; a share of 1), the errors in the order of sending and in that of pairs
-            (`SENT`, `PAIRS`), and over all orders as `_over_orders` has them.
+            ``live`` (the first repeat; ms, a share of 1), the errors in the order of sending and in
+            that of pairs (`SENT`, `PAIRS`), and over all orders as `_over_orders` has them.
         """
-        slo = self.live.study.slo
-        live = pd.concat(
-            {name: _statistics(self.live.tables(name)[0], slo) for name in self.live.runs}, names=BY
-        )
-        off = self.by_order.loc[live.index].sub(live, axis=0)
-        scale = live.where(live.index.get_level_values("metric") != "good_share", 1)
-        return _over_orders(off.div(scale, axis=0)).assign(live=live)
+        live = self.by_repeat[0]
+        scale = live.mask(live.index.get_level_values("metric") == "good_share", 1)
+        off = self.by_order.loc[live.index].sub(live, axis=0).div(scale, axis=0)
+        return _over_orders(off).assign(live=live)
 
     @property
-    def main_arms(self) -> tuple[str, ...]:
-        """Baseline and comparison; none unless both were run live."""
-        arms = self.live.study.baseline, self.live.study.comparison
-        return arms if self.live.runs.keys() >= {*arms} else ()
+    def whole(self) -> bool:
+        """Whether baseline and comparison were both run live."""
+        return self.live.runs.keys() >= {self.live.study.baseline, self.live.study.comparison}
+
+    def effects_of(self, values: pd.DataFrame) -> pd.DataFrame:
+        """Return comparison minus baseline, a row for each of `EFFECTS`, of values by `BY`."""
+        study = self.live.study
+        return (values.loc[study.comparison] - values.loc[study.baseline]).loc[[*EFFECTS]]
 
     @property
     def effects(self) -> pd.DataFrame:
@@ -134,25 +142,13 @@ class Check:
         has them (an order is the same in both arms), and ``within``: whether the live one lies
         between the least and the most of them. In the metric's unit.
         """
-        if not self.main_arms:
+        if not self.whole:
             return pd.DataFrame()
-        (baseline, comparison), live = self.main_arms, self.errors["live"]
-        simulated = self.by_order.loc[comparison] - self.by_order.loc[baseline]
-        effects = _over_orders(simulated).assign(live=live[comparison] - live[baseline])
-        effects = effects.loc[[*EFFECTS]]
+        effects, live = map(self.effects_of, (self.by_order, self.by_repeat))
+        effects = _over_orders(effects).assign(live=live[0])
         slack = 1e-9  # of sums in another order
         within = effects["live"].between(effects["least"] - slack, effects["most"] + slack)
         return effects.assign(within=within)
-
-    @cached_property
-    def by_repeat(self) -> pd.DataFrame:
-        """Live effects of each repeat: `EFFECTS` by repeat; empty unless there are several."""
-        if not self.main_arms or self.live.repeats < 2:
-            return pd.DataFrame()
-        slo, both = self.live.study.slo, map(self.live.tables, self.main_arms)
-        repeats = [_statistics(second, slo) - _statistics(first, slo)
-                   for first, second in zip(*both, strict=False)]  # fmt: skip
-        return pd.concat(repeats, axis=1).loc[[*EFFECTS]]
 
     @cached_property
     def agreement(self) -> pd.DataFrame | None:
@@ -160,18 +156,12 @@ class Check:
 
         The simulation counts as published; None unless both configurations were run live.
         """
-        from kvab.stats.robustness import agreement
-
-        if not self.main_arms:
+        if not self.whole:
             return None
-        study, (baseline, comparison) = self.live.study, self.main_arms
+        baseline, comparison = self.live.study.baseline, self.live.study.comparison
         twins = [self.twin(baseline)], [self.twin(comparison)]
         live = self.live.tables(baseline)[:1], self.live.tables(comparison)[:1]
-        settings = study.statistics.model_dump()
-        return remember(
-            digest([self.key, source_digest()]), "model-agreement",
-            lambda: agreement(twins, live, study.slo, study.margins, **settings),
-        )  # fmt: skip
+        return agreement(self.live.study, twins, live, self.key)
 
     @cached_property
     def good_by_time(self) -> pd.DataFrame:
@@ -230,7 +220,8 @@ def load_check(
     With ``repeated`` the first one that has repeats of both main configurations, if any.
     """
     checks = _checks(study, cluster, folder, published)
-    return next((check for check in checks if not (repeated and check.by_repeat.empty)), None)
+    repeats = (check for check in checks if check.whole and check.live.repeats > 1)
+    return next(repeats if repeated else checks, None)
 
 
 def _checks(
@@ -247,12 +238,8 @@ def _checks(
             same = public / path.relative_to(runs_folder)
             own = not same.is_file() or path.read_bytes() != same.read_bytes()
             found.append(Check(live, twins, orders, fits, own))
-        of_cluster = {check.live.cluster: check.live.cluster == cluster for check in found}
-        yield from sorted(
-            found,
-            key=lambda c: (of_cluster[c.live.cluster], c.live.manifest.trace.rows),
-            reverse=True,
-        )
+        found.sort(key=lambda of: (of.live.cluster == cluster, of.live.manifest.trace.rows))
+        yield from reversed(found)
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -326,22 +313,6 @@ def _orders(check: Check) -> str:
     return f"{check.by_order.columns.size} orders of each burst's requests"
 
 
-@unless_missing(None)
-def errors_table(check: Check) -> Table:
-    """Return live value and error of each statistic."""
-    lines = []
-    for name, arm in check.live.arms.items():
-        for key in LATENCIES:
-            rows = check.errors.xs((name, key), level=BY[:2])
-            lines.append({
-                "configuration": arm.label, "metric": f"{METRICS[key].short} [ms]",
-                **{statistic: f"{number(row['live'])} ({signed(100 * row['centre'], 1)} %)"
-                   for statistic, row in rows.iterrows()},
-            })  # fmt: skip
-    caption = f"Live value, and the error of the simulation, its mean over {_orders(check)}."
-    return Table(pd.DataFrame(lines), caption, ("configuration", "metric"), folded="Every error")
-
-
 def _ratios(check: Check) -> pd.DataFrame:
     """Return the quantiles of simulated over live TTFT of a request, for each configuration."""
     pairs = check.pairs
@@ -365,19 +336,13 @@ def requests_figure(check: Check) -> Drawing:
     axes.xaxis.set_major_formatter(PLAIN)
     axes.xaxis.set_minor_formatter(NullFormatter())
     legend_below(figure, axes)
-    caption = requests_caption(check)
-    return figure, caption, f"Cumulative curves that rise around 1. {caption}"
-
-
-def requests_caption(check: Check) -> str:
-    """Return the finding on single requests, and what is drawn."""
     pairs = check.pairs.dropna(subset=["ttft_ms_live", "ttft_ms_twin"])
-    ratio = pairs["ttft_ms_twin"] / pairs["ttft_ms_live"]
-    near = float(ratio.between(*NEAR).mean())
-    return (
+    near = (pairs["ttft_ms_twin"] / pairs["ttft_ms_live"]).between(*NEAR).mean()
+    caption = (
         f"{percent(near, 0)} of requests have a simulated TTFT within a quarter of their live one "
         "(shaded). Share of requests by the ratio of the two, by configuration."
     )
+    return figure, caption, f"Cumulative curves that rise around 1. {caption}"
 
 
 @drawn("check-time", lambda c: c.good_by_time, source=_source)
@@ -415,32 +380,29 @@ def effects_table(check: Check) -> Table | None:
         return None
     lines, ranges = [], f"{check.by_order.columns.size} orders"
     for (key, statistic), effect in check.effects.iterrows():
-        line = {
-            "difference of": quantity(key, statistic), "live": in_unit(key, effect["live"]),
-            "simulated": in_unit(key, effect[FILE]),
-            ranges: f"{in_unit(key, effect['centre'])}\n"
-                    f"({in_unit(key, effect['least'])} to {in_unit(key, effect['most'])})",
-        }  # fmt: skip
+        live, simulated, *ends = (
+            in_unit(key, effect[of]) for of in ("live", FILE, "centre", "least", "most")
+        )
+        line = {"difference of": quantity(key, statistic), "live": live, "simulated": simulated,
+                ranges: "{}\n({} to {})".format(*ends), "gap": "–"}  # fmt: skip
         if statistic in ("mean", "share"):
-            row = check.agreement.loc[key]
-            for of, title in (("yours", "live"), ("published", "simulated"), ("gap", "gap")):
-                line[title] = with_ends(key, row[of], row[f"{of}_low"], row[f"{of}_high"])
-            line["verdict"] = f"{row['verdict']}\n(± {size(key, row['margin'])})"
+            of_means = agreement_cells(key, check.agreement.loc[key])
+            line |= {"live": of_means["yours"], "simulated": of_means["published"],
+                     "gap": of_means["gap"]}  # fmt: skip
         lines.append(line)
     rows, level = check.agreement["rows"].iloc[0], check.live.study.statistics.percent
     caption = (
         f"Comparison minus baseline on {rows:,} pairs, in file order, with {level} workload "
-        f"intervals; then mean and range over {_orders(check)}. Gap: live minus simulated. Whether "
-        "they agree goes by the rule on the page of reproduction; ± its margin."
+        f"intervals; then mean and range over {_orders(check)}. Gap: live minus simulated, and "
+        "whether they agree, by the rule on the page of reproduction; ± its margin."
     )
-    frame = pd.DataFrame(lines).fillna("–")
-    return Table(frame, caption, ("difference of",))
+    return Table(pd.DataFrame(lines), caption, ("difference of",))
 
 
 @unless_missing(None)
 def repeats_table(check: Check) -> Table | None:
     """Return how much the effect differs between live repeats, beside the simulated orders."""
-    repeats, spread = check.by_repeat, check.effects["spread"]
+    repeats, spread = check.effects_of(check.by_repeat), check.effects["spread"]
     ratio = repeats.std(axis=1) / spread
     lines = [
         {"difference of": quantity(key, statistic),
@@ -469,11 +431,12 @@ def reuse_table(check: Check) -> Table:
             "configuration": arm.label,
             "good, live": percent(good["live"]),
             "good, simulated": f"{percent(centre)}\n({percent(least)} to {percent(most)})",
-            "from cache, live": "not known" if reuse is None else percent(reuse),
-            "from cache, simulated": percent(metrics.cached_share(check.twin(name))),
+            "from cache": f"{'not known' if reuse is None else percent(reuse)}\n"
+                          f"({percent(metrics.cached_share(check.twin(name)))})",
         })  # fmt: skip
     caption = (
-        "Good requests, simulated with their range over orders, and prompt tokens from cache. "
+        "Good requests, simulated with their range over orders, and prompt tokens from cache, in "
+        "brackets the simulated ones. "
         "AIPerf does not record which worker served a request, so no balance is shown."
     )
     return Table(pd.DataFrame(lines), caption, ("configuration",))
@@ -502,49 +465,34 @@ def orders(check: Check) -> str:
     """Return what the order inside bursts may explain of the errors, and what remains."""
     errors = check.errors.drop(index="p99", level="statistic")
     errors = errors.drop(index="good_share", level="metric")
-    outside = errors[(errors["least"] > 0) | (errors["most"] < 0)]
-    sent, file, centre = (percent(errors[of].abs().mean()) for of in (SENT, FILE, "centre"))
+    outside = errors.loc[(errors["least"] > 0) | (errors["most"] < 0), "centre"]
+    sent, file, pairs, centre = (percent(errors[of].abs().mean())
+                                 for of in (SENT, FILE, PAIRS, "centre"))  # fmt: skip
     text = (
         f"- Over {_orders(check)} the simulated mean, p50 and p90 of the three latencies move by "
         f"{percent((errors['most'] - errors['least']).mean())} on average. "
         f"{len(errors) - len(outside)} of {len(errors)} live values lie within that range: the "
-        f"order alone may explain their error{_unexplained(check, outside)}.\n"
-        f"- The error is {sent} on average in the order of sending, {file} in file order and "
-        f"{centre} averaged over orders."
+        "order alone may explain their error."
     )
-    return text + _pairs(check, errors.xs("mean", level="statistic"))
-
-
-def _unexplained(check: Check, outside: pd.DataFrame) -> str:
-    """Return which live value is farthest off of those that no order gives, if any."""
-    if outside.empty:
-        return ""
-    name, key, statistic = worst = outside["centre"].abs().idxmax()
-    return (
-        f". Of the others the {statistic} {METRICS[key].short} of {check.live.arms[name].label} is "
-        f"off most ({signed(100 * outside.loc[worst, 'centre'], 1)} %)"
+    if len(outside):
+        name, key, statistic = worst = outside.abs().idxmax()
+        text += (
+            f" Of the others the {statistic} {METRICS[key].short} of {check.live.arms[name].label} "
+            f"is off most ({signed(100 * outside[worst], 1)} %)."
+        )
+    text += (
+        f"\n- The error is {sent} on average in the order of sending, {file} in file order, "
+        f"{pairs} in that of a frontend that reads two prompts at once, so that a short one "
+        f"overtakes a long one, and {centre} averaged over orders."
     )
-
-
-def _pairs(check: Check, means: pd.DataFrame) -> str:
-    """Return how far mean latencies and the effect on TTFT are off if two prompts are read."""
-    if means[PAIRS].isna().all():
-        return ""
-    clauses = []
-    for key, rows in means[[PAIRS, "centre"]].abs().groupby("metric", sort=False):
-        pairs, centre = map(percent, rows.mean())
-        clauses.append(f"the mean {METRICS[key].short} is off by {pairs} on average, not {centre}")
-    text = (
-        "\n- In the order of a frontend that reads two prompts at once, so that a short one "
-        f"overtakes a long one, {'; '.join(clauses)}."
-    )
-    if check.effects.empty:
+    if not check.whole:
         return text
     effect = check.effects.loc[("ttft_ms", "mean")]
     pairs, centre, live = (signed(effect[of]) for of in (PAIRS, "centre", "live"))
     return (
-        f"{text} The comparison then changes the mean TTFT by {pairs} ms, not {centre}; live by "
-        f"{live}, so {number(abs(effect[PAIRS] - effect['live']))} ms remain unexplained."
+        f"{text}\n- With two prompts read at once the comparison changes the mean TTFT by {pairs} "
+        f"ms, over all orders by {centre}; live by {live}, so "
+        f"{number(abs(effect[PAIRS] - effect['live']))} ms remain unexplained."
     )
 
 
@@ -556,36 +504,30 @@ def tokens(check: Check) -> str:
     off = sum(int((t["output_tokens"] != t["requested_output_tokens"]).sum()) for t in tables)
     failed = sum(int(t["error"].notna().sum()) for t in tables)
     lag = max(t["send_lag_ms"].quantile(0.99) for t in tables)
-    return (
+    text = (
         f"{rows:,} requests live: {failed} failed, {off} with another number of answer tokens "
         f"than the trace asks for, prompt tokens equal on every row (the gate checks it); the "
-        f"largest p99 send lag of a run is {number(lag, 1)} ms.{_memory(check)}"
+        f"largest p99 send lag of a run is {number(lag, 1)} ms."
     )
-
-
-def _memory(check: Check) -> str:
-    """Return what all processes of a run held, where the runs recorded it."""
-    hosts = (repeats[0].manifest.host.get("memory_gb") for repeats in check.live.runs.values())
-    held = [host for host in hosts if host]
-    if not held:
-        return ""
-    middle, last, most = (
-        max(at(host) for host in held)
-        for at in (lambda host: host[len(host) // 2], lambda host: host[-1], max)
-    )
+    hosts = [repeats[0].manifest.host for repeats in check.live.runs.values()]
+    held_gb = [host["memory_gb"] for host in hosts if host.get("memory_gb")]
+    if not held_gb:
+        return text
+    by_run = [(max(run), run[len(run) // 2], run[-1]) for run in held_gb]
+    most, middle, last = (number(max(of_runs), 1) for of_runs in zip(*by_run, strict=True))
     return (
-        f" All processes of a run together held {number(most, 1)} GB at most, {number(middle, 1)} "
-        f"half-way and {number(last, 1)} at the end."
+        f"{text} All processes of a run together held {most} GB at most, {middle} half-way and "
+        f"{last} at the end."
     )
 
 
 @unless_missing("")
 def frontend(check: Check) -> str:
     """Return what the live frontend took for a thousand prompt tokens, with its interval."""
-    every = [run for repeats in check.live.runs.values() for run in repeats]
-    recorded = [run.manifest.host.get("frontend_ms_per_1k_tokens") for run in every]
-    took = np.array([value for value in recorded if value is not None], float)
-    if not took.size:
+    hosts = [run.manifest.host for repeats in check.live.runs.values() for run in repeats]
+    took = pd.Series([host.get("frontend_ms_per_1k_tokens") for host in hosts], dtype=float)
+    took = took.dropna()
+    if took.empty:
         return "These live runs did not record what their frontend took to read a prompt."
     text = (
         f"The frontend's own clock says {number(took.mean(), 2)} ms for each 1,000 prompt tokens "
@@ -593,10 +535,9 @@ def frontend(check: Check) -> str:
     )
     if len(took) > 1:
         level = check.live.study.statistics.level
-        half = special.stdtrit(len(took) - 1, (1 + level) / 2) * took.std(ddof=1)
-        half /= np.sqrt(len(took))
-        low, high = took.mean() - half, took.mean() + half
-        text += f"; {number(low, 2)} to {number(high, 2)} from run to run"
+        half = special.stdtrit(len(took) - 1, (1 + level) / 2) * took.sem()
+        low, high = (number(took.mean() + side * half, 2) for side in (-1, 1))
+        text += f"; {low} to {high} from run to run"
     return f"{text}). {_fitted(check)}"
 
 

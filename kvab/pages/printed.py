@@ -128,6 +128,17 @@ def with_ends(key: str, value: float, low: float, high: float, *, gap: str = "\n
     return f"{in_unit(key, value)}{gap}({interval(low, high, METRICS[key].factor)})"
 
 
+def agreement_cells(key: str, row: pd.Series) -> dict[str, str]:
+    """Return two effects on a metric and their gap, with the verdict on it, as `agreed` has them.
+
+    The row is of `kvab.stats.robustness.agreement`; ``yours``, ``published`` and ``gap``.
+    """
+    cells = {of: with_ends(key, row[of], row[f"{of}_low"], row[f"{of}_high"])
+             for of in ("yours", "published", "gap")}  # fmt: skip
+    verdict = f"{row['verdict']} (± {size(key, row['margin'])})"
+    return cells | {"gap": f"{cells['gap']}\n{verdict}"}
+
+
 def side_by_side(key: str, baseline: float, comparison: float) -> tuple[str, str, str]:
     """Return two values of a metric and their difference, of the good share in per cent."""
     factor = METRICS[key].factor

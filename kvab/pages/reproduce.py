@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvab.cache import remember, source_digest
 from kvab.console import counted, interval, number, plain
 from kvab.declarations import digest
 from kvab.errors import InputError
-from kvab.pages.evidence import Evidence, load_evidence, load_published
-from kvab.pages.gate import WITHHELD, Gate, gate
+from kvab.pages.evidence import Evidence, agreement, load_evidence, load_published
+from kvab.pages.gate import WITHHELD, gate
 from kvab.pages.outcome import both_shares
-from kvab.pages.printed import Table, agreed, size, with_ends
+from kvab.pages.printed import Table, agreed, agreement_cells, quantity
 from kvab.pages.theme import KINDS
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.study import PUBLISHED, Study, load_study, root
@@ -61,15 +60,10 @@ class Clusters:
         return {name: evidence for name, evidence in self.places.items() if evidence.key != key}
 
     @cached_property
-    def gates(self) -> dict[str, Gate]:
-        """The validity gate of each cluster, by its name."""
-        return {name: gate(evidence) for name, evidence in self.places.items()}
-
-    @cached_property
     def verdicts(self) -> dict[str, str]:
         """The verdict on each cluster's good share, by its name; withheld where its gate is red."""
         return {
-            name: evidence.comparison.good.verdict if self.gates[name].green else WITHHELD
+            name: evidence.comparison.good.verdict if gate(evidence).green else WITHHELD
             for name, evidence in self.places.items()
         }
 
@@ -79,31 +73,16 @@ class Clusters:
 
         Where a gate is red, the cluster's or the reference's, every verdict is withheld.
         """
-        agreements = {name: self._agreement(evidence) for name, evidence in self.others.items()}
-        sound = gate(self.reference).green
-        for name, table in agreements.items():
-            if isinstance(table, pd.DataFrame) and not (sound and self.gates[name].green):
-                agreements[name] = table.assign(verdict=WITHHELD)
-        return agreements
+        return {name: self._agreement(evidence) for name, evidence in self.others.items()}
 
     def _agreement(self, evidence: Evidence) -> pd.DataFrame | str:
-        from kvab.stats.robustness import agreement
-
-        study = self.reference.study
-
-        def compute() -> pd.DataFrame:
-            published, yours = (
-                (runs.tables(study.baseline), runs.tables(study.comparison))
-                for runs in (self.reference, evidence)
-            )
-            settings = study.statistics.model_dump()
-            return agreement(published, yours, study.slo, study.margins, **settings)
-
-        key = digest([self.reference.key, evidence.key, source_digest()])
+        reference, keys = self.reference, digest([self.reference.key, evidence.key])
         try:
-            return remember(key, "agreement", compute)
+            found = agreement(reference.study, reference.both, evidence.both, keys)
         except InputError as error:
             return str(error)
+        sound = gate(reference).green and gate(evidence).green
+        return found if sound else found.assign(verdict=WITHHELD)
 
 
 def load_clusters(
@@ -190,32 +169,27 @@ def overview_table(clusters: Clusters) -> Table:
         metrics = evidence.comparison.metrics
         good = metrics["good_share"].mean
         before, after, points = both_shares(good)
+        ends = interval(good.difference.low, good.difference.high, 100)
         line = {
             "cluster": f"{name} ({evidence.manifest.kind})\n"
             f"{evidence.manifest.trace.rows:,} × {evidence.repeats}",
-            "good": f"{before} % → {after} %\n{clusters.verdicts[name]}",
-            "difference [points]": f"{points}\n"
-            f"({interval(good.difference.low, good.difference.high, 100)})",
+            "good": f"{before} % → {after} %\n{points} ({ends})\n{clusters.verdicts[name]}",
         }
         for key in LATENCIES:
             ratio = metrics[key].mean.ratio
             ends = f"{number(ratio.low, 2)} to {number(ratio.high, 2)}"
             line[f"{METRICS[key].short} ratio"] = f"{number(ratio.value, 2)}\n({ends})"
         lines.append(line)
-    return Table(pd.DataFrame(lines), overview_caption(clusters), ("cluster",))
-
-
-def overview_caption(clusters: Clusters) -> str:
-    """Return on how many clusters the comparison is better, and what the table holds."""
     verdicts = list(clusters.verdicts.values())
     withheld = verdicts.count(WITHHELD)
     red = f" (withheld on {withheld}, whose gate is red)" if withheld else ""
-    return (
+    caption = (
         f"The comparison's good share is better on {verdicts.count('better')} of "
-        f"{counted(len(verdicts), 'cluster')}{red}. Requests × repeats; good share, and the "
-        "verdict on it; ratios of the mean latencies, comparison over baseline; in brackets "
-        f"{clusters.reference.study.statistics.percent} workload intervals."
+        f"{counted(len(verdicts), 'cluster')}{red}. Requests × repeats; good share, its change in "
+        "points, and the verdict on it; ratios of the mean latencies, comparison over baseline; in "
+        f"brackets {clusters.reference.study.statistics.percent} workload intervals."
     )
+    return Table(pd.DataFrame(lines), caption, ("cluster",))
 
 
 def whose(clusters: Clusters) -> str:
@@ -238,23 +212,17 @@ def whose(clusters: Clusters) -> str:
 def agreement_table(clusters: Clusters) -> Table:
     """Return, for each cluster, whether it agrees with the published difference of each metric."""
     lines = []
-    for cluster, agreement in clusters.agreements.items():
-        if isinstance(agreement, str):
-            lines.append({"cluster": cluster, "verdict": f"cannot be compared: {agreement}"})
+    for cluster, of in clusters.agreements.items():
+        if isinstance(of, str):
+            lines.append({"cluster": f"{cluster}\ncannot be compared: {of}"})
             continue
-        for key, row in agreement.iterrows():
-            key, unit = str(key), "points" if key == "good_share" else "ms"
-            differences = {of: with_ends(key, row[of], row[f"{of}_low"], row[f"{of}_high"])
-                           for of in ("published", "yours", "gap")}  # fmt: skip
-            lines.append({
-                "cluster": f"{cluster}\n{METRICS[key].short} [{unit}]",
-                "verdict": f"{row['verdict']}\n(± {size(key, row['margin'])})",
-                **differences,
-            })  # fmt: skip
-    frame = pd.DataFrame(lines, columns=["cluster", "verdict", "published", "yours", "gap"])
+        for key, row in of.iterrows():
+            name = f"{cluster}\n{quantity(str(key), 'mean')}"
+            lines.append({"cluster": name, **agreement_cells(str(key), row)})
+    frame = pd.DataFrame(lines, columns=["cluster", "published", "yours", "gap"])
     frame = frame.fillna("–").rename(columns={"published": clusters.known})
     level = clusters.reference.study.statistics.percent
-    return Table(frame, RULE.format(known=clusters.known, level=level), ("cluster", "verdict"))
+    return Table(frame, RULE.format(known=clusters.known, level=level), ("cluster",))
 
 
 def setups_table(clusters: Clusters) -> Table:
@@ -289,14 +257,12 @@ def _setup(evidence: Evidence) -> dict[str, str]:
 def learned(clusters: Clusters) -> str:
     """Return for each cluster where it agrees with the published runs and where it differs."""
     lines = []
-    for cluster, agreement in clusters.agreements.items():
-        name = plain(cluster)
-        if isinstance(agreement, str):
-            lines.append(f"- **{name}** cannot be compared: {plain(agreement)}.")
-            continue
-        if (agreement["verdict"] == WITHHELD).all():
-            lines.append(f"- **{name}**: {WITHHELD}, so nothing is said of agreement.")
-            continue
-        rows = counted(agreement["rows"].iloc[0], "row")
-        lines.append(f"- **{name}**, {rows}: {agreed(agreement)}.")
+    for cluster, of in clusters.agreements.items():
+        if isinstance(of, str):
+            said = f" cannot be compared: {plain(of)}"
+        elif (of["verdict"] == WITHHELD).all():
+            said = f": {WITHHELD}, so nothing is said of agreement"
+        else:
+            said = f", {counted(of['rows'].iloc[0], 'row')}: {agreed(of)}"
+        lines.append(f"- **{plain(cluster)}**{said}.")
     return "\n".join(lines) or "Nothing yet: add a cluster of your own."

@@ -50,7 +50,7 @@ def test_a_cluster_with_a_red_gate_agrees_with_nothing(doctored, sound):
     said = reproduce.learned(found) + reproduce.overview_table(found).caption
     assert "withheld" in said and "withheld on 1" in said
     assert not [word for word in ("agrees", "differs", UNKNOWN) if word in said]
-    shown = reproduce.agreement_table(found).frame["verdict"].tolist()
+    shown = reproduce.agreement_table(found).frame["gap"].tolist()
     assert all(WITHHELD in each for each in shown)
 
 
