@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from kvab.console import counted, number, percent, plain, signed
+from kvab.console import counted, percent, plain, signed
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.outcome import NO_VERDICT
-from kvab.pages.printed import Table, quantity, with_ends
+from kvab.pages.printed import Columns, Table, by_configuration, quantity, with_ends
 from kvab.pages.theme import RULE, WIDTH_IN, Drawing, arm_styles, drawn, legend_below
 from kvab.stats.attribution import BOTH, FAILED, GOOD, KEPT, LATE, ONE_TOKEN, SLOW
 
@@ -108,18 +108,15 @@ def anatomy_table(evidence: Evidence) -> Table | None:
     parts, study = evidence.anatomy, evidence.study
     if parts.isna().all(axis=None):
         return None
-    lines = []
-    for name, of_arm in parts.iterrows():
-        line = {"configuration": evidence.arms[str(name)].label}
-        line |= {heading: number(of_arm[column], 0) for column, heading in PART_NAMES.items()}
-        lines.append(line | {"TTFT": number(of_arm.sum(), 0)})
+    columns: Columns = {heading: (parts[column], 0) for column, heading in PART_NAMES.items()}
+    columns["TTFT"] = (parts.sum(axis=1), 0)
     change = parts.loc[study.comparison] - parts.loc[study.baseline]
     text = ", ".join(f"{PART_NAMES[part]} {signed(change[part], 0)} ms" for part in change.index)
     caption = (
         f"The comparison's mean TTFT differs from the baseline's by: {text}. Parts of the mean "
         "TTFT in ms, over the requests of all repeats."
     )
-    return Table(pd.DataFrame(lines), caption, ("configuration",))
+    return by_configuration(evidence.arms, columns, caption)
 
 
 # --- one request, and one burst ------------------------------------------------------------------

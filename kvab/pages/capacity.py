@@ -197,27 +197,20 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     """Return the headline in short, as the book's first page shows it beside a verdict."""
     if not judged.green:
         return ""
-    at_once = swept.ratios.loc[swept.headline]
-    spread = swept.ratios_of(swept.spread_curves).loc[swept.headline]
-    ends = _in_brackets(at_once, f"{_level(swept)} ")
     kind = "simulated" + ", GENERATED WORKLOAD" * swept.synthetic
     outdated, others = f" {_outdated(swept)}" if swept.changes else "", _others(swept)
-    carries = f"the comparison carries {_range(swept, swept.headline)} the {{load}}"
-    readings = f"{_times(at_once)}{ends}"
-    if swept.bursty:
-        readings += (
-            f" if a timestamp's requests come at once, {_times(spread)}{_in_brackets(spread)} if "
-            "spread until the next"
-        )
+    carries = f"the comparison carries {_range(swept, swept.headline)} the baseline's {{load}}"
+    readings = (swept.ratios, swept.ratios_of(swept.spread_curves))
+    rows = pd.DataFrame([ratios.loc[swept.headline] for ratios in readings])
+    widest = rows[rows["low"] == rows["high"]].agg(
+        {"low": "max", "high": "max", "ci_low": "min", "ci_high": "max"}
+    )
     return (
         f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good "
-        f"**{_compared(swept, carries)}** of the baseline: {readings}"
-        f"{'; ' * bool(others)}{others} (*{kind}*).{outdated}"
+        f"**{_compared(swept, carries)}**{', depending on how bursts arrive' * swept.bursty}"
+        f"{_in_brackets(widest, f'{_level(swept)} ')}{'; ' * bool(others)}{others} "
+        f"(*{kind}*).{outdated}"
     )
-
-
-def _times(ratio: pd.Series) -> str:
-    return ratio_text(ratio).removesuffix(" times")
 
 
 def _range(swept: Sweep, target: float) -> str:

@@ -136,7 +136,7 @@ def by_load(evidence: Evidence, judged: Gate, swept: Sweep | None) -> str:
     return (
         f"{second_headline(swept, judged)} At the same load the difference is "
         f"{signed(points[least], 1)} points (at {least:g} times the trace's speed) to "
-        f"{signed(points[most], 1)} points (at {most:g} times).{_other_layouts(swept)}{of}"
+        f"{signed(points[most], 1)} (at {most:g} times).{_other_layouts(swept)}{of}"
     )
 
 
@@ -149,12 +149,10 @@ def _other_layouts(swept: Sweep) -> str:
     if rows.empty:
         return ""
     name, layout = rows["share"].idxmax()
-    best = rows.loc[(name, layout)]
-    ends = (*best[["difference", "difference_low", "difference_high"]],)
+    ends = rows.loc[(name, layout), ["difference", "difference_low", "difference_high"]]
     return (
-        f" The best layout of the others is {swept.arms[name].label} as {layout}: "
-        f"{percent(best['share'])} good, {with_ends('good_share', *ends, gap=' ')} points against "
-        "the comparison."
+        f" The best other layout, chosen after the fact, is {swept.arms[name].label} as {layout}: "
+        f"{with_ends('good_share', *ends, gap=' ')} points against the comparison."
     )
 
 

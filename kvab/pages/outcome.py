@@ -16,7 +16,15 @@ import pandas as pd
 from kvab.console import counted, interval, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
-from kvab.pages.printed import Table, quantity, side_by_side, size, where
+from kvab.pages.printed import (
+    Columns,
+    Table,
+    by_configuration,
+    quantity,
+    side_by_side,
+    size,
+    where,
+)
 from kvab.pages.theme import (
     COMPARISON,
     RULE,
@@ -39,12 +47,8 @@ VERDICTS = {
     "inconclusive": "These runs cannot tell",
 }
 SHOWN = ("mean", "p50", "p99")  # of each latency; a figure has every percentile
-COLUMNS = {
-    "mean TTFT [ms]": "ttft_ms.mean",
-    "p99 TTFT [ms]": "ttft_ms.p99",
-    "p50 ITL [ms]": "itl_ms.p50",
-    "p99 ITL [ms]": "itl_ms.p99",
-}
+COLUMNS = {"mean TTFT [ms]": "ttft_ms.mean", "p99 TTFT [ms]": "ttft_ms.p99",
+           "p99 ITL [ms]": "itl_ms.p99"}  # fmt: skip
 RED = "No verdict: the validity gate is red."
 NO_VERDICT = f"**{RED}** Why is written with [the runs](02_setup)."
 
@@ -189,12 +193,11 @@ def _noise(evidence: Evidence, key: str) -> Noise:
 
 def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
     """Return the verdict on each mean beside its margin, its intervals and the noise."""
-    lines, notes = [], [*evidence.comparison.notes]
+    columns, notes = {}, [*evidence.comparison.notes]
     for key, metric in METRICS.items():
         result, floor = evidence.comparison.metrics[key], _noise(evidence, key)
         workload, runs = result.mean.difference, result.run_to_run.mean
-        lines.append({
-            "difference of": quantity(key, "mean"),
+        columns[quantity(key, "mean")] = {
             "verdict": result.verdict if judged.green else WITHHELD,
             "estimate": side_by_side(key, result.mean.baseline, result.mean.comparison)[2],
             "margin": size(key, result.judgement.margin),
@@ -202,17 +205,17 @@ def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
             "± run to run": size(key, (runs.high - runs.low) / 2),
             "largest in A/A": size(key, floor.largest),
             "detectable": size(key, floor.detectable),
-        })  # fmt: skip
+        }
         if judged.green and (reason := undecided(evidence, key)):
             notes.append(f"{metric.label}:{reason}")
     return Table(
-        pd.DataFrame(lines),
+        pd.DataFrame(columns).rename_axis("difference of").reset_index(),
         f"{variation(evidence)} Margins were declared beforehand. ±: half of each "
         f"{evidence.study.statistics.percent} interval; run to run over "
         f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, any two of "
         f"{counted(floor.replays, 'replay')}. Detectable: the smallest true difference that one "
         "replay of each would show four times in five." + "".join(f" {note}" for note in notes),
-        ("difference of", "verdict"),
+        ("difference of",),
     )
 
 
@@ -276,27 +279,20 @@ def from_hour_to_hour(evidence: Evidence) -> str:
 
 def configurations_table(evidence: Evidence) -> Table:
     """Return share and rate of good requests, latencies and reuse of each configuration."""
-    lines, is_unequal = [], len(set(evidence.gpus.values())) > 1
-    for name, arm in evidence.arms.items():
-        of_arm, gpus = evidence.pooled.loc[name], evidence.gpus[name]
-        line = {"configuration": arm.label, "good": percent(of_arm["good.share"])}
-        line["good a second"] = number(of_arm["good.rps"], 2)
-        if is_unequal:
-            line |= {
-                "GPUs": str(gpus),
-                "good a second per GPU": number(of_arm["good.rps"] / gpus, 3),
-            }
-        line |= {heading: number(of_arm[column]) for heading, column in COLUMNS.items()}
-        reuse = of_arm["reuse"]
-        lines.append(line | {"prompt from cache": "–" if np.isnan(reuse) else percent(reuse)})
-    best = evidence.arms[evidence.pooled["good.share"].idxmax()].label
-    return Table(
-        pd.DataFrame(lines),
+    pooled, gpus = evidence.pooled, pd.Series(evidence.gpus)
+    rate = pooled["good.rps"]
+    columns: Columns = {"good [%]": (100 * pooled["good.share"], 1), "good per s": (rate, 2)}
+    if gpus.nunique() > 1:
+        columns |= {"GPUs": (gpus, 0), "good per s and GPU": (rate / gpus, 3)}
+    columns |= {heading: (pooled[column], None) for heading, column in COLUMNS.items()}
+    columns["from cache [%]"] = (100 * pooled["reuse"], 1)
+    best = evidence.arms[pooled["good.share"].idxmax()].label
+    caption = (
         f"{best} keeps most requests good. Over the requests of all repeats; rates and the share "
-        "from cache are means over the repeats. A rate divides by the duration of its run, which "
-        "differs, so the share is the fairer number.",
-        ("configuration",),
+        "of the prompts from cache are means over the repeats. A rate divides by the duration of "
+        "its run, which differs, so the share is the fairer number."
     )
+    return by_configuration(evidence.arms, columns, caption)
 
 
 def _two_arms(evidence: Evidence) -> dict[str, Arm]:

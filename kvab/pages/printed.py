@@ -10,7 +10,7 @@ import html
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from kvab.console import change, counted, interval, number, percent, signed
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs.folder import read_run
 from kvab.runs.sources import Source, of_run
-from kvab.study import Slo
+from kvab.study import Arm, Slo
 
 if TYPE_CHECKING:
     from kvab.runs.bounds import Advice, Change, Option
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from kvab.stats.contrasts import Contrast
 
 Lines = list[tuple[str, str]]
+Columns = dict[str, tuple[pd.Series, int | None]]
+"""By heading the numbers of each configuration, and with how many decimals they are printed."""
 TEXT = ' class="kvab-text"'
 UNBROKEN = re.compile(r"(?<=\d) (?=%|(?:ms|s|GB/s|GPUs?)\b)|(?<=±) |(?<= to) (?=[−+\d])")
 IN_A_NAME = re.compile(r"(?<=[a-z};\]][.,:/_])(?=\S)")  # where a long name may be broken
@@ -78,6 +80,16 @@ def with_units(text: str) -> str:
 def escaped(text: str) -> str:
     """Return a text for HTML, its numbers with their units."""
     return html.escape(with_units(text))
+
+
+def by_configuration(arms: Mapping[str, Arm], columns: Columns, caption: str) -> Table:
+    """Return numbers of each configuration, a row each."""
+    frame = pd.DataFrame({
+        heading: [number(value, decimals) for value in values[[*arms]]]
+        for heading, (values, decimals) in columns.items()
+    })  # fmt: skip
+    frame.insert(0, "configuration", [arm.label for arm in arms.values()])
+    return Table(frame, caption, ("configuration",))
 
 
 def run_table(path: Path, slo: Slo) -> Table:

@@ -224,8 +224,9 @@ def _ahead(swept: Sweep | None) -> str:
         if name != swept.study.comparison and row["difference_low"] > 0:
             ends = interval(row["difference_low"], row["difference_high"], 100)
             said += (
-                f" At {load:g} times its load {swept.arms[name].label} as {label} is ahead of the "
-                f"comparison by {number(100 * row['difference'], 1)} points ({ends})."
+                f" At {load:g} times its load {swept.arms[name].label} as {label}, chosen after "
+                f"the fact, is ahead of the comparison by {number(100 * row['difference'], 1)} "
+                f"points ({ends})."
             )
     return said
 

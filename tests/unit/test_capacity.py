@@ -251,7 +251,9 @@ def test_loads_of_unequal_hardware_are_compared_per_gpu(published):
     assert f"{row['low'] / 2:.2f} times the load per GPU on 32 against 16 GPUs" in (
         capacity.headline(wide)
     )
-    assert "times the load per GPU" in capacity.second_headline(wide, SimpleNamespace(green=True))
+    assert "times the baseline's load per GPU" in (
+        capacity.second_headline(wide, SimpleNamespace(green=True))
+    )
     assert "Unequal hardware" in capacity.provenance(wide)
     assert (
         capacity.loads_table(wide).frame["configuration"].iloc[-1]
@@ -288,7 +290,11 @@ def test_what_is_said_of_loads_is_said_of_the_clock_that_they_were_measured_unde
     for said in (capacity.headline(published), capacity.load_caption(published)):
         assert clock in said
     short = capacity.second_headline(published, SimpleNamespace(green=True))
-    assert "come at once" in short and "spread until the next" in short
+    assert "times the baseline's load**, depending on how bursts arrive (95 % workload" in short
+    both = published.ratios, published.ratios_of(published.spread_curves)
+    rows = [of.loc[published.headline] for of in both]
+    low, high = min(row["ci_low"] for row in rows), max(row["ci_high"] for row in rows)
+    assert f"interval {low:.2f} to {high:.2f})" in short
     shares = published.curves.shares.assign(share=0.95)
     reached = replace(published)
     reached.__dict__["curves"] = replace(published.curves, shares=shares)
@@ -336,7 +342,7 @@ def test_a_trace_without_bursts_has_one_reading():
         capacity.load_caption(swept),
     ):
         assert "spread" not in said and "other orders" not in said
-    assert "2." in short and " times the load** of the baseline" in short
+    assert "2." in short and " times the baseline's load** (95 % workload interval" in short
 
 
 def test_splits_that_serve_alike_are_not_ranked(published):

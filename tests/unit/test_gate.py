@@ -291,8 +291,8 @@ def test_unequal_hardware_turns_the_gate_red_unless_it_is_declared(live):
     assert "fills 16 to 20 GPUs" in index.how_known(declared)
     shown = outcome.configurations_table(declared).frame.set_index("configuration")
     told = shown.loc["Disaggregated, KV router"]
-    per_gpu = float(told["good a second"]) / 20
-    assert float(told["good a second per GPU"]) == pytest.approx(per_gpu, abs=6e-4)
+    per_gpu = float(told["good per s"]) / 20
+    assert float(told["good per s and GPU"]) == pytest.approx(per_gpu, abs=6e-4)
 
 
 def test_equal_hardware_is_said_by_its_number(live):

@@ -170,7 +170,8 @@ def test_the_first_page_tells_the_further_workloads_and_which_layout_beats_the_c
         rows = swept.every_layout(load)
         best = rows["share"].idxmax()
         low = rows.loc[best, "difference_low"]
-        told = f"At {load:g} times its load {swept.arms[best[0]].label} as {best[1]} is ahead"
+        layout = f"{swept.arms[best[0]].label} as {best[1]}"
+        told = f"At {load:g} times its load {layout}, chosen after the fact, is ahead"
         assert (told in said) == (best[0] != evidence.study.comparison and low > 0)
         ahead += told in said
     assert said.count(" is ahead of the comparison by ") == ahead
