@@ -18,7 +18,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 
-from kvab.console import percent, plain
+from kvab.console import percent
+from kvab.pages.capacity import provenance as of_sweep
 from kvab.pages.capacity import source
 from kvab.pages.theme import COLOURS, WIDTH_IN, Drawing, arm_styles, drawn, unless_missing
 from kvab.runs.bounds import Bounds
@@ -43,15 +44,13 @@ def _source(bounds: Bounds, runs: bool = True) -> str:
 
 @unless_missing(NO_BOUNDS)
 def provenance(bounds: Bounds) -> str:
-    """Return the notice on top of the page."""
-    swept, trace = bounds.swept, bounds.swept.summary.trace
-    what = f"{plain(swept.summary.cluster['description'])}, replaying {plain(trace.name)}"
+    """Return the notice on top of the page: that of the sweep, and what dollars assume."""
+    swept = bounds.swept
     price = swept.declared(swept.study).gpu_dollars_per_hour
-    cost = f" Dollars assume {price:g} an hour for each GPU, as study.yaml says." if price else ""
-    return (
-        ":::{admonition} Simulated, not measured\n:class: important\n"
-        f"{what} slower and faster.{cost}\n:::"
+    cost = (
+        f"\n\nDollars assume {price:g} an hour for each GPU, as study.yaml says." if price else ""
     )
+    return of_sweep(swept) + cost
 
 
 def _leaders(leads: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ Input: a sweep. Output: figures, tables and sentences, in the order of the page;
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +19,7 @@ from kvab.pages.printed import Table
 from kvab.pages.theme import (
     COMPARISON,
     GREY,
+    RULE,
     WIDTH_IN,
     Drawing,
     arm_styles,
@@ -28,12 +29,11 @@ from kvab.pages.theme import (
     unless_missing,
 )
 from kvab.runs.campaign import OfRuns
-from kvab.runs.sweep import AT_ONCE, SPREAD, Cell, Sweep
+from kvab.runs.sweep import SPREAD, Cell, Sweep
+from kvab.stats.crossings import Curves
 
-DARK = "#333333"
-MISSES = {"first token late": "^", "tokens slow": "v"}
-"""What misses a bound, and its marker."""
-CLOCK = "while the requests of one timestamp arrive at one instant"
+MISSES = {"late": ("first token late", "^"), "slow": ("tokens slow", "v")}
+"""What misses a bound, as pages call it, and its marker."""
 CHOSEN_AFTER = "The best layout is chosen after the fact; its interval is not widened for that."
 NO_SWEEP = (
     ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
@@ -83,9 +83,9 @@ def ends_text(row: pd.Series, loads: list[float] | None = None) -> str:
     return f"{first} to {last if np.isinf(high) else number(high, 2)}"
 
 
-def _in_brackets(row: pd.Series, kind: str = "", loads: list[float] | None = None) -> str:
+def _in_brackets(row: pd.Series, kind: str = "") -> str:
     """Return the interval of what is known, to stand behind it; nothing of a mere bound."""
-    return f" ({kind}{ends_text(row, loads)})" if exact(row) else ""
+    return f" ({kind}{ends_text(row)})" if exact(row) else ""
 
 
 def _level(swept: Sweep) -> str:
@@ -96,10 +96,9 @@ def _loads(swept: Sweep) -> list[float]:
     return sorted({cell.load for cell in swept.load_cells})
 
 
-def _carried(swept: Sweep, target: float, spread: bool = False) -> pd.DataFrame:
+def _carried(curves: Curves, target: float) -> pd.DataFrame:
     """Return what is known of the load at which a share is good, indexed by configuration."""
-    loads = swept.spread_curves.loads if spread else swept.curves.loads
-    return loads[loads["target"] == target].set_index("configuration")
+    return curves.loads[curves.loads["target"] == target].set_index("configuration")
 
 
 def _replays(swept: Sweep) -> str:
@@ -110,13 +109,9 @@ def _replays(swept: Sweep) -> str:
     return f"the first {trace.rows:,} of {counted(trace.total_rows, 'request')}"
 
 
-def _compared(swept: Sweep, how: str) -> str:
-    """Return how many times the load is carried, per GPU where their numbers differ."""
-    row = swept.ratios.loc[swept.headline]
-    if row["low"] <= 0 and np.isinf(row["high"]):
-        return "the ratio of their loads is not known"
-    load = "load" if len(set(swept.gpus.values())) == 1 else "load per GPU"
-    return how.format(ratio=ratio_text(row), load=load)
+def _per_gpu(swept: Sweep) -> str:
+    """Return that loads are compared per GPU, where configurations fill different numbers."""
+    return " per GPU" if len({*swept.gpus.values()}) > 1 else ""
 
 
 # --- notices and headlines ----------------------------------------------------------------------
@@ -152,44 +147,34 @@ def source(swept: OfRuns[Any, Any], runs: bool = True) -> str:
     )
 
 
+def _carries(swept: Sweep, mark: str = "") -> str:
+    """Return how many times the baseline's load the comparison carries; a mark stands around it."""
+    said, ratios = "the ratio of their loads is not known", _ratios(swept, swept.headline)
+    if ratio_text(ratios.iloc[0]) != "not known":
+        per_gpu = _per_gpu(swept)
+        said = f"the comparison carries {_range(ratios)} the baseline's load{per_gpu}"
+    return f"With {percent(swept.headline, 0)} of requests good {mark}{said}{mark}"
+
+
+def _others(swept: Sweep) -> str:
+    """Return the ratio at the other shares that are asked for, of those at which it is known."""
+    others = {target: _range(_ratios(swept, target)) for target in swept.curves.ratios.index
+              if target != swept.headline}  # fmt: skip
+    return "".join(f"; at {percent(target, 0)} good {text}" for target, text in others.items()
+                   if "not known" not in text)  # fmt: skip
+
+
 @unless_missing("")
 def headline(swept: Sweep) -> str:
-    """Return the second headline: the load that each of the two main configurations carries."""
-    study, carried = swept.study, _carried(swept, swept.headline)
-    main = (study.comparison, study.baseline)
-    phrases = [study.configurations[name].phrase for name in main]
-    gpus = [swept.gpus[name] for name in main]
-    filled = f"the same {gpus[0]}" if gpus[0] == gpus[1] else f"{gpus[0]} against {gpus[1]}"
-    where = "In simulation" + ", on a GENERATED WORKLOAD" * swept.synthetic
-
-    def carries(name: str) -> str:
-        row = carried.loc[name]
-        load = load_text(row["low"], row["high"]).replace("x", " times the trace's arrival speed")
-        limit = "up to " if exact(row) else ""
-        return f"{limit}{load}{_in_brackets(row, f'{_level(swept)} ', _loads(swept))}"
-
-    first, second = map(carries, main)
-    return (
-        f"{where}, {CLOCK}, {phrases[0]} keep {percent(swept.headline, 0)} of requests good "
-        f"{first}, "
-        f"{phrases[1]} {second}: "
-        f"{_compared(swept, f'{{ratio}} the {{load}} on {filled} GPUs')}"
-        f"{_in_brackets(swept.ratios.loc[swept.headline])}. {_depends_on(swept)}"
-    )
-
-
-def _depends_on(swept: Sweep) -> str:
-    """Return what the ratio is under the other reading of the clock, and at the other shares."""
-    texts = []
+    """Return how many times the baseline's load the comparison carries, and what that hangs on."""
+    readings = [f"{ratio_text(row).removesuffix(' times')}{_in_brackets(row)}"
+                for _, row in _ratios(swept, swept.headline).iterrows()]  # fmt: skip
     if swept.bursty:
-        row = swept.ratios_of(swept.spread_curves).loc[swept.headline]
-        texts.append(
-            "With the requests of each timestamp spread evenly until the next it is "
-            f"{ratio_text(row)}{_in_brackets(row)}."
-        )
-    if others := _others(swept):
-        texts.append(f"The ratio depends on the share asked for: {others}.")
-    return " ".join(texts)
+        readings = [f"{readings[0]} if a timestamp's requests come at once",
+                    f"{readings[1]} if spread until the next"]  # fmt: skip
+    return (
+        f"{_carries(swept)}: {', '.join(readings)}{_others(swept)}. In brackets {_level(swept)}s."
+    )
 
 
 @unless_missing("")
@@ -198,38 +183,27 @@ def second_headline(swept: Sweep, judged: Gate) -> str:
     if not judged.green:
         return ""
     kind = "simulated" + ", GENERATED WORKLOAD" * swept.synthetic
-    outdated, others = f" {_outdated(swept)}" if swept.changes else "", _others(swept)
-    carries = f"the comparison carries {_range(swept, swept.headline)} the baseline's {{load}}"
-    readings = (swept.ratios, swept.ratios_of(swept.spread_curves))
-    rows = pd.DataFrame([ratios.loc[swept.headline] for ratios in readings])
-    widest = rows[rows["low"] == rows["high"]].agg(
-        {"low": "max", "high": "max", "ci_low": "min", "ci_high": "max"}
-    )
+    outdated = f" {_outdated(swept)}" if swept.changes else ""
+    known = _ratios(swept, swept.headline).query("low == high")
+    widest = known.agg({"low": "max", "high": "max", "ci_low": "min", "ci_high": "max"})
     return (
-        f"**[How much load?](08_capacity)** With {percent(swept.headline, 0)} of requests good "
-        f"**{_compared(swept, carries)}**{', depending on how bursts arrive' * swept.bursty}"
-        f"{_in_brackets(widest, f'{_level(swept)} ')}{'; ' * bool(others)}{others} "
-        f"(*{kind}*).{outdated}"
+        f"**[How much load?](08_capacity)** {_carries(swept, '**')}"
+        f"{', depending on how bursts arrive' * swept.bursty}"
+        f"{_in_brackets(widest, f'{_level(swept)} ')}{_others(swept)} (*{kind}*).{outdated}"
     )
 
 
-def _range(swept: Sweep, target: float) -> str:
-    """Return the ratio of loads under both readings of the clock, as a range where it is one."""
-    both = [swept.ratios.loc[target], swept.ratios_of(swept.spread_curves).loc[target]]
-    if not all(map(exact, both)):
-        return " or ".join(dict.fromkeys(map(ratio_text, both)))
-    low, high = (number(row["low"], 1) for row in sorted(both, key=lambda row: row["low"]))
-    return f"{low} times" if low == high else f"{low} to {high} times"
+def _ratios(swept: Sweep, target: float) -> pd.DataFrame:
+    """Return the ratio of loads at a share under each reading of the clock."""
+    return pd.DataFrame([curves.ratios.loc[target] for curves in swept.readings.values()])
 
 
-def _others(swept: Sweep) -> str:
-    """Return the ratio at the other shares that are asked for, of those at which it is known."""
-    known = {target: _range(swept, target) for target in swept.ratios.index
-             if target != swept.headline}  # fmt: skip
-    return "; ".join(
-        f"at {percent(target, 0)} good {text}" for target, text in known.items()
-        if "not known" not in text
-    )  # fmt: skip
+def _range(ratios: pd.DataFrame) -> str:
+    """Return ratios of loads as a range where they are known."""
+    if (ratios["low"] < ratios["high"]).any():
+        return " or ".join(dict.fromkeys(ratio_text(row) for _, row in ratios.iterrows()))
+    ends = dict.fromkeys(number(ratios["low"].agg(end), 1) for end in ("min", "max"))
+    return f"{' to '.join(ends)} times"
 
 
 # --- load ---------------------------------------------------------------------------------------
@@ -249,9 +223,9 @@ def load_figure(swept: Sweep) -> Drawing:
         above.plot(rows["load"], 100 * rows["share"], **style)
     for target in curves.ratios.index:
         main = target == swept.headline
-        above.axhline(100 * target, color=DARK if main else GREY, linewidth=0.9 if main else 0.6,
-                      linestyle="-" if main else (0, (1, 2)), zorder=1)  # fmt: skip
-    carried = _carried(swept, swept.headline)
+        rule: Any = RULE if main else {"color": GREY, "linewidth": 0.6, "linestyle": (0, (1, 2))}
+        above.axhline(100 * target, zorder=1, **rule)
+    carried = _carried(swept.curves, swept.headline)
     known = carried[carried["low"] == carried["high"]]
     above.vlines(known["low"], 0, 100 * swept.headline, linewidth=0.9, alpha=0.7,
                  colors=[styles[name]["color"] for name in known.index])  # fmt: skip
@@ -264,14 +238,20 @@ def load_figure(swept: Sweep) -> Drawing:
         f"{percent(shares[name].iloc[-1], 0)} at {shares[name].index[-1]:g}x"
         for name, arm in swept.arms.items()
     )
-    return figure, load_caption(swept), alt
+    caption = (
+        f"{headline(swept)} Above: good share against the speed of arrivals, each point one replay "
+        f"of {_replays(swept)}, bands its workload interval. Below: where each curve falls through "
+        f"{percent(swept.headline, 0)}, with the workload interval"
+        f"{'; hollow, with each burst spread until the next' * swept.bursty}."
+    )
+    return figure, caption, alt
 
 
 def _draw_carried(axes: Axes, swept: Sweep, carried: pd.DataFrame) -> None:
     """Draw the load that each configuration carries at the headline's share, with its interval."""
     styles, names = arm_styles(swept.arms), [*swept.arms][::-1]
     reach = (0, swept.curves.shares["load"].max() * 1.03)
-    spread = _carried(swept, swept.headline, spread=True)
+    spread = _carried(swept.readings[SPREAD], swept.headline) if swept.bursty else None
     for at, name in enumerate(names):
         row, style = carried.loc[name], styles[name]
         ends = np.clip([row["ci_low"], row["ci_high"]], *reach)
@@ -279,7 +259,7 @@ def _draw_carried(axes: Axes, swept: Sweep, carried: pd.DataFrame) -> None:
         if exact(row):
             axes.plot(row["low"], at, color=style["color"], marker=style["marker"])
         right = np.nanmax(ends)
-        if swept.bursty and exact(spread.loc[name]):
+        if spread is not None and exact(spread.loc[name]):
             axes.plot(spread.loc[name, "low"], at, color=style["color"], marker=style["marker"],
                       markerfacecolor="white")  # fmt: skip
             right = max(right, spread.loc[name, "low"])
@@ -295,44 +275,24 @@ def _draw_carried(axes: Axes, swept: Sweep, carried: pd.DataFrame) -> None:
     axes.grid(axis="x")
 
 
-def _finding(swept: Sweep) -> str:
-    carried = "the comparison carries {ratio} the baseline's {load}"
-    ends = _in_brackets(swept.ratios.loc[swept.headline], f"{_level(swept)} ")
-    return (
-        f"At {percent(swept.headline, 0)} good requests {_compared(swept, carried)}{ends}, {CLOCK}."
-    )
-
-
-def load_caption(swept: Sweep) -> str:
-    """Return the caption of the load figure."""
-    return (
-        f"{_finding(swept)} "
-        "Above: good share against the speed of arrivals, each point one replay of "
-        f"{_replays(swept)}, bands its workload interval. "
-        f"Below: where each curve falls through {percent(swept.headline, 0)}, with the workload "
-        f"interval{'; hollow, with each burst spread until the next' * swept.bursty}."
-    )
-
-
 @unless_missing(None)
 def loads_table(swept: Sweep) -> Table:
     """Return the load that each configuration carries at each good share, and the ratio."""
     loads, statistics = _loads(swept), swept.study.statistics
-    per_gpu = "" if len(set(swept.gpus.values())) == 1 else ", per GPU"
-    names = [*(arm.label for arm in swept.arms.values()), f"comparison / baseline{per_gpu}"]
-    readings = [(swept.ratios, False), (swept.ratios_of(swept.spread_curves), True)]
-    readings = readings[: 1 + swept.bursty]
+    names = [*(arm.label for arm in swept.arms.values()),
+             f"comparison / baseline{', per GPU' * bool(_per_gpu(swept))}"]  # fmt: skip
+    readings = swept.readings
     columns = {
         "configuration": names * len(readings),
-        "bursts": [SPREAD if spread else AT_ONCE for _, spread in readings for _ in names],
+        "bursts": [bursts for bursts in readings for _ in names],
     }
-    for target in swept.ratios.index:
+    for target in swept.curves.ratios.index:
         cells = []
-        for ratios, of_spread in readings:
-            carried = _carried(swept, target, of_spread).loc[[*swept.arms]]
-            cells += [(load_text(row["low"], row["high"]), ends_text(row, loads))
-                      for _, row in carried.iterrows()]  # fmt: skip
-            cells.append((ratio_text(ratios.loc[target]), ends_text(ratios.loc[target])))
+        for curves in readings.values():
+            carried, ratio = _carried(curves, target), curves.ratios.loc[target]
+            cells += [(load_text(*row[["low", "high"]]), ends_text(row, loads))
+                      for _, row in carried.loc[[*swept.arms]].iterrows()]  # fmt: skip
+            cells.append((ratio_text(ratio), ends_text(ratio)))
         columns[f"{percent(target, 0)} good"] = [
             text if ends == "–" else f"{text}\n({ends})" for text, ends in cells
         ]
@@ -381,14 +341,19 @@ def ceiling(swept: Sweep) -> str:
         if (cell.configuration, cell.load) == (swept.study.comparison, lowest)
     )  # fmt: skip
     top = shares.loc[shares["share"].idxmax()]
-    missed = [percent(target, 0) for target in swept.ratios.index if top["share"] < target]
+    missed = [percent(target, 0) for target in swept.curves.ratios.index if top["share"] < target]
     out = ""
     if missed:
-        best = swept.spread_curves.shares["share"].max()
+        at_once, spread = "", ""
+        if swept.bursty:
+            best = swept.readings[SPREAD].shares["share"].max()
+            at_once, spread = (
+                " with bursts at once",
+                f"; spread, the highest share is {percent(best)}",
+            )
         out = (
-            f" So{' with bursts at once' * swept.bursty} no configuration keeps "
-            f"{' or '.join(missed)} at any load replayed"
-            f"{f'; spread, the highest share is {percent(best)}' * swept.bursty}."
+            f" So{at_once} no configuration keeps {' or '.join(missed)} at any load replayed"
+            f"{spread}."
         )
     reasons = []
     if cell.late_first_token:
@@ -447,21 +412,14 @@ def cost(swept: Sweep) -> str:
 
 
 def _splits(swept: Sweep) -> pd.DataFrame:
-    """Return good share and the requests that miss each bound, by load and split."""
-    parts = {}
-    for (name, load), cells in swept.layout_cells.items():
-        if name == swept.study.comparison:
-            misses = [(cell.late_first_token / cell.requests, cell.slow_pace / cell.requests)
-                      for cell in cells.values()]  # fmt: skip
-            parts[load] = swept.layouts(name, load)
-            parts[load][[*MISSES]] = misses
-    return pd.concat(parts, names=["load"]) if parts else pd.DataFrame()
+    """Return the layouts of the comparison, by load and split."""
+    return swept.layouts.query("configuration == @swept.study.comparison")
 
 
 @drawn("capacity-split", _splits, source=source)
 def split_figure(swept: Sweep) -> Drawing:
     """Good share and what misses each bound by how the workers are split: a panel for each load."""
-    splits, name = _splits(swept), swept.study.comparison
+    splits = _splits(swept).droplevel("configuration")
     if splits.empty:
         return "No other split was replayed."
     loads = splits.index.unique("load")
@@ -469,16 +427,16 @@ def split_figure(swept: Sweep) -> Drawing:
         1, len(loads), figsize=(WIDTH_IN, 2.8), sharey=True, squeeze=False
     )
     for axes, load in zip(panels[0], loads, strict=True):
-        rows, deployed = splits.loc[load], swept.deployed(name, load)
+        rows = splits.loc[load]
         at = np.arange(len(rows))
         axes.vlines(at, 100 * rows["low"], 100 * rows["high"], color=COMPARISON, alpha=0.45,
                     linewidth=2.5)  # fmt: skip
         axes.plot(at, 100 * rows["share"], color=COMPARISON, linestyle="--", label="good")
-        filled = [COMPARISON if label == deployed else "white" for label in rows.index]
+        filled = [COMPARISON if deployed else "white" for deployed in rows["deployed"]]
         axes.scatter(at, 100 * rows["share"], marker="s", s=32, c=filled, edgecolors=COMPARISON,
                      zorder=3)  # fmt: skip
-        for kind, marker in MISSES.items():
-            axes.plot(at, 100 * rows[kind], color=GREY, linestyle=":", marker=marker, label=kind)
+        for key, (kind, marker) in MISSES.items():
+            axes.plot(at, 100 * rows[key], color=GREY, linestyle=":", marker=marker, label=kind)
         axes.set_title(f"load {load:g}x")
         axes.set_xticks(at, rows.index)
     panels[0, 0].set(ylabel="requests [%]", ylim=(0, 100))
@@ -487,97 +445,63 @@ def split_figure(swept: Sweep) -> Drawing:
         f"{label} at {load:g}x {percent(row['share'], 0)} good" for (load, label), row in
         splits.iterrows()
     )  # fmt: skip
-    return figure, split_caption(swept), alt
-
-
-def split_caption(swept: Sweep) -> str:
-    """Return the caption of the split figure; splits that serve alike are not ranked."""
     clauses = []
-    for load, shares in _splits(swept)["share"].groupby("load"):
-        best = shares.droplevel("load")[lambda of: of == of.max()]
+    for load, shares in splits["share"].groupby("load"):
+        best = shares.droplevel("load")[lambda of: of == of.max()]  # those that serve alike
         clauses.append(f"at {load:g}x with {' or '.join(best.index)} ({percent(best.iloc[0])})")
     router = swept.arms[swept.study.comparison].factors.routing
     behind = "the KV router" if router == "kv" else f"{router} routing"
-    return (
+    caption = (
         f"Most requests are good {', '.join(clauses)}. Good share with its {_level(swept)}, and "
         "the requests that miss each bound, by prefill (P) and decode (D) workers of the "
         f"comparison behind {behind}; the filled point is the split of deploy.yaml."
     )
+    return figure, caption, alt
 
 
 @unless_missing(None)
 def layouts_table(swept: Sweep) -> Table | None:
     """Return good share and latencies of each layout of the workers, by load."""
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for (name, load), cells in swept.layout_cells.items():
-        rows, deployed = swept.layouts(name, load), swept.deployed(name, load)
-        for label, cell in cells.items():
-            line = lines.setdefault((name, label), {
-                "configuration": swept.arms[name].label,
-                "layout": label + " (deployed)" * (label == deployed),
-            })  # fmt: skip
-            row, points = rows.loc[label], ""
-            if deployed not in (None, label):
-                points = f" {_points(row)}"
-            line[f"at {load:g}x"] = (
-                f"{percent(row['share'])} good{points}\n"
-                f"TTFT {number(cell.ttft_ms.mean)}, ITL {number(cell.itl_ms.mean)} ms"
-            )
-    if not lines:
+    if swept.layouts.empty:
         return None
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for (load, name, label), row in swept.layouts.iterrows():
+        line = lines.setdefault((name, label), {
+            "configuration": swept.arms[name].label,
+            "layout": label + " (deployed)" * row["deployed"],
+        })  # fmt: skip
+        line[f"at {load:g}x"] = (
+            f"{percent(row['share'])} good {points_text(row)}".rstrip()
+            + f"\nTTFT {number(row['ttft_ms'])}, ITL {number(row['itl_ms'])} ms"
+        )
     caption = (
         "Workers laid out otherwise on the same GPUs. xPyD: x prefill and y decode workers; TPn: n "
         "GPUs for each aggregated worker, of as many workers as fit; disaggregated ones keep "
-        f"theirs. Points from the deployed layout, paired, with the {_level(swept)}; mean TTFT and "
-        "ITL."
+        f"theirs. Points from the comparison as deployed, paired, with the {_level(swept)}; mean "
+        "TTFT and ITL."
     )
     frame = pd.DataFrame(lines.values())
     return Table(frame, caption, ("configuration", "layout"), folded="Every layout")
 
 
-def _points(row: pd.Series) -> str:
-    """Return by how many points a layout differs, with the interval of that."""
+def points_text(row: pd.Series) -> str:
+    """Return by how many points a layout differs from the comparison, if it does, and interval."""
+    if not abs(row["difference"]) > 0:
+        return ""
     ends = interval(row["difference_low"], row["difference_high"], 100)
     return f"{signed(100 * row['difference'], 1)} ({ends})"
-
-
-class Best(NamedTuple):
-    """The layout with most good requests, as text; ``ahead`` is empty of the comparison's own."""
-
-    configuration: str
-    layout: str
-    share: str
-    ahead: str
-
-
-def best_row(swept: Sweep, load: float, name: str | None = None) -> tuple[str, str, pd.Series]:
-    """Return configuration, layout and row of `Sweep.every_layout` with most good requests."""
-    rows = swept.every_layout(load)
-    rows = rows.loc[[name]] if name else rows
-    best, label = rows["share"].idxmax()
-    return best, label, rows.loc[(best, label)]
-
-
-def best_layout(swept: Sweep, load: float, name: str | None = None) -> Best:
-    """Return the best layout of a configuration at a load, by default of all of them."""
-    best, label, row = best_row(swept, load, name)
-    deployed = swept.deployed(swept.study.comparison, load)
-    share = f"{percent(row['share'])} good"
-    if deployed is None or (best, label) == (swept.study.comparison, deployed):
-        return Best(best, label, share, "")
-    return Best(best, label, share, _points(row))
 
 
 @unless_missing("")
 def layouts(swept: Sweep) -> str:
     """Return which layout serves best at each load."""
     lines = []
-    for load in dict.fromkeys(load for _, load in swept.layout_cells):
-        best, tried = best_layout(swept, load), len(swept.every_layout(load))
-        ahead = f"; {best.ahead} points from the comparison as deployed" if best.ahead else ""
+    for (load, name, layout), row in swept.best_layouts("load").iterrows():
+        points = points_text(row)
+        ahead = f"; {points} points from the comparison as deployed" if points else ""
         lines.append(
-            f"- Of {tried} layouts at {load:g}x most requests are good with "
-            f"{swept.arms[best.configuration].label} as {best.layout}: {best.share}{ahead}."
+            f"- Of {len(swept.layouts.loc[load])} layouts at {load:g}x most requests are good with "
+            f"{swept.arms[name].label} as {layout}: {percent(row['share'])} good{ahead}."
         )
     return "\n".join([*lines, f"- {CHOSEN_AFTER}"] if lines else [])
 
@@ -585,4 +509,4 @@ def layouts(swept: Sweep) -> str:
 @unless_missing("Nothing yet: sweep the load to learn it.")
 def lesson(swept: Sweep) -> str:
     """Return what the page teaches."""
-    return f"- {_finding(swept)}\n{layouts(swept)}"
+    return f"- {headline(swept)}\n{layouts(swept)}"

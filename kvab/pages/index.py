@@ -142,14 +142,11 @@ def by_load(evidence: Evidence, judged: Gate, swept: Sweep | None) -> str:
 
 def _other_layouts(swept: Sweep) -> str:
     """Return what the other configurations keep good with their workers laid out best."""
-    comparison = swept.study.comparison
-    if (comparison, 1.0) not in swept.layout_cells:
-        return ""
-    rows = swept.every_layout(1.0).drop(comparison, level=0)
+    rows = swept.layouts.query("load == 1 and configuration != @swept.study.comparison")
     if rows.empty:
         return ""
-    name, layout = rows["share"].idxmax()
-    ends = rows.loc[(name, layout), ["difference", "difference_low", "difference_high"]]
+    _, name, layout = best = rows["share"].idxmax()
+    ends = rows.loc[best, ["difference", "difference_low", "difference_high"]]
     return (
         f" The best other layout, chosen after the fact, is {swept.arms[name].label} as {layout}: "
         f"{with_ends('good_share', *ends, gap=' ')} points against the comparison."

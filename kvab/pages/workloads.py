@@ -18,11 +18,10 @@ from kvab.errors import InputError
 from kvab.pages.attribution import steps
 from kvab.pages.capacity import (
     CHOSEN_AFTER,
-    best_layout,
-    best_row,
     cheapest,
     ends_text,
     load_text,
+    points_text,
     ratio_text,
 )
 from kvab.pages.evidence import Evidence, load_evidence
@@ -169,17 +168,16 @@ def sweeps_table(workloads: Workloads) -> Table | None:
     for name, swept in workloads.sweeps.items():
         if swept is None:
             continue
-        ratio = swept.ratios.loc[swept.headline]
+        ratio = swept.curves.ratios.loc[swept.headline]
         carried = swept.curves.loads.set_index(["target", "configuration"]).loc[swept.headline]
         cells = columns[name] = {}
         for key, arm in swept.arms.items():
             load, least = load_text(*carried.loc[key, ["low", "high"]]), cheapest(swept, key)
             cells[arm.label] = f"{load}\n{number(least.gpu_hours)} GPU-hours at {least.load:g}x"
         cells["comparison / baseline"] = f"{ratio_text(ratio)}\n({ends_text(ratio)})"
-        for key, at in swept.layout_cells:
-            best = best_layout(swept, at, key)
+        for (at, key, layout), row in swept.best_layouts("load", "configuration").iterrows():
             cells[f"{swept.arms[key].label}, best layout at {at:g}x"] = (
-                f"{best.layout}: {best.share}\n{best.ahead}".rstrip()
+                f"{layout}: {percent(row['share'])} good\n{points_text(row)}".rstrip()
             )
         if swept.changes:
             cells["does not fit what is declared now"] = "\n".join(swept.changes)
@@ -219,8 +217,7 @@ def _ahead(swept: Sweep | None) -> str:
     if swept is None:
         return ""
     said = ""
-    for load in dict.fromkeys(load for _, load in swept.layout_cells):
-        name, label, row = best_row(swept, load)
+    for (load, name, label), row in swept.best_layouts("load").iterrows():
         if name != swept.study.comparison and row["difference_low"] > 0:
             ends = interval(row["difference_low"], row["difference_high"], 100)
             said += (

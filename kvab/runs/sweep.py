@@ -295,54 +295,40 @@ class Sweep(OfRuns[Summary, Capacity]):
         return any(cell.bursts == SPREAD for cell in self.summary.cells)
 
     @cached_property
-    def layout_cells(self) -> dict[tuple[str, float], dict[str, Cell]]:
-        """Cells of the layouts of workers by label, by configuration and load."""
-        of = defaultdict[tuple[str, float], dict[str, Cell]](dict)
-        for cell in self.summary.cells:
-            if cell.split:
-                of[cell.configuration, cell.load][cell.split] = cell
-        return dict(of)
+    def layouts(self) -> pd.DataFrame:
+        """Every layout of the workers: a row for each ``load``, ``configuration`` and ``layout``.
+
+        Columns are those of `crossings.layouts`, with differences from the comparison as it is
+        deployed, and of each cell: ``deployed`` (whether it is the layout of ``deploy.yaml``),
+        ``late`` and ``slow`` (shares of requests that miss a bound), mean ``ttft_ms``, ``itl_ms``.
+        """
+        own = {cell.configuration: cell.workers for cell in self.load_cells}
+        index = ["load", "configuration", "layout"]
+        columns = [*index, "deployed", "late", "slow", "ttft_ms", "itl_ms"]
+        rows = [
+            (cell.load, cell.configuration, cell.split, cell.workers == own[cell.configuration],
+             cell.late_first_token / cell.requests, cell.slow_pace / cell.requests,
+             cell.ttft_ms.mean, cell.itl_ms.mean)
+            for cell in self.summary.cells if cell.split
+        ]  # fmt: skip
+        cells = pd.DataFrame(rows, columns=columns).set_index(index)
+        if cells.empty:
+            return cells.assign(share=[])
+        of_load, reference = {}, self.study.comparison
+        for load, table in self.table[self.table["split"].notna()].groupby("load"):
+            at = cells.loc[load]
+            deployed = [name for name in at.index[at["deployed"]] if name[0] == reference]
+            of_load[load] = layouts(table, deployed[0] if deployed else None, **self.settings)
+        return cells.join(pd.concat(of_load, names=["load"]))
+
+    def best_layouts(self, *by: str) -> pd.DataFrame:
+        """Return the rows of `layouts` with most good requests, of each group by its levels."""
+        return self.layouts.loc[self.layouts.groupby([*by], sort=False)["share"].idxmax()]
 
     @cached_property
     def gpus(self) -> dict[str, int]:
         """GPUs of each configuration."""
         return {cell.configuration: cell.gpus for cell in self.load_cells}
-
-    @cached_property
-    def ratios(self) -> pd.DataFrame:
-        """Load of the comparison over that of the baseline, per GPU; see `Curves.ratios`."""
-        return self.ratios_of(self.curves)
-
-    def ratios_of(self, of: Curves) -> pd.DataFrame:
-        """Return the ratios of loads of one reading of the clock, per GPU."""
-        return of.ratios * (self.gpus[self.study.baseline] / self.gpus[self.study.comparison])
-
-    def deployed(self, name: str, load: float) -> str | None:
-        """Return the label of the layout that ``deploy.yaml`` had, None if it was not swept."""
-        workers = next(cell.workers for cell in self.load_cells if cell.configuration == name)
-        cells = self.layout_cells.get((name, load), {}).items()
-        return next((label for label, cell in cells if cell.workers == workers), None)
-
-    def layouts(self, name: str, load: float) -> pd.DataFrame:
-        """Return the good shares of a configuration's layouts, see `crossings.layouts`."""
-        table = self.table[self.table["split"].notna()]
-        table = table[(table["configuration"] == name) & (table["load"] == load)]
-        labels = [*self.layout_cells[name, load]]
-        return layouts(table, labels, self.deployed(name, load), **self.settings)
-
-    def every_layout(self, load: float) -> pd.DataFrame:
-        """Return the good shares of all layouts, against the comparison as it is deployed.
-
-        Indexed by configuration and layout, of a load at which the comparison's were swept.
-        """
-        table = self.table[self.table["split"].notna() & (self.table["load"] == load)]
-        pairs = table[["configuration", "split"]].drop_duplicates()
-        labels = [f"{name} {label}" for name, label in pairs.itertuples(index=False)]
-        of = table.assign(split=table["configuration"] + " " + table["split"])
-        deployed = self.deployed(self.study.comparison, load)
-        reference = f"{self.study.comparison} {deployed}" if deployed else None
-        rows = layouts(of, labels, reference, **self.settings)
-        return rows.set_index(pd.MultiIndex.from_frame(pairs))
 
     @property
     def changes(self) -> list[str]:
@@ -361,23 +347,26 @@ class Sweep(OfRuns[Summary, Capacity]):
         """Shares, crossings and ratios with bursts at once, with workload intervals."""
         return self._curves(AT_ONCE)
 
-    @cached_property
-    def spread_curves(self) -> Curves:
-        """The same with every burst spread until the next."""
-        return self._curves(SPREAD) if self.bursty else self.curves
+    @property
+    def readings(self) -> dict[Bursts, Curves]:
+        """The curves of each reading of the clock: at once and, if there are bursts, spread."""
+        return {AT_ONCE: self.curves} | ({SPREAD: self._curves(SPREAD)} if self.bursty else {})
 
     def _curves(self, bursts: Bursts) -> Curves:
+        """Return the curves of one reading of the clock; ratios are of loads per GPU."""
         study, table = self.study, self.table
 
         def compute() -> Curves:
             first = (table["bursts"] == bursts) & (table["repeat"] == 1)
-            return curves(
+            made = curves(
                 table[first & table["split"].isna()],
                 [*self.arms],
                 arms=(study.baseline, study.comparison),
                 targets=self.declared(study).good_shares,
                 **self.settings,
             )
+            per_gpu = self.gpus[study.baseline] / self.gpus[study.comparison]
+            return replace(made, ratios=made.ratios * per_gpu)
 
         return remember(digest([self.key, source_digest()]), f"capacity {bursts}", compute)
 

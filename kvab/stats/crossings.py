@@ -229,37 +229,39 @@ def _ends(kept: Replicates, index: pd.Index) -> pd.DataFrame:
 
 
 def layouts(
-    table: pd.DataFrame, names: list[str], deployed: str | None, **settings: Unpack[Settings]
+    table: pd.DataFrame, deployed: tuple[str, str] | None, **settings: Unpack[Settings]
 ) -> pd.DataFrame:
     """Return good share and paired difference from the deployed layout, with intervals.
 
     Parameters
     ----------
     table : DataFrame
-        A row a layout and burst: ``split``, ``burst``, ``requests``, ``good``.
-    names : list of str
-        Layouts of one configuration at one load, in their order.
-    deployed : str or None
-        The layout that the differences are from; the first if none.
+        A row a layout and burst: ``configuration``, ``split``, ``burst``, ``requests``, ``good``.
+    deployed : (str, str) or None
+        Configuration and layout that the differences are from; without one they are NaN.
     **settings
         ``level``, ``resamples``, ``seed``.
 
     Returns
     -------
     DataFrame
-        Indexed by layout: ``share``, ``low``, ``high``, ``difference``, ``difference_low``,
-        ``difference_high``.
+        Indexed by configuration and layout, in the table's order: ``share``, ``low``, ``high``,
+        ``difference``, ``difference_low``, ``difference_high``.
     """
-    good = table.pivot_table("good", "split", "burst").loc[names].to_numpy(float)
+    names = [*table.groupby(["configuration", "split"], sort=False).groups]
+    good = table.pivot_table("good", ["configuration", "split"], "burst").loc[names].to_numpy(float)
     requests = table.groupby("burst")["requests"].first().to_numpy()
     reference = names.index(deployed) if deployed else 0
     differences = [other - good[reference] for n, other in enumerate(good) if n != reference]
     design = plan(requests, [*good, *differences], **settings)
     by_layout = shares(requests, good, design)
     difference = by_layout.map(lambda x: x - x[..., [reference]])
-    columns = ("share", "low", "high", "difference", "difference_low", "difference_high")
-    shown = (by_layout.value, *by_layout.share_interval, difference.value, *difference.interval)
-    return pd.DataFrame(dict(zip(columns, shown, strict=True)), pd.Index(names, name="split"))
+    low, high = by_layout.share_interval
+    index = pd.MultiIndex.from_tuples(names, names=["configuration", "layout"])
+    of_deployed = _table(index, difference=difference.value, difference_low=difference.interval[0],
+                         difference_high=difference.interval[1])  # fmt: skip
+    rows = _table(index, share=by_layout.value, low=low, high=high)
+    return rows.join(of_deployed if deployed else of_deployed * np.nan)
 
 
 # --- other bounds, at one load -------------------------------------------------------------------

@@ -175,16 +175,15 @@ def test_a_sweep_stopped_goes_on_where_it_was(small_sweep, small_trace):
     swept = load_sweep(STUDY, "simulated-h200", folder)
     assert swept.own
     assert len(swept.load_cells) == 4
-    assert {key: [*cells] for key, cells in swept.layout_cells.items()} == {
-        ("disagg-kv-router", 1): ["4P4D", "6P2D"], ("agg-round-robin", 1): ["TP4"],
+    assert swept.layouts["deployed"].to_dict() == {
+        (1, "disagg-kv-router", "4P4D"): False, (1, "disagg-kv-router", "6P2D"): True,
+        (1, "agg-round-robin", "TP4"): False,
     }  # fmt: skip
-    assert swept.layout_cells["agg-round-robin", 1]["TP4"].workers == {"aggregated": 4}
+    assert next(c for c in swept.summary.cells if c.split == "TP4").workers == {"aggregated": 4}
     repeats = [cell for cell in swept.summary.cells if cell.repeat == 2]
     assert len({(cell.configuration, cell.bursts) for cell in repeats}) == 4
     assert {*swept.repeated["repeat"]} == {1, 2}
     assert "Replayed in other orders" in capacity.loads(swept)
-    assert swept.deployed("disagg-kv-router", 1) == "6P2D"
-    assert swept.deployed("agg-round-robin", 1) is None
     assert not capacity.layouts_table(swept).frame.drop(columns="at 1x").isna().any(axis=None)
     assert swept.changes == ["it replayed another trace than the study's"]
     normal = runs.read_run(folder / "qwen3-32b/simulated-h200/agg-round-robin/r1")
@@ -236,8 +235,8 @@ def test_the_published_sweep_brackets_its_headline_and_says_so(published):
     assert "simulated" in capacity.second_headline(published, SimpleNamespace(green=True))
     assert capacity.second_headline(published, SimpleNamespace(green=False)) == ""
     said = capacity.headline(published)
-    assert said.startswith("In simulation")
-    assert f"{row['low']:.2f} times the load" in said
+    assert said.startswith("With 80 % of requests good the comparison carries ")
+    assert f"load: {row['low']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f}) if" in said
     assert "below 0.125x" in capacity.load_text(*found.loads.iloc[2][["low", "high"]])
 
 
@@ -247,10 +246,9 @@ def test_loads_of_unequal_hardware_are_compared_per_gpu(published):
         for cell in published.summary.cells
     ]
     wide = replace(published, summary=published.summary.model_copy(update={"cells": cells}))
-    row = published.ratios.loc[published.headline]
-    assert f"{row['low'] / 2:.2f} times the load per GPU on 32 against 16 GPUs" in (
-        capacity.headline(wide)
-    )
+    row = published.curves.ratios.loc[published.headline]
+    said = capacity.headline(wide)
+    assert "times the baseline's load per GPU: " in said and f": {row['low'] / 2:.2f} (" in said
     assert "times the baseline's load per GPU" in (
         capacity.second_headline(wide, SimpleNamespace(green=True))
     )
@@ -259,7 +257,7 @@ def test_loads_of_unequal_hardware_are_compared_per_gpu(published):
         capacity.loads_table(wide).frame["configuration"].iloc[-1]
         == "comparison / baseline, per GPU"
     )
-    assert "the load on the same 16 GPUs" in capacity.headline(published)
+    assert "times the baseline's load: " in capacity.headline(published)
 
 
 def test_a_ratio_that_is_not_known_is_said_to_be_so(published):
@@ -269,7 +267,7 @@ def test_a_ratio_that_is_not_known_is_said_to_be_so(published):
     for said in (
         capacity.headline(swept),
         capacity.second_headline(swept, SimpleNamespace(green=True)),
-        capacity.load_caption(swept),
+        capacity.load_figure(swept).caption,
     ):
         assert "the ratio of their loads is not known" in said
         assert "–" not in said and "not known the load" not in said
@@ -284,17 +282,15 @@ def test_what_an_idle_cluster_serves_late_is_said_only_where_there_is_any(publis
 
 
 def test_what_is_said_of_loads_is_said_of_the_clock_that_they_were_measured_under(published):
-    clock = "while the requests of one timestamp arrive at one instant"
     said = capacity.ceiling(published)
     assert "So with bursts at once no configuration keeps 90 % at any load replayed; spread" in said
-    for said in (capacity.headline(published), capacity.load_caption(published)):
-        assert clock in said
     short = capacity.second_headline(published, SimpleNamespace(green=True))
     assert "times the baseline's load**, depending on how bursts arrive (95 % workload" in short
-    both = published.ratios, published.ratios_of(published.spread_curves)
-    rows = [of.loc[published.headline] for of in both]
+    rows = [of.ratios.loc[published.headline] for of in published.readings.values()]
     low, high = min(row["ci_low"] for row in rows), max(row["ci_high"] for row in rows)
     assert f"interval {low:.2f} to {high:.2f})" in short
+    for said in (capacity.headline(published), capacity.load_figure(published).caption):
+        assert "come at once" in said and "spread until the next" in said
     shares = published.curves.shares.assign(share=0.95)
     reached = replace(published)
     reached.__dict__["curves"] = replace(published.curves, shares=shares)
@@ -302,31 +298,60 @@ def test_what_is_said_of_loads_is_said_of_the_clock_that_they_were_measured_unde
 
 
 def test_the_interval_of_a_split_stays_within_0_and_100_percent(published):
-    splits = published.layouts("disagg-kv-router", 1)
+    splits = published.layouts.loc[1].loc["disagg-kv-router"]
     assert (splits["low"] > 0).all() and (splits["high"] < 1).all()
     assert (splits["low"] < splits["share"]).all() and (splits["share"] < splits["high"]).all()
 
 
-def test_layouts_are_compared_with_the_deployed_one_at_each_load(published):
+def test_layouts_are_compared_with_the_deployed_comparison_at_each_load(published):
     frame = capacity.layouts_table(published).frame.set_index(["configuration", "layout"])
     assert [*frame.columns] == ["at 0.5x", "at 1x"]
     assert len(frame) == 5 + 2 * 2 and not frame.isna().any(axis=None)
     for load in (0.5, 1.0):
-        rows = published.layouts("agg-kv-router", load)
-        cells = published.layout_cells["agg-kv-router", load]
-        assert published.deployed("agg-kv-router", load) == "TP2"
-        shares = {label: cell.share for label, cell in cells.items()}
+        rows = published.layouts.loc[load]
+        shares = {
+            (cell.configuration, cell.split): cell.share
+            for cell in published.summary.cells
+            if cell.split and cell.load == load
+        }
         assert rows["share"].to_dict() == pytest.approx(shares)
-        row = rows.loc["TP4"]
-        assert row["difference"] == pytest.approx(shares["TP4"] - shares["TP2"])
+        deployed = [
+            ("disagg-kv-router", "6P2D"),
+            ("agg-round-robin", "TP2"),
+            ("agg-kv-router", "TP2"),
+        ]
+        assert [*rows.index[rows["deployed"]]] == deployed
+        row = rows.loc["agg-kv-router", "TP4"]
+        assert row["difference"] == pytest.approx(
+            shares["agg-kv-router", "TP4"] - shares["disagg-kv-router", "6P2D"]
+        )
         assert row["difference_low"] < row["difference"] < row["difference_high"]
         text = frame.loc[("Aggregated, KV router", "TP4"), f"at {load:g}x"]
-        assert text.startswith(f"{100 * row['share']:.1f} % good {100 * row['difference']:+.1f} (")
-    assert (rows.loc["TP2", ["difference", "difference_low", "difference_high"]] == 0).all()
+        points = f"{100 * row['difference']:+.1f}".replace("-", "−")
+        assert text.startswith(f"{100 * row['share']:.1f} % good {points} (")
+        of_reference = ["difference", "difference_low", "difference_high"]
+        assert (rows.loc[deployed[0], of_reference] == 0).all()
     said = capacity.layouts(published)
     assert (
         "at 1x most requests are good with Disaggregated, KV router as 6P2D: 84.4 % good." in said
     )
+
+
+def test_layouts_are_compared_with_none_unless_the_deployed_one_was_swept(published):
+    def without(*labels):
+        cells = [cell for cell in published.summary.cells if cell.split not in labels]
+        table = published.table[~published.table["split"].isin(labels)]
+        summary = published.summary.model_copy(update={"cells": cells})
+        return replace(published, summary=summary, table=table)
+
+    swept = without("6P2D")
+    assert swept.layouts["difference"].isna().all() and swept.layouts["share"].notna().all()
+    assert not capacity.layouts_table(swept).frame["at 1x"].str.contains(r"\(").any()
+    assert "points" not in capacity.layouts(swept)
+    every = published.layouts.index.unique("layout")
+    none = without(*every)
+    assert capacity.layouts_table(none) is None and capacity.layouts(none) == ""
+    assert not capacity.split_figure(none).svg
 
 
 def test_a_trace_without_bursts_has_one_reading():
@@ -339,29 +364,28 @@ def test_a_trace_without_bursts_has_one_reading():
         capacity.headline(swept),
         short,
         capacity.loads(swept),
-        capacity.load_caption(swept),
+        capacity.load_figure(swept).caption,
     ):
         assert "spread" not in said and "other orders" not in said
     assert "2." in short and " times the baseline's load** (95 % workload interval" in short
 
 
 def test_splits_that_serve_alike_are_not_ranked(published):
-    assert capacity.split_caption(published).startswith(
+    assert capacity.split_figure(published).caption.startswith(
         "Most requests are good at 0.5x with 7P1D (88.4 %), at 1x with 6P2D (84.4 %). "
     )
     alike = replace(published)
-    splits = published.layouts("disagg-kv-router", 1).assign(share=0.9)
-    alike.__dict__["layouts"] = lambda name, load: splits
+    alike.__dict__["layouts"] = published.layouts.assign(share=0.9)
     assert " at 1x with 3P5D or 4P4D or 5P3D or 6P2D or 7P1D (90.0 %)" in (
-        capacity.split_caption(alike)
+        capacity.split_figure(alike).caption
     )
 
 
 def test_a_sweep_of_some_rows_is_not_called_one_of_the_whole(published):
-    assert "one replay of all 12,031 requests" in capacity.load_caption(published)
+    assert "one replay of all 12,031 requests" in capacity.load_figure(published).caption
     trace = published.summary.trace.model_copy(update={"rows": 600})
     summary = published.summary.model_copy(update={"trace": trace})
-    said = capacity.load_caption(replace(published, summary=summary))
+    said = capacity.load_figure(replace(published, summary=summary)).caption
     assert "one replay of the first 600 of 12,031 requests" in said
 
 

@@ -271,7 +271,8 @@ def swept(published, comparison, baseline):
     ]  # fmt: skip
     shares = SimpleNamespace(shares=pd.DataFrame(rows))
     summary = SimpleNamespace(trace=published.manifest.trace)
-    return SimpleNamespace(study=published.study, curves=shares, layout_cells={}, summary=summary)
+    layouts = pd.DataFrame(columns=["load", "configuration", "share"])
+    return SimpleNamespace(study=published.study, curves=shares, layouts=layouts, summary=summary)
 
 
 def test_the_first_page_names_the_bounds_at_which_either_arm_leads(published):
@@ -512,7 +513,7 @@ def test_the_prose_of_the_book_fits_every_study():
 
 def test_the_best_layout_of_the_other_configurations_stands_beside_the_comparison(published):
     swept = load_sweep(published.study, published.cluster, "book/published")
-    rows = swept.every_layout(1.0).drop(published.study.comparison, level=0)
+    rows = swept.layouts.loc[1.0].drop(published.study.comparison, level=0)
     best = rows["share"].idxmax()
     ends = interval(*rows.loc[best, ["difference_low", "difference_high"]], 100)
     said = index.by_load(published, GREEN, swept)

@@ -110,10 +110,10 @@ def test_sweeps_stand_side_by_side():
     assert [*cells.columns] == ["conversation", "mooncake-synthetic"]
     for name in cells.columns:
         swept = load_sweep(load_study(STUDY).on(name), CLUSTER, "book/published")
-        ratio = swept.ratios.loc[swept.headline, "low"]
+        ratio = swept.curves.ratios.loc[swept.headline, "low"]
         assert cells.loc["comparison / baseline", name].startswith(f"{ratio:.2f} times\n(")
         for load in (0.5, 1.0):
-            rows = swept.every_layout(load)
+            rows = swept.layouts.loc[load]
             best = rows["share"].idxmax()
             text = cells.loc[f"{swept.arms[best[0]].label}, best layout at {load:g}x", name]
             assert text.startswith(f"{best[1]}: {100 * rows.loc[best, 'share']:.1f} % good")
@@ -122,9 +122,6 @@ def test_sweeps_stand_side_by_side():
                 text = cells.loc[f"{swept.arms[key].label}, best layout at {load:g}x", name]
                 points = f"\n{100 * row['difference']:+.1f} (".replace("-", "−")
                 assert row["difference"] == 0 or points in text
-            of_one = swept.layouts(swept.study.comparison, load)
-            expected = rows.loc[swept.study.comparison, "share"]
-            assert of_one["share"].to_dict() == pytest.approx(expected.to_dict())
 
 
 def test_what_was_learned_takes_few_lines(judged):
@@ -166,8 +163,8 @@ def test_the_first_page_tells_the_further_workloads_and_which_layout_beats_the_c
     assert with_ends("good_share", good.value, good.low, good.high, gap=" ") in said
     swept = load_sweep(evidence.study, CLUSTER, "book/published")
     ahead = 0
-    for load in {load for _, load in swept.layout_cells}:
-        rows = swept.every_layout(load)
+    for load in swept.layouts.index.unique("load"):
+        rows = swept.layouts.loc[load]
         best = rows["share"].idxmax()
         low = rows.loc[best, "difference_low"]
         layout = f"{swept.arms[best[0]].label} as {best[1]}"
