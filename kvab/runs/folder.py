@@ -30,12 +30,14 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field, ValidationError
 
+import kvab
 from kvab.cache import write, write_beside
 from kvab.declarations import Declared, Json, inside
 from kvab.errors import DependencyError, InputError, KvabError, writing
 from kvab.requests import metrics
 from kvab.requests.table import SCHEMA, check_table
 from kvab.study import Slo, Study
+from kvab.study.manifests import DEPLOY, PERF, Configuration
 from kvab.trace.reading import Trace, describe, reusable_tokens
 
 log = logging.getLogger("kvab")
@@ -110,64 +112,6 @@ class Run:
         return share
 
 
-def run_fields(
-    study: Study,
-    cluster: Json,
-    configuration: str,
-    repeat: int,
-    trace: Trace,
-    requests: pd.DataFrame,
-    *,
-    seed: int,
-    **more: object,
-) -> Json:
-    """Return the fields of ``run.json`` but ``files``, for `write_run`.
-
-    Parameters
-    ----------
-    study, configuration, repeat : Study, str, int
-        What was replayed.
-    cluster : dict
-        The cluster's profile, with at least ``kind`` and ``name``.
-    trace : Trace
-        The workload; the requests are its first rows.
-    requests : DataFrame
-        The requests table.
-    seed : int
-        Of the order inside bursts, 0 for the file's.
-    more
-        The fields that are the run's alone: ``start``, ``end``, ``versions``, ``host``,
-        ``token_counts``, ``status``, ``depends_on``, and ``reason`` and ``inferred`` if any.
-    """
-    errors = int(requests["error"].notna().sum())
-    return {
-        "study": study.name,
-        "study_version": study.version,
-        "study_digest": study.digest,
-        "slo": study.slo.model_dump(),
-        "margins": study.margins,
-        "cluster": cluster,
-        "kind": cluster["kind"],
-        "configuration": configuration,
-        "repeat": repeat,
-        "order": "shuffled within bursts" if seed else "file",
-        "seed": seed,
-        "trace": {
-            "name": trace.name,
-            "sha256": trace.sha256,
-            "synthetic": trace.synthetic,
-            "rows": len(requests),
-            "total_rows": len(trace),
-        },
-        "counts": {
-            "expected": len(requests),
-            "received": len(requests) - errors,
-            "errors": errors,
-        },
-        **more,
-    }
-
-
 def requests_bytes(table: pd.DataFrame, level: int = QUICK) -> bytes:
     """Return a requests table as the bytes of ``requests.parquet``."""
     return parquet_bytes(table, SCHEMA, level)
@@ -188,6 +132,75 @@ def parquet_bytes(
         column_encoding={"row": "DELTA_BINARY_PACKED"},
     )
     return buffer.getvalue()
+
+
+def record_run(
+    path: Path,
+    study: Study,
+    cluster: Json,
+    recipe: Configuration,
+    repeat: int,
+    trace: Trace,
+    requests: pd.DataFrame,
+    files: Mapping[str, bytes | Path],
+    *,
+    seed: int,
+    versions: Mapping[str, str],
+    **more: object,
+) -> Path:
+    """Write the folder of a run that was made; see `write_run`.
+
+    Parameters
+    ----------
+    study, recipe, repeat : Study, Configuration, int
+        What was replayed.
+    cluster : dict
+        The cluster's profile, with at least ``kind`` and ``name``.
+    trace : Trace
+        The workload; the requests are its first rows.
+    requests : DataFrame
+        The requests table.
+    files : mapping
+        What is kept beside it and the manifests of the recipe.
+    seed : int
+        Of the order inside bursts, 0 for the file's.
+    versions : mapping
+        Versions of all but kvab.
+    more
+        The fields of ``run.json`` that are the run's alone: ``start``, ``end``, ``host``,
+        ``status``, ``depends_on``, and ``reason`` and ``inferred`` if any.
+    """
+    errors = int(requests["error"].notna().sum())
+    fields = {
+        "study": study.name,
+        "study_version": study.version,
+        "study_digest": study.digest,
+        "slo": study.slo.model_dump(),
+        "margins": study.margins,
+        "cluster": cluster,
+        "kind": cluster["kind"],
+        "configuration": recipe.name,
+        "repeat": repeat,
+        "order": "shuffled within bursts" if seed else "file",
+        "seed": seed,
+        "trace": {
+            "name": trace.name,
+            "sha256": trace.sha256,
+            "synthetic": trace.synthetic,
+            "rows": len(requests),
+            "total_rows": len(trace),
+        },
+        "versions": {"kvab": kvab.__version__, **versions},
+        "counts": {
+            "expected": len(requests),
+            "received": len(requests) - errors,
+            "errors": errors,
+        },
+        "token_counts": requests.attrs.get("token_counts"),
+    }
+    own = {f"manifests/{name}": (recipe.folder / name).read_bytes() for name in (DEPLOY, PERF)}
+    own["requests.parquet"] = requests_bytes(requests)
+    return write_run(path, fields | more, own | {**files})
 
 
 def write_run(path: Path, manifest: Json, files: Mapping[str, bytes | Path]) -> Path:

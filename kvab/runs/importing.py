@@ -7,13 +7,11 @@ the rest of the path reads as any other.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
-
-import kvab
 from kvab.clusters.base import run_path
 from kvab.declarations import Json, digest
 from kvab.errors import InputError
@@ -26,7 +24,6 @@ from kvab.runs.sources import NOT_STREAMED, SUMMARIZE, SUMMARY_ONLY, Hints, Sour
 from kvab.study import Study, load_cluster, root
 from kvab.study.manifests import Configuration, read_configuration
 from kvab.study.topology import read_topology
-from kvab.trace.reading import Trace
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 KIND = "imported"
@@ -77,46 +74,61 @@ def import_runs(
             _prepared(source, study, profile, recipe, number, folder)
             for number, source in enumerate(sources, repeat)
         ]
-        for trace, target, manifest, files, _ in ready:
-            runs.save_workload(trace, folder / study.name)
-            runs.write_run(target, manifest, files)
-    return [(target, remarks) for _, target, _, _, remarks in ready]
+        return [(record(), source.remarks(study.slo)) for source, record in ready]
 
 
 def _prepared(
     source: Source, study: Study, profile: Json, recipe: Configuration, repeat: int, folder: Path
-) -> tuple[Trace, Path, Json, dict[str, bytes | Path], list[str]]:
-    """Return a run's trace, folder, manifest and files, and what a reader must know of it."""
+) -> tuple[Source, Callable[[], Path]]:
+    """Return a source with all that was inferred, and what writes its run folder.
+
+    Raises
+    ------
+    InputError
+        If it lacks something that a run folder needs.
+    """
     study.seed(repeat)
-    requests, trace, artifacts = _checked(source, study)
-    source = replace(source, inferred=(*source.inferred, *_assumed(artifacts, recipe.name)))
+    path, requests, trace, artifacts = source.path, source.requests, source.trace, source.artifacts
+    if requests is None or artifacts is None:
+        raise InputError(SUMMARY_ONLY, path=path, fix=SUMMARIZE)
+    if trace is None:
+        problem = "the trace that was replayed is not the study's, or that is not on this machine"
+        fix = f"name it with --trace, or run `kvab trace fetch` for {study.trace.name}"
+        raise InputError(problem, path=path, fix=fix)
+    if not metrics.streamed(requests):
+        raise InputError(NOT_STREAMED, path=path)
+    inferred = (*source.inferred, *_assumed(artifacts, recipe.name))
+    cluster, (start, end) = profile["name"], _times(artifacts)
     depends_on: Json = {"imported": digest(artifacts.summary), "trace": trace.sha256}
-    cluster, rows = profile["name"], len(requests)
     if profile["kind"] != KIND:
-        job = plan_job(study, cluster, recipe.name, repeat, rows, trace, folder)
+        job = plan_job(study, cluster, recipe.name, repeat, len(requests), trace, folder)
         depends_on = job.depends_on()
-    start, end = _times(artifacts)
-    manifest = runs.run_fields(
-        study,
-        profile,
-        recipe.name,
-        repeat,
-        trace,
-        requests,
-        seed=0,
-        start=start,
-        end=end,
-        versions={"kvab": kvab.__version__, "aiperf": artifacts.version or "unknown"},
-        host={"command": artifacts.command, "router": router_counters(artifacts.folder)},
-        token_counts=source.token_counts,
-        status=source.status,
-        reason=source.reason,
-        depends_on=depends_on,
-        inferred=[*source.inferred],
-    )
-    target = run_path(folder, study, cluster, recipe.name, repeat)
-    files = _files(requests, artifacts, recipe)
-    return trace, target, manifest, files, source.remarks(study.slo)
+    split = read_topology(recipe).mode == "disaggregated"
+    table = without_cached(requests) if split else requests
+
+    def record() -> Path:
+        runs.save_workload(trace, folder / study.name)
+        return runs.record_run(
+            run_path(folder, study, cluster, recipe.name, repeat),
+            study,
+            profile,
+            recipe,
+            repeat,
+            trace,
+            table,
+            _kept(artifacts),
+            seed=0,
+            start=start,
+            end=end,
+            versions={"aiperf": artifacts.version or "unknown"},
+            host={"command": artifacts.command, "router": router_counters(artifacts.folder)},
+            status=source.status,
+            reason=source.reason,
+            depends_on=depends_on,
+            inferred=[*inferred],
+        )
+
+    return replace(source, inferred=inferred), record
 
 
 def is_imported(study: Study, cluster: str, folder: Path) -> bool:
@@ -136,20 +148,6 @@ def _profile(cluster: str) -> Json:
             f"cluster {cluster}: simulated, so AIPerf cannot have run on it; choose a new name"
         )
     return profile.model_dump(mode="json")
-
-
-def _checked(source: Source, study: Study) -> tuple[pd.DataFrame, Trace, Artifacts]:
-    """Return requests, trace and artifacts of a source that has all that a run folder needs."""
-    path, requests = source.path, source.requests
-    if requests is None or source.artifacts is None:
-        raise InputError(SUMMARY_ONLY, path=path, fix=SUMMARIZE)
-    if source.trace is None:
-        problem = "the trace that was replayed is not the study's, or that is not on this machine"
-        fix = f"name it with --trace, or run `kvab trace fetch` for {study.trace.name}"
-        raise InputError(problem, path=path, fix=fix)
-    if not metrics.streamed(requests):
-        raise InputError(NOT_STREAMED, path=path)
-    return requests, source.trace, source.artifacts
 
 
 def _assumed(artifacts: Artifacts, configuration: str) -> list[str]:
@@ -174,17 +172,13 @@ def _times(artifacts: Artifacts) -> tuple[datetime, datetime]:
     return datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC)
 
 
-def _files(
-    requests: pd.DataFrame, artifacts: Artifacts, recipe: Configuration
-) -> dict[str, bytes | Path]:
-    if read_topology(recipe).mode == "disaggregated":
-        requests = without_cached(requests)
-    files: dict[str, bytes | Path] = {"requests.parquet": runs.requests_bytes(requests)}
-    for name in ("deploy.yaml", "perf.yaml"):
-        files[f"manifests/{name}"] = (recipe.folder / name).read_bytes()
-    for pattern in KEPT:
-        for file in artifacts.folder.glob(pattern):
-            own = file.name.startswith((artifacts.prefix, SERVER_METRICS, ".aiperf"))
-            if file.is_file() and own and not file.name.split(".json")[0].endswith(LEFT):
-                files[f"artifacts/{file.name}"] = file
-    return files
+def _kept(artifacts: Artifacts) -> dict[str, Path]:
+    """Return the run's own files among AIPerf's."""
+    own = (artifacts.prefix, SERVER_METRICS, ".aiperf")
+    return {
+        f"artifacts/{file.name}": file
+        for pattern in KEPT
+        for file in artifacts.folder.glob(pattern)
+        if file.is_file() and file.name.startswith(own)
+        and not file.name.split(".json")[0].endswith(LEFT)
+    }  # fmt: skip

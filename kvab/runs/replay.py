@@ -16,14 +16,13 @@ from pathlib import Path
 
 import pandas as pd
 
-import kvab
 from kvab.clusters import open_cluster
 from kvab.clusters.base import Job, Progress, Provenance
 from kvab.console import mask
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
 from kvab.requests.table import not_replayed
 from kvab.runs import folder as runs
-from kvab.runs.folder import RunLock, run_fields, save_workload
+from kvab.runs.folder import RunLock, save_workload
 from kvab.study import Study, check_product, load_cluster, load_study, root
 from kvab.study.topology import check_gpus, declared_topology
 from kvab.study.variants import AS_DECLARED, Variant
@@ -181,34 +180,25 @@ class Replay:
     def _write(
         self, requests: pd.DataFrame, files: dict[str, bytes], made: Provenance, reason: str = ""
     ) -> None:
-        for name in ("deploy.yaml", "perf.yaml"):
-            files[f"manifests/{name}"] = (self.job.recipe.folder / name).read_bytes()
-        files |= {f"manifests/{name}": content for name, content in made.manifests.items()}
-        files["requests.parquet"] = runs.requests_bytes(requests)
         job = self.job
-        manifest = run_fields(
+        runs.record_run(
+            job.path,
             job.study,
             job.cluster.model_dump(mode="json"),
-            job.configuration,
+            job.recipe,
             job.repeat,
             job.trace,
             requests,
+            files | {f"manifests/{name}": content for name, content in made.manifests.items()},
             seed=job.study.seed(job.repeat),
             start=self.start,
             end=datetime.now(UTC),
-            versions={
-                "kvab": kvab.__version__,
-                "python": platform.python_version(),
-                **self.versions,
-                **made.versions,
-            },
+            versions={"python": platform.python_version(), **self.versions, **made.versions},
             host={"machine": platform.machine(), "cores": os.cpu_count(), **made.host},
-            token_counts=requests.attrs.get("token_counts"),
             depends_on=job.depends_on(),
             status="failed" if reason else "complete",
             reason=reason or None,
         )
-        runs.write_run(job.path, manifest, files)
 
     @contextmanager
     def _undone_on_failure(self, name: str) -> Iterator[None]:
