@@ -31,7 +31,7 @@ from kvab.requests.archives import folder_of
 from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
 from kvab.runs import twins
-from kvab.runs.folder import RunManifest, workload_path
+from kvab.runs.folder import Files, RunManifest, workload_path
 from kvab.runs.hardware import publish_hardware
 from kvab.runs.hours import MadeHours
 from kvab.runs.sensitivity import Answers
@@ -176,7 +176,7 @@ class Contents(Declared):
     study: str
     clusters: list[str]
     kvab: str
-    files: dict[str, str]
+    files: Files
 
 
 def bundle(
@@ -298,16 +298,10 @@ def unpacked(path: Path) -> Iterator[tuple[Path, Contents]]:
         except (OSError, ValueError) as error:
             got = f"no readable {CONTENTS} ({type(error).__name__})"
             raise InputError(expected="a bundle of `kvab bundle`", got=got, path=path) from None
+        runs.check_files(folder, contents.files, CONTENTS, fix=AGAIN)
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        odd = sorted((names - {CONTENTS}) ^ contents.files.keys())
-        if odd:
-            what = "is missing" if odd[0] in contents.files else "is not listed"
-            raise InputError(f"{odd[0]!r:.80} {what}", path=path, fix=AGAIN)
-        for name, expected in contents.files.items():
-            sha256 = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            if sha256 != expected:
-                problem = f"{name} has sha256 {sha256[:12]}…, expected {expected[:12]}…"
-                raise InputError(problem, path=path, fix=AGAIN)
+        if odd := sorted(names - {CONTENTS} - contents.files.keys()):
+            raise InputError(f"{odd[0]!r:.80} is not listed", path=path, fix=AGAIN)
         held = {Path(name).parts[2] for name in contents.files
                 if fnmatch(name, f"runs/*/*/*/r*/{RUN}")}  # fmt: skip
         safe = bool(held) and all(NAME.fullmatch(name) for name in held)

@@ -357,16 +357,17 @@ def _checked(paths: list[Path]) -> list[Run]:
 
     That their tables are whole is looked at once for the files at hand, and kept for other pages.
     """
-    manifests = [runs.verified_manifest(path).model_dump(mode="json") for path in paths]
+    manifests = [runs.verified_manifest(path) for path in paths]
 
     def read() -> list[Run]:
-        every = [runs.read_run(path) for path in paths]
+        every = [*map(runs.read_run, paths, manifests)]
         for run in every:
             if not metrics.streamed(run.requests):
                 raise InputError(f"{run.path}: {NOT_STREAMED}")
         return every
 
-    return remember(digest([[*map(str, paths)], manifests, source_digest()]), "runs", read)
+    told = [manifest.model_dump(mode="json") for manifest in manifests]
+    return remember(digest([[*map(str, paths)], told, source_digest()]), "runs", read)
 
 
 def agreement(study: Study, published: Arms, yours: Arms, key: str) -> pd.DataFrame:

@@ -45,6 +45,8 @@ SMALL, QUICK = 19, 3  # a tenth smaller, or fifty times as fast
 State = Literal["complete", "missing", "changed", "damaged", "failed"]
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Files = Annotated[dict[str, str], AfterValidator(inside)]
+"""The SHA-256 of files by their path in a folder."""
 
 
 class Counts(Declared):
@@ -91,7 +93,7 @@ class RunManifest(Declared):
     reason: str | None = None
     depends_on: Json
     inferred: list[str] = Field(default_factory=list)
-    files: Annotated[dict[str, str], AfterValidator(inside)]
+    files: Files
 
 
 @dataclass(frozen=True)
@@ -280,20 +282,27 @@ def verified_manifest(path: Path) -> RunManifest:
         If a file is missing or altered.
     """
     manifest = read_manifest(path)
-    for name, expected in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            problem = "missing, though run.json lists it"
-        elif (got := _sha256(file)) != expected:
-            problem = f"altered: run.json says sha256 {expected[:12]}, got {got[:12]}"
-        else:
-            continue
-        raise InputError(problem, path=file, fix="restore it or rerun")
+    check_files(path, manifest.files, "run.json", fix="restore it or rerun")
     return manifest
 
 
-def read_run(path: str | Path) -> Run:
+def check_files(folder: Path, files: Files, listed_in: str, fix: str) -> None:
+    """Reject a folder in which a file is missing, or not the one that is listed."""
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            problem = f"missing, though {listed_in} lists it"
+        elif (got := _sha256(file)) != expected:
+            problem = f"altered: {listed_in} says sha256 {expected[:12]}, got {got[:12]}"
+        else:
+            continue
+        raise InputError(problem, path=file, fix=fix)
+
+
+def read_run(path: str | Path, verified: RunManifest | None = None) -> Run:
     """Return a run folder after checking every file in it against ``run.json``.
+
+    That is not done again where its manifest was ``verified`` just now.
 
     Raises
     ------
@@ -301,7 +310,7 @@ def read_run(path: str | Path) -> Run:
         If a file is missing or altered, or the requests table is not whole.
     """
     path = Path(path)
-    manifest = verified_manifest(path)
+    manifest = verified or verified_manifest(path)
     file = path / "requests.parquet"
     if file.name not in manifest.files:
         raise InputError(f"{file}: not listed in run.json; rerun the replay")
