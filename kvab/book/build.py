@@ -36,7 +36,7 @@ from kvab.pages.gate import Gate, gate
 from kvab.pages.index import short_answer, social_card
 from kvab.pages.model_check import load_check
 from kvab.pages.outcome import headline
-from kvab.pages.reproduce import load_clusters
+from kvab.pages.reproduce import Clusters, load_clusters
 from kvab.pages.theme import alone
 from kvab.pages.workloads import load_workloads
 from kvab.runs import folder as runs
@@ -113,35 +113,13 @@ def report(
     if scope and evidence.manifest.kind == "live":
         make_twins(evidence.runs, declared, scope.trace, folder / declared.name / cluster)
     judged = gate(evidence)
-    index = build(checkout / out, _book(path, evidence, judged))
+    index = build(path, evidence, judged, checkout / out)
     if not judged.green:
         raise GateError(
             f"the validity gate is red, {counted(len(judged.reasons), 'check')} failed; first: "
             f"{judged.reasons[0]}; the book says the rest: {index}"
         )
     return headline(evidence, judged), index
-
-
-def _book(path: Path, evidence: Evidence, judged: Gate) -> Book:
-    """Return what the book of these runs is built from, with the other clusters beside them."""
-    study, cluster, folder = evidence.study, evidence.cluster, evidence.folder
-    clusters = load_clusters(study, folder)
-    for line in clusters.left_out.values():
-        print(line, file=sys.stderr)
-    check, sweep = load_check(study, cluster, folder), load_sweep(study, cluster, folder)
-    swept = sweep, load_sensitivity(study, cluster, folder), load_hardware(folder)
-    beside = load_workloads(study, cluster, folder).places.values()
-    every = evidence, evidence.made_hours, *swept, check, *clusters.places.values(), *beside
-    shown = [part and part.key for part in every]
-    lock = (root() / "requirements.lock").read_text(encoding="utf-8")
-    parameters = {"study": str(path), "cluster": cluster, "runs": str(folder)}
-    others = {
-        name: parameters | {"cluster": other.cluster, "runs": str(other.folder)}
-        for name, other in clusters.places.items()
-        if (other.cluster, other.folder) != (cluster, folder)
-        and other.manifest.trace.rows == other.manifest.trace.total_rows
-    }
-    return Book(evidence, judged, parameters, others, digest([shown, source_digest(), lock]))
 
 
 def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path]:
@@ -164,32 +142,7 @@ def report_bundle(path: Path, cluster: str | None, out: Path) -> tuple[str, Path
         return report(folder / contents.study, chosen, out=out, published=folder / "runs")
 
 
-@dataclass(frozen=True)
-class Book:
-    """What a book is built from.
-
-    Attributes
-    ----------
-    evidence, judged : Evidence, Gate
-        The runs, and whether they support a verdict.
-    parameters : mapping
-        For all notebooks; each takes those that it has.
-    others : mapping of str to mapping
-        Parameters of the further clusters that replayed the whole trace, by name; each gets an
-        outcome page of its own.
-    key : str
-        Digest of the runs and the code; a page whose notebook, parameters and these did not
-        change is taken from the user's cache.
-    """
-
-    evidence: Evidence
-    judged: Gate
-    parameters: Mapping[str, object]
-    others: Mapping[str, Mapping[str, object]]
-    key: str
-
-
-def build(out: Path, book: Book) -> Path:
+def build(study: Path, evidence: Evidence, judged: Gate, out: Path) -> Path:
     """Execute the pages' notebooks side by side, build the book and return its index.html.
 
     ``out`` gets ``source/`` (what was built) and ``html/``.
@@ -202,17 +155,16 @@ def build(out: Path, book: Book) -> Path:
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root() / "book", source, ignore=shutil.ignore_patterns("_build", "published"))
-    sources = sorted({*(root() / "notebooks").glob("*.ipynb")} - {root() / "notebooks" / REPLAY})
-    further = {f"{OUTCOME}-{re.sub('[^a-z0-9]+', '-', name).strip('-')}": parameters
-               for name, parameters in book.others.items()}  # fmt: skip
-    title, key = book.evidence.study.title, book.key
-    pages = [Page(path, source / path.name, book.parameters, title, key) for path in sources]
-    pages += [Page(root() / "notebooks" / f"{OUTCOME}.ipynb", source / f"{name}.ipynb", given,
-                   title, key) for name, given in further.items()]  # fmt: skip
-    _add_pages(source / "_toc.yml", list(further))
+    clusters = load_clusters(evidence.study, evidence.folder)
+    for line in clusters.left_out.values():
+        print(line, file=sys.stderr)
+    key = _key(evidence, clusters)
+    pages = _pages(study, evidence, clusters, key, source)
+    further = [page.target.stem for page in pages if page.target.stem != page.notebook.stem]
+    _add_pages(source / "_toc.yml", further)
     side_by_side(pages, _execute, "page", "left")
-    _add_files(source, book)
-    index = _sphinx(source, out, book)
+    _add_files(source, evidence, judged, key)
+    index = _sphinx(source, out, evidence, judged)
     (index.parent / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
     for page in index.parent.glob("*.html"):
         _edit(page, FIGURE, partial(_beside, page))
@@ -221,6 +173,39 @@ def build(out: Path, book: Book) -> Path:
     if url := os.environ.get("KVAB_BOOK_URL", "").rstrip("/"):  # it is shown at any depth
         _edit(index.with_name("404.html"), r'\b(href|src|action)="(?!#|[a-z]+:)', rf'\1="{url}/')
     return index
+
+
+def _key(evidence: Evidence, clusters: Clusters) -> str:
+    """Return the digest of all that the book shows, and of the code.
+
+    A page whose notebook, parameters and this did not change is taken from the user's cache.
+    """
+    where = evidence.study, evidence.cluster, evidence.folder
+    swept = load_sweep(*where), load_sensitivity(*where), load_hardware(evidence.folder)
+    beside = load_workloads(*where).places.values()
+    every = evidence, evidence.made_hours, *swept, load_check(*where), *clusters.places.values()
+    shown = [part and part.key for part in (*every, *beside)]
+    lock = (root() / "requirements.lock").read_text(encoding="utf-8")
+    return digest([shown, source_digest(), lock])
+
+
+def _pages(
+    study: Path, evidence: Evidence, clusters: Clusters, key: str, source: Path
+) -> list[Page]:
+    """Return every page; of a further cluster that replayed the whole trace, its outcome."""
+    notebooks, title = root() / "notebooks", evidence.study.title
+
+    def page(notebook: str, name: str, of: Evidence) -> Page:
+        given = {"study": str(study), "cluster": of.cluster, "runs": str(of.folder)}
+        return Page(notebooks / f"{notebook}.ipynb", source / f"{name}.ipynb", given, title, key)
+
+    names = sorted(path.stem for path in notebooks.glob("*.ipynb") if path.name != REPLAY)
+    return [page(name, name, evidence) for name in names] + [
+        page(OUTCOME, f"{OUTCOME}-{re.sub('[^a-z0-9]+', '-', name).strip('-')}", other)
+        for name, other in clusters.places.items()
+        if (other.cluster, other.folder) != (evidence.cluster, evidence.folder)
+        and other.manifest.trace.rows == other.manifest.trace.total_rows
+    ]
 
 
 def _beside(page: Path, figure: re.Match[str]) -> str:
@@ -240,14 +225,14 @@ def _edit(page: Path, pattern: str, instead: str | Callable[[re.Match[str]], str
     page.write_text(re.sub(pattern, instead, text, flags=re.DOTALL), encoding="utf-8")
 
 
-def _add_files(source: Path, book: Book) -> None:
+def _add_files(source: Path, evidence: Evidence, judged: Gate, key: str) -> None:
     """Add the table of all requests, the card, and the notebook that makes a run, to download."""
 
     def made() -> dict[str, bytes]:
-        table = runs.parquet_bytes(book.evidence.requests, level=runs.QUICK)
-        return {REQUESTS: table, CARD: social_card(book.evidence, book.judged)}
+        table = runs.parquet_bytes(evidence.requests, level=runs.QUICK)
+        return {REQUESTS: table, CARD: social_card(evidence, judged)}
 
-    for name, content in remember(book.key, "publication", made).items():
+    for name, content in remember(key, "publication", made).items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(content)
     shutil.copy(root() / "notebooks" / REPLAY, (source / REQUESTS).parent)
@@ -301,11 +286,11 @@ def _execute(page: Page, _on_progress: Progress) -> None:
     page.target.write_bytes(remember(key, page.notebook.stem, executed))
 
 
-def _sphinx(source: Path, out: Path, book: Book) -> Path:
+def _sphinx(source: Path, out: Path, evidence: Evidence, judged: Gate) -> Path:
     program = Path(sys.executable).with_name("jupyter-book")
     _call([str(program), "config", "sphinx", str(source)], source)
     with (source / "conf.py").open("a", encoding="utf-8") as file:
-        file.write(sphinx_settings(book.evidence, book.judged))
+        file.write(sphinx_settings(evidence, judged))
     options = "-b html -W --keep-going -q".split()
     folders = ["-d", str(out / "doctrees"), str(source), str(out / "html")]
     _call([sys.executable, "-m", "sphinx", *options, *folders], source)
