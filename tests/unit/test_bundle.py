@@ -98,7 +98,7 @@ def test_what_is_not_whole_is_refused(whole, tmp_path):
     table = next(name for name in files if name.endswith("requests.parquet"))
     wrong = {
         "altered: bundle.json says sha256": files | {table: files[table][:-1] + b"?"},
-        "missing, though bundle.json lists it": {name: text for name, text in files.items() if name != table},
+        "missing, though": {name: text for name, text in files.items() if name != table},
         "is not listed": files | {"runs/more": b""},
         "no readable bundle.json": {name: text for name, text in files.items() if name != CONTENTS},
         "outside the destination": files | {"../out": b""},
