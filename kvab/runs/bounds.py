@@ -20,6 +20,7 @@ import pandas as pd
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.runs.sweep import Sweep, load_sweep
+from kvab.stats.crossings import COSTS
 from kvab.study import Study, load_study
 
 AXES = ["load", "ttft_ms", "itl_ms"]
@@ -225,12 +226,23 @@ def load_bounds(study: str | Path | Study, cluster: str, folder: str | Path) -> 
     Raises
     ------
     InputError
-        If the sweep's files do not belong together.
+        If the sweep's files do not belong together, or lack a cell.
     """
     swept = load_sweep(study, cluster, folder)
     if swept is None or swept.bounds is None or swept.best is None or swept.costs is None:
         return None
-    return Bounds(swept, swept.bounds, swept.best, swept.costs)
+    judged = Bounds(swept, swept.bounds, swept.best, swept.costs)
+    points, arms = math.prod(map(len, judged.grid.values())), len(swept.arms)
+    for name, rows, needed in (
+        ("best", len(judged.best), points),
+        ("bounds", len(judged.table), points * arms),
+        ("costs", len(judged.costs), points * len(COSTS)),
+        ("cells", len(judged.gpu_hours), len(judged.grid["load"]) * arms),
+    ):
+        if rows != needed:
+            raise InputError(expected=f"{needed} {name} of the sweep of {swept.study.name}",
+                             got=f"{rows}", fix="run `kvab capacity` again")  # fmt: skip
+    return judged
 
 
 def load_every(study: str | Path | Study, cluster: str, folder: str | Path) -> list[Bounds]:

@@ -197,6 +197,23 @@ def test_what_cannot_be_advised_is_one_line(judged, checkout, capsys, options, s
     assert error.startswith(f"kvab: {said}") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [("bounds", "bounds of the sweep"), ("best", "best of"), ("costs", "costs of"), ("", "cells")],
+)
+def test_a_sweep_short_of_a_cell_is_one_line(judged, checkout, capsys, lacking, said):
+    swept = judged.swept
+    if lacking:
+        short = replace(swept, **{lacking: getattr(swept, lacking).iloc[1:]})
+    else:
+        cells = [cell for cell in swept.summary.cells if cell is not swept.load_cells[0]]
+        short = replace(swept, summary=swept.summary.model_copy(update={"cells": cells}))
+    short.write(checkout / "runs")
+    assert asked() == 2
+    error = capsys.readouterr().err
+    assert said in error and "run `kvab capacity` again" in error and error.count("\n") == 1
+
+
 def test_without_tables_of_bounds_the_command_says_how_to_make_them(judged, checkout, capsys):
     for swept in (None, replace(judged.swept, bounds=None, best=None, costs=None)):
         if swept:
