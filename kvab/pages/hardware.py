@@ -8,7 +8,7 @@ and what `kvab hardware` prints. Ratios are simulated over measured.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,7 +32,7 @@ from kvab.pages.theme import (
     unless_missing,
 )
 from kvab.runs.hardware import Held
-from kvab.study.hardware import LADDER, METRICS, ClosedLoop, SharedPrefix, load_effects
+from kvab.study.hardware import LADDER, METRICS, Scenario, SharedPrefix, load_effects
 
 NOT_SIMULATED = (
     ":::{note}\nNo published measurement is declared under recipes/hardware and simulated: run "
@@ -41,6 +41,7 @@ NOT_SIMULATED = (
 BASELINE, COMPARISON = "baseline", "comparison"
 OUTPUT, TTFT, ITL = "output_tokens_per_s", "ttft_ms", "itl_ms"
 ROUTING = {"round_robin": STYLES["baseline"], "kv": ABLATIONS[0]}
+STAGES, IDLE, DISAGGREGATED = "stages", "idle", "disaggregated"  # set-ups that pages tell apart
 INK, LOOKS = "#333333", ("-o", "--s", "-.^", ":D")  # colours are those of configurations
 QUICK_MS = 1000  # measured mean TTFT below which a cluster is not saturated
 
@@ -49,12 +50,33 @@ def _source(held: Held, runs: bool = True) -> str:
     return "Source: figures that others published (below); the rest is simulated, not measured."
 
 
-def _of(held: Held, metric: str, **wanted: str) -> pd.DataFrame:
-    """Return the figures of a metric, or of all whose names begin so, of a scenario or an arm."""
-    rows = held.rows[held.rows["metric"].str.startswith(metric)]
-    for column, value in wanted.items():
-        rows = rows[rows[column] == value]
-    return rows
+def _setup(scenario: Scenario) -> str:
+    """Return which of the set-ups a scenario is, if any."""
+    load, arms = scenario.workload, scenario.arms.values()
+    if isinstance(load, SharedPrefix):
+        return STAGES if len({arm.router for arm in arms}) == 2 else ""
+    if any("prefill" in arm.workers for arm in arms):
+        return DISAGGREGATED
+    return IDLE if (load.concurrency, load.output_tokens) == ([1], 1) else ""
+
+
+def _of(held: Held, setup: str) -> pd.DataFrame:
+    """Return the figures of a set-up with the ``router`` of each; of stages the first scenario's.
+
+    Of closed loops also ``tokens`` of a prompt, and ``users``.
+    """
+    rows = held.rows[[_setup(held.scenarios[name]) == setup for name in held.rows["scenario"]]]
+    if setup == STAGES:
+        rows = rows[rows["scenario"].isin(rows["scenario"].head(1))]
+        places = zip(rows["scenario"], rows["arm"], strict=True)
+        return rows.assign(router=[held.scenarios[name].arms[arm].router for name, arm in places])
+    tokens, users = (rows["cell"].str.split("x").str[n].astype(int) for n in (0, 1))
+    return rows.assign(tokens=tokens, users=users)
+
+
+def _ratios(rows: pd.DataFrame, metric: str) -> pd.Series:
+    """Return the ratios of a metric, or of all whose names begin so."""
+    return rows.loc[rows["metric"].str.startswith(metric), "ratio"]
 
 
 def _range(ratios: pd.Series) -> str:
@@ -77,37 +99,26 @@ def provenance(held: Held) -> str:
 # --- the ladder of request rates -----------------------------------------------------------------
 
 
-def _ladder(held: Held) -> tuple[str, dict[str, str]] | None:
-    """Return the first scenario of stages, and its arms by their router."""
-    for name, scenario in held.scenarios.items():
-        routers: dict[str, str] = {arm.router: key for key, arm in scenario.arms.items()}
-        if isinstance(scenario.workload, SharedPrefix) and len(routers) == 2:
-            return name, routers
-    return None
-
-
 @drawn("hardware-ladder", lambda held: held.rows, source=_source)
 def ladder_figure(held: Held) -> Drawing:
     """Every metric by request rate: what was measured as points, what was simulated as a line."""
-    if (found := _ladder(held)) is None:
+    figures = _of(held, STAGES)
+    if figures.empty:
         return "No scenario has stages of rising request rates."
-    name, routers = found
-    scenario, stages = held.scenarios[name], held.cells[held.cells["cell"] != LADDER]
+    name = figures["scenario"].iloc[0]
+    scenario, cells = held.scenarios[name], held.cells[held.cells["scenario"] == name]
     figure, panels = plt.subplots(3, 2, figsize=(WIDTH_IN, 6.6))
     for axes, (metric, label) in zip(panels.flat, METRICS.items(), strict=True):
-        for router, arm in routers.items():
-            look: Any = ROUTING[router]
-            place = {"scenario": name, "arm": arm, "metric": metric}
-            line = stages[(stages[[*place]] == pd.Series(place)).all(axis=1)]
+        for key, arm in scenario.arms.items():
+            look: Any = ROUTING[arm.router]
+            line, rows = (of[(of["arm"] == key) & (of["metric"] == metric)]
+                          for of in (cells[cells["cell"] != LADDER], figures))  # fmt: skip
             axes.plot(line["cell"].astype(float), line["simulated"], color=look["color"],
-                      linestyle=look["linestyle"], label=f"{scenario.arms[arm].label}, simulated"
-                      )  # fmt: skip
-            rows = _of(held, **place)
-            points = [(float(row.cell), value) for row in rows.itertuples()
-                      if row.cell != LADDER for value in row.measured]  # fmt: skip
-            axes.plot(*np.reshape(points, (-1, 2)).T, look["marker"], color=look["color"],
-                      fillstyle="none", label=f"{scenario.arms[arm].label}, measured")  # fmt: skip
-            for value in () if points else rows["measured"].explode():
+                      linestyle=look["linestyle"], label=f"{arm.label}, simulated")  # fmt: skip
+            points = rows[rows["cell"] != LADDER].explode("measured").astype({"cell": float})
+            axes.plot(points["cell"], points["measured"], look["marker"], color=look["color"],
+                      fillstyle="none", label=f"{arm.label}, measured")  # fmt: skip
+            for value in rows["measured"].explode() if points.empty else ():
                 axes.axhline(value, color=look["color"], linestyle=":", linewidth=0.9)
         axes.set(title=label, yscale="log" if metric.startswith(TTFT) else "linear")
         axes.yaxis.set_major_formatter("{x:,.0f}")
@@ -122,46 +133,34 @@ def ladder_figure(held: Held) -> Drawing:
     return figure, caption, "Six panels by request rate: output, TTFT and ITL of two routers."
 
 
-def _gains(held: Held) -> tuple[list[float], float]:
-    """Return what KV routing brings over round-robin in output: measured, and simulated."""
-    name, routers = _ladder(held) or ("", {})
-    of = _of(held, OUTPUT, scenario=name, cell=LADDER).set_index("arm")
-    kv, base = (of.loc[routers[router]] for router in ("kv", "round_robin"))
-    measured = [k / b - 1 for k, b in zip(kv["measured"], base["measured"], strict=True)]
-    return measured, kv["simulated"] / base["simulated"] - 1
+def _gains(held: Held) -> tuple[np.ndarray, float] | None:
+    """Return how many times the output KV routing brings: measured, and simulated; if known."""
+    rows = _of(held, STAGES)
+    rows = rows[(rows["metric"] == OUTPUT) & (rows["cell"] == LADDER)]
+    if rows.empty:
+        return None
+    of = rows.set_index("router")
+    measured = np.divide(of.loc["kv", "measured"], of.loc["round_robin", "measured"])
+    return measured, of.loc["kv", "simulated"] / of.loc["round_robin", "simulated"]
 
 
 @unless_missing("")
 def routing(held: Held) -> str:
     """Return what KV routing brings, measured and simulated."""
-    if _ladder(held) is None:
+    if (found := _gains(held)) is None:
         return ""
-    measured, simulated = _gains(held)
+    measured, simulated = found
     judged = "understates" if simulated < min(measured) else "overstates"
     if min(measured) <= simulated <= max(measured):
         judged = "neither understates nor overstates"
-    gains = " and ".join(f"{signed(100 * gain, 0)} %" for gain in measured)
+    gains = " and ".join(f"{signed(100 * (gain - 1), 0)} %" for gain in measured)
     return (
         f"The simulator {judged} KV routing: mean output over all rates {gains} measured, "
-        f"{signed(100 * simulated, 0)} % simulated."
+        f"{signed(100 * (simulated - 1), 0)} % simulated."
     )
 
 
-def _unsaturated(held: Held, arm: str) -> pd.Series:
-    """Return ratios of the mean TTFT of an arm where the measured one is small."""
-    rows = _of(held, "ttft_ms_mean", arm=arm)
-    return rows["ratio"][rows["measured"].str[0] < QUICK_MS]
-
-
 # --- idle prefill, and the disaggregated grid ----------------------------------------------------
-
-
-def _idle(held: Held) -> pd.DataFrame:
-    """Return the TTFT of single prompts on idle aggregated workers."""
-    names = [name for name, scenario in held.scenarios.items()
-             if isinstance(load := scenario.workload, ClosedLoop) and load.concurrency == [1]
-             and load.output_tokens == 1]  # fmt: skip
-    return held.rows[held.rows["scenario"].isin(names)]
 
 
 @unless_missing(None)
@@ -169,49 +168,45 @@ def idle_table(held: Held) -> Table:
     """Return how long an idle worker prefills."""
     lines = [
         {"GPU": held.scenarios[row.scenario].arms[row.arm].label,
-         "prompt [tokens]": f"{int(row.cell.split('x')[0]):,}",
+         "prompt [tokens]": f"{row.tokens:,}",
          "measured [ms]": number(row.measured[0], 0), "simulated [ms]": number(row.simulated, 0),
          "simulated / measured": number(row.ratio, 2)}
-        for row in _idle(held).itertuples()
+        for row in _of(held, IDLE).itertuples()
     ]  # fmt: skip
     return Table(pd.DataFrame(lines), "Prefill of a new prompt on an idle worker.", ("GPU",))
 
 
-def _grid(held: Held) -> pd.DataFrame:
-    """Return the figures of disaggregated clusters, with input tokens and users of each."""
-    names = [name for name, scenario in held.scenarios.items()
-             if any("prefill" in arm.workers for arm in scenario.arms.values())]  # fmt: skip
-    rows = held.rows[held.rows["scenario"].isin(names)]
-    tokens, users = (rows["cell"].str.split("x").str[n].astype(int) for n in (0, 1))
-    return rows.assign(input_tokens=tokens, users=users)
+def _of_first_arm(held: Held) -> pd.DataFrame:
+    """Return the figures of disaggregated workers whose KV transfer costs time."""
+    grid = _of(held, DISAGGREGATED)
+    return grid[grid["arm"].isin(grid["arm"].head(1))]
 
 
-@drawn("hardware-disaggregated", _grid, source=_source)
+@drawn("hardware-disaggregated", lambda held: _of(held, DISAGGREGATED), source=_source)
 def grid_figure(held: Held) -> Drawing:
     """Draw ratios by input length and users, with the KV transfer that costs time."""
-    grid = _grid(held)
+    grid = _of_first_arm(held)
     if grid.empty:
         return "No scenario is disaggregated."
-    grid = grid[grid["arm"] == grid["arm"].iloc[0]]
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH_IN, 2.9), sharey=True)
     for axes, (metric, of) in zip(panels, grid.groupby("metric", sort=False), strict=True):
         for (users, line), look in zip(of.groupby("users"), LOOKS, strict=False):
-            axes.plot(line["input_tokens"], line["ratio"], look, color=INK,
+            axes.plot(line["tokens"], line["ratio"], look, color=INK,
                       label=counted(int(users), "user"))  # fmt: skip
         axes.axhline(1, color=GREY, linewidth=0.8)
         axes.set(title=METRICS[str(metric)], xscale="log", xlabel="input [tokens]")
-        axes.set_xticks([*grid["input_tokens"].unique()])
+        axes.set_xticks([*grid["tokens"].unique()])
         axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1024:g}k")
         axes.minorticks_off()
     panels[0].set_ylabel("simulated / measured")
     legend_below(figure, panels[0])
     alone, busy = grid[grid["users"] == 1], grid[grid["users"] == grid["users"].max()]
-    found = {m: [_range(of.loc[of["metric"] == m, "ratio"]) for of in (alone, busy)]
-             for m in (OUTPUT, "ttft_ms_p50", "itl_ms_mean")}  # fmt: skip
+    output, ttft, itl = (
+        _range(_ratios(*of)) for of in ((busy, OUTPUT), (alone, TTFT), (alone, ITL))
+    )
     caption = (
-        f"With {busy['users'].iloc[0]} users the simulated output is {found[OUTPUT][1]} of the "
-        f"measured, with one user TTFT {found['ttft_ms_p50'][0]} and ITL "
-        f"{found['itl_ms_mean'][0]}. Median and range over the input lengths; "
+        f"With {busy['users'].iloc[0]} users the simulated output is {output} of the measured, "
+        f"with one user TTFT {ttft} and ITL {itl}. Median and range over the input lengths; "
         f"{held.scenarios[grid['scenario'].iloc[0]].title}."
     )
     return (
@@ -224,70 +219,47 @@ def grid_figure(held: Held) -> Drawing:
 # --- what it means -------------------------------------------------------------------------------
 
 
-class Error(NamedTuple):
-    """An error of the simulator, the headlines that it touches, and whom a low ratio favours."""
-
-    what: str
-    touches: str
-    ratios: pd.Series
-    low_favours: str
-
-    @property
-    def favours(self) -> str:
-        """The side that it favours."""
-        sides = [BASELINE, COMPARISON]
-        return self.low_favours if self.ratios.median() < 1 else sides[self.low_favours == BASELINE]
-
-
-def _errors(held: Held) -> list[Error]:
+def _errors(held: Held) -> pd.DataFrame:
     """Return the errors that touch one side of the study's comparison more than the other.
 
     The baseline is aggregated behind round-robin; the comparison disaggregated behind KV routing.
+    A time that is too short favours the side that spends it.
     """
-    lines = [Error("prefill steps, which delay decoding in the baseline alone", "ITL, good share",
-                   _idle(held)["ratio"], BASELINE)]  # fmt: skip
-    grid = _grid(held)
-    for metric, of in grid[grid["arm"] == grid["arm"].head(1).squeeze()].groupby("metric"):
-        if str(metric).startswith(ITL):
-            lines.append(Error("ITL of disaggregated workers", "ITL, good share", of["ratio"],
-                               COMPARISON))  # fmt: skip
-        if str(metric).startswith(TTFT):
-            lines.append(Error("TTFT of disaggregated workers with one user", "TTFT, good share",
-                               of["ratio"][of["users"] == 1], COMPARISON))  # fmt: skip
-    if found := _ladder(held):
-        name, routers = found
-        measured, simulated = _gains(held)
-        arms = {r: _of(held, "", scenario=name, arm=arm) for r, arm in routers.items()}
-        of = {router: rows.groupby("metric")["ratio"] for router, rows in arms.items()}
-        base, kv = of["round_robin"], of["kv"]
-        gained = pd.Series([(1 + np.mean(measured)) / (1 + simulated)])
-        early = _unsaturated(held, routers["round_robin"])
-        lines += [
-            Error("ITL of aggregated workers", "ITL, good share", base.get_group("itl_ms_mean"),
-                  BASELINE),
-            Error("TTFT below saturation behind round-robin", "TTFT, good share", early, BASELINE),
-            Error("output behind round-robin", "load that is carried", 1 / base.get_group(OUTPUT),
-                  BASELINE),
-            Error("mean TTFT behind KV routing", "TTFT, good share", kv.get_group("ttft_ms_mean"),
-                  COMPARISON),
-            Error("output that KV routing gains", "load that is carried", gained, COMPARISON),
-        ]  # fmt: skip
-    return [line for line in lines if len(line.ratios)]
+    grid, stages = _of_first_arm(held), _of(held, STAGES)
+    base, kv = (stages[stages["router"] == router] for router in ("round_robin", "kv"))
+    gains = _gains(held)
+    gained = pd.Series([gains[0].mean() / gains[1]] if gains else [], dtype=float)
+    ttft, itl, load = "TTFT, good share", "ITL, good share", "load that is carried"
+    lines = []
+    for what, touches, spends, ratios in (
+        ("prefill steps, which delay decoding in the baseline alone", itl, BASELINE,
+         _of(held, IDLE)["ratio"]),
+        ("ITL of disaggregated workers", itl, COMPARISON, _ratios(grid, ITL)),
+        ("TTFT of disaggregated workers with one user", ttft, COMPARISON,
+         _ratios(grid[grid["users"] == 1], TTFT)),
+        ("ITL of aggregated workers", itl, BASELINE, _ratios(base, "itl_ms_mean")),
+        ("TTFT below saturation behind round-robin", ttft, BASELINE,
+         _ratios(base[base["measured"].str[0] < QUICK_MS], "ttft_ms_mean")),
+        ("output behind round-robin", load, BASELINE, 1 / _ratios(base, OUTPUT)),
+        ("mean TTFT behind KV routing", ttft, COMPARISON, _ratios(kv, "ttft_ms_mean")),
+        ("output that KV routing gains", load, COMPARISON, gained),
+    ):  # fmt: skip
+        if len(ratios):
+            other = COMPARISON if spends == BASELINE else BASELINE
+            favours = spends if ratios.median() < 1 else other
+            lines.append((what, touches, _range(ratios), favours))
+    columns = ["error of", "touches", "time, simulated / measured", "favours"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 @unless_missing(None)
 def meaning_table(held: Held) -> Table:
     """Return for each error which headlines it touches, and whom it favours."""
-    lines = [
-        {"error of": error.what, "touches": error.touches,
-         "time, simulated / measured": _range(error.ratios), "favours": error.favours}
-        for error in _errors(held)
-    ]  # fmt: skip
     caption = (
         "Which side each error favours: a time that is too short favours the side that spends it. "
         "Output is given as the time for a token. Median and range."
     )
-    return Table(pd.DataFrame(lines), caption, ("error of", "touches", "favours"))
+    return Table(_errors(held), caption, ("error of", "touches", "favours"))
 
 
 @unless_missing(None)
@@ -337,10 +309,10 @@ def _link(address: str) -> str:
 @unless_missing("Nothing yet: hold the simulator against measurements to learn it.")
 def lesson(held: Held) -> str:
     """Return what the page teaches."""
-    errors = _errors(held)
-    count = sum(error.favours == BASELINE for error in errors)
+    favours = _errors(held)["favours"]
+    count = (favours == BASELINE).sum()
     pushes = (
-        f"{count} of {counted(len(errors), 'error')} favour the baseline, the others the "
+        f"{count} of {counted(len(favours), 'error')} favour the baseline, the others the "
         "comparison; no number in this book is corrected for them."
     )
     return "\n".join(f"- {text}" for text in (routing(held), pushes) if text)
@@ -354,7 +326,7 @@ def band(held: Held) -> str:
     """Return in one sentence how far the simulator was from hardware."""
     parts = []
     for start, label in ((OUTPUT, "output"), (TTFT, "TTFT"), (ITL, "ITL")):
-        ratios = held.own["ratio"][held.own["metric"].str.startswith(start)]
+        ratios = _ratios(held.own, start)
         if len(ratios):
             low, middle, high = (number(ratios.quantile(q), 2) for q in (0.1, 0.5, 0.9))
             parts.append(f"{label} {middle} ({low} to {high})")
@@ -384,12 +356,11 @@ def mark_measured(held: Held, axes: Axes, grid: pd.DataFrame) -> str:
         The effect in points, by ratio of decode times (index) and of prefill times (columns).
     """
     cells, ends = [], []
-    decode = held.own[held.own["metric"].str.startswith(ITL)]
-    for step, rows, values in (("prefill", _idle(held), grid.columns),
-                               ("decode", decode, grid.index)):  # fmt: skip
-        if rows.empty:
+    for step, of_step, values in (("prefill", _of(held, IDLE)["ratio"], grid.columns),
+                                  ("decode", _ratios(held.own, ITL), grid.index)):  # fmt: skip
+        if of_step.empty:
             return ""
-        ratios = 1 / rows["ratio"].to_numpy()
+        ratios = 1 / of_step.to_numpy()
         known = values.to_numpy(dtype=float)
         places = np.interp(np.log(ratios), np.log(known), range(len(known)))
         cells.append((places.min(), places.max()))
