@@ -1,4 +1,4 @@
-"""Files written whole, and results kept between pages: once for the runs, study and code at hand.
+"""Files written whole, locks, and results kept between pages for the runs, study and code at hand.
 
 Input: a key of everything that a result depends on. Output: the result, from the cache if it can.
 """
@@ -17,7 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+from kvab.errors import DependencyError
 
 Result = TypeVar("Result")
 KEPT_DAYS = 30  # of a result that nobody reads
@@ -55,6 +57,47 @@ def write_beside(path: Path, content: bytes) -> None:
         Path(name).rename(path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+class Lock:
+    """A right that one process has at a time, free again when that process ends, in whatever way.
+
+    ``busy`` says what another one is doing meanwhile, for whoever comes second.
+    """
+
+    def __init__(self, file: Path, busy: str) -> None:
+        self.file, self.busy = file, busy
+        self._lock = FileLock(file, blocking=False)
+
+    def take(self) -> None:
+        """Take it.
+
+        Raises
+        ------
+        DependencyError
+            If another process has it, which is named.
+        OSError
+            If its file cannot be written.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+            self.file.write_text(f"process {os.getpid()}", encoding="utf-8")
+        except Timeout:
+            owner = str(self.file)
+            with contextlib.suppress(OSError):
+                owner = self.file.read_text(encoding="utf-8") or owner
+            raise DependencyError(f"{self.busy} ({owner}); wait for it to end") from None
+        except OSError:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Let the next process have it; safe to call again."""
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                self.file.unlink()  # whoever opened it meanwhile sees that it is gone, and retries
+            self._lock.release()
 
 
 def source_digest() -> str:

@@ -10,16 +10,12 @@ from __future__ import annotations
 import contextlib
 import gzip
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from kvab.cache import cache_folder
+from kvab.cache import Lock, cache_folder
 from kvab.clusters import simulated, stack
 from kvab.clusters.base import (
     Cluster,
@@ -64,57 +60,27 @@ class LiveCluster(Cluster):
         return found
 
     def _software(self, model: str) -> Iterator[Finding]:
-        machine = Machine()
+        lock = machine()
         try:
             identity = self.identity()
-            machine.take("a look")
+            lock.take()
             yield Finding(True, ", ".join(f"{name} {identity[name]}" for name in PACKAGES))
             model_config(model, 1)
             yield Finding(True, f"{model}: sizes known; its tokenizer is made, nothing downloaded")
         except KvabError as error:
             yield Finding(False, str(error))
         finally:
-            machine.leave()
+            lock.leave()
 
     def start(self, job: Job, *, take_over: bool = False) -> LiveRun:
         """Return the run of a job; what an earlier process started is gone with it."""
         return LiveRun(self, job)
 
 
-class Machine:
-    """The right to the machine, which one live run has: two would compete for the cores."""
-
-    def __init__(self) -> None:
-        self._lock = FileLock(cache_folder() / "live.lock", blocking=False)
-        self._holder = cache_folder() / "live.holder"
-
-    def take(self, what: str) -> None:
-        """Take the machine.
-
-        Raises
-        ------
-        DependencyError
-            If another live run is going on, naming it.
-        """
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            who = self._lock.lock_file
-            with contextlib.suppress(OSError):
-                who = self._holder.read_text(encoding="utf-8")
-            raise DependencyError(
-                f"another live run is going on here ({who}); its timing and this one's would spoil "
-                "each other: wait for it to end"
-            ) from None
-        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-        self._holder.write_text(f"process {os.getpid()}, {what}, since {since}", encoding="utf-8")
-
-    def leave(self) -> None:
-        """Let the next run have it; safe to call again."""
-        if self._lock.is_locked:
-            self._holder.unlink(missing_ok=True)
-            self._lock.release()
+def machine() -> Lock:
+    """Return the right to this machine, which one live run has: two would compete for the cores."""
+    busy = "another live run is going on here, whose timing and this one's would spoil each other"
+    return Lock(cache_folder() / "live.lock", busy)
 
 
 class LiveRun(ClusterRun):
@@ -124,14 +90,14 @@ class LiveRun(ClusterRun):
     artifacts: Path
 
     def __init__(self, cluster: LiveCluster, job: Job) -> None:
-        self.cluster, self.job, self.machine = cluster, job, Machine()
+        self.cluster, self.job, self.machine = cluster, job, machine()
         self.deployed, self.replayed = False, False
         self.memory_gb: list[float] = []
 
     def prepare(self) -> dict[str, str]:
         """Take this machine and return the versions in use."""
         versions = installed("live", *PACKAGES)
-        self.machine.take(self.job.configuration)
+        self.machine.take()
         return versions
 
     def deploy(self) -> None:

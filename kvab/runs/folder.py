@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,13 +26,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field, ValidationError
 
 import kvab
-from kvab.cache import write, write_beside
+from kvab.cache import Lock, write, write_beside
 from kvab.declarations import Declared, Json, inside
-from kvab.errors import DependencyError, InputError, KvabError, writing
+from kvab.errors import InputError, KvabError, writing
 from kvab.requests import metrics
 from kvab.requests.table import SCHEMA, check_table
 from kvab.study import Slo, Study
@@ -471,12 +469,14 @@ def load_workload(folder: Path, sha256: str) -> Workload:
         ) from None
 
 
-class RunLock:
+class RunLock(Lock):
     """The right to make one run; held by at most one process."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, path.with_name(f".{path.name}.lock")
-        self._lock = FileLock(self.file, blocking=False)
+        super().__init__(
+            path.with_name(f".{path.name}.lock"), f"{path}: another start of this run is going on"
+        )
+        self.path = path
 
     def take(self) -> None:
         """Hold the run, and remove what a start that died has left half-written.
@@ -489,31 +489,14 @@ class RunLock:
             If the run's folder cannot be written.
         """
         with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            super().take()
             try:
-                self._lock.acquire()
-                self.file.write_text(f"process {os.getpid()}", encoding="utf-8")
                 for pattern in (f".{self.path.name}-*", f"..{self.path.name}.state.json-*"):
                     for left in self.path.parent.glob(pattern):
                         shutil.rmtree(left) if left.is_dir() else left.unlink()
-            except Timeout:
-                owner = str(self.file)
-                with contextlib.suppress(OSError):
-                    owner = self.file.read_text(encoding="utf-8") or owner
-                raise DependencyError(
-                    f"{self.path}: another start of this run is going on ({owner}); "
-                    "wait for it to end"
-                ) from None
             except OSError:
                 self.leave()
                 raise
-
-    def leave(self) -> None:
-        """Let the next start have the run; safe to call again."""
-        if self._lock.is_locked:
-            with contextlib.suppress(OSError):
-                self.file.unlink()  # whoever opened it meanwhile sees that it is gone, and retries
-            self._lock.release()
 
     def forget(self) -> None:
         """Remove the lock of a start that died when its run was complete already."""

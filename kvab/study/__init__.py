@@ -54,7 +54,6 @@ class Gpus(Declared):
 
     product: str
     count: Count
-    nodes: Count
     differ: bool = False
 
 
