@@ -18,6 +18,7 @@ from kvab.clusters.base import Finding, Job
 from kvab.clusters.kubernetes import files, health, objects, preflight, workloads
 from kvab.clusters.kubernetes.api import Failed, Kube, Pod
 from kvab.clusters.kubernetes.lease import Lease
+from kvab.clusters.kubernetes.workloads import Look
 from kvab.console import Display
 from kvab.declarations import digest, read_yaml
 from kvab.errors import DependencyError, InputError, KvabError
@@ -137,12 +138,10 @@ class IndexedJob:
         """Start the Job or find it running, see it to its end, and bring home what is complete."""
         read = self._under_way()
         with self._cleared():
-            if read is None:
-                read = self._start()
-            keys = {text: key for key, text in read.items() if key.startswith(CELL)}
+            keys = {text: key for key, text in (read or self._start()).items()}
             cells = {int(keys[cell_text(c)].removeprefix(CELL)): c for c in self.planned}
             look = workloads.wait_ended(self.kube, self.name, _progress, title="campaign")
-            failed = self._collect(cells, look.pods)
+            failed = self._collect(cells, look)
             for line in failed:
                 print(line, file=sys.stderr)
             if failed:
@@ -151,7 +150,7 @@ class IndexedJob:
                     "are kept, run the same command again"
                 )
 
-    def _under_way(self) -> dict[str, str] | None:
+    def _under_way(self) -> dict[str, str]:
         """Return what the pods of a campaign that replays these cells read; clear an ended one.
 
         Cells that an earlier start brought home are no longer asked for, so more may be held.
@@ -166,7 +165,7 @@ class IndexedJob:
                 f"end it with `kubectl -n {self.kube.namespace} delete job {name}`"
             )
         self._remove()
-        return None
+        return {}
 
     def _start(self) -> dict[str, str]:
         claims = objects.storage(self.study, self.profile)
@@ -179,7 +178,7 @@ class IndexedJob:
         self.kube.create(self.job)
         return dict(self.config["data"])
 
-    def _collect(self, cells: dict[int, Job], pods: list[Object]) -> list[str]:
+    def _collect(self, cells: dict[int, Job], look: Look) -> list[str]:
         """Bring complete cells home; return which are not, and why."""
         failed = []
         with workloads.helper_pod(self.kube, self.helper) as pod, Display("collect") as display:
@@ -188,45 +187,35 @@ class IndexedJob:
                 try:
                     _bring_home(pod, job)
                 except (files.Spoiled, Failed) as error:
-                    why = self._ended(pods, index) or error
+                    why = str(error)
+                    tries = [p for p in look.pods if objects.annotation(p, INDEX) == str(index)]
+                    last = workloads.newest(tries)
+                    if last and health.phase(last) == "Failed":
+                        log = workloads.log_end(self.kube, tries)
+                        why = workloads.how_ended(Look(look.job, tries, log), last["status"])
                     failed.append(f"index {index}, {_inside(job)}: {why}")
         return failed
-
-    def _ended(self, pods: list[Object], index: int) -> str:
-        """Return how the last try of an index failed, with the end of its log, if it did."""
-        own = [pod for pod in pods if objects.annotation(pod, INDEX) == str(index)]
-        last = workloads.newest(own)
-        if last is None or health.phase(last) != "Failed":
-            return ""
-        end = workloads.terminated([last])
-        reason = end.get("reason") or at(last, "status.reason") or "Failed"
-        code, log = end.get("exitCode", "unknown"), workloads.log_end(self.kube, [last])
-        return f"{reason}, exit code {code}; its log ends with: {log or 'nothing'}"
 
     @contextmanager
     def _cleared(self) -> Iterator[None]:
         """Remove the campaign in the end; of one that fails keep first what tells why."""
-        failure: Exception | None = None
+        troubles: list[str] = []
         try:
             yield
         except Exception as error:
-            failure = error
+            troubles.append(str(error))
             self._keep_diagnostics()
             raise
         finally:
             try:
                 self._remove()
             except KvabError as error:
-                if failure is None:
-                    raise
-                raise DependencyError(f"{failure}; then, clearing up: {error}") from failure
+                text = "; then, clearing up: ".join([*troubles, str(error)])
+                raise DependencyError(text) from None
 
     def _remove(self) -> None:
-        names = {"Job": self.name, "ConfigMap": self.name, "Pod": f"{self.name}-files"}
-        for kind, name in names.items():
-            workloads.remove(
-                self.kube, kind, name, lambda one: objects.of_study(one, self.study.base)
-            )
+        parts = {"Job": self.name, "ConfigMap": self.name, "Pod": f"{self.name}-files"}
+        workloads.remove_parts(self.kube, parts, lambda one: objects.of_study(one, self.study.base))
 
     def _keep_diagnostics(self) -> None:
         """Write statuses, events and logs beside the runs, in place of an earlier failure's."""
@@ -238,7 +227,7 @@ class IndexedJob:
                 write(folder / file, content)
 
 
-def _progress(look: workloads.Look) -> str:
+def _progress(look: Look) -> str:
     phases, total = Counter(map(health.phase, look.pods)), look.job["spec"]["completions"]
     done, failed, running = (phases[phase] for phase in ("Succeeded", "Failed", "Running"))
     return f"{done} of {total} cells done, {failed} failed tries, {running} running"

@@ -374,6 +374,12 @@ class Assembly:
         return self.recipe.benchmark.declared.name
 
     @property
+    def parts(self) -> dict[str, str]:
+        """Names of what is removed with the run, by kind."""
+        deployment = self.recipe.deployment
+        return {"Job": self.job_name, "Pod": f"{deployment}-files", DEPLOYMENT: deployment}
+
+    @property
     def replicas(self) -> dict[str, int]:
         """The wanted pods of each component."""
         return {name: part.replicas for name, part in self.recipe.declared.services.items()}
@@ -391,7 +397,7 @@ class Assembly:
 
     def files_pod(self, run_id: str = "") -> Object:
         """Return the pod through which files go in and out."""
-        return self.mark(files_pod(self.plain[2], f"{self.recipe.deployment}-files"), run_id)
+        return self.mark(files_pod(self.plain[2], self.parts["Pod"]), run_id)
 
     def owns(self, thing: Object) -> bool:
         """Whether an object belongs to this run, made of the same manifests."""

@@ -338,7 +338,7 @@ class KubernetesRun(ClusterRun):
     def _remove(self) -> None:
         name = self.run.name
         ours = lambda part: objects.annotation(part, objects.RUN) == name  # noqa: E731
-        workloads.remove_parts(self.kube, self.run, ours)
+        workloads.remove_parts(self.kube, self.run.parts, ours)
         self.lease.leave()
 
     def _stays(self) -> str:

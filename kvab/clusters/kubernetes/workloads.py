@@ -218,23 +218,24 @@ def wait_ended(
 def check_complete(name: str, look: Look) -> None:
     """Raise Stuck unless an ended Job is complete: why, and the last lines of its log."""
     if health.holds(look.job, "Failed"):
-        failed = health.condition(look.job, "Failed")
-        code = terminated(look.pods).get("exitCode", "unknown")
-        raise Stuck(
-            f"Job {name}: {failed.get('reason', 'Failed')}, exit code {code}: "
-            f"{failed.get('message', '')}; its log ends with: {look.log or 'nothing'}"
-        )
+        raise Stuck(f"Job {name}: {how_ended(look, health.condition(look.job, 'Failed'))}")
+
+
+def how_ended(look: Look, failed: Object) -> str:
+    """Return why and how the newest pod failed, by the status that says it and by its log."""
+    statuses = at(newest(look.pods), "status.containerStatuses") or []
+    ended: Object = next((end for one in statuses if (end := at(one, "state.terminated"))), {})
+    reason = failed.get("reason") or ended.get("reason") or "Failed"
+    message = f": {failed['message']}" if failed.get("message") else ""
+    return (
+        f"{reason}, exit code {ended.get('exitCode', 'unknown')}{message}; its log ends with: "
+        f"{look.log or 'nothing'}"
+    )
 
 
 def newest(pods: list[Object]) -> Object | None:
     """Return the pod that was created last."""
     return max(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", ""), default=None)
-
-
-def terminated(pods: list[Object]) -> Object:
-    """Return how the newest pod's container ended, empty if it did not."""
-    statuses = at(newest(pods), "status.containerStatuses") or []
-    return next((end for one in statuses if (end := at(one, "state.terminated"))), {})
 
 
 def log_end(kube: Kube, pods: list[Object]) -> str:
@@ -342,18 +343,17 @@ def resumed(kube: Kube, run: Assembly) -> Object | None:
         tries = {objects.annotation(part, objects.RUN_ID) for part in (made, job) if part}
         if len(tries) == 1 and not health.holds(job, "Failed"):
             return made
-    remove_parts(kube, run, lambda part: objects.of_study(part, run.study.base))
+    remove_parts(kube, run.parts, lambda part: objects.of_study(part, run.study.base))
     return None
 
 
-def remove_parts(kube: Kube, run: Assembly, ours: Callable[[Object], bool]) -> None:
-    """Delete what has the names of the run's deployment, Job and helper, if it is ours.
+def remove_parts(kube: Kube, parts: dict[str, str], ours: Callable[[Object], bool]) -> None:
+    """Delete what has the names of these parts, by kind, if it is ours.
 
     Raises
     ------
     DependencyError
         If something does not go away; it is named.
     """
-    remove(kube, "Job", run.job_name, ours)
-    remove(kube, "Pod", run.files_pod()["metadata"]["name"], ours)
-    remove(kube, DEPLOYMENT, run.recipe.deployment, ours)
+    for kind, name in parts.items():
+        remove(kube, kind, name, ours)
