@@ -49,7 +49,7 @@ def test_the_published_trace_is_fetched_by_the_benchmark_itself(published):
     assert path == "/perf-cache/traces/conversation_trace.jsonl"
     assert values["TRACE_SHA256"] == job.study.trace.sha256
     assert values["RUN_ID"] == "run-1"
-    assert Assembly.of(PROFILE, job).sending.content == b""
+    assert Assembly.of(PROFILE, job).content == b""
 
 
 def test_another_order_or_part_of_it_is_brought_to_the_volume(published):

@@ -24,7 +24,7 @@ from kvab.requests.matching import from_aiperf
 from kvab.requests.metrics import summarize
 from kvab.requests.table import PANDAS_TYPES, check_table
 from kvab.runs import folder as runs
-from kvab.study import Slo, load_cluster, root
+from kvab.study import Slo, load_cluster, load_study, root
 from kvab.study.manifests import BENCHMARK_ENV, read_configuration
 from kvab.study.topology import flatten, read_topology
 from kvab.trace.reading import read_trace
@@ -164,11 +164,10 @@ class ManifestReader(Reader):
         flat = flatten(found)
         assert all(isinstance(each, str) for pair in flat.items() for each in pair)
         assert found.benchmark.command[:2] == ["aiperf", "profile"]
-        manifest = objects.deployment(found, PROFILE)
-        assert objects.needs(manifest)["nvidia.com/gpu"] >= 1
-        job = objects.benchmark(found, PROFILE, SENT, "a-run")
-        assert objects.files_pod(job, "files")["spec"]["volumes"]
-        assert objects.artifact_folder(job, "a-run")
+        run = objects.Assembly(PROFILE, STUDY, found, "a/run", 64 * "0", 4, 1.0, b"{}")
+        assert objects.needs(run.deployment)["nvidia.com/gpu"] >= 1
+        assert objects.files_pod(run.job("a-run"), "files")["spec"]["volumes"]
+        assert run.folder("a-run")
         if not sampled(data):
             return
         again = read_configuration(self.folder / "recipe")
@@ -192,7 +191,7 @@ REPLAYED = set(
 PROFILE = load_cluster("example-h200").model_copy(update={
     "tolerations": [{"operator": "Exists"}], "node_selector": {"a": "b"},
     "rdma_resource": "rdma/all", "image_pull_secret": "pull"})  # fmt: skip
-SENT = objects.Sending(sha256=64 * "0", rows=4, span_s=1.0, content=b"{}")
+STUDY = load_study()
 
 
 def dumped(manifest, kept):

@@ -100,11 +100,6 @@ STATUSES: dict[int | None, tuple[str, str, type[KvabError]]] = {
 }  # fmt: skip
 
 
-def rejection(text: str) -> Rule | None:
-    """Return the rule of the cluster that speaks, None if it is none of them."""
-    return next((rule for rule in REJECTIONS if re.search(rule.words, text)), None)
-
-
 def passes(error: BaseException) -> bool:
     """Whether a failed call may succeed later: a restart, a lost connection, too many requests.
 
@@ -134,7 +129,8 @@ def explaining(what: str) -> Iterator[None]:
     except FAILURES as error:
         text, status = message(error), getattr(error, "status", None)
         kind: type[KvabError] = DependencyError
-        if status not in (None, 404, 409) and (rule := rejection(text)):
+        rule = next((rule for rule in REJECTIONS if re.search(rule.words, text)), None)
+        if rule and status not in (None, 404, 409):
             why, fix, kind = "rejected", rule.fix, rule.error
         elif status in STATUSES:
             why, fix, kind = STATUSES[status]

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvab.clusters.base import last_lines
-from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, Kube, rejection
+from kvab.clusters.kubernetes.api import COMPONENT, DEPLOYMENT, REJECTIONS, Kube
 from kvab.console import Display, mask
 from kvab.errors import DependencyError, KvabError
 from kvab.study.manifests import Object, at
@@ -38,15 +38,20 @@ CLAIM_EVENTS = ("ProvisioningFailed", "FailedBinding")
 # What ReplicaSets, StatefulSets and Jobs say, and Grove's PodCliques.
 NO_PODS = ("FailedCreate", "PodCreateFailed", "PodCreationFailed")
 NO_PODS_S = 20.0  # a cause of it that lasts so long is told, so that it is within half a minute
+# What a cause says, as a pattern, and how to fix it; the first that fits counts.
 FIXES = (
-    (("PersistentVolumeClaim", "PVC", "persistentvolumeclaim"), "run prepare first, or check the "
-     "storage class of the profile with `kubectl describe pvc`"),
-    (("nvidia.com/gpu",), "free the GPUs, or check node_selector and tolerations of the profile"),
-    (("rdma/", "hca", "vpc.amazonaws.com/efa"), "set rdma_resource of the profile to what "
-     "`kubectl describe node` lists, or leave it out"),
-    (("taint", "affinity", "selector"), "check node_selector and tolerations of the profile"),
-    (("Multi-Attach",), "choose a storage class that offers ReadWriteMany"),
-    (("secret",), "create it with `kubectl create secret generic`, or name it in the profile"),
+    (f"^({'|'.join(IMAGE)}|InvalidImageName): ",
+     "check image and image_pull_secret of the profile"),
+    ("^SchedulingGated: ", "the scheduler holds the group back until it fits: free GPUs"),
+    *((rule.words, rule.fix) for rule in REJECTIONS),
+    ("PersistentVolumeClaim|PVC|persistentvolumeclaim", "run prepare first, or check the storage "
+     "class of the profile with `kubectl describe pvc`"),
+    ("nvidia.com/gpu", "free the GPUs, or check node_selector and tolerations of the profile"),
+    ("rdma/|hca|vpc.amazonaws.com/efa", "set rdma_resource of the profile to what `kubectl "
+     "describe node` lists, or leave it out"),
+    ("taint|affinity|selector", "check node_selector and tolerations of the profile"),
+    ("Multi-Attach", "choose a storage class that offers ReadWriteMany"),
+    ("secret", "create it with `kubectl create secret generic`, or name it in the profile"),
 )  # fmt: skip
 
 
@@ -62,19 +67,9 @@ class Cause(NamedTuple):
     def __str__(self) -> str:
         """Say what is wrong and how to fix it, in one line."""
         subject = f"{self.subject}: " if self.subject else ""
-        return f"{subject}{self.reason}: {' '.join(self.message.split())}{self.fix}"
-
-    @property
-    def fix(self) -> str:
-        """What to do about it."""
-        if self.reason in IMAGE or self.reason == "InvalidImageName":
-            return "; check image and image_pull_secret of the profile"
-        if self.reason == "SchedulingGated":
-            return "; the scheduler holds the group back until it fits: free GPUs"
-        if rule := rejection(self.message):
-            return f"; {rule.fix}"
-        fits = (fix for words, fix in FIXES if any(word in self.message for word in words))
-        return f"; {fix}" if (fix := next(fits, "")) else ""
+        said = f"{self.reason}: {' '.join(self.message.split())}"
+        fix = next((f"; {fix}" for words, fix in FIXES if re.search(words, said)), "")
+        return f"{subject}{said}{fix}"
 
 
 def condition(thing: Object | None, kind: str) -> Object:

@@ -93,52 +93,6 @@ VERSIONED = re.compile(r":v?\d+\.\d+\.\d+[\w.+-]*$")
 SLACK_S = 1800  # installation of AIPerf, and time to write its files
 
 
-@dataclass(frozen=True)
-class Sending:
-    """The workload of a run as the benchmark finds it; ``content`` is what we bring there first."""
-
-    sha256: str
-    rows: int
-    span_s: float
-    content: bytes = b""
-
-
-def deployment(configuration: Configuration, profile: Kubernetes) -> Object:
-    """Return ``deploy.yaml`` with the profile's image, secrets, nodes and network devices.
-
-    Raises
-    ------
-    InputError
-        If an image's tag is not a version and the profile does not say the runtime's.
-    """
-    manifest = copy.deepcopy(configuration.deploy)
-    for name, part in configuration.components().items():
-        service = manifest["spec"]["services"][name]
-        pod = service["extraPodSpec"]
-        image = pod["mainContainer"]["image"] = profile.image or part.container.get("image", "")
-        if profile.runtime_version:
-            service["runtimeVersionOverride"] = profile.runtime_version
-        elif not VERSIONED.search(image):
-            raise InputError(
-                f"recipes/clusters/{profile.name}.yaml: image: expected a tag that is a version, "
-                f"got {image}; add runtime_version, the version of the runtime in it"
-            )
-        if part.program == FRONTEND and _runtime(service, image) >= RESET_UNTIL:
-            for key in ("command", "args"):
-                words = pod["mainContainer"].get(key, [])
-                pod["mainContainer"][key] = [w.replace(RESET, "") for w in words if w != RESET]
-        if profile.image_pull_secret:
-            pod["imagePullSecrets"] = [{"name": profile.image_pull_secret}]
-        tolerate(pod, profile)
-        if part.program != FRONTEND and profile.node_selector:
-            pod["nodeSelector"] = (pod.get("nodeSelector") or {}) | profile.node_selector
-        if "envFromSecret" in service:
-            service["envFromSecret"] = profile.hf_token_secret
-        for path in ("resources.requests", "resources.limits"):
-            _rename_devices(at(service, path) or {}, profile.rdma_resource)
-    return manifest
-
-
 def tolerate(pod: Object, profile: Kubernetes) -> None:
     """Let a pod on the nodes whose taints the profile tolerates."""
     if profile.tolerations:
@@ -160,65 +114,9 @@ def _rename_devices(amounts: Object, resource: str | None) -> None:
         amounts["custom"] = renamed
 
 
-def benchmark(
-    configuration: Configuration, profile: Kubernetes, sending: Sending, run_id: str
-) -> Object:
-    """Return the Job of ``perf.yaml`` for one run.
-
-    The Job's deadline follows from the workload: readiness, its span, the last request's timeout
-    and some slack.
-
-    Raises
-    ------
-    InputError
-        If that is more than the profile allows for a replay.
-    """
-    job = copy.deepcopy(configuration.benchmark.job)
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    environment = {entry["name"]: entry for entry in container["env"]}
-    environment["RUN_ID"].pop("valueFrom", None)
-    environment["RUN_ID"]["value"] = run_id
-    if sending.content:
-        environment["TRACE_SHA256"]["value"] = sending.sha256
-        args = container["args"]
-        args[args.index("--input-file") + 1] = staged_path(sending.sha256)
-    timeout_s = float(configuration.benchmark.option("--request-timeout-seconds"))
-    ready_s = float(environment["READY_S"]["value"])
-    deadline_s = round(ready_s + sending.span_s + timeout_s + SLACK_S)
-    if deadline_s > profile.limits.replay_s:
-        raise InputError(
-            f"recipes/clusters/{profile.name}.yaml: limits.replay_s: expected at least "
-            f"{deadline_s} for this workload, got {profile.limits.replay_s:g}; raise it"
-        )
-    job["spec"]["activeDeadlineSeconds"] = deadline_s
-    tolerate(job["spec"]["template"]["spec"], profile)
-    return job
-
-
-def scripts(study: Study, configuration: Configuration) -> Object:
-    """Return the ConfigMap of the benchmark's scripts, which all runs of a study share.
-
-    Raises
-    ------
-    InputError
-        If the configuration's Job does not mount and run them.
-    """
-    made = read_scripts(study.folder)
-    configuration.benchmark.check_scripts(made)
-    labels = {**made["metadata"]["labels"], STUDY_LABEL: study.base}
-    made["metadata"] |= {"labels": labels, "annotations": {DIGEST: digest(made["data"])}}
-    return made
-
-
 def staged_path(sha256: str) -> str:
     """Return where a workload that is not the published file lies on the volume."""
     return f"/perf-cache/traces/{sha256[:16]}.jsonl"
-
-
-def artifact_folder(job: Object, run_id: str) -> str:
-    """Return the folder of a run's artifacts on the volume, as the Job names it."""
-    args = job["spec"]["template"]["spec"]["containers"][0]["args"]
-    return args[args.index("--artifact-dir") + 1].replace("$(RUN_ID)", run_id)
 
 
 def storage(study: Study, profile: Kubernetes) -> list[Object]:
@@ -323,13 +221,20 @@ def all_in_one(listed: list[tuple[Object, int]]) -> Object:
 
 @dataclass(frozen=True)
 class Assembly:
-    """One run as a cluster gets it; its annotations name it: study, configuration and repeat."""
+    """One run as a cluster gets it; its annotations name it: study, configuration and repeat.
+
+    ``sha256``, ``rows`` and ``span_s`` are those of the workload as the benchmark finds it, and
+    ``content`` is what we bring there first.
+    """
 
     profile: Kubernetes
     study: Study
     recipe: Configuration
     name: str
-    sending: Sending
+    sha256: str
+    rows: int
+    span_s: float = 0.0
+    content: bytes = b""
 
     @classmethod
     def of(cls, profile: Kubernetes, job: Job) -> Assembly:
@@ -341,21 +246,101 @@ class Assembly:
             content = "".join(f"{line}\n" for line in row_lines(trace, order)).encode()
             sha256 = hashlib.sha256(content).hexdigest()
         name = f"{study.name}/{path.parent.name}/{path.name}"
-        return cls(profile, study, job.recipe, name, Sending(sha256, len(order), span_s, content))
+        return cls(profile, study, job.recipe, name, sha256, len(order), span_s, content)
 
     @cached_property
-    def plain(self) -> list[Object]:
-        """Deployment, scripts and Job without the run's labels and annotations."""
-        return [
-            deployment(self.recipe, self.profile),
-            scripts(self.study, self.recipe),
-            benchmark(self.recipe, self.profile, self.sending, ""),
-        ]
+    def deployment(self) -> Object:
+        """``deploy.yaml`` with the profile's image, secrets, nodes and network devices.
+
+        Raises
+        ------
+        InputError
+            If an image's tag is not a version and the profile does not say the runtime's.
+        """
+        manifest, profile = copy.deepcopy(self.recipe.deploy), self.profile
+        for name, part in self.recipe.components().items():
+            service = manifest["spec"]["services"][name]
+            pod = service["extraPodSpec"]
+            image = pod["mainContainer"]["image"] = profile.image or part.container.get("image", "")
+            if profile.runtime_version:
+                service["runtimeVersionOverride"] = profile.runtime_version
+            elif not VERSIONED.search(image):
+                raise InputError(
+                    f"recipes/clusters/{profile.name}.yaml: image: expected a tag that is a "
+                    f"version, got {image}; add runtime_version, the version of the runtime in it"
+                )
+            if part.program == FRONTEND and _runtime(service, image) >= RESET_UNTIL:
+                for key in ("command", "args"):
+                    words = pod["mainContainer"].get(key, [])
+                    pod["mainContainer"][key] = [w.replace(RESET, "") for w in words if w != RESET]
+            if profile.image_pull_secret:
+                pod["imagePullSecrets"] = [{"name": profile.image_pull_secret}]
+            tolerate(pod, profile)
+            if part.program != FRONTEND and profile.node_selector:
+                pod["nodeSelector"] = (pod.get("nodeSelector") or {}) | profile.node_selector
+            if "envFromSecret" in service:
+                service["envFromSecret"] = profile.hf_token_secret
+            for path in ("resources.requests", "resources.limits"):
+                _rename_devices(at(service, path) or {}, profile.rdma_resource)
+        return manifest
+
+    @cached_property
+    def scripts(self) -> Object:
+        """The ConfigMap of the benchmark's scripts, which all runs of a study share.
+
+        Raises
+        ------
+        InputError
+            If the configuration's Job does not mount and run them.
+        """
+        made = read_scripts(self.study.folder)
+        self.recipe.benchmark.check_scripts(made)
+        labels = {**made["metadata"]["labels"], STUDY_LABEL: self.study.base}
+        made["metadata"] |= {"labels": labels, "annotations": {DIGEST: digest(made["data"])}}
+        return made
+
+    def job(self, run_id: str = "") -> Object:
+        """Return the Job of ``perf.yaml`` for one try of the run.
+
+        The Job's deadline follows from the workload: readiness, its span, the last request's
+        timeout and some slack.
+
+        Raises
+        ------
+        InputError
+            If that is more than the profile allows for a replay.
+        """
+        job, profile = copy.deepcopy(self.recipe.benchmark.job), self.profile
+        container = job["spec"]["template"]["spec"]["containers"][0]
+        environment = {entry["name"]: entry for entry in container["env"]}
+        environment["RUN_ID"].pop("valueFrom", None)
+        environment["RUN_ID"]["value"] = run_id
+        if self.content:
+            environment["TRACE_SHA256"]["value"] = self.sha256
+            args = container["args"]
+            args[args.index("--input-file") + 1] = staged_path(self.sha256)
+        timeout_s = float(self.recipe.benchmark.option("--request-timeout-seconds"))
+        ready_s = float(environment["READY_S"]["value"])
+        deadline_s = round(ready_s + self.span_s + timeout_s + SLACK_S)
+        if deadline_s > profile.limits.replay_s:
+            raise InputError(
+                f"recipes/clusters/{profile.name}.yaml: limits.replay_s: expected at least "
+                f"{deadline_s} for this workload, got {profile.limits.replay_s:g}; raise it"
+            )
+        job["spec"]["activeDeadlineSeconds"] = deadline_s
+        tolerate(job["spec"]["template"]["spec"], profile)
+        return job
+
+    @cached_property
+    def shared(self) -> list[Object]:
+        """The volume claims and the model's download, which all runs of a study share."""
+        return [*storage(self.study, self.profile), download(self.study, self.profile)]
 
     @cached_property
     def digest(self) -> str:
         """What a later start knows the run's objects by: all that is applied and sent."""
-        return digest([*self.plain, self.sending.sha256, self.sending.rows])[:32]
+        applied = [self.deployment, self.scripts, self.job()]
+        return digest([*applied, self.sha256, self.rows])[:32]
 
     def mark(self, manifest: Object, run_id: str = "") -> Object:
         """Return a manifest labelled as the run's own, or that of one try of it."""
@@ -364,9 +349,12 @@ class Assembly:
 
     def manifests(self, run_id: str = "") -> list[Object]:
         """Return deployment and Job, labelled as the run's own, with the scripts between them."""
-        made, shared, _ = self.plain
-        job = benchmark(self.recipe, self.profile, self.sending, run_id)
-        return [self.mark(made, run_id), shared, self.mark(job, run_id)]
+        job = self.job(run_id)
+        return [self.mark(self.deployment, run_id), self.scripts, self.mark(job, run_id)]
+
+    def folder(self, run_id: str) -> str:
+        """Return the folder of a try's artifacts on the volume."""
+        return self.recipe.benchmark.option("--artifact-dir").replace("$(RUN_ID)", run_id)
 
     @property
     def job_name(self) -> str:
@@ -397,7 +385,7 @@ class Assembly:
 
     def files_pod(self, run_id: str = "") -> Object:
         """Return the pod through which files go in and out."""
-        return self.mark(files_pod(self.plain[2], self.parts["Pod"]), run_id)
+        return self.mark(files_pod(self.job(), self.parts["Pod"]), run_id)
 
     def owns(self, thing: Object) -> bool:
         """Whether an object belongs to this run, made of the same manifests."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from kvab.clusters.base import Finding, look
 from kvab.clusters.kubernetes import objects
 from kvab.clusters.kubernetes.api import DEFINITION, DEPLOYMENT, Kube, OverQuota, WebhookDown
-from kvab.clusters.kubernetes.objects import Assembly, Sending
+from kvab.clusters.kubernetes.objects import Assembly
 from kvab.console import counted
 from kvab.declarations import read_yaml
 from kvab.errors import DependencyError, KvabError
@@ -78,18 +78,18 @@ def versions(kube: Kube) -> dict[str, str]:
 def study_findings(study: Study, profile: Kubernetes) -> Iterator[Finding]:
     """Yield what a cluster lacks for the configurations of a study; nothing is created."""
     kube = Kube(profile).with_short_limits()  # whoever asks waits for the answer
-    sending = Sending(study.trace.sha256, study.trace.rows, 0.0)
-    recipes = [read_configuration(study.configuration_folder(c), c) for c in study.configurations]
+    trace = study.trace
     runs = [
-        Assembly(profile, study, recipe, f"{study.name}/{recipe.name}/doctor", sending)
-        for recipe in recipes
-    ]
+        Assembly(profile, study, read_configuration(study.configuration_folder(name), name),
+                 f"{study.name}/{name}/doctor", trace.sha256, trace.rows)
+        for name in study.configurations
+    ]  # fmt: skip
     return findings(kube, runs)
 
 
 def findings(kube: Kube, runs: list[Assembly]) -> Iterator[Finding]:
     """Yield what a cluster has or lacks, in the order in which a run needs it."""
-    profile, study = runs[0].profile, runs[0].study
+    profile = runs[0].profile
     first = basics(kube, profile, all_needs())
     yield from first
     if not first[0].ok:
@@ -102,12 +102,11 @@ def findings(kube: Kube, runs: list[Assembly]) -> Iterator[Finding]:
                    f"{profile.hf_token_secret} --from-literal=HF_TOKEN=...`"))  # fmt: skip
     yield from _devices(kube, runs)
     for run in runs:
-        if objects.RESET in str(run.recipe.deploy) and objects.RESET not in str(run.plain[0]):
+        if objects.RESET in str(run.recipe.deploy) and objects.RESET not in str(run.deployment):
             what = f"{objects.RESET} is left out, the image's runtime no longer has it"
             yield Finding(True, f"{run.recipe.name}: {what}")
     if namespace.ok and allowed.ok:
-        shared = [*objects.storage(study, profile), objects.download(study, profile)]
-        yield from dry_runs(kube, {"storage and model": shared} | {
+        yield from dry_runs(kube, {"storage and model": runs[0].shared} | {
             run.recipe.name: run.manifests("preflight") for run in runs})  # fmt: skip
 
 
@@ -157,7 +156,7 @@ def _definition(kube: Kube, runs: list[Assembly]) -> str:
     served = [version["name"] for version in kube.versions() if version.get("served")]
     if not served:
         raise DependencyError(f"{DEFINITION} is not defined; install Dynamo's operator")
-    applied = [kube.form(run.plain[0])["apiVersion"] for run in runs]
+    applied = [kube.form(run.deployment)["apiVersion"] for run in runs]
     wanted = {version.rpartition("/")[2] for version in applied}
     if missing := sorted(wanted - set(served)):
         raise DependencyError(
@@ -193,7 +192,7 @@ def _devices(kube: Kube, runs: list[Assembly]) -> Iterator[Finding]:
         products[product] += int(amounts.get("nvidia.com/gpu", 0))
     listed = ", ".join(f"{n} {name}" for name, n in sorted(products.items()) if n) or "none"
     for run in runs:
-        for name, wanted in objects.needs(run.plain[0]).items():
+        for name, wanted in objects.needs(run.deployment).items():
             what = f"{run.recipe.name}: needs {wanted} {name}, allocatable {have[name]}"
             if have[name] < wanted:
                 fix = "set rdma_resource of the profile to the nodes' name for it, or leave it out"

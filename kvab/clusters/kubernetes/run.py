@@ -146,11 +146,12 @@ class KubernetesRun(ClusterRun):
         self._hold(self.take_over)
         if not self.state_file.exists():
             self._note("preparing")
-        study, self.made = self.job.study, True
+        self.made = True
         self.kept.versions.update(preflight.versions(self.kube))
-        self.kept.versions["model revision"] = study.model.revision
-        workloads.claim_storage(self.kube, objects.storage(study, self.profile))
-        workloads.fetch_model(self.kube, objects.download(study, self.profile))
+        self.kept.versions["model revision"] = self.job.study.model.revision
+        *claims, download = self.run.shared
+        workloads.claim_storage(self.kube, claims)
+        workloads.fetch_model(self.kube, download)
         return self.kept.versions
 
     def deploy(self) -> None:
@@ -174,7 +175,7 @@ class KubernetesRun(ClusterRun):
         workloads.refuse_others(self.kube, self.run)
         present = workloads.resumed(self.kube, self.run)
         self.made = True
-        scripts = self.run.plain[1]
+        scripts = self.run.scripts
         workloads.ensure(self.kube, scripts, lambda there: there.get("data") == scripts["data"])
         if present is None:
             self._record(self.new_id())
@@ -199,7 +200,7 @@ class KubernetesRun(ClusterRun):
     def _record(self, run_id: str) -> None:
         """Take the name of a try, and what is applied under it."""
         self.run_id, manifests = run_id, self.run.manifests(run_id)
-        self.folder = objects.artifact_folder(manifests[2], run_id)
+        self.folder = self.run.folder(run_id)
         for manifest in manifests:
             name = f"applied/{manifest['kind'].lower()}.json"
             self.kept.manifests[name] = json.dumps(self.kube.form(manifest), indent=1).encode()
@@ -216,14 +217,12 @@ class KubernetesRun(ClusterRun):
         """
         if self.replayed:
             return
-        sending = self.run.sending
-        job = self.run.manifests(self.run_id)[2]
-        present = workloads.find_job(self.kube, self.run)
+        run, present = self.run, workloads.find_job(self.kube, self.run)
         if present is None:
-            if sending.content:
+            if run.content:
                 with self._files() as pod:
-                    files.upload(pod, sending.content, objects.staged_path(sending.sha256))
-            before = self._serving()
+                    files.upload(pod, run.content, objects.staged_path(run.sha256))
+            before, job = self._serving(), run.mark(run.job(self.run_id), self.run_id)
             job["metadata"]["annotations"][objects.BEFORE] = json.dumps(before._asdict())
             present = self.kube.create(job)
         before = Serving(**json.loads(objects.annotation(present, objects.BEFORE) or "{}"))
@@ -260,7 +259,7 @@ class KubernetesRun(ClusterRun):
         DependencyError
             With the cause as soon as it is known; the Job's own deadline ends it at the latest.
         """
-        name, sending, first_s = self.run.recipe.deployment, self.run.sending, math.inf
+        name, first_s = self.run.recipe.deployment, math.inf
         kube = self.kube.with_short_limits()
 
         def note(look: Look) -> str:
@@ -276,15 +275,15 @@ class KubernetesRun(ClusterRun):
                 return look.log.rpartition(" | ")[2] or "waits for the benchmark's pod"
             on_progress(done)
             first_s = min(first_s, time.monotonic())
-            left_s = max(0.0, sending.span_s - (time.monotonic() - first_s))
+            left_s = max(0.0, self.run.span_s - (time.monotonic() - first_s))
             return (
-                f"{done:,} of {sending.rows:,} requests done, {errors} errors, "
+                f"{done:,} of {self.run.rows:,} requests done, {errors} errors, "
                 f"about {left_s / 60:.0f} min of the trace left"
             )
 
         job, title = self.run.job_name, f"replay on {name}"
         workloads.check_complete(job, workloads.wait_ended(self.kube, job, note, title=title))
-        on_progress(sending.rows)
+        on_progress(self.run.rows)
 
     def collect(self) -> Collected:
         """Return the requests table and AIPerf's artifacts.
@@ -343,16 +342,11 @@ class KubernetesRun(ClusterRun):
 
     def _stays(self) -> str:
         """Return what is left in the namespace for later runs, and how to remove it."""
-        study, profile = self.job.study, self.profile
-        stay = [
-            objects.download(study, profile),
-            *objects.storage(study, profile),
-            self.run.plain[1],
-        ]
+        stay = [*self.run.shared, self.run.scripts]
         names = " ".join(f"{one['kind'].lower()}/{one['metadata']['name']}" for one in stay)
         return (
             "model files, caches, scripts and the artifacts of every run stay for later runs; "
-            f"`kubectl -n {profile.namespace} delete {names}` removes them for good"
+            f"`kubectl -n {self.profile.namespace} delete {names}` removes them for good"
         )
 
     def _files(self) -> AbstractContextManager[Pod]:
@@ -363,11 +357,11 @@ class KubernetesRun(ClusterRun):
         """Return statuses, events and logs; nothing if nothing was made."""
         kept = {}
         if self.made and not self.lease.lost:
-            made = objects.storage(self.job.study, self.profile)
+            *claims, download = (one["metadata"]["name"] for one in self.run.shared)
             names = {
                 DEPLOYMENT: [self.run.recipe.deployment],
-                "Job": [self.run.job_name, "model-download"],
-                "PersistentVolumeClaim": [claim["metadata"]["name"] for claim in made],
+                "Job": [self.run.job_name, download],
+                "PersistentVolumeClaim": claims,
             }
             kept = health.diagnostics(self.kube, names)
         return Diagnostics(files={**self.kept.manifests, **kept}, **vars(self.kept))
