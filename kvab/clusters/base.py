@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -275,21 +276,19 @@ def missing_to_serve(ask: Ask, topology: Topology) -> Iterator[str]:
     models = [at(entry, "id") for entry in _listed(status, text, "data")]
     if model not in models:
         yield f"{model} is listed, now {', '.join(map(str, models)) or status or text}"
-    registered = {
+    instances = {
         (at(entry, "component"), at(entry, "instance_id"))
         for entry in _listed(*ask("health"), "instances")
         if at(entry, "endpoint") == "generate" and "router" not in str(at(entry, "component"))
     }
-    wanted = sum(group.replicas for group in groups.values())
-    prefills = groups["prefill"].replicas if "prefill" in groups else 0
-    prefill = sum(component == "prefill" for component, _ in registered)
-    if prefill != prefills:
-        yield f"{prefills} prefill workers registered, now {prefill}"
-    if len(registered) - prefill != wanted - prefills:
-        yield f"{wanted - prefills} workers registered, now {len(registered) - prefill}"
+    registered = Counter(component == "prefill" for component, _ in instances)
+    wanted = {role == "prefill": group.replicas for role, group in groups.items()}
+    for prefill, kind in ((True, "prefill workers"), (False, "workers")):
+        if registered[prefill] != wanted.get(prefill, 0):
+            yield f"{wanted.get(prefill, 0)} {kind} registered, now {registered[prefill]}"
     messages = [{"role": "user", "content": PROMPT}]
     body = {"model": model, "messages": messages, "max_tokens": 8, "stream": True}
-    for _ in range(ANSWERS_PER_WORKER * wanted):
+    for _ in range(ANSWERS_PER_WORKER * sum(wanted.values())):
         status, text = ask("v1/chat/completions", body)
         if status != 200 or "[DONE]" not in text or not TOKEN.search(text):
             yield f"a streamed completion, now {status} {text[:120]}"

@@ -129,8 +129,8 @@ def versions(profile: Simulated | Live) -> dict[str, str]:
 
     data = (get_version_slots(profile.hardware, profile.backend) or {}).get("current")
     if data is None:
-        has = {row["System"] for row in _measured() if row["Backend"] == profile.backend}
-        which = has or {row["Backend"] for row in _measured()}
+        has = _measured("System", Backend=profile.backend)
+        which = has or _measured("Backend")
         raise InputError(
             f"cluster {profile.name}: the simulator has no measured data for hardware "
             f"{profile.hardware} with backend {profile.backend}; it has "
@@ -139,11 +139,11 @@ def versions(profile: Simulated | Live) -> dict[str, str]:
     return {**packages, "kernel data": data}
 
 
-def _measured() -> list[dict[str, str]]:
-    """Return the simulator's own list of what it has measured data of."""
+def _measured(column: str, **of: str) -> set[str]:
+    """Return what the simulator has measured data of, by a column of its own list."""
     from aisimulate_core.sdk.common import get_support_matrix
 
-    return get_support_matrix()
+    return {row[column] for row in get_support_matrix() if of.items() <= row.items()}
 
 
 def check_times(study: Study, profile: Simulated | Live) -> Iterator[Finding]:
@@ -169,20 +169,18 @@ def timed(topology: Topology, profile: Simulated | Live) -> str:
         config = prediction(topology, free, Path(os.devnull), 1)
         _engines(_compiled(config)[0].backend_deployment, {})
     except ValueError as error:
-        combination = {"System": hardware, "Backend": backend, "Status": "PASS"}
-        models = {row["HuggingFaceID"] for row in _measured() if combination.items() <= row.items()}
+        models = _measured("HuggingFaceID", System=hardware, Backend=backend, Status="PASS")
+        near = ", ".join(difflib.get_close_matches(model, models, 3, 0)) or "none"
+        problem = (
+            f"has no measured data of {model} on {hardware} with {backend}; of the {len(models)} "
+            f"models that it has there the nearest are {near}"
+        )
         if model in models:
             reason = str(error).rstrip(".")
-            raise InputError(
-                f"{topology.deployment}: the simulator cannot serve {model} on {hardware}: "
-                f"{reason}; change deploy.yaml or the profile"
-            ) from None
-        near = difflib.get_close_matches(model, models, 3, 0) if models else ["none"]
-        raise InputError(
-            f"{topology.deployment}: the simulator has no measured data of {model} on "
-            f"{hardware} with {backend}; of the {len(models)} models that it has there the "
-            f"nearest are {', '.join(near)}"
-        ) from None
+            problem = (
+                f"cannot serve {model} on {hardware}: {reason}; change deploy.yaml or the profile"
+            )
+        raise InputError(f"{topology.deployment}: the simulator {problem}") from None
     return f"the simulator has {model} on {hardware} with {backend}"
 
 

@@ -148,38 +148,30 @@ class Variant:
         InputError
             If it has no prefill and decode workers, or would use another number of GPUs.
         """
+        varied, gpus = topology, self.tensor_parallel
         if self.chunk_tokens:
-            topology = topology.with_workers(max_batched_tokens=self.chunk_tokens)
-        if self.tensor_parallel and topology.mode == "aggregated":
-            topology = _in_parallel(topology, self.tensor_parallel)
-        if self.split is None:
-            return topology
-        numbers = self.split.model_dump()
-        if set(topology.groups) != set(numbers):
-            expected = f"prefill and decode workers for the split {self.split.label}"
-            got, fix = " and ".join(topology.groups), "sweep a disaggregated configuration"
-            raise InputError(expected=expected, got=got, path=topology.deployment, fix=fix)
-        groups = {
-            role: group.model_copy(update={"replicas": numbers[role]})
-            for role, group in topology.groups.items()
-        }
-        varied = replace(topology, groups=groups)
+            varied = varied.with_workers(max_batched_tokens=self.chunk_tokens)
+        if gpus and topology.mode == "aggregated":  # as many workers as the same GPUs make
+            replicas = topology.gpus // gpus
+            varied = varied.with_workers(
+                replicas=replicas, gpus_per_worker=gpus, tensor_parallel=gpus
+            )
+        if self.split:
+            numbers = self.split.model_dump()
+            if set(topology.groups) != set(numbers):
+                expected = f"prefill and decode workers for the split {self.split.label}"
+                got, fix = " and ".join(topology.groups), "sweep a disaggregated configuration"
+                raise InputError(expected=expected, got=got, path=topology.deployment, fix=fix)
+            groups = {
+                role: group.model_copy(update={"replicas": numbers[role]})
+                for role, group in varied.groups.items()
+            }
+            varied = replace(varied, groups=groups)
         if varied.gpus != topology.gpus:
             expected = f"the {topology.gpus} GPUs of deploy.yaml"
-            got = f"{varied.gpus} for the split {self.split.label}"
-            fix = "compare splits of equal hardware"
+            got, fix = f"{varied.gpus} for {self.place}", "compare workers on equal hardware"
             raise InputError(expected=expected, got=got, path=topology.deployment, fix=fix)
         return varied
-
-
-def _in_parallel(topology: Topology, gpus: int) -> Topology:
-    """Return an aggregated topology with so many GPUs a worker, on the same GPUs."""
-    replicas, left = divmod(topology.gpus, gpus)
-    if left:
-        expected = f"a divisor of the {topology.gpus} GPUs of deploy.yaml"
-        got, fix = f"{gpus} GPUs a worker", "compare workers on equal hardware"
-        raise InputError(expected=expected, got=got, path=topology.deployment, fix=fix)
-    return topology.with_workers(replicas=replicas, gpus_per_worker=gpus, tensor_parallel=gpus)
 
 
 AS_DECLARED = Variant()
