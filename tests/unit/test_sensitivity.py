@@ -94,7 +94,7 @@ def test_aggregated_workers_of_more_gpus_are_fewer(small_trace):
     assert (group.replicas, group.gpus_per_worker, group.tensor_parallel) == (4, 4, 4)
     assert planned.topology.gpus == 16 and planned.path.name == "x0.5-tp4"
     assert planned.depends_on()["tensor parallel"] == 4
-    with pytest.raises(InputError, match="the 16 GPUs of deploy.yaml, got 15 for tp3"):
+    with pytest.raises(InputError, match=r"the 16 GPUs of deploy\.yaml, got 15 for tp3"):
         job(small_trace, "agg-round-robin", Variant(tensor_parallel=3))
 
 
