@@ -48,7 +48,7 @@ def compare(
     token_counts: options.Counts = None,
 ) -> None:
     """Compare two configurations request by request. Differences: comparison minus baseline."""
-    from kvab.pages.printed import bounds_lines, comparison_lines, header_lines
+    from kvab.pages.printed import comparison_lines, header_lines
     from kvab.runs import sources
     from kvab.stats.compare import compare as compare_tables
     from kvab.stats.compare import compare_unpaired
@@ -67,7 +67,7 @@ def compare(
     result = method(tables[0], tables[1], by.slo, margins=by.margins, **settings)
     judged = {"slo": by.slo.model_dump(), "bounds": by.basis}
     counts = {"token_counts": [run.token_counts for run in runs]}
-    lines = header_lines(arms, declared.statistics.level) + bounds_lines(by.slo, by.basis)
+    lines = header_lines(arms, declared.statistics.level, by.slo, by.basis)
     options.show(result.to_json() | judged | counts, lines + comparison_lines(result), as_json)
 
 

@@ -86,21 +86,16 @@ def misses_figure(evidence: Evidence) -> Drawing:
         )
         for name, row in evidence.misses.iterrows()
     )  # fmt: skip
-    return figure, misses_caption(evidence), f"Stacked bars. {parts}."
-
-
-def misses_caption(evidence: Evidence) -> str:
-    """Return how the comparison changes what becomes of requests, and what is drawn."""
     study = evidence.study
-    before, after = (100 * evidence.misses.loc[name].drop(GOOD)
-                     for name in (study.baseline, study.comparison))  # fmt: skip
+    before, after = (100 * evidence.misses.loc[name].drop(GOOD) for name in study.main)
     points = (after.round(1) - before.round(1)).sort_values(key=abs, ascending=False)
     changes = ", ".join(f"{kind} {signed(value, 1)}" for kind, value in points.items() if value)
-    return (
+    caption = (
         f"What the comparison changes, in points of requests: {changes or 'nothing'}. All "
         "requests of each configuration, repeats pooled. Late: TTFT over "
         f"{study.slo.ttft_ms:,g} ms; slow: ITL over {study.slo.itl_ms:g} ms."
     )
+    return figure, caption, f"Stacked bars. {parts}."
 
 
 def anatomy_table(evidence: Evidence) -> Table | None:
@@ -124,8 +119,7 @@ def anatomy_table(evidence: Evidence) -> Table | None:
 
 def _first_repeat(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """Return the requests of the first repeat of baseline and comparison, indexed by row."""
-    names = evidence.study.baseline, evidence.study.comparison
-    return {name: evidence.tables(name)[0].set_index("row") for name in names}
+    return {name: evidence.tables(name)[0].set_index("row") for name in evidence.study.main}
 
 
 def _typical(evidence: Evidence) -> pd.DataFrame:
@@ -321,7 +315,7 @@ def effects_table(evidence: Evidence) -> Table | None:
         f"{slo.itl_ms:g} ms) and on neither kept: a request counts once for each bound that it "
         "keeps, and once if it keeps neither."
     )
-    return Table(pd.DataFrame([*lines.values()]), caption, ("effect on",))
+    return Table(pd.DataFrame([*lines.values()]), caption)
 
 
 def lesson(evidence: Evidence, judged: Gate) -> str:

@@ -118,8 +118,7 @@ def by_bounds(evidence: Evidence, judged: Gate) -> str:
 def _by_load(swept: Sweep) -> tuple[pd.Series, pd.Series, pd.Series]:
     """Return, at the study's bounds and by load: points, whether each arm leads."""
     wide = swept.curves.shares.pivot(index="load", columns="configuration")
-    own, other = (wide.xs(name, axis=1, level="configuration")
-                  for name in (swept.study.comparison, swept.study.baseline))  # fmt: skip
+    other, own = (wide.xs(name, axis=1, level="configuration") for name in swept.study.main)
     points = 100 * (own["share"] - other["share"])
     return points, own["low"] > other["high"], own["high"] < other["low"]
 
@@ -206,8 +205,7 @@ def _cards(clauses: dict[str, list[str]]) -> str:
 
 def _both(evidence: Evidence) -> dict[str, Topology]:
     """Return what baseline and comparison deploy."""
-    study = evidence.study
-    return {name: evidence.topologies[name] for name in (study.baseline, study.comparison)}
+    return {name: evidence.topologies[name] for name in evidence.study.main}
 
 
 def _table(evidence: Evidence) -> pd.DataFrame:
@@ -348,7 +346,7 @@ def social_card(evidence: Evidence, judged: Gate) -> bytes:
         figure.text(0.06, 0.69, text, fontsize=20, color=DARK, va="top", linespacing=1.4)
         if judged.green:
             axes = figure.add_axes((0.36, 0.13, 0.5, 0.24))
-            for name in (study.comparison, study.baseline):
+            for name in reversed(study.main):
                 share = 100 * evidence.pooled.loc[name, "good.share"]
                 bar = axes.barh(evidence.arms[name].label, share, color=styles[name]["color"])
                 axes.bar_label(bar, [f"{share:.1f} % good"], padding=8, fontsize=18)

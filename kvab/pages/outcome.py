@@ -20,6 +20,7 @@ from kvab.pages.printed import (
     Columns,
     Table,
     by_configuration,
+    ends,
     quantity,
     side_by_side,
     size,
@@ -36,7 +37,7 @@ from kvab.pages.theme import (
 )
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs.hours import EFFECTS
-from kvab.stats.contrasts import Contrast, Estimate, metric_values
+from kvab.stats.contrasts import Estimate, metric_values
 from kvab.stats.effects import HourToHour, Noise, hour_to_hour, noise
 from kvab.study import Arm
 
@@ -46,7 +47,7 @@ VERDICTS = {
     "no difference": "It makes no practical difference",
     "inconclusive": "These runs cannot tell",
 }
-SHOWN = ("mean", "p50", "p99")  # of each latency; a figure has every percentile
+LATENCY_STATISTICS = [*itertools.product(LATENCIES, ("mean", "p50", "p99"))]
 COLUMNS = {"mean TTFT [ms]": "ttft_ms.mean", "p99 TTFT [ms]": "ttft_ms.p99",
            "p99 ITL [ms]": "itl_ms.p99"}  # fmt: skip
 RED = "No verdict: the validity gate is red."
@@ -61,9 +62,9 @@ def headline(evidence: Evidence, judged: Gate) -> str:
     if not judged.green:
         return NO_VERDICT
     good, names = evidence.comparison.good, evidence.study.configurations
-    baseline, comparison = names[evidence.study.baseline], names[evidence.study.comparison]
-    slo, difference = evidence.study.slo, good.mean.difference
-    before, after, points = both_shares(good.mean)
+    baseline, comparison = (names[name] for name in evidence.study.main)
+    slo = evidence.study.slo
+    before, after, points = side_by_side("good_share", good.mean)
     where = "in simulation" if evidence.simulated else f"on {plain(evidence.cluster)}"
     if evidence.synthetic:
         where += " on a GENERATED WORKLOAD"
@@ -72,14 +73,9 @@ def headline(evidence: Evidence, judged: Gate) -> str:
         f"within both bounds (first token in {slo.ttft_ms / 1000:g} s, then {slo.itl_ms:g} ms a "
         f"token); {baseline.phrase} kept {before} %, a difference of "
         f"{points} points ({evidence.study.statistics.percent} workload interval "
-        f"{interval(difference.low, difference.high, 100)})."
+        f"{ends('good_share', good.mean.difference)})."
         f"{undecided(evidence, 'good_share')}"
     )
-
-
-def both_shares(row: Contrast) -> tuple[str, str, str]:
-    """Return the good shares of both arms in per cent, and their difference in points."""
-    return side_by_side("good_share", row.baseline, row.comparison)
 
 
 def undecided(evidence: Evidence, metric: str) -> str:
@@ -153,26 +149,25 @@ def lesson(evidence: Evidence, judged: Gate) -> str:
 def statistics_table(evidence: Evidence) -> Table:
     """Return both arms: the good share and each latency's mean, median and tail."""
     result, method = evidence.comparison, evidence.comparison.method
-    lines, ends = [], []
-    for key, name in [("good_share", "mean"), *itertools.product(LATENCIES, SHOWN)]:
-        row = result.metrics[key].statistics[name]
-        before, after, points = side_by_side(key, row.baseline, row.comparison)
-        low, high = row.difference.low, row.difference.high
-        ends += [row.difference] if key in LATENCIES else []
+    rows = {(key, name): result.metrics[key].statistics[name]
+            for key, name in [("good_share", "mean"), *LATENCY_STATISTICS]}  # fmt: skip
+    lines = []
+    for (key, name), row in rows.items():
+        before, after, points = side_by_side(key, row)
         lines.append({
             "metric": quantity(key, name) if key in LATENCIES else "good requests [%]",
             "baseline": before,
             "comparison": after,
-            "difference": f"{points} ({interval(low, high, METRICS[key].factor)})",
+            "difference": f"{points} ({ends(key, row.difference)})",
         })  # fmt: skip
-    lower, higher = sum(of.high < 0 for of in ends), sum(of.low > 0 for of in ends)
+    found = [rows[of].difference for of in LATENCY_STATISTICS]
+    lower, higher = sum(of.high < 0 for of in found), sum(of.low > 0 for of in found)
     return Table(
         pd.DataFrame(lines),
-        f"{lower} of {len(ends)} statistics of latency are lower under the comparison, {higher} "
+        f"{lower} of {len(found)} statistics of latency are lower under the comparison, {higher} "
         f"higher (intervals without zero). {counted(result.pairs, 'pair')}; in brackets "
         f"{evidence.study.statistics.percent} workload intervals: {method.name}, "
         f"{method.resamples:,} resamples, blocks of {number(method.block_s, 0)} s on average.",
-        ("metric",),
     )
 
 
@@ -199,7 +194,7 @@ def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
         workload, runs = result.mean.difference, result.run_to_run.mean
         columns[quantity(key, "mean")] = {
             "verdict": result.verdict if judged.green else WITHHELD,
-            "estimate": side_by_side(key, result.mean.baseline, result.mean.comparison)[2],
+            "estimate": side_by_side(key, result.mean)[2],
             "margin": size(key, result.judgement.margin),
             "± workload": size(key, (workload.high - workload.low) / 2),
             "± run to run": size(key, (runs.high - runs.low) / 2),
@@ -215,7 +210,6 @@ def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
         f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, any two of "
         f"{counted(floor.replays, 'replay')}. Detectable: the smallest true difference that one "
         "replay of each would show four times in five." + "".join(f" {note}" for note in notes),
-        ("difference of",),
     )
 
 
@@ -229,7 +223,7 @@ def variation(evidence: Evidence) -> str:
         f"{', each in another order' if evidence.answers else ''}, the two that differ most are "
         f"{number(100 * floor.largest, 1)} points of good share apart; further replays may differ "
         "more. The comparison differs from the baseline by "
-        f"{both_shares(evidence.comparison.good.mean)[2]}."
+        f"{side_by_side('good_share', evidence.comparison.good.mean)[2]}."
     )
 
 
@@ -296,8 +290,7 @@ def configurations_table(evidence: Evidence) -> Table:
 
 
 def _two_arms(evidence: Evidence) -> dict[str, Arm]:
-    names = (evidence.study.baseline, evidence.study.comparison)
-    return {name: evidence.study.configurations[name] for name in names}
+    return {name: evidence.study.configurations[name] for name in evidence.study.main}
 
 
 @drawn("outcome-distributions", lambda e: e.percentiles)
@@ -350,20 +343,16 @@ def quantile_differences_figure(evidence: Evidence) -> Drawing:
         # The symmetric log scale begins at a power of ten near the small differences.
         small_ms = max(np.nanquantile(curve["difference"].abs(), 0.25), 1e-3)
         axes.set_yscale("symlog", linthresh=10.0 ** np.floor(np.log10(small_ms)))
-    signs = " ".join(f"{METRICS[key].short}: {_signs(curve)}." for key, curve in curves.items())
-    alt = f"Difference of each quantile between comparison and baseline, with a band. {signs}"
-    return figure, quantile_differences_caption(evidence), alt
-
-
-def quantile_differences_caption(evidence: Evidence) -> str:
-    """Return where each curve is below and above zero, and what is drawn."""
-    curves = evidence.quantile_differences
-    findings = [f"{METRICS[key].short} is {_signs(curve)}" for key, curve in curves.items()]
-    return (
-        f"Under the comparison {'; '.join(findings)}. Difference of each quantile, comparison "
-        f"minus baseline, with a {evidence.study.statistics.percent} band that holds at all "
-        "quantiles at once; symmetric log scale."
+    signs = {METRICS[key].short: _signs(curve) for key, curve in curves.items()}
+    caption = (
+        f"Under the comparison {'; '.join(f'{name} is {text}' for name, text in signs.items())}. "
+        "Difference of each quantile, comparison minus baseline, with a "
+        f"{evidence.study.statistics.percent} band that holds at all quantiles at once; symmetric "
+        "log scale."
     )
+    every = " ".join(f"{name}: {text}." for name, text in signs.items())
+    alt = f"Difference of each quantile between comparison and baseline, with a band. {every}"
+    return figure, caption, alt
 
 
 def _signs(curve: pd.DataFrame) -> str:
@@ -425,20 +414,13 @@ def effects_by_group_figure(evidence: Evidence) -> Drawing:
         axes.locator_params(axis="x", nbins=4)
     names = [f"{row.by}: {row.group}".removesuffix(" tokens") for row in rows.itertuples()]
     panels[0].set_yticks(at, names)
-    caption = effects_by_group_caption(evidence)
-    return figure, caption, f"Differences with intervals by group: {caption}"
-
-
-def effects_by_group_caption(evidence: Evidence) -> str:
-    """Return which group gains most and least, and what is drawn."""
-    groups = evidence.groups
-    most = groups.loc[groups["ttft_ms_faster_share"].idxmax()]
-    least = groups.loc[groups["ttft_ms_faster_share"].idxmin()]
-    return (
-        f"{percent(least['ttft_ms_faster_share'], 0)} ({least['by']} of {least['group']}) "
-        f"to {percent(most['ttft_ms_faster_share'], 0)} of requests ({most['by']} of "
-        f"{most['group']}) get their first token sooner. Mean paired difference of TTFT and of "
-        f"the good share with {evidence.study.statistics.percent} workload intervals, and share of "
-        "pairs with a lower TTFT, by terciles of prompt tokens and of those that an earlier "
-        "request had brought."
+    shares = evidence.groups["ttft_ms_faster_share"]
+    least, most = (rows.loc[at] for at in (shares.idxmin(), shares.idxmax()))
+    caption = (
+        f"{percent(shares.min(), 0)} ({least['by']} of {least['group']}) to "
+        f"{percent(shares.max(), 0)} of requests ({most['by']} of {most['group']}) get their first "
+        "token sooner. Mean paired difference of TTFT and of the good share with "
+        f"{evidence.study.statistics.percent} workload intervals, and share of pairs with a lower "
+        "TTFT, by terciles of prompt tokens and of those that an earlier request had brought."
     )
+    return figure, caption, f"Differences with intervals by group: {caption}"

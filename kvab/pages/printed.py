@@ -26,7 +26,7 @@ from kvab.study import Arm, Slo
 if TYPE_CHECKING:
     from kvab.runs.bounds import Advice, Change, Option
     from kvab.stats.compare import Comparison
-    from kvab.stats.contrasts import Contrast
+    from kvab.stats.contrasts import Contrast, Estimate
 
 Lines = list[tuple[str, str]]
 Columns = dict[str, tuple[pd.Series, int | None]]
@@ -43,7 +43,8 @@ IN_A_NAME = re.compile(r"(?<=[a-z};\]][.,:/_])(?=\S)")  # where a long name may 
 class Table:
     """A table of finished text with its caption; shows itself in a notebook.
 
-    The first column names the rows. With a title in ``folded`` it is closed until it is opened.
+    The first column names the rows and is text, as ``text_columns`` are. With a title in ``folded``
+    it is closed until it is opened.
     """
 
     frame: pd.DataFrame
@@ -52,12 +53,13 @@ class Table:
     folded: str = ""
 
     def _repr_html_(self) -> str:
-        marks = [TEXT * (name in self.text_columns) for name in self.frame.columns]
-        head = _row(self.frame.columns, [f'th scope="col"{mark}' for mark in marks])
+        names = [*self.frame.columns]
+        marks = [TEXT * (name in (names[0], *self.text_columns)) for name in names]
+        head = _row(names, [f'th scope="col"{mark}' for mark in marks])
         cells = [f'th scope="row"{marks[0]}', *(f"td{mark}" for mark in marks[1:])]
         body = "".join(_row(row, cells) for row in self.frame.itertuples(index=False))
         caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
-        name = html.escape(self.caption.split(". ")[0] or ", ".join(self.frame.columns))
+        name = html.escape(self.caption.split(". ")[0] or ", ".join(names))
         table = (
             f'<div class="kvab-table" role="region" tabindex="0" aria-label="{name}"><table>'
             f"{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>"
@@ -89,13 +91,13 @@ def by_configuration(arms: Mapping[str, Arm], columns: Columns, caption: str) ->
         for heading, (values, decimals) in columns.items()
     })  # fmt: skip
     frame.insert(0, "configuration", [arm.label for arm in arms.values()])
-    return Table(frame, caption, ("configuration",))
+    return Table(frame, caption)
 
 
 def run_table(path: Path, slo: Slo) -> Table:
     """Return the metrics of one run folder."""
     lines = summary_lines(of_run(read_run(path)), slo)
-    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), path.name, ("quantity",))
+    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), path.name)
 
 
 # --- numbers and the lines of the command line ------------------------------------------------
@@ -151,10 +153,15 @@ def agreement_cells(key: str, row: pd.Series) -> dict[str, str]:
     return cells | {"gap": f"{cells['gap']}\n{verdict}"}
 
 
-def side_by_side(key: str, baseline: float, comparison: float) -> tuple[str, str, str]:
-    """Return two values of a metric and their difference, of the good share in per cent."""
+def side_by_side(key: str, row: Contrast) -> tuple[str, str, str]:
+    """Return both values of a metric and their difference, of the good share in per cent."""
     factor = METRICS[key].factor
-    return change(factor * baseline, factor * comparison, _decimals(key))
+    return change(factor * row.baseline, factor * row.comparison, _decimals(key))
+
+
+def ends(key: str, estimate: Estimate) -> str:
+    """Return the interval of a metric or a difference, of the good share in points."""
+    return interval(estimate.low, estimate.high, METRICS[key].factor)
 
 
 def where(values: Iterable[float], holds: Iterable[bool]) -> str:
@@ -175,22 +182,21 @@ def rejected(overload: int | None) -> str:
     return f", {overload:,} of them rejected for overload (HTTP 503 or 529)" if overload else ""
 
 
-def bounds_lines(slo: Slo, basis: str) -> Lines:
+def _within(slo: Slo, basis: str) -> str:
     """Return what a good request keeps to, and where that comes from."""
-    return [("bounds", f"TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms, {basis}")]
+    return f"TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms" + (f", {basis}" if basis else "")
 
 
 def summary_lines(source: Source, slo: Slo, basis: str = "") -> Lines:
     """Return the metrics of one run."""
     summary = source.summary(slo)
-    bounds = f"TTFT {slo.ttft_ms:g} ms, ITL {slo.itl_ms:g} ms{', ' if basis else ''}{basis}"
     counts, good = summary["requests"], summary["good"]
     lines = [
         *source.about,
         ("requests", f"{number(counts['received'], 0)} of {number(counts['expected'], 0)}, "
                      f"{counts['errors']} failed{rejected(counts['overload'])}"),
         ("good requests",
-         f"{percent(good['share'])} ({bounds}), {number(good['rps'], 2)} a second"),
+         f"{percent(good['share'])} ({_within(slo, basis)}), {number(good['rps'], 2)} a second"),
     ]  # fmt: skip
     for key in LATENCIES:
         values = (f"{name} {number(summary[key][name])}" for name in ("mean", "p50", "p90", "p99"))
@@ -200,10 +206,11 @@ def summary_lines(source: Source, slo: Slo, basis: str = "") -> Lines:
     return lines
 
 
-def header_lines(arms: list[list[Source]], level: float) -> Lines:
-    """Return which arms are compared, and of what level the intervals in brackets are."""
+def header_lines(arms: list[list[Source]], level: float, slo: Slo, basis: str) -> Lines:
+    """Return which arms are compared, of what level the intervals are, and what is good."""
     first, second = ("; ".join(source.about[0][1] for source in arm) for arm in arms)
-    return [("baseline", first), ("comparison", second), ("intervals", percent(level, 0))]
+    return [("baseline", first), ("comparison", second), ("intervals", percent(level, 0)),
+            ("bounds", _within(slo, basis))]  # fmt: skip
 
 
 def comparison_lines(comparison: Comparison) -> Lines:
@@ -229,12 +236,11 @@ def comparison_lines(comparison: Comparison) -> Lines:
 
 def _change(key: str, row: Contrast) -> str:
     """Return both values and their difference with its interval; of a share in points."""
-    before, after, text = side_by_side(key, row.baseline, row.comparison)
+    before, after, text = side_by_side(key, row)
     if math.isnan(row.difference.value):
         return f"{before} -> {after}: not measured in both"
     unit, points = (" %", " points") if key == "good_share" else ("", "")
-    ends = interval(row.difference.low, row.difference.high, METRICS[key].factor)
-    return f"{before}{unit} -> {after}{unit}: {text}{points} ({ends})"
+    return f"{before}{unit} -> {after}{unit}: {text}{points} ({ends(key, row.difference)})"
 
 
 # --- advice -----------------------------------------------------------------------------------

@@ -17,8 +17,7 @@ from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, agreement, load_evidence, load_published
 from kvab.pages.gate import WITHHELD, gate
-from kvab.pages.outcome import both_shares
-from kvab.pages.printed import Table, agreed, agreement_cells, quantity
+from kvab.pages.printed import Table, agreed, agreement_cells, quantity, side_by_side
 from kvab.pages.theme import KINDS
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.study import PUBLISHED, Study, load_study, root
@@ -168,7 +167,7 @@ def overview_table(clusters: Clusters) -> Table:
     for name, evidence in clusters.places.items():
         metrics = evidence.comparison.metrics
         good = metrics["good_share"].mean
-        before, after, points = both_shares(good)
+        before, after, points = side_by_side("good_share", good)
         ends = interval(good.difference.low, good.difference.high, 100)
         line = {
             "cluster": f"{name} ({evidence.manifest.kind})\n"

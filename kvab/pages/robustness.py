@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.pages.capacity import source
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.hardware import mark_measured
@@ -56,14 +57,13 @@ def choices_table(evidence: Evidence, judged: Gate) -> Table:
         if row.verdict != row.declared:
             verdict = f"CHANGED: {row.verdict}\n"
         line = lines.setdefault(row.choice, {"choice": row.choice})
-        difference = f"{side_by_side(key, row.baseline, row.comparison)[2]} ± {half}"
-        line[quantity(key)] = verdict * judged.green + difference
+        line[quantity(key)] = f"{verdict * judged.green}{side_by_side(key, row)[2]} ± {half}"
     caption = (
         f"{_same(verdicts) if judged.green else RED} Differences ± half of the "
         f"{evidence.study.statistics.percent} workload interval; the verdict is that of the first "
         "row where no other is written; a dash where the choice cannot affect the metric."
     )
-    return Table(pd.DataFrame([*lines.values()]).fillna("–"), caption, ("choice",))
+    return Table(pd.DataFrame([*lines.values()]).fillna("–"), caption)
 
 
 def _same(verdicts: pd.DataFrame) -> str:
@@ -138,16 +138,6 @@ def _brought(made: MadeHours) -> str:
 # --- other values in the simulation -------------------------------------------------------------
 
 
-def _source(answers: Answers, runs: bool = True) -> str:
-    whose = "" if answers.own else ", published"
-    synthetic = " GENERATED WORKLOAD." if answers.synthetic else ""
-    return (
-        f"Source: {answers.cluster}{whose}, one replay of "
-        f"{counted(answers.summary.trace.rows, 'request')} a cell; simulated, not measured."
-        f"{synthetic}"
-    )
-
-
 @unless_missing(NOT_REPLAYED)
 def provenance(answers: Answers) -> str:
     """Return what was replayed, and at which values it counts."""
@@ -202,16 +192,16 @@ def values_table(answers: Answers, sweep: str) -> Table | None:
         {
             heading: text.format(value),
             **{study.configurations[name].label: percent(shares[value, name])
-               for name in (study.baseline, study.comparison)},
+               for name in study.main},
             "difference [points]": with_ends("good_share", *effects.loc[value, ENDS], gap=" "),
         }
         for value in shares.index.unique(column)
     ]  # fmt: skip
     caption = f"{about} Good requests; in brackets the {_level(answers)} of the difference."
-    return Table(pd.DataFrame(lines), caption, (heading,))
+    return Table(pd.DataFrame(lines), caption)
 
 
-@drawn("sensitivity-transfer", lambda a: a.effects_of(TRANSFER, "good_share"), source=_source)
+@drawn("sensitivity-transfer", lambda a: a.effects_of(TRANSFER, "good_share"), source=source)
 def transfer_figure(answers: Answers) -> Drawing:
     """Effect on the good share against the bandwidth."""
     effects = answers.effects_of(TRANSFER, "good_share").sort_values(SETTING[TRANSFER][0])
@@ -256,7 +246,7 @@ def chunk(answers: Answers) -> str:
     study, cells = answers.study, answers.of(CHUNK)
     base, comp = (
         cells[cells["configuration"] == name].set_index("chunk_tokens")["good_share"]
-        for name in (study.baseline, study.comparison)
+        for name in study.main
     )
     finding = "No chunk size replayed lets the baseline catch up"
     if base.max() >= comp.min():
@@ -307,7 +297,7 @@ def without_reuse(answers: Answers) -> str:
     return f" With {share} of that reuse the KV router brings {' and '.join(left)}." if left else ""
 
 
-@drawn("sensitivity-times", lambda a: a.effects_of(TIMES, "good_share"), source=_source)
+@drawn("sensitivity-times", lambda a: a.effects_of(TIMES, "good_share"), source=source)
 def times_figure(answers: Answers) -> Drawing:
     """Effect on the good share where steps take longer or shorter than simulated."""
     effects = answers.effects_of(TIMES, "good_share")

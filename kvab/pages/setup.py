@@ -73,7 +73,7 @@ def description_table(evidence: Evidence) -> Table:
         if trace.rows < trace.total_rows
         else ""
     )
-    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), caption, ("quantity",))
+    return Table(pd.DataFrame(lines, columns=["quantity", "value"]), caption)
 
 
 def _per_tick(evidence: Evidence) -> pd.DataFrame:
@@ -194,7 +194,7 @@ def topologies_table(evidence: Evidence) -> Table:
         }
         for name, arm in evidence.arms.items()
     ]
-    return Table(pd.DataFrame(lines), "", ("configuration", "role", "workers"))
+    return Table(pd.DataFrame(lines), "", ("role", "workers"))
 
 
 def _difference(evidence: Evidence) -> pd.DataFrame:
@@ -203,7 +203,7 @@ def _difference(evidence: Evidence) -> pd.DataFrame:
     Workers are matched by role; a role that only one configuration has is compared with the
     worker that does its work in the other.
     """
-    names = evidence.study.baseline, evidence.study.comparison
+    names = evidence.study.main
     flat = [flatten(read_configuration(evidence.runs[name][0].path / "manifests"))
             for name in names]  # fmt: skip
     groups = [evidence.topologies[name].groups for name in names]
@@ -272,8 +272,7 @@ def runs_table(evidence: Evidence) -> Table:
             "ended (UTC)": f"{max(run.manifest.end for run in repeats):%Y-%m-%d %H:%M}",
         })  # fmt: skip
     versions = ", ".join(f"{name} {v}" for name, v in evidence.manifest.versions.items())
-    return Table(pd.DataFrame(lines), f"Cluster {evidence.cluster}; {versions}.",
-                 ("configuration", "repeats"))  # fmt: skip
+    return Table(pd.DataFrame(lines), f"Cluster {evidence.cluster}; {versions}.", ("repeats",))
 
 
 def exclusions(evidence: Evidence) -> str:

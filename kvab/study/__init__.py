@@ -262,6 +262,11 @@ class Study(Declared):
         """Name of the comparison configuration."""
         return next(name for name, arm in self.configurations.items() if arm.role == "comparison")
 
+    @property
+    def main(self) -> tuple[str, str]:
+        """Names of the baseline and the comparison."""
+        return self.baseline, self.comparison
+
     def configuration_folder(self, name: str) -> Path:
         """Return the recipe folder of a configuration.
 

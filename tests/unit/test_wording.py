@@ -15,6 +15,7 @@ import pytest
 from kvab.console import change, counted, interval, signed, span
 from kvab.pages import attribution, index, outcome, reproduce, robustness, setup, theme
 from kvab.pages.evidence import load_evidence
+from kvab.pages.printed import side_by_side
 from kvab.pages.theme import arm_styles, markdown
 from kvab.requests.metrics import METRICS
 from kvab.runs.sweep import load_sweep
@@ -200,14 +201,14 @@ def missing(published, baseline, comparison):
 
 def test_the_reasons_of_misses_are_those_of_the_requests(published):
     made_up = missing(published, (0.5, 0.1, 0.3, 0.1, 0, 0), (0.9, 0.06, 0, 0, 0.03, 0.01))
-    assert attribution.misses_caption(made_up).startswith(
+    assert attribution.misses_figure(made_up).caption.startswith(
         "What the comparison changes, in points of requests: tokens slow −30.0, late and "
         "slow −10.0, first token late −4.0, one-token answer +3.0, failed +1.0. "
     )
     assert "failed 1.0 %" in attribution.misses_figure(made_up).alt
     assert "failed" not in attribution.misses_figure(published).alt  # none did
     none = missing(published, (1, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0))
-    assert "in points of requests: nothing." in attribution.misses_caption(none)
+    assert "in points of requests: nothing." in attribution.misses_figure(none).caption
 
 
 def test_a_quantity_has_one_value_on_all_pages(published):
@@ -219,7 +220,7 @@ def test_a_quantity_has_one_value_on_all_pages(published):
             assert pooled.loc[ARMS[1], f"{key}.{name}"] == pytest.approx(both.comparison)
     assert pooled.loc[ARMS[0], "good.share"] == pytest.approx(comparison.good.mean.baseline)
     assert published.misses.loc[ARMS[0], "good"] == pytest.approx(comparison.good.mean.baseline)
-    points = outcome.both_shares(comparison.good.mean)[2]
+    points = side_by_side("good_share", comparison.good.mean)[2]
     for text in (
         outcome.headline(published, GREEN),
         index.short_answer(published, GREEN),
@@ -475,8 +476,8 @@ def test_the_level_is_the_studys(published):
     for said in (
         outcome.headline(ninety, GREEN),
         index.short_answer(ninety, GREEN),
-        outcome.quantile_differences_caption(ninety),
-        outcome.effects_by_group_caption(ninety),
+        outcome.quantile_differences_figure(ninety).caption,
+        outcome.effects_by_group_figure(ninety).caption,
         outcome.statistics_table(ninety).caption,
         outcome.verdicts_table(ninety, GREEN).caption,
     ):
