@@ -205,11 +205,9 @@ def verdicts_table(evidence: Evidence, judged: Gate) -> Table:
             notes.append(f"{metric.label}:{reason}")
     return Table(
         pd.DataFrame(columns).rename_axis("difference of").reset_index(),
-        f"{variation(evidence)} Margins were declared beforehand. ±: half of each "
-        f"{evidence.study.statistics.percent} interval; run to run over "
-        f"{counted(evidence.repeats, 'repeat')}. A/A: the baseline against itself, any two of "
-        f"{counted(floor.replays, 'replay')}. Detectable: the smallest true difference that one "
-        "replay of each would show four times in five." + "".join(f" {note}" for note in notes),
+        f"{variation(evidence)} ±: half of each {evidence.study.statistics.percent} interval; run "
+        f"to run over {counted(evidence.repeats, 'repeat')}, A/A over "
+        f"{counted(floor.replays, 'replay')}." + "".join(f" {note}" for note in notes),
     )
 
 
@@ -281,12 +279,7 @@ def configurations_table(evidence: Evidence) -> Table:
     columns |= {heading: (pooled[column], None) for heading, column in COLUMNS.items()}
     columns["from cache [%]"] = (100 * pooled["reuse"], 1)
     best = evidence.arms[pooled["good.share"].idxmax()].label
-    caption = (
-        f"{best} keeps most requests good. Over the requests of all repeats; rates and the share "
-        "of the prompts from cache are means over the repeats. A rate divides by the duration of "
-        "its run, which differs, so the share is the fairer number."
-    )
-    return by_configuration(evidence.arms, columns, caption)
+    return by_configuration(evidence.arms, columns, f"{best} keeps most requests good.")
 
 
 def _two_arms(evidence: Evidence) -> dict[str, Arm]:

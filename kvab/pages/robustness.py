@@ -26,7 +26,6 @@ from kvab.runs.sensitivity import (
     CHUNK,
     FRONTEND,
     REUSE,
-    SETTING,
     TIMES,
     TRANSFER,
     Answers,
@@ -161,22 +160,9 @@ def _level(answers: Answers) -> str:
     return f"{answers.study.statistics.percent} workload interval"
 
 
-SWEEPS = {
-    FRONTEND: (
-        "delay", "{:g} ms",
-        "How long the frontend reads for each 1,000 prompt tokens before the router has a request, "
-        "one request after the other; 0: a burst's requests reach the router at one instant.",
-    ),
-    CHUNK: (
-        "chunk", "{:,.0f} tokens",
-        "Tokens that a step batches at most (--max-num-batched-tokens), for all workers.",
-    ),
-    REUSE: (
-        "share", "{:g}",
-        "Share of the conversations that keep the blocks they share; the others share none.",
-    ),
-}  # fmt: skip
-"""Heading and text of a sweep's values, and what they are."""
+SWEEPS = {FRONTEND: ("delay", "{:g} ms"), CHUNK: ("chunk", "{:,.0f} tokens"),
+          REUSE: ("share", "{:g}")}  # fmt: skip
+"""Heading and text of a sweep's values."""
 
 
 @unless_missing(None)
@@ -184,10 +170,8 @@ def values_table(answers: Answers, sweep: str) -> Table | None:
     """Return the good shares of both arms at each value of one sweep; None where it has none."""
     if answers.of(sweep).empty:
         return None
-    (heading, text, about), study = SWEEPS[sweep], answers.study
-    (column,) = SETTING[sweep]
-    shares = answers.of(sweep).set_index([column, "configuration"])["good_share"]
-    effects = answers.effects_of(sweep, "good_share").set_index(column)
+    (heading, text), study, effects = SWEEPS[sweep], answers.study, answers.effects_of(sweep)
+    shares = answers.of(sweep).set_index([*effects.index.names, "configuration"])["good_share"]
     lines = [
         {
             heading: text.format(value),
@@ -195,16 +179,16 @@ def values_table(answers: Answers, sweep: str) -> Table | None:
                for name in study.main},
             "difference [points]": with_ends("good_share", *effects.loc[value, ENDS], gap=" "),
         }
-        for value in shares.index.unique(column)
+        for value in shares.index.unique(0)
     ]  # fmt: skip
-    caption = f"{about} Good requests; in brackets the {_level(answers)} of the difference."
+    caption = f"Good requests by {heading}; in brackets the {_level(answers)} of the difference."
     return Table(pd.DataFrame(lines), caption)
 
 
-@drawn("sensitivity-transfer", lambda a: a.effects_of(TRANSFER, "good_share"), source=source)
+@drawn("sensitivity-transfer", lambda a: a.effects_of(TRANSFER), source=source)
 def transfer_figure(answers: Answers) -> Drawing:
     """Effect on the good share against the bandwidth."""
-    effects = answers.effects_of(TRANSFER, "good_share").sort_values(SETTING[TRANSFER][0])
+    effects = answers.effects_of(TRANSFER)
     at, values = np.arange(len(effects)), 100 * effects["difference"].to_numpy()
     ends = 100 * effects[["ci_low", "ci_high"]].to_numpy().T
     figure, axes = plt.subplots(figsize=(WIDTH_IN, 2.6))
@@ -212,8 +196,7 @@ def transfer_figure(answers: Answers) -> Drawing:
     for x, y, high in zip(at, values, ends[1], strict=True):
         axes.annotate(number(y, 1), (x, high), (0, 4), textcoords="offset points", ha="center")
     axes.axhline(0, color=GREY, linewidth=0.8)
-    bandwidths = effects[SETTING[TRANSFER][0]]
-    labels = ["free" if np.isinf(value) else f"{value:g}" for value in bandwidths]
+    labels = ["free" if np.isinf(value) else f"{value:g}" for value in effects.index]
     axes.set_xticks(at, labels)
     axes.margins(x=0.08)
     axes.set(xlabel="KV transfer [GB/s a worker]", ylabel="effect on good share [points]",
@@ -229,13 +212,12 @@ def transfer_figure(answers: Answers) -> Drawing:
 
 def transfer(answers: Answers) -> str:
     """Return what a slow transfer costs, and whether the comparison stays ahead."""
-    effects = answers.effects_of(TRANSFER, "good_share").sort_values(SETTING[TRANSFER][0])
-    slowest, fastest = effects.iloc[0], effects.iloc[-1]
-    cost = 100 * (fastest["difference"] - slowest["difference"])
+    effects = answers.effects_of(TRANSFER)
+    slowest, fastest = _transfer(effects.index[0]), _transfer(effects.index[-1])
+    cost = 100 * (effects["difference"].iloc[-1] - effects["difference"].iloc[0])
     holds = (effects["ci_low"] > 0).all()
     return (
-        f"A KV transfer of {_transfer(slowest[SETTING[TRANSFER][0]])} instead of "
-        f"{_transfer(fastest[SETTING[TRANSFER][0]])} costs the comparison "
+        f"A KV transfer of {slowest} instead of {fastest} costs the comparison "
         f"{number(cost, 1)} points. It "
         f"{'stays ahead' if holds else 'does not stay ahead'} at every bandwidth replayed."
     )
@@ -297,11 +279,10 @@ def without_reuse(answers: Answers) -> str:
     return f" With {share} of that reuse the KV router brings {' and '.join(left)}." if left else ""
 
 
-@drawn("sensitivity-times", lambda a: a.effects_of(TIMES, "good_share"), source=source)
+@drawn("sensitivity-times", lambda a: a.effects_of(TIMES), source=source)
 def times_figure(answers: Answers) -> Drawing:
     """Effect on the good share where steps take longer or shorter than simulated."""
-    effects = answers.effects_of(TIMES, "good_share")
-    grid = effects.pivot(index="decode_time_ratio", columns="prefill_time_ratio")
+    grid = answers.effects_of(TIMES).unstack("prefill_time_ratio")
     values = 100 * grid["difference"]
     open_ = (grid["ci_low"] <= 0) & (grid["ci_high"] >= 0)
     figure, axes = plt.subplots(figsize=(WIDTH_IN, 3.2))
@@ -335,7 +316,7 @@ def _change(ratio: float) -> str:
 
 
 def _times_finding(answers: Answers) -> str:
-    effects = answers.effects_of(TIMES, "good_share")
+    effects = answers.effects_of(TIMES)
     wins, loses = effects["ci_low"] > 0, effects["ci_high"] < 0
     if wins.all():
         return f"The comparison stays ahead at all {len(effects)} combinations of errors."
@@ -345,13 +326,12 @@ def _times_finding(answers: Answers) -> str:
 
 def times(answers: Answers) -> str:
     """Return where the answer would flip, and how far the engine's settings reach."""
-    effects = answers.effects_of(TIMES, "good_share")
-    least = effects.loc[effects["difference"].idxmin()]
-    ends = interval(least["ci_low"], least["ci_high"], 100)
+    effects = answers.effects_of(TIMES)
+    prefill, decode = at = effects["difference"].idxmin()
+    least = with_ends("good_share", *effects.loc[at, ENDS], gap=" points ")
     return (
-        f"{_times_finding(answers)} The least favourable is {signed(100 * least['difference'], 1)} "
-        f"points ({ends}), prefill {_change(least['prefill_time_ratio'])} and decode "
-        f"{_change(least['decode_time_ratio'])}."
+        f"{_times_finding(answers)} The least favourable is {least}, prefill {_change(prefill)} "
+        f"and decode {_change(decode)}."
     )
 
 

@@ -234,12 +234,7 @@ def _difference(evidence: Evidence) -> pd.DataFrame:
 def differences_table(evidence: Evidence) -> Table:
     """Return every field in which baseline and comparison differ."""
     frame = _difference(evidence)
-    return Table(
-        frame,
-        "Workers are compared by role; a role that one of the two lacks, with the worker that does "
-        "its work there.",
-        tuple(frame.columns),
-    )
+    return Table(frame, "", tuple(frame.columns))
 
 
 def unexpressed_table(evidence: Evidence) -> Table:

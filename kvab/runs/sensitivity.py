@@ -202,10 +202,10 @@ class Answers(OfRuns[Summary, Sensitivity]):
         """Return the cells of one sweep."""
         return self.cells[self.cells["sweep"] == sweep]
 
-    def effects_of(self, sweep: str, metric: str) -> pd.DataFrame:
-        """Return comparison minus baseline of one metric at each setting of one sweep."""
+    def effects_of(self, sweep: str) -> pd.DataFrame:
+        """Return the effect on the good share, indexed by the settings of one sweep."""
         rows = self.effects[self.effects["sweep"] == sweep]
-        return rows[rows["metric"] == metric]
+        return rows[rows["metric"] == "good_share"].set_index(SETTING[sweep]).sort_index()
 
 
 load_sensitivity = Answers.load

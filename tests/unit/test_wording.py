@@ -444,7 +444,7 @@ def test_single_runs_replays_and_checks_are_singular(published):
     one = replaying(published, requests(range(40)))
     assert "simulated-h200, 1 replay of 40 requests for each" in theme.source(one)
     assert (
-        "run to run over 1 repeat."
+        "run to run over 1 repeat,"
         in outcome.verdicts_table(published_once(published), GREEN).caption
     )
     alone = SimpleNamespace(reference=one, others={}, known="published", left_out={})
