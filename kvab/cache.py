@@ -33,6 +33,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("KVAB_CACHE") or Path(base) / "kvab")
 
 
+def sha256_of(content: bytes | Path) -> str:
+    """Return the SHA-256 of bytes or of a file."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write(path: Path, content: bytes | Path) -> None:
     """Write a file, or a copy of one, and its folder; it is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)

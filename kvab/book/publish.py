@@ -7,7 +7,6 @@ runs. Records, logs and whatever names a machine stay behind.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import shutil
@@ -123,17 +122,13 @@ def _run_files(
         times = run.requests[[*ROUNDED_MS]].round(ROUNDED_MS)
         files["requests.parquet"] = runs.requests_bytes(run.requests.assign(**times), runs.SMALL)
     manifest = run.manifest if hosts else nameless(run.manifest)
-    manifest = manifest.model_copy(update={"files": _sums(files)})
+    manifest = manifest.model_copy(update={"files": runs.sums_of(files)})
     files[RUN] = (manifest.model_dump_json(indent=2, by_alias=True) + "\n").encode()
     return {f"{under}/{name}": content for name, content in files.items()}
 
 
 def _present(folder: Path, names: Iterable[str | Path]) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
-
-
-def _sums(files: dict[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def _read(under: str, base: Path, paths: Iterable[Path]) -> dict[str, bytes]:
@@ -228,7 +223,7 @@ def bundle(
         study=f"recipes/{declared.base}/{study.name}",
         clusters=clusters,
         kvab=kvab.__version__,
-        files=_sums(files),
+        files=runs.sums_of(files),
     )
     _write(out, {CONTENTS: contents.model_dump_json(indent=1, by_alias=True).encode(), **files})
     return contents, _others(declared, {folder for folder, _ in chosen}, paths)

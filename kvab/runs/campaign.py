@@ -9,7 +9,6 @@ machine's runs or of the published ones, and verified, stands here.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import multiprocessing
 import os
@@ -28,7 +27,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from kvab.cache import write_beside
+from kvab.cache import sha256_of, write_beside
 from kvab.clusters.base import Job, Progress
 from kvab.console import counted, progress_bar
 from kvab.declarations import Declared, Json, digest
@@ -342,7 +341,7 @@ class Campaign(ABC, Generic[Made, Asked]):
         for field, file in self.TABLES.items():
             if (table := getattr(self, field)) is not None:
                 content = runs.parquet_bytes(table)
-                digests[file] = hashlib.sha256(content).hexdigest()
+                digests[file] = sha256_of(content)
                 write_beside(path.with_name(file), content)
         summary = self.summary.model_copy(update={"tables": digests})
         write_beside(path, (summary.model_dump_json(by_alias=True, indent=1) + "\n").encode())
@@ -385,7 +384,7 @@ class Campaign(ABC, Generic[Made, Asked]):
 
 def _table(path: Path, sha256: str) -> pd.DataFrame:
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if sha256_of(content) != sha256:
         raise ValueError(f"another {path.name} than it names")
     return pd.read_parquet(io.BytesIO(content))
 

@@ -10,7 +10,6 @@ book can be built where the trace itself is missing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -29,7 +28,7 @@ import pyarrow.parquet as pq
 from pydantic import AfterValidator, Field, ValidationError
 
 import kvab
-from kvab.cache import Lock, write, write_beside
+from kvab.cache import Lock, sha256_of, write, write_beside
 from kvab.declarations import Declared, Json, inside
 from kvab.errors import InputError, KvabError, writing
 from kvab.requests import metrics
@@ -225,8 +224,7 @@ def write_run(path: Path, manifest: Json, files: Mapping[str, bytes | Path]) -> 
     InputError
         If the folder cannot be written; nothing is left behind then.
     """
-    sums = {name: _sha256(content) for name, content in files.items()}
-    checked = RunManifest(**manifest, files=sums)
+    checked = RunManifest(**manifest, files=sums_of(files))
     text = checked.model_dump_json(indent=2, by_alias=True) + "\n"
     with placed(path) as beside:
         for name, content in {**files, "run.json": text.encode()}.items():
@@ -256,13 +254,6 @@ def placed(path: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def _sha256(content: bytes | Path) -> str:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def set_aside(path: Path) -> Path:
     """Rename a run folder to ``<name>.set-aside-<time>``, say so and return its new place."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
@@ -284,13 +275,18 @@ def verified_manifest(path: Path) -> RunManifest:
     return manifest
 
 
+def sums_of(files: Mapping[str, bytes | Path]) -> Files:
+    """Return the SHA-256 of each file, by its name."""
+    return {name: sha256_of(content) for name, content in files.items()}
+
+
 def check_files(folder: Path, files: Files, listed_in: str, fix: str) -> None:
     """Reject a folder in which a file is missing, or not the one that is listed."""
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
             problem = f"missing, though {listed_in} lists it"
-        elif (got := _sha256(file)) != expected:
+        elif (got := sha256_of(file)) != expected:
             problem = f"altered: {listed_in} says sha256 {expected[:12]}, got {got[:12]}"
         else:
             continue

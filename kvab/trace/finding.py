@@ -5,7 +5,6 @@ Input: what the study declares of its trace. Output: the trace, or a generated o
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Annotated
 from pydantic import Field
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from kvab.cache import cache_folder, write_beside
+from kvab.cache import cache_folder, sha256_of, write_beside
 from kvab.declarations import Declared
 from kvab.errors import DependencyError, InputError
 from kvab.trace.reading import Trace, read_trace
@@ -117,7 +116,7 @@ def fetch_trace(source: TraceSource, destination: Path | None = None) -> Path:
     """
     path = destination or _cached(source)
     with suppress(OSError):
-        if _sha256(path.read_bytes()) == source.sha256:
+        if sha256_of(path) == source.sha256:
             return path
     if destination and destination.exists():
         raise InputError(expected="the declared trace or nothing", got="something else", path=path,
@@ -125,7 +124,7 @@ def fetch_trace(source: TraceSource, destination: Path | None = None) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = _fetch(source.url)
-        if (got := _sha256(content)) != source.sha256:
+        if (got := sha256_of(content)) != source.sha256:
             problem = f"{source.url}: expected sha256 {source.sha256[:16]}…, got {got[:16]}…"
             raise DependencyError(f"{problem}; name the folder of a right copy in KVAB_TRACES")
         write_beside(path, content)
@@ -136,10 +135,6 @@ def fetch_trace(source: TraceSource, destination: Path | None = None) -> Path:
             "in KVAB_TRACES"
         ) from None
     return path
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 @retry(

@@ -6,10 +6,10 @@ the page's setup table among them, and such lines again.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from kvab.cache import write_beside
+from kvab.cache import sha256_of, write_beside
 from kvab.console import percent
 from kvab.declarations import Json
 from kvab.errors import InputError, writing
@@ -134,7 +134,7 @@ def _checked_rows(path: Path, block_tokens: int, sha256: str | None) -> tuple[li
         fix = "check the name, or run `kvab trace fetch`"
         raise InputError(expected="a file of JSON lines", got=error.strerror, path=path,
                          fix=fix) from None  # fmt: skip
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256_of(content)
     if sha256 not in (None, digest):
         fix = "fetch it again, or name it with --trace to replay another trace on purpose"
         raise InputError(expected=f"sha256 {sha256}", got=digest, path=path, fix=fix)
@@ -280,20 +280,15 @@ def describe(trace: Trace) -> Json:
 
 
 def _block_counts(trace: Trace) -> dict[str, float]:
-    counts = [len(row) for row in trace.hash_ids]
-    requests = np.repeat(np.arange(len(trace)), counts)
-    ids = np.fromiter((i for row in trace.hash_ids for i in row), "int64", sum(counts))
-    unique, first, block = np.unique(ids, return_index=True, return_inverse=True)
-    first_request = requests[first]
-    last_request = first_request.copy()
-    np.maximum.at(last_request, block, requests)
-    repeats = len(ids) - len(unique)
+    requests = Counter(block for ids in trace.hash_ids for block in set(ids))
+    references = sum(map(len, trace.hash_ids))
+    repeats = references - len(requests)
     return {
-        "unique_blocks": len(unique),
-        "reused_blocks": int((last_request > first_request).sum()),
-        "block_references": len(ids),
+        "unique_blocks": len(requests),
+        "reused_blocks": sum(count > 1 for count in requests.values()),
+        "block_references": references,
         "repeat_references": repeats,
-        "cache_efficiency": repeats / len(ids),
+        "cache_efficiency": repeats / references,
     }
 
 
