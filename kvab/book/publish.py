@@ -76,17 +76,12 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
     paths = runs.find_runs(source.parent, declared, cluster)
     if not paths:
         raise InputError(f"{source / cluster}: no runs to publish; run `kvab report` first")
-    read = [runs.read_run(path) for path in paths]
-    partial = [run.path for run in read if run.manifest.status != "complete"]
-    if partial:
+    if partial := [path for path in paths if runs.read_manifest(path).status != "complete"]:
         raise InputError(f"{partial[0]}: not complete; rerun it before publishing")
-    files = _read("", source, _workload(source, read[0]))
-    for run in read:
-        files |= _run_files(run, f"{run.path.relative_to(source)}", small=True)
+    files = _leaving(source.parent, paths, small=True)
     for key, names in TABLES.items():
-        having = [folder for folder in (source, target) if (folder / cluster / key).is_file()]
-        for folder in having[:1]:
-            files |= _read("", folder, _present(folder / cluster, names))
+        if not (source / cluster / key).is_file():
+            files |= _read("", target.parent, _present(target / cluster, names))
     target.mkdir(parents=True, exist_ok=True)
     others = [path for path in target.glob("*") if path.name not in (cluster, "workloads")]
     size = sum(map(len, files.values())) + sum(map(_size, others))
@@ -97,7 +92,7 @@ def publish(study: Path, cluster: str, source: Path, target: Path) -> list[Path]
             write(Path(beside) / name, content)
         for part in (cluster, "workloads"):
             shutil.rmtree(target / part, ignore_errors=True)
-            (Path(beside) / part).rename(target / part)
+            (Path(beside) / declared.name / part).rename(target / part)
     return runs.find_runs(target.parent, declared, cluster)
 
 
@@ -105,15 +100,25 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _workload(folder: Path, run: runs.Run) -> list[Path]:
-    """Return the files of the workload of a run, in a study's folder of runs."""
-    table = workload_path(folder, run.manifest.trace.sha256)
-    return [table, table.with_suffix(".json")]
-
-
-def _run_files(
-    run: runs.Run, under: str, *, hosts: bool = False, small: bool = False
+def _leaving(
+    folder: Path, paths: Iterable[Path], *, hosts: bool = False, small: bool = False
 ) -> dict[str, bytes]:
+    """Return what leaves this machine of runs, by where it lies in their folder.
+
+    That is of each run its table and manifests, its workload, and the tables of its cluster.
+    """
+    files: dict[str, bytes] = {}
+    for path in paths:
+        run, under = runs.read_run(path), path.relative_to(folder)
+        made = _run_files(run, hosts, small)
+        files |= {f"{under}/{name}": content for name, content in made.items()}
+        workload = workload_path(path.parents[2], run.manifest.trace.sha256)
+        tables = _present(path.parents[1], chain(*TABLES.values()))
+        files |= _read("", folder, [workload, workload.with_suffix(".json"), *tables])
+    return files
+
+
+def _run_files(run: runs.Run, hosts: bool, small: bool) -> dict[str, bytes]:
     """Return what leaves this machine of a run; with ``small`` its times are rounded."""
     applied = [name for name in run.manifest.files if name.startswith("manifests/applied/")]
     names = [*MANIFESTS, *(applied if hosts else []), "requests.parquet"]
@@ -124,7 +129,7 @@ def _run_files(
     manifest = run.manifest if hosts else nameless(run.manifest)
     manifest = manifest.model_copy(update={"files": runs.sums_of(files)})
     files[RUN] = (manifest.model_dump_json(indent=2, by_alias=True) + "\n").encode()
-    return {f"{under}/{name}": content for name, content in files.items()}
+    return files
 
 
 def _present(folder: Path, names: Iterable[str | Path]) -> list[Path]:
@@ -205,13 +210,10 @@ def bundle(
     if not out.name.endswith(SUFFIX):
         raise InputError(f"{out}: expected a name that ends in {SUFFIX}")
     declared, recipes = load_study(study), root() / "recipes"
-    chosen = _chosen(declared, paths)
-    files: dict[str, bytes] = {}
+    chosen, files = _chosen(declared, paths), dict[str, bytes]()
     for folder, path in chosen:
-        run = runs.read_run(path)
-        files |= _run_files(run, f"runs/{path.relative_to(folder)}", hosts=hosts)
-        tables = _present(path.parents[1], chain(*TABLES.values()))
-        files |= _read("runs/", folder, [*_workload(folder / declared.name, run), *tables])
+        made = _leaving(folder, [path], hosts=hosts)
+        files |= {f"runs/{name}": content for name, content in made.items()}
     clusters = sorted({path.parents[1].name for _, path in chosen})
     if hosts:
         profiles = [f"clusters/{name}.yaml" for name in clusters]
