@@ -12,28 +12,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from kvab.cache import Result, remember, source_digest
-from kvab.declarations import digest
+from kvab.declarations import Json, digest
 from kvab.errors import InputError
 from kvab.requests import metrics
 from kvab.requests.metrics import LATENCIES
 from kvab.requests.table import PARTS
 from kvab.runs import folder as runs
 from kvab.runs.folder import Run, RunManifest, Workload, load_workload
+from kvab.runs.hours import MadeHours, load_hours
+from kvab.runs.sensitivity import Answers, load_sensitivity
 from kvab.runs.sources import NOT_STREAMED
+from kvab.stats import robustness
+from kvab.stats.attribution import CELLS, attribute, misses
+from kvab.stats.compare import Comparison, compare
+from kvab.stats.contrasts import pair
+from kvab.stats.effects import effect_by_groups, quantile_differences
 from kvab.study import Arm, Study, load_study, root
 from kvab.study.manifests import read_configuration
 from kvab.study.topology import Topology, read_topology
-
-if TYPE_CHECKING:  # the statistics import slowly and are needed only where nothing is cached
-    from kvab.runs.hours import MadeHours
-    from kvab.runs.sensitivity import Answers
-    from kvab.stats.compare import Comparison
 
 Arms = tuple[list[pd.DataFrame], list[pd.DataFrame]]  # requests tables of baseline and comparison
 RUNS = "*/*/r*/run.json"  # in a study's folder of runs
@@ -122,8 +123,6 @@ class Evidence:
     @property
     def missing(self) -> str:
         """What the 2x2 lacks: configurations without a run, cells without one; empty if whole."""
-        from kvab.stats.attribution import CELLS
-
         declared = self.study.configurations
         lacking = [arm.label for name, arm in declared.items() if name not in self.runs]
         placed = {(arm.factors.split, arm.factors.routing) for arm in declared.values()}
@@ -171,62 +170,47 @@ class Evidence:
     @kept
     def comparison(self) -> Comparison:
         """The comparison against the baseline, with intervals and verdicts."""
-        from kvab.stats.compare import compare
-
-        margins = self.study.margins
-        return compare(*self.both, self.study.slo, margins=margins, **self._settings())
+        study, settings = self.study, self.study.statistics.model_dump()
+        return compare(*self.both, study.slo, margins=study.margins, **settings)
 
     @kept
     def attribution(self) -> pd.DataFrame:
         """Main effects of routing and of the split, and their interaction."""
-        from kvab.stats.attribution import attribute
-
         cells: dict[tuple[str, str], list[pd.DataFrame]] = {
             (arm.factors.split, arm.factors.routing): self.tables(name)
             for name, arm in self.study.configurations.items()
         }
-        return attribute(cells, self.study.slo, **self._settings())
+        return attribute(cells, self.study.slo, **self.study.statistics.model_dump())
 
     @kept
     def quantile_differences(self) -> dict[str, pd.DataFrame]:
         """Difference at every quantile of each latency, see `kvab.stats.effects`."""
-        from kvab.stats.contrasts import pair
-        from kvab.stats.effects import quantile_differences
-
-        pairs, settings = pair(*self.both), self._settings() | self._block()
-        return {key: quantile_differences(pairs, key, **settings) for key in LATENCIES}
+        pairs = pair(*self.both)
+        return {key: quantile_differences(pairs, key, **self._in_blocks) for key in LATENCIES}
 
     @kept
     def groups(self) -> pd.DataFrame:
         """Effect within groups of the requests, see `kvab.stats.effects.effect_by_groups`."""
-        from kvab.stats.effects import effect_by_groups
-
-        both, workload = self.both, self.workload.table
-        return effect_by_groups(*both, workload, self.study.slo, **self._settings())
+        workload, study = self.workload.table, self.study
+        return effect_by_groups(*self.both, workload, study.slo, **study.statistics.model_dump())
 
     @kept
     def robustness(self) -> pd.DataFrame:
         """The verdicts under other choices, see `kvab.stats.robustness.choices`."""
-        from kvab.stats.robustness import choices
-
         study = self.study
-        declared = {"margins": study.margins, "other_slos": study.other_slos}
-        settings = {**self._settings(), **self._block(), **declared}
-        return choices(*self.both, study.slo, **settings)
+        return robustness.choices(
+            *self.both, study.slo, margins=study.margins, other_slos=study.other_slos,
+            **self._in_blocks,
+        )  # fmt: skip
 
     @kept
     def by_itl_bound(self) -> pd.DataFrame:
         """Difference of the good share by bound, see `kvab.stats.robustness.by_itl_bound`."""
-        from kvab.stats.robustness import by_itl_bound
-
-        settings = self._settings() | self._block()
-        return by_itl_bound(*self.both, self.study.slo, **settings)
+        return robustness.by_itl_bound(*self.both, self.study.slo, **self._in_blocks)
 
     @cached_property
     def made_hours(self) -> MadeHours | None:
         """Hours made of what both arms replayed; None where there are none that fit the runs."""
-        from kvab.runs.hours import load_hours
-
         made = load_hours(self.study, self.cluster, self.folder)
         arms = [run for name in (self.study.baseline, self.study.comparison)
                 for run in self.runs.get(name, ())]  # fmt: skip
@@ -235,8 +219,6 @@ class Evidence:
     @cached_property
     def answers(self) -> Answers | None:
         """Replays at other values and in other orders; None where none fit the runs."""
-        from kvab.runs.sensitivity import load_sensitivity
-
         answers = load_sensitivity(self.study, self.cluster, self.folder)
         same = answers and answers.cluster == self.cluster
         return answers if same and answers and answers.fit(self.manifest) else None
@@ -252,7 +234,7 @@ class Evidence:
         """Percentiles (0 to 100 by 1/8) of each latency by configuration, repeats pooled."""
         places = pd.Index(np.linspace(0, 100, 801), name="percentile")
         parts = {}
-        for name, tables in self._all().items():
+        for name, tables in self._all.items():
             pooled = pd.concat(tables)
             columns = {key: metrics.percentile(pooled[key], places.to_numpy()) for key in LATENCIES}
             parts[name] = pd.DataFrame(columns, places)
@@ -273,7 +255,7 @@ class Evidence:
         belongs to a run and not to requests (``good.rps``, ``reuse``) is the mean over the repeats.
         """
         rows, slo = [], self.study.slo
-        for name, tables in self._all().items():
+        for name, tables in self._all.items():
             rates = [metrics.summarize(table, slo)["good"]["rps"] for table in tables]
             reuse = [run.reuse for run in self.runs[name]]
             row = metrics.summarize(pd.concat(tables), slo) | {"configuration": name}
@@ -284,9 +266,7 @@ class Evidence:
     @cached_property
     def misses(self) -> pd.DataFrame:
         """Why requests miss their bounds, see `kvab.stats.attribution.misses`."""
-        from kvab.stats.attribution import misses
-
-        return misses(self._all(), self.study.slo)
+        return misses(self._all, self.study.slo)
 
     @cached_property
     def key(self) -> str:
@@ -305,14 +285,15 @@ class Evidence:
         """The requests tables of baseline and comparison, by repeat."""
         return self.tables(self.study.baseline), self.tables(self.study.comparison)
 
+    @property
     def _all(self) -> dict[str, list[pd.DataFrame]]:
         return {name: self.tables(name) for name in self.runs}
 
-    def _block(self) -> dict[str, int]:
-        return {"block_bursts": self.comparison.method.block_bursts}
-
-    def _settings(self) -> dict[str, Any]:
-        return self.study.statistics.model_dump()
+    @property
+    def _in_blocks(self) -> Json:
+        """How statistics resample: as declared, in blocks as long as the comparison's."""
+        block = {"block_bursts": self.comparison.method.block_bursts}
+        return self.study.statistics.model_dump() | block
 
 
 def load_evidence(study: str | Path | Study, cluster: str, folder: str | Path) -> Evidence:
@@ -372,12 +353,10 @@ def _checked(paths: list[Path]) -> list[Run]:
 
 def agreement(study: Study, published: Arms, yours: Arms, key: str) -> pd.DataFrame:
     """Return whether two places agree, kept by a key; see `kvab.stats.robustness.agreement`."""
-    from kvab.stats.robustness import agreement
-
     settings = study.statistics.model_dump()
     return remember(
         digest([key, source_digest()]), "agreement",
-        lambda: agreement(published, yours, study.slo, study.margins, **settings),
+        lambda: robustness.agreement(published, yours, study.slo, study.margins, **settings),
     )  # fmt: skip
 
 
