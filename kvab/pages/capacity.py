@@ -335,42 +335,31 @@ def _orders(swept: Sweep) -> str:
 
 def ceiling(swept: Sweep) -> str:
     """Return what stays late on an almost idle cluster, and so which good share is out of reach."""
-    lowest, shares = _loads(swept)[0], swept.curves.shares
-    cell = next(
-        cell for cell in swept.load_cells
-        if (cell.configuration, cell.load) == (swept.study.comparison, lowest)
-    )  # fmt: skip
+    shares = swept.curves.shares
     top = shares.loc[shares["share"].idxmax()]
-    missed = [percent(target, 0) for target in swept.curves.ratios.index if top["share"] < target]
-    out = ""
-    if missed:
-        at_once, spread = "", ""
-        if swept.bursty:
-            best = swept.readings[SPREAD].shares["share"].max()
-            at_once, spread = (
-                " with bursts at once",
-                f"; spread, the highest share is {percent(best)}",
-            )
-        out = (
-            f" So{at_once} no configuration keeps {' or '.join(missed)} at any load replayed"
-            f"{spread}."
-        )
-    reasons = []
-    if cell.late_first_token:
-        late = percent(cell.late_first_token / cell.requests)
-        reasons.append(f"{late} of the comparison's requests get their first token late")
-    if cell.one_token:
-        one = percent(cell.one_token / cell.requests)
-        reasons.append(f"{one} have one-token answers, which are never good")
-    even = (
-        f"Even at {lowest:g} times the trace's speed {' and '.join(reasons)}. Slower arrivals do "
-        "not change that: a long prompt takes as long to prefill"
-        f"{', and requests of one timestamp still arrive together' * swept.bursty}. "
+    text = (
+        f"The highest share anywhere is {percent(top['share'])} "
+        f"({swept.arms[top['configuration']].label} at {top['load']:g}x)."
     )
+    comparison = [of for of in swept.load_cells if of.configuration == swept.study.comparison]
+    idle = min(comparison, key=lambda cell: cell.load)
+    if idle.late_first_token or idle.one_token:
+        late, one = (percent(of / idle.requests) for of in (idle.late_first_token, idle.one_token))
+        together = ", and requests of one timestamp still arrive together" * swept.bursty
+        text = (
+            f"Even at {idle.load:g} times the trace's speed {late} of the comparison's requests "
+            f"get their first token late and {one} have one-token answers, which are never good. "
+            "Slower arrivals do not change that: a long prompt takes as long to prefill"
+            f"{together}. {text}"
+        )
+    missed = [percent(target, 0) for target in swept.curves.ratios.index if top["share"] < target]
+    if not missed:
+        return text
+    *_, best = (of.shares["share"].max() for of in swept.readings.values())
+    spread = f"; spread, the highest share is {percent(best)}" * swept.bursty
     return (
-        f"{even if reasons else ''}The highest share anywhere is "
-        f"{percent(top['share'])} ({swept.arms[top['configuration']].label} at {top['load']:g}x)."
-        f"{out}"
+        f"{text} So{' with bursts at once' * swept.bursty} no configuration keeps "
+        f"{' or '.join(missed)} at any load replayed{spread}."
     )
 
 

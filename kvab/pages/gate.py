@@ -82,6 +82,11 @@ def gate(evidence: Evidence) -> Gate:
     return remember(key, "gate", lambda: _judged(evidence))
 
 
+def verdict(evidence: Evidence, metric: str) -> str:
+    """Return the verdict on a metric; withheld where the gate is red."""
+    return evidence.comparison.metrics[metric].verdict if gate(evidence).green else WITHHELD
+
+
 def _judged(evidence: Evidence) -> Gate:
     rows = [
         (check, f"{name} r{run.manifest.repeat}", *rest)

@@ -87,12 +87,10 @@ class Check:
     @cached_property
     def pairs(self) -> pd.DataFrame:
         """Every request: ``configuration``, ``row``, and each metric ``_live`` and ``_twin``."""
-        parts = []
-        for name in self.live.runs:
-            live, twin = self.live.tables(name)[0], self.twin(name)
-            both = live.merge(twin, on="row", suffixes=("_live", "_twin"))
-            parts.append(both.assign(configuration=name))
-        return pd.concat(parts, ignore_index=True)
+        live = pd.concat(
+            self.live.tables(name)[0].assign(configuration=name) for name in self.live.runs
+        )
+        return live.merge(self.twins, on=["configuration", "row"], suffixes=("_live", "_twin"))
 
     @cached_property
     def by_repeat(self) -> pd.DataFrame:
@@ -545,17 +543,13 @@ def _fitted(check: Check) -> str:
     """Return which time of the frontend fits the first half, and what it is worth on the second."""
     points = check.frontends
     best, declared = points[1].idxmin(), check.live.manifest.cluster["frontend_ms_per_1k_tokens"]
-    text = (
-        f"Of the times tried, {best:g} ms fits the first half of the replay best; on the second "
-        f"its errors add up to {number(points.loc[best, 2], 1)} points a configuration, the least "
-        f"of any time being {number(points[2].min(), 1)} ({points[2].idxmin():g} ms)"
-    )
-    if best == declared:
-        return f"{text}. The profile declares it."
-    first, second = (number(points.loc[declared, half], 1) for half in (1, 2))
+    of_best, of_declared = points.loc[best], points.loc[declared]
     return (
-        f"{text}. The profile declares {declared:g} ms: {first} points on the first half, {second} "
-        "on the second."
+        f"Of the times tried, {best:g} ms fits the first half of the replay best; on the second "
+        f"its errors add up to {number(of_best[2], 1)} points a configuration, the least of any "
+        f"time being {number(points[2].min(), 1)} ({points[2].idxmin():g} ms). The profile "
+        f"declares {declared:g} ms: {number(of_declared[1], 1)} points on the first half, "
+        f"{number(of_declared[2], 1)} on the second."
     )
 
 

@@ -16,7 +16,7 @@ from kvab.console import counted, interval, number, plain
 from kvab.declarations import digest
 from kvab.errors import InputError
 from kvab.pages.evidence import Evidence, agreement, load_evidence, load_published
-from kvab.pages.gate import WITHHELD, gate
+from kvab.pages.gate import WITHHELD, gate, verdict
 from kvab.pages.printed import Table, agreed, agreement_cells, quantity, side_by_side
 from kvab.pages.theme import KINDS
 from kvab.requests.metrics import LATENCIES, METRICS
@@ -61,10 +61,7 @@ class Clusters:
     @cached_property
     def verdicts(self) -> dict[str, str]:
         """The verdict on each cluster's good share, by its name; withheld where its gate is red."""
-        return {
-            name: evidence.comparison.good.verdict if gate(evidence).green else WITHHELD
-            for name, evidence in self.places.items()
-        }
+        return {name: verdict(evidence, "good_share") for name, evidence in self.places.items()}
 
     @cached_property
     def agreements(self) -> dict[str, pd.DataFrame | str]:

@@ -25,7 +25,7 @@ from kvab.pages.capacity import (
     ratio_text,
 )
 from kvab.pages.evidence import Evidence, load_evidence
-from kvab.pages.gate import WITHHELD, gate
+from kvab.pages.gate import WITHHELD, gate, verdict
 from kvab.pages.outcome import headline
 from kvab.pages.printed import Table, comparison_lines, with_ends
 from kvab.runs.sweep import Sweep, load_sweep
@@ -65,8 +65,7 @@ class Workloads:
     def verdicts(self) -> pd.DataFrame:
         """The verdict on each metric (row) of each workload; withheld where its gate is red."""
         return pd.DataFrame({
-            name: {key: evidence.comparison.metrics[key].verdict if gate(evidence).green
-                   else WITHHELD for key in SHOWN}
+            name: {key: verdict(evidence, key) for key in SHOWN}
             for name, evidence in self.places.items()
         })  # fmt: skip
 

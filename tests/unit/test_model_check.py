@@ -179,7 +179,7 @@ def test_the_frontend_is_fitted_on_the_first_half_and_checked_on_the_second(chec
     said = model_check.frontend(fitted)
     assert "1 ms fits the first half" in said
     assert "30.0 points a configuration, the least of any time being 20.0 (0 ms)" in said
-    assert "The profile declares it" in said
+    assert "The profile declares 1 ms: 40.0 points on the first half, 30.0 on the sec" in said
 
 
 def test_memory_is_said_where_the_runs_recorded_it(check):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvab.pages import workloads
+from kvab.pages import gate, workloads
 from kvab.pages.evidence import load_evidence
 from kvab.pages.gate import WITHHELD
 from kvab.pages.printed import with_ends
@@ -28,7 +28,8 @@ def evidence():
 def judged(evidence, monkeypatch):
     """Workloads of these verdicts on good requests; the gate of a withheld one is red."""
     red = []
-    monkeypatch.setattr(workloads, "gate", lambda of: SimpleNamespace(green=id(of) not in red))
+    for module in (workloads, gate):
+        monkeypatch.setattr(module, "gate", lambda of: SimpleNamespace(green=id(of) not in red))
 
     def made(**verdicts):
         shown = {}
