@@ -192,10 +192,10 @@ def simulate(
     on_progress: Progress | None = None,
 ) -> tuple[pd.DataFrame, Json]:
     """Return the requests table of a simulated replay, and what was asked and summarized."""
-    sent = sent_ms(trace, order)
-    reached = reached_ms(sent, trace.input_tokens[order], profile.frontend_ms_per_1k_tokens)
-    report, config = simulated(profile, topology, trace, order, reached, on_progress=on_progress)
-    requests = from_simulator(report.per_request or [], trace, order, sent, reached)
+    sent = sending(trace, order, profile.frontend_ms_per_1k_tokens)
+    at_ms = sent["reached_ms"].to_numpy()
+    report, config = simulated(profile, topology, trace, order, at_ms, on_progress=on_progress)
+    requests = from_simulator(report.per_request or [], sent)
     return requests, {"prediction": config, "summary": report.summary}
 
 
@@ -261,8 +261,10 @@ def reached_ms(sent: np.ndarray, input_tokens: np.ndarray, ms_per_1k_tokens: flo
     return reached
 
 
-def sent_ms(trace: Trace, order: np.ndarray) -> np.ndarray:
-    """Return when each row of ``order`` is sent, in ms, so that its record can be recognised.
+def sending(
+    trace: Trace, order: np.ndarray, frontend_ms_per_1k_tokens: float = 0.0
+) -> pd.DataFrame:
+    """Return when each row of ``order`` is sent, so that its record can be recognised.
 
     The simulator's records carry no row id. Within a burst a row is known by its two lengths; a
     row whose lengths an earlier row of its burst has too is sent a microsecond later. Giving every
@@ -275,21 +277,28 @@ def sent_ms(trace: Trace, order: np.ndarray) -> np.ndarray:
         The workload.
     order : ndarray of int
         Trace rows in sending order; arrivals do not fall along it.
+    frontend_ms_per_1k_tokens : float
+        See `reached_ms`.
 
     Returns
     -------
-    ndarray of float64
-        Times aligned with ``order``.
+    DataFrame
+        A row for each of ``order``: row, arrival_ms, input_tokens, requested_output_tokens, sent_ms
+        and reached_ms (at the router).
     """
     sent = pd.DataFrame(
         {
-            "at_ms": trace.arrival_ms[order],
-            "input": trace.input_tokens[order],
-            "output": trace.output_tokens[order],
+            "row": order,
+            "arrival_ms": trace.arrival_ms[order],
+            "input_tokens": trace.input_tokens[order],
+            "requested_output_tokens": trace.output_tokens[order],
         }
     )
-    alike = sent.groupby(["at_ms", "input", "output"]).cumcount()
-    return (sent["at_ms"] + alike * ALIKE_STEP_MS).to_numpy()
+    alike = sent.groupby(["arrival_ms", "input_tokens", "requested_output_tokens"]).cumcount()
+    sent["sent_ms"] = sent["arrival_ms"] + alike * ALIKE_STEP_MS
+    at_ms, tokens = sent["sent_ms"].to_numpy(), trace.input_tokens[order]
+    sent["reached_ms"] = reached_ms(at_ms, tokens, frontend_ms_per_1k_tokens)
+    return sent
 
 
 def prediction(
@@ -469,25 +478,16 @@ FIELDS = [
 ]  # fmt: skip
 
 
-def from_simulator(
-    records: list[dict],
-    trace: Trace,
-    order: np.ndarray,
-    sent_ms: np.ndarray,
-    reached_ms: np.ndarray,
-) -> pd.DataFrame:
+def from_simulator(records: list[dict], sent: pd.DataFrame) -> pd.DataFrame:
     """Return the requests table of a simulated replay.
 
     Parameters
     ----------
     records : list of dict
         The simulator's per-request records, in completion order and without row ids.
-    trace : Trace
-        The trace that was replayed.
-    order, sent_ms, reached_ms : ndarray
-        Trace rows in sending order, when each was sent and when it reached the router; a record
-        belongs to the row that reached it at the record's arrival time with its lengths. The
-        simulator counts from the first of these times.
+    sent : DataFrame
+        See `sending`; a record belongs to the row that reached the router at the record's arrival
+        time with its lengths. The simulator counts from the first of these times.
 
     Returns
     -------
@@ -505,56 +505,54 @@ def from_simulator(
         If a record fits no row.
     """
     got = pd.DataFrame.from_records(records, columns=FIELDS)
-    got["reached_ms"] = got["arrival_time_ms"].round(CLOCK_DECIMALS)
-    sent = pd.DataFrame({"row": order, "sent_ms": sent_ms, "frontend_ms": reached_ms - sent_ms})
-    sent["reached_ms"] = (reached_ms - reached_ms.min()).round(CLOCK_DECIMALS)
-    sent["input_length"] = trace.input_tokens[order]
-    sent["requested_output_length"] = trace.output_tokens[order]
-    key = ["reached_ms", "input_length", "requested_output_length"]
-    joined = sent.merge(got, on=key, how="left", validate="one_to_one", indicator=True)
+    got["at_ms"] = got["arrival_time_ms"].round(CLOCK_DECIMALS)
+    at_ms = (sent["reached_ms"] - sent["reached_ms"].min()).round(CLOCK_DECIMALS)
+    joined = sent.assign(at_ms=at_ms).merge(
+        got,
+        left_on=["at_ms", "input_tokens", "requested_output_tokens"],
+        right_on=["at_ms", "input_length", "requested_output_length"],
+        how="left",
+        validate="one_to_one",
+        indicator=True,
+    )
     matched = (joined["_merge"] == "both").sum()
     if len(got) > matched:
         raise DependencyError(
             f"the simulator returned {len(got)} records, but only {matched} are a row of the trace "
             "by time and lengths"
         )
-    return _requests(joined.sort_values("row", ignore_index=True), trace)
+    return _requests(joined.sort_values("row", ignore_index=True))
 
 
-def _requests(joined: pd.DataFrame, trace: Trace) -> pd.DataFrame:
+def _requests(joined: pd.DataFrame) -> pd.DataFrame:
     """Return the requests table of rows and their records; NaN where a request was not served."""
-    rows, frontend_ms = joined["row"].to_numpy(), joined["frontend_ms"]
     served = joined["terminal_status"] == "completed"
     aggregated = joined["prefill_worker_idx"].isna().all()
+    frontend_ms = joined["reached_ms"] - joined["sent_ms"]
     ttft_ms, latency_ms = (
         (joined[c] + frontend_ms).where(served) for c in ("ttft_ms", "e2e_latency_ms")
     )
-    output_tokens = joined["output_length"].fillna(0).to_numpy()
+    output_tokens = joined["output_length"].fillna(0)
     status = joined["terminal_status"].fillna("lost: the simulator returned no record")
     status = status.replace("rejected", "rejected: longer than a worker takes")
     done = joined[served]
     admitted, first = done["first_admit_ms"], done["first_token_ms"]
     held = first if aggregated else done["source_held_ms"]
     decoding = first if aggregated else done["decode_admit_ms"]
-    return typed(
-        {
-            "row": rows,
-            "arrival_ms": trace.arrival_ms[rows],
-            "input_tokens": trace.input_tokens[rows],
-            "output_tokens": output_tokens,
-            "requested_output_tokens": trace.output_tokens[rows],
-            "ttft_ms": ttft_ms,
-            "itl_ms": itl_ms(latency_ms, ttft_ms, output_tokens),
-            "latency_ms": latency_ms,
-            "cached_tokens": joined["reused_input_tokens"],
-            "prefill_worker": joined[f"{'decode' if aggregated else 'prefill'}_worker_idx"],
-            "decode_worker": joined["decode_worker_idx"],
-            "send_lag_ms": joined["sent_ms"].to_numpy() - trace.arrival_ms[rows],
-            "error": status.mask(served),
-            # the parts of the TTFT, which add up to it
-            "queue_ms": admitted - done["arrival_time_ms"] + done["frontend_ms"],
-            "prefill_ms": held - admitted,
-            "transfer_ms": decoding - held,
-            "first_decode_ms": first - decoding,
-        }
+    table = joined.assign(
+        output_tokens=output_tokens,
+        ttft_ms=ttft_ms,
+        itl_ms=itl_ms(latency_ms, ttft_ms, output_tokens.to_numpy()),
+        latency_ms=latency_ms,
+        cached_tokens=joined["reused_input_tokens"],
+        prefill_worker=joined[f"{'decode' if aggregated else 'prefill'}_worker_idx"],
+        decode_worker=joined["decode_worker_idx"],
+        send_lag_ms=joined["sent_ms"] - joined["arrival_ms"],
+        error=status.mask(served),
+        # the parts of the TTFT, which add up to it
+        queue_ms=admitted - done["arrival_time_ms"] + frontend_ms[served],
+        prefill_ms=held - admitted,
+        transfer_ms=decoding - held,
+        first_decode_ms=first - decoding,
     )
+    return typed(table.to_dict("series"))

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kvab.clusters.simulated import from_simulator, reached_ms, sent_ms
+from kvab.clusters.simulated import from_simulator, sending
 from kvab.errors import DependencyError, InputError
 from kvab.requests.table import PARTS, check_table
 from kvab.trace.reading import burst_order, read_trace
@@ -42,11 +42,10 @@ def records(trace, order, at_ms, prefill_worker=None):
 
 def tidied(trace, seed=0, spoil=lambda made: None, frontend_ms=0.0, prefill_worker=None):
     order = burst_order(trace.timestamp_ms, seed)
-    at_ms = sent_ms(trace, order)
-    reached = reached_ms(at_ms, trace.input_tokens[order], frontend_ms)
-    made = records(trace, order, reached - reached.min(), prefill_worker)
+    sent = sending(trace, order, frontend_ms)
+    made = records(trace, order, sent["reached_ms"] - sent["reached_ms"].min(), prefill_worker)
     spoil(made)
-    return from_simulator(made, trace, order, at_ms, reached)
+    return from_simulator(made, sent)
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -129,8 +128,8 @@ def test_rows_alike_within_a_burst_are_sent_apart_and_all_others_together(trace)
         output_tokens=np.full_like(trace.output_tokens, 9),
     )
     order = burst_order(trace.timestamp_ms, 3)
-    assert len(np.unique(sent_ms(alike, order))) == len(trace)
-    assert (sent_ms(trace, order) == trace.arrival_ms[order]).all()
+    assert sending(alike, order)["sent_ms"].nunique() == len(trace)
+    assert (sending(trace, order)["sent_ms"] == trace.arrival_ms[order]).all()
 
 
 def test_a_table_without_a_column_is_refused(trace):
