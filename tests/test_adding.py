@@ -185,7 +185,7 @@ PROFILE = """class Fixed(Declared):
 Profile = Annotated[Fixed | """
 FIXED = '''"""A cluster that answers each request after the time that its profile names."""
 
-from kvab.clusters.base import Cluster, ClusterRun, Collected, Diagnostics, Finding
+from kvab.clusters.base import Cluster, ClusterRun, Collected, Finding
 from kvab.requests.table import typed
 
 
@@ -231,10 +231,10 @@ class FixedRun(ClusterRun):
         on_progress(rows)
 
     def collect(self):
-        return Collected(requests=self.requests, artifacts={"fixed.log": b"done"})
+        return Collected(requests=self.requests, files={"fixed.log": b"done"})
 
     def diagnostics(self):
-        return Diagnostics()
+        return Collected(requests=None)
 
     def teardown(self, *, keep_answers):
         return ""

@@ -148,11 +148,15 @@ def look(prefix: str, look_at: Callable[[], str]) -> Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What is known of how a run was made.
+class Collected:
+    """What is brought home of a run, and what is known of how it was made.
 
     Attributes
     ----------
+    requests : DataFrame or None
+        The requests table (`kvab.requests.table`), None if nothing was answered.
+    files : dict of str to bytes
+        The artifacts of a replay, or what tells why it failed, by file name.
     manifests : dict of str to bytes
         What was applied beside ``deploy.yaml`` and ``perf.yaml``, by file name.
     versions : dict of str to str
@@ -161,25 +165,11 @@ class Provenance:
         What else ``run.json`` is to say of where it ran.
     """
 
+    requests: pd.DataFrame | None
+    files: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     host: dict[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collected(Provenance):
-    """A replay's requests table (`kvab.requests.table`) and its artifacts by file name."""
-
-    requests: pd.DataFrame
-    artifacts: dict[str, bytes]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagnostics(Provenance):
-    """What tells why a run failed, by file name, and the requests answered until then, if any."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    answered: pd.DataFrame | None = None
 
 
 class Cluster(ABC):
@@ -232,7 +222,7 @@ class ClusterRun(ABC):
         """Return the requests and all that is kept beside them."""
 
     @abstractmethod
-    def diagnostics(self) -> Diagnostics:
+    def diagnostics(self) -> Collected:
         """Return what tells why a step failed; no files if there is nothing to tell."""
 
     @abstractmethod

@@ -21,7 +21,6 @@ from kvab.clusters.base import (
     Cluster,
     ClusterRun,
     Collected,
-    Diagnostics,
     Finding,
     Job,
     Progress,
@@ -168,7 +167,7 @@ class LiveRun(ClusterRun):
             "frontend_ms_per_1k_tokens": stack.frontend_ms_per_1k_tokens(self.artifacts),
             "memory_gb": self.memory_gb,
         }
-        return Collected(requests=self.job.requests(read), artifacts=self._kept(), host=host)
+        return Collected(requests=self.job.requests(read), files=self._kept(), host=host)
 
     def _kept(self) -> dict[str, bytes]:
         paths = {name: self.artifacts / name for name in KEPT}
@@ -178,16 +177,16 @@ class LiveRun(ClusterRun):
             kept[f"{aiperf.RECORDS}.gz"] = gzip.compress(records.read_bytes(), 6, mtime=0)
         return kept
 
-    def diagnostics(self) -> Diagnostics:
+    def diagnostics(self) -> Collected:
         """Return the logs, and what AIPerf has written so far."""
         if not self.deployed:
-            return Diagnostics()
+            return Collected(requests=None)
         files, answered = self.stack.logs(), None
         if self.replayed:
             files |= {f"artifacts/{name}": content for name, content in self._kept().items()}
             with contextlib.suppress(InputError):  # nothing was answered
                 answered = self.job.requests(aiperf.read_artifacts(self.artifacts))
-        return Diagnostics(files=files, answered=answered)
+        return Collected(requests=answered, files=files)
 
     def teardown(self, *, keep_answers: bool) -> str:
         """Stop every process and remove their folder; a later start begins anew."""

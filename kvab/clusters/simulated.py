@@ -27,7 +27,6 @@ from kvab.clusters.base import (
     Cluster,
     ClusterRun,
     Collected,
-    Diagnostics,
     Finding,
     Job,
     Progress,
@@ -103,11 +102,11 @@ class SimulatedRun(ClusterRun):
     def collect(self) -> Collected:
         """Return the requests table and the simulator's summary."""
         text = json.dumps(self.summary, indent=2, default=str)
-        return Collected(requests=self.requests, artifacts={"simulation.json": text.encode()})
+        return Collected(requests=self.requests, files={"simulation.json": text.encode()})
 
-    def diagnostics(self) -> Diagnostics:
+    def diagnostics(self) -> Collected:
         """Return nothing: the error says all."""
-        return Diagnostics()
+        return Collected(requests=None)
 
     def teardown(self, *, keep_answers: bool) -> str:
         """Do nothing: a later start begins anew."""

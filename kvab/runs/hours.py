@@ -119,6 +119,7 @@ def replay_hour(cell: Cell, on_progress: Progress) -> None:
     run.prepare()
     run.replay(on_progress)
     requests = run.collect().requests
+    assert requests is not None  # only diagnostics may lack them
     summary = metrics.summarize(requests, job.study.slo)
     row = {
         "hour": cell.hour,

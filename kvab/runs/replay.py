@@ -11,13 +11,12 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
-
 from kvab.clusters import open_cluster
-from kvab.clusters.base import Job, Progress, Provenance
+from kvab.clusters.base import Collected, Job, Progress
 from kvab.console import mask
 from kvab.errors import UNWRITABLE, DependencyError, InputError, KvabError, remedy
 from kvab.requests.table import not_replayed
@@ -171,16 +170,17 @@ class Replay:
         """Write the run folder and return it."""
         if not self.complete:
             with self._undone_on_failure("collect"):
-                found = self.cluster.collect()
-                artifacts = {f"artifacts/{name}": each for name, each in found.artifacts.items()}
-                self._write(found.requests, artifacts, found)
+                self._write(self.cluster.collect(), "artifacts")
             self.lock.leave()
         return self.job.path
 
-    def _write(
-        self, requests: pd.DataFrame, files: dict[str, bytes], made: Provenance, reason: str = ""
-    ) -> None:
-        job = self.job
+    def _write(self, found: Collected, folder: str, reason: str = "") -> None:
+        """Record the run, with its files below a folder; it failed if there is a reason."""
+        job, requests = self.job, found.requests
+        if requests is None:
+            requests = not_replayed(job.trace, job.rows, reason)
+        files = {f"{folder}/{name}": content for name, content in found.files.items()}
+        files |= {f"manifests/{name}": content for name, content in found.manifests.items()}
         runs.record_run(
             job.path,
             job.study,
@@ -189,12 +189,12 @@ class Replay:
             job.repeat,
             job.trace,
             requests,
-            files | {f"manifests/{name}": content for name, content in made.manifests.items()},
+            files,
             seed=job.study.seed(job.repeat),
             start=self.start,
             end=datetime.now(UTC),
-            versions={"python": platform.python_version(), **self.versions, **made.versions},
-            host={"machine": platform.machine(), "cores": os.cpu_count(), **made.host},
+            versions={"python": platform.python_version(), **self.versions, **found.versions},
+            host={"machine": platform.machine(), "cores": os.cpu_count(), **found.host},
             depends_on=job.depends_on(),
             status="failed" if reason else "complete",
             reason=reason or None,
@@ -250,12 +250,8 @@ class Replay:
     def _keep_diagnostics(self, reason: str) -> None:
         found = self.cluster.diagnostics()
         if found.files:
-            files = {f"diagnostics/{name}": _masked(name, each)
-                     for name, each in found.files.items()}  # fmt: skip
-            requests = found.answered
-            if requests is None:
-                requests = not_replayed(self.job.trace, self.job.rows, reason)
-            self._write(requests, files, found, reason)
+            masked = {name: _masked(name, content) for name, content in found.files.items()}
+            self._write(replace(found, files=masked), "diagnostics", reason)
 
     def teardown(self) -> str:
         """Stop what the deployment started, unless it is to be kept."""

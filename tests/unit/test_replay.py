@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kvab.clusters import simulated
-from kvab.clusters.base import ClusterRun, Diagnostics
+from kvab.clusters.base import ClusterRun, Collected
 from kvab.clusters.simulated import prediction, simulate
 from kvab.errors import DependencyError, InputError
 from kvab.runs import campaign
@@ -194,7 +194,7 @@ class Failing(ClusterRun):
         raise AssertionError("there is nothing to collect")
 
     def diagnostics(self):
-        return Diagnostics(files={"log": b"why"})
+        return Collected(requests=None, files={"log": b"why"})
 
     def teardown(self, *, keep_answers):
         assert keep_answers

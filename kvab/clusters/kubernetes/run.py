@@ -15,12 +15,13 @@ import shutil
 import sys
 import time
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import NamedTuple
 
 from kvab.cache import write_beside
-from kvab.clusters.base import ClusterRun, Collected, Diagnostics, Job, Progress, Provenance
+from kvab.clusters.base import ClusterRun, Collected, Job, Progress
 from kvab.clusters.kubernetes import files, health, objects, preflight, workloads
 from kvab.clusters.kubernetes.api import DEPLOYMENT, Kube, Pod
 from kvab.clusters.kubernetes.lease import Held, Lease
@@ -71,7 +72,7 @@ class KubernetesRun(ClusterRun):
         self.profile, self.job, self.take_over = profile, job, take_over
         self.state_file = job.path.with_name(f".{job.path.name}.state.json")
         self.host: Object = {}
-        self.kept = Provenance(host=self.host)
+        self.kept = Collected(requests=None, host=self.host)
         self.run_id, self.made, self.replayed = "", False, False
 
     @cached_property
@@ -307,7 +308,7 @@ class KubernetesRun(ClusterRun):
         self.kept.versions["aiperf"] = read.version or "unknown"
         self.host["router"] |= aiperf.router_counters(local)
         shutil.rmtree(local.parent)  # with what other tries left there
-        return Collected(requests=requests, artifacts=artifacts, **vars(self.kept))
+        return replace(self.kept, requests=requests, files=artifacts)
 
     def teardown(self, *, keep_answers: bool) -> str:
         """Delete the run's deployment, Job, helpers and lease; storage stays.
@@ -353,7 +354,7 @@ class KubernetesRun(ClusterRun):
         """Return a running pod that mounts the volume, made for it if the benchmark's is gone."""
         return workloads.helper_pod(self.kube, self.run.files_pod(self.run_id), self.run.job_name)
 
-    def diagnostics(self) -> Diagnostics:
+    def diagnostics(self) -> Collected:
         """Return statuses, events and logs; nothing if nothing was made."""
         kept = {}
         if self.made and not self.lease.lost:
@@ -364,7 +365,7 @@ class KubernetesRun(ClusterRun):
                 "PersistentVolumeClaim": claims,
             }
             kept = health.diagnostics(self.kube, names)
-        return Diagnostics(files={**self.kept.manifests, **kept}, **vars(self.kept))
+        return replace(self.kept, files={**self.kept.manifests, **kept})
 
 
 BLIND = {
