@@ -24,6 +24,7 @@ from kvab.console import mask
 from kvab.declarations import Json
 from kvab.errors import InputError
 from kvab.requests.metrics import OVERLOAD, SCHEMA, STATISTICS, Slo
+from kvab.study.manifests import at
 
 FIX = "name a folder that `aiperf profile` wrote"
 LONGEST_LINE = 256 << 20  # bytes; the longest answers make lines of a few MB
@@ -271,9 +272,8 @@ class Artifacts:
     @property
     def command(self) -> str | None:
         """AIPerf's command line without its secrets, where the summary has it."""
-        command = _at(self.summary, "run_info", "cli_command") or _at(
-            self.summary, "input_config", "cli_command"
-        )
+        places = ("run_info.cli_command", "input_config.cli_command")
+        command = next(filter(None, (at(self.summary, place) for place in places)), None)
         return mask(command) if isinstance(command, str) else None
 
     @property
@@ -290,16 +290,15 @@ class Artifacts:
             pace = phase.get("rate") if "rate" in phase else phase.get("concurrency")
             text = f"{phase.get('type')} {pace or ''}".strip().removesuffix(".0")
             return None if phase.get("type") == SCHEDULE else text
-        older = _at(self.summary, "input_config", "input")  # to 0.8
+        older = at(self.summary, "input_config.input")  # to 0.8
         return "no schedule" if isinstance(older, dict) and not older.get(SCHEDULE) else None
 
     @property
     def goodput(self) -> dict[str, float]:
         """AIPerf's own bounds of a good request: since 0.9 under slos, before in input."""
-        bounds = _at(self.summary, "input_config", "slos") or _at(
-            self.summary, "input_config", "input", "goodput"
-        )
-        known = {name: _number(value) for name, value in _mapping(bounds).items()}
+        places = ("input_config.slos", "input_config.input.goodput")
+        bounds = next(filter(None, (_mapping(at(self.summary, place)) for place in places)), {})
+        known = {name: _number(value) for name, value in bounds.items()}
         return {name: value for name, value in known.items() if value is not None and value > 0}
 
     @property
@@ -312,7 +311,7 @@ class Artifacts:
         return [cut_off] * self.records.cut_off + [warmup] * bool(self.records.warmup)
 
     def _phases(self) -> list[Json]:
-        phases = _at(self.summary, "input_config", "phases")
+        phases = at(self.summary, "input_config.phases")
         phases = phases if isinstance(phases, list) else []
         return [p for p in phases if isinstance(p, dict) and p.get("name") != "warmup"]
 
@@ -390,13 +389,6 @@ def _mapping(value: object) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def _at(value: object, *keys: str) -> object:
-    """Return what stands under nested keys; None where there is nothing."""
-    for key in keys:
-        value = _mapping(value).get(key)
-    return value
-
-
 def _number(value: object) -> float | None:
     """Return a number that can be reckoned with; None if it is none."""
     return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else None
@@ -404,7 +396,7 @@ def _number(value: object) -> float | None:
 
 def _check_same_run(folder: Path, summary: Json, records: Records | None) -> None:
     """Reject a summary that counts other requests than the records beside it."""
-    counted = _at(summary, "request_count", "avg")
+    counted = at(summary, "request_count.avg")
     if records is None or counted is None or records.cut_off or summary.get("was_cancelled"):
         return
     served = int(records.table["error"].isna().sum())
@@ -440,7 +432,7 @@ def summary_document(artifacts: Artifacts, slo: Slo) -> Json:
     summary = artifacts.summary
 
     def value(name: str) -> float | None:
-        return _number(_at(summary, name, "avg"))
+        return _number(at(summary, f"{name}.avg"))
 
     def count(name: str) -> int | None:
         number = value(name)
@@ -483,7 +475,7 @@ def not_in_summary(artifacts: Artifacts, slo: Slo) -> list[str]:
         "one-token answers: a summary does not count them",
         "inter-token latency: on AIPerf's own token counts",
     ]
-    if _at(summary_document(artifacts, slo), "good", "count") is None:
+    if summary_document(artifacts, slo)["good"]["count"] is None:
         bounds = ", ".join(f"{name} {value:g}" for name, value in artifacts.goodput.items())
         lines.append(
             f"good requests: the bounds are {slo.ttft_ms:g} and {slo.itl_ms:g} ms, the run's "
@@ -515,7 +507,7 @@ def _statistics(entry: Json) -> dict[str, float | None]:
 def server_series(folder: Path, metric: str, **labels: str) -> list[dict[str, float]]:
     """Return the statistics of each of a server metric's series that has these labels."""
     path = folder / SERVER_METRICS
-    metrics = _at(_read_json(path), "metrics") if path.is_file() else None
+    metrics = at(_read_json(path), "metrics") if path.is_file() else None
     series = _mapping(metrics).get(metric, {}).get("series", [])
     return [one["stats"] for one in series if labels.items() <= one.get("labels", {}).items()]
 
