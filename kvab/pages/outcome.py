@@ -7,13 +7,12 @@ what the whole book begins with.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from kvab.console import counted, interval, number, percent, plain, signed, span
+from kvab.console import counted, number, percent, plain, signed, span
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import WITHHELD, Gate
 from kvab.pages.printed import (
@@ -37,7 +36,7 @@ from kvab.pages.theme import (
 )
 from kvab.requests.metrics import LATENCIES, METRICS
 from kvab.runs.hours import EFFECTS
-from kvab.stats.contrasts import Estimate, metric_values
+from kvab.stats.contrasts import metric_values
 from kvab.stats.effects import HourToHour, Noise, hour_to_hour, noise
 from kvab.study import Arm
 
@@ -225,28 +224,18 @@ def variation(evidence: Evidence) -> str:
     )
 
 
-class HourEffect(NamedTuple):
-    """One difference: as recorded, with its workload interval, and in made hours."""
-
-    label: str
-    factor: float
-    recorded: Estimate
-    made: pd.Series
-    hours: HourToHour
-
-
-def hour_effects(evidence: Evidence) -> list[HourEffect]:
-    """Return the differences that were followed from hour to hour; none without made hours."""
-    effects: list[HourEffect] = []
+def hour_effects(evidence: Evidence) -> dict[tuple[str, str], HourToHour]:
+    """Return what was followed from hour to hour, by metric and statistic."""
     if not evidence.made_hours:
-        return effects
-    for key, statistic in EFFECTS:
-        made = evidence.made_hours.effects[f"{key}_{statistic}"]
-        recorded = evidence.comparison.metrics[key].statistics[statistic].difference
-        hours = hour_to_hour(recorded.value, made.to_numpy(), evidence.study.statistics.level)
-        label = quantity(key, statistic)
-        effects.append(HourEffect(label, METRICS[key].factor, recorded, made, hours))
-    return effects
+        return {}
+    made, level = evidence.made_hours.effects, evidence.study.statistics.level
+    metrics = evidence.comparison.metrics
+    return {
+        (key, statistic): hour_to_hour(
+            metrics[key].statistics[statistic].difference, made[column].to_numpy(), level
+        )
+        for (key, statistic), column in zip(EFFECTS, made, strict=True)
+    }
 
 
 def from_hour_to_hour(evidence: Evidence) -> str:
@@ -255,14 +244,13 @@ def from_hour_to_hour(evidence: Evidence) -> str:
     text = f"The workload interval holds at the offered load of these {span(recorded_s)}."
     if not (effects := hour_effects(evidence)):
         return f"{text} No other hours were made of them (`kvab resample`)."
-    another, factor = effects[0].hours.another, effects[0].factor
+    good = effects["good_share", "mean"]
     return (
         f"{text} In another hour of the same conversations the load differs as well: there the "
         "difference of the good share would be "
-        f"{interval(another.low, another.high, factor)} points "
+        f"{ends('good_share', good.another)} points "
         f"({evidence.study.statistics.percent} hour-to-hour interval, by the spread over "
-        f"{len(effects[0].made)} hours made of them; "
-        "[other metrics](07_robustness))."
+        f"{len(good.made)} hours made of them; [other metrics](07_robustness))."
     )
 
 

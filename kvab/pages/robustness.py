@@ -10,13 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from kvab.console import counted, interval, number, percent, plain, signed
+from kvab.console import counted, number, percent, plain, signed
 from kvab.pages.capacity import source
 from kvab.pages.evidence import Evidence
 from kvab.pages.gate import Gate
 from kvab.pages.hardware import mark_measured
 from kvab.pages.outcome import NO_VERDICT, RED, hour_effects
-from kvab.pages.printed import Table, quantity, side_by_side, size, with_ends
+from kvab.pages.printed import Table, ends, quantity, side_by_side, size, with_ends
 from kvab.pages.theme import COMPARISON, GREY, RULE, WIDTH_IN, Drawing, drawn, unless_missing
 from kvab.requests.metrics import METRICS
 from kvab.runs.hardware import load_hardware
@@ -93,23 +93,23 @@ def hours_figure(evidence: Evidence) -> Drawing:
     if made is None:
         return "No hours were made of the workload of these runs (kvab resample)."
     figure, panels = plt.subplots(len(effects), 1, figsize=(WIDTH_IN, 1.05 * len(effects)))
-    for axes, effect in zip(panels, effects, strict=True):
-        rise = np.random.default_rng(0).uniform(-0.3, 0.3, len(effect.made))
-        axes.scatter(effect.factor * effect.made, rise, s=10, color=GREY, alpha=0.7, linewidths=0)
-        intervals = (effect.recorded, effect.hours.mean, effect.hours.another)
-        for at, ends in enumerate(intervals, start=1):
-            axes.hlines(at, effect.factor * ends.low, effect.factor * ends.high, color=COMPARISON)
-            axes.plot(effect.factor * ends.value, at, "s", color=COMPARISON)
+    for axes, ((key, statistic), hours) in zip(panels, effects.items(), strict=True):
+        factor = METRICS[key].factor
+        rise = np.random.default_rng(0).uniform(-0.3, 0.3, len(hours.made))
+        axes.scatter(factor * hours.made, rise, s=10, color=GREY, alpha=0.7, linewidths=0)
+        for at, of in enumerate((hours.recorded, hours.mean, hours.another), start=1):
+            axes.hlines(at, factor * of.low, factor * of.high, color=COMPARISON)
+            axes.plot(factor * of.value, at, "s", color=COMPARISON)
             axes.annotate(
-                interval(ends.low, ends.high, effect.factor), (1, at), (4, 0), fontsize=7,
-                xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+                ends(key, of), (1, at), (4, 0), fontsize=7, va="center",
+                xycoords=("axes fraction", "data"), textcoords="offset points",
             )  # fmt: skip
         axes.axvline(0, **RULE)
         names = ["made hours", "workload", "mean hour", "another hour"]
         axes.set_yticks(range(4), names, fontsize=7)
-        axes.set(ylim=(3.6, -0.6), xlabel=f"difference of {effect.label}")
-    covered = [effect.hours.another_coverage for effect in effects]
-    same = sum(bool((effect.made * effect.recorded.value > 0).all()) for effect in effects)
+        axes.set(ylim=(3.6, -0.6), xlabel=f"difference of {quantity(key, statistic)}")
+    covered = [hours.another_coverage for hours in effects.values()]
+    same = sum(bool((of.made * of.recorded.value > 0).all()) for of in effects.values())
     caption = (
         f"{same} of {len(effects)} differences have the recorded sign in every made hour. Points: "
         "made hours. Squares: the recorded difference, with its workload interval and the two "

@@ -185,19 +185,21 @@ def noise(values: np.ndarray, level: float) -> Noise:
 
 
 class HourToHour(NamedTuple):
-    """Intervals of one effect, and the share of made hours that ``another`` covers."""
+    """One effect as recorded and in made hours, and the share of these that ``another`` covers."""
 
+    recorded: Estimate
+    made: np.ndarray
     mean: Estimate
     another: Estimate
     another_coverage: float
 
 
-def hour_to_hour(recorded: float, made: np.ndarray, level: float) -> HourToHour:
+def hour_to_hour(recorded: Estimate, made: np.ndarray, level: float) -> HourToHour:
     r"""Return the effect in other hours, from the effects in hours made of conversations.
 
     Parameters
     ----------
-    recorded : float
+    recorded : Estimate
         The effect (comparison minus baseline) in the recorded hour.
     made : ndarray, shape (hours,)
         The effects in made hours, three or more.
@@ -232,10 +234,12 @@ def hour_to_hour(recorded: float, made: np.ndarray, level: float) -> HourToHour:
     for at, effect in enumerate(made):
         rest = np.delete(made, at)
         others.append(np.mean(np.abs(rest - effect) <= np.sqrt(2) * half_width(rest)))
-    half = half_width(made)
+    value, half = recorded.value, half_width(made)
     wider = np.sqrt(2) * half
     return HourToHour(
-        mean=Estimate(recorded, recorded - half, recorded + half),
-        another=Estimate(recorded, recorded - wider, recorded + wider),
+        recorded=recorded,
+        made=made,
+        mean=Estimate(value, value - half, value + half),
+        another=Estimate(value, value - wider, value + wider),
         another_coverage=float(np.mean(others)),
     )

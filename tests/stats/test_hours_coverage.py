@@ -7,6 +7,7 @@ vary; the effect in an hour is the mean over its requests. Made hours draw from 
 import numpy as np
 import pytest
 
+from kvab.stats.contrasts import Estimate
 from kvab.stats.effects import hour_to_hour
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ def test_both_intervals_cover_what_they_are_about():
         rng = np.random.default_rng([20261128, number])
         recorded, other = rng.integers(len(SIZES), size=(2, CONVERSATIONS))
         made = np.array([effect(rng.choice(recorded, CONVERSATIONS)) for _ in range(HOURS)])
-        found = hour_to_hour(effect(recorded), made, 0.95)
+        found = hour_to_hour(Estimate(effect(recorded)), made, 0.95)
         mean.append(found.mean.low <= truth <= found.mean.high)
         another.append(found.another.low <= effect(other) <= found.another.high)
         checked.append(found.another_coverage)

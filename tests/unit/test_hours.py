@@ -16,6 +16,7 @@ from kvab.pages import outcome, robustness
 from kvab.pages.evidence import load_evidence
 from kvab.runs import hours
 from kvab.runs.replay import plan_job
+from kvab.stats.contrasts import Estimate
 from kvab.stats.effects import hour_to_hour
 from kvab.study import load_study
 from kvab.study.variants import Variant
@@ -135,11 +136,13 @@ def test_runs_of_less_reuse_lie_apart_and_depend_on_it():
 
 def test_the_intervals_are_those_of_the_formula():
     made = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])
-    found = hour_to_hour(2.5, made, 0.95)
+    found = hour_to_hour(Estimate(2.5), made, 0.95)
     half = 2.5705818366147395 * np.std(made, ddof=1)  # t quantile of 5 degrees: tables
     assert (found.mean.low, found.mean.high) == pytest.approx((2.5 - half, 2.5 + half))
     assert found.another.high - 2.5 == pytest.approx(np.sqrt(2) * half)
-    assert hour_to_hour(2.5, 3 * made - 7, 0.95).another_coverage == found.another_coverage
+    assert (
+        hour_to_hour(Estimate(2.5), 3 * made - 7, 0.95).another_coverage == found.another_coverage
+    )
 
 
 @pytest.fixture(scope="module")
@@ -330,14 +333,14 @@ def evidence(published):
 
 def test_pages_say_what_each_interval_is_about(evidence):
     text = outcome.from_hour_to_hour(evidence)
-    good = outcome.hour_effects(evidence)[0]
+    good = outcome.hour_effects(evidence)["good_share", "mean"]
     assert text.startswith("The workload interval holds at the offered load of these 59 minutes.")
-    another = interval(good.hours.another.low, good.hours.another.high, 100)
+    another = interval(good.another.low, good.another.high, 100)
     assert f"the difference of the good share would be {another} points" in text
     assert "(95 % hour-to-hour interval, by the spread over 60 hours" in text
     recorded = evidence.comparison.good.mean.difference
     assert good.recorded == recorded
-    assert good.hours.another.low < good.hours.mean.low < recorded.value
+    assert good.another.low < good.mean.low < recorded.value
 
 
 def test_the_figure_shows_every_made_hour_and_is_marked_simulated(evidence):
@@ -345,8 +348,8 @@ def test_the_figure_shows_every_made_hour_and_is_marked_simulated(evidence):
     assert panel.caption.startswith("5 of 5 differences have the recorded sign in every made hour")
     assert "In 4 of 5 quantities the recorded hour lies among the 60 made ones" in panel.caption
     assert "(not in largest burst requests)" in panel.caption
-    effects = outcome.hour_effects(evidence)
-    covered = [effect.hours.another_coverage for effect in effects]
+    effects = outcome.hour_effects(evidence).values()
+    covered = [effect.another_coverage for effect in effects]
     assert 0.92 <= min(covered) <= max(covered) <= 0.97
     assert f"in {percent(min(covered))} to {percent(max(covered))} of cases" in panel.caption
     assert all(len(effect.made) == 60 for effect in effects)
