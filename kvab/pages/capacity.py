@@ -34,7 +34,6 @@ from kvab.stats.crossings import Curves
 
 MISSES = {"late": ("first token late", "^"), "slow": ("tokens slow", "v")}
 """What misses a bound, as pages call it, and its marker."""
-CHOSEN_AFTER = "The best layout is chosen after the fact; its interval is not widened for that."
 NO_SWEEP = (
     ":::{note}\nNo sweep of load has been replayed for this study: declare one under `capacity` in "
     "study.yaml and run `kvab capacity`.\n:::"
@@ -302,7 +301,7 @@ def loads_table(swept: Sweep) -> Table:
         f"is good ({statistics.percent} workload interval, {statistics.resamples:,} resamples, "
         f"blocks of {counted(swept.curves.block_bursts, 'burst')} on average). Never extrapolated "
         f"beyond {loads[0]:g}x to {loads[-1]:g}x.",
-        ("configuration", "bursts"),
+        ("bursts",),
         folded="Loads at every share that was asked for, with bursts at once and spread",
     )
 
@@ -310,10 +309,7 @@ def loads_table(swept: Sweep) -> Table:
 @unless_missing("")
 def loads(swept: Sweep) -> str:
     """Return what limits each configuration, and what the order within bursts is worth."""
-    return (
-        "Near the highest share that a configuration can reach its curve is flat, so a small "
-        f"difference in share is a large one in load.\n\n{ceiling(swept)}{_orders(swept)}"
-    )
+    return ceiling(swept) + _orders(swept)
 
 
 def _orders(swept: Sweep) -> str:
@@ -375,7 +371,7 @@ def cells_table(swept: Sweep) -> Table:
         hours = number(cell.gpu_hours) if cell.good else "none good"
         line[swept.arms[cell.configuration].label] = f"{percent(cell.share)}\n({hours})"
     caption = "Good requests (GPU-hours for each thousand of them)."
-    return Table(pd.DataFrame(lines.values()), caption, ("load",), folded="Every load")
+    return Table(pd.DataFrame(lines.values()), caption, folded="Every load")
 
 
 def cheapest(swept: Sweep, name: str) -> Cell:
@@ -470,7 +466,7 @@ def layouts_table(swept: Sweep) -> Table | None:
         "TTFT and ITL."
     )
     frame = pd.DataFrame(lines.values())
-    return Table(frame, caption, ("configuration", "layout"), folded="Every layout")
+    return Table(frame, caption, ("layout",), folded="Every layout")
 
 
 def points_text(row: pd.Series) -> str:
@@ -492,7 +488,7 @@ def layouts(swept: Sweep) -> str:
             f"- Of {len(swept.layouts.loc[load])} layouts at {load:g}x most requests are good with "
             f"{swept.arms[name].label} as {layout}: {percent(row['share'])} good{ahead}."
         )
-    return "\n".join([*lines, f"- {CHOSEN_AFTER}"] if lines else [])
+    return "\n".join(lines)
 
 
 @unless_missing("Nothing yet: sweep the load to learn it.")

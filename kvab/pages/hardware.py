@@ -173,7 +173,7 @@ def idle_table(held: Held) -> Table:
          "simulated / measured": number(row.ratio, 2)}
         for row in _of(held, IDLE).itertuples()
     ]  # fmt: skip
-    return Table(pd.DataFrame(lines), "Prefill of a new prompt on an idle worker.", ("GPU",))
+    return Table(pd.DataFrame(lines), "Prefill of a new prompt on an idle worker.")
 
 
 def _of_first_arm(held: Held) -> pd.DataFrame:
@@ -259,7 +259,7 @@ def meaning_table(held: Held) -> Table:
         "Which side each error favours: a time that is too short favours the side that spends it. "
         "Output is given as the time for a token. Median and range."
     )
-    return Table(_errors(held), caption, ("error of", "touches", "favours"))
+    return Table(_errors(held), caption, ("touches", "favours"))
 
 
 @unless_missing(None)
@@ -273,7 +273,7 @@ def effects_table(held: Held) -> Table:
     caption = (
         "Whether each result agrees with this study's answer. Two numbers: without it, to with it."
     )
-    return Table(pd.DataFrame(lines), caption, ("what", "found", "conditions and source"))
+    return Table(pd.DataFrame(lines), caption, ("found", "conditions and source"))
 
 
 @unless_missing("")

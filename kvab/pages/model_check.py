@@ -394,7 +394,7 @@ def effects_table(check: Check) -> Table | None:
         f"intervals; then mean and range over {_orders(check)}. Gap: live minus simulated, and "
         "whether they agree, by the rule on the page of reproduction; ± its margin."
     )
-    return Table(pd.DataFrame(lines), caption, ("difference of",))
+    return Table(pd.DataFrame(lines), caption)
 
 
 @unless_missing(None)
@@ -414,7 +414,7 @@ def repeats_table(check: Check) -> Table | None:
         f"{check.live.manifest.trace.rows:,} requests in other orders inside bursts. sd: standard "
         "deviation."
     )
-    return Table(pd.DataFrame(lines), caption, ("difference of",))
+    return Table(pd.DataFrame(lines), caption)
 
 
 @unless_missing(None)
@@ -437,7 +437,7 @@ def reuse_table(check: Check) -> Table:
         "brackets the simulated ones. "
         "AIPerf does not record which worker served a request, so no balance is shown."
     )
-    return Table(pd.DataFrame(lines), caption, ("configuration",))
+    return Table(pd.DataFrame(lines), caption)
 
 
 @unless_missing("")

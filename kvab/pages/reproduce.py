@@ -185,7 +185,7 @@ def overview_table(clusters: Clusters) -> Table:
         "points, and the verdict on it; ratios of the mean latencies, comparison over baseline; in "
         f"brackets {clusters.reference.study.statistics.percent} workload intervals."
     )
-    return Table(pd.DataFrame(lines), caption, ("cluster",))
+    return Table(pd.DataFrame(lines), caption)
 
 
 def whose(clusters: Clusters) -> str:
@@ -218,7 +218,7 @@ def agreement_table(clusters: Clusters) -> Table:
     frame = pd.DataFrame(lines, columns=["cluster", "published", "yours", "gap"])
     frame = frame.fillna("–").rename(columns={"published": clusters.known})
     level = clusters.reference.study.statistics.percent
-    return Table(frame, RULE.format(known=clusters.known, level=level), ("cluster",))
+    return Table(frame, RULE.format(known=clusters.known, level=level))
 
 
 def setups_table(clusters: Clusters) -> Table:

@@ -17,7 +17,6 @@ from kvab.console import interval, number, percent, plain
 from kvab.errors import InputError
 from kvab.pages.attribution import steps
 from kvab.pages.capacity import (
-    CHOSEN_AFTER,
     cheapest,
     ends_text,
     load_text,
@@ -188,7 +187,7 @@ def sweeps_table(workloads: Workloads) -> Table | None:
         "own arrival speed with bursts at once, and the fewest GPU-hours for 1,000 good requests "
         "with the load that takes them. Then the layout on the same GPUs that keeps most requests "
         "good, and its points from the comparison as deployed, paired. In brackets "
-        f"{workloads.study.statistics.percent} workload intervals. {CHOSEN_AFTER}"
+        f"{workloads.study.statistics.percent} workload intervals."
     )
     frame = pd.DataFrame(columns).fillna("not swept").rename_axis("what").reset_index()
     return Table(frame, caption, tuple(frame))
