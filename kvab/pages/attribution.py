@@ -306,14 +306,10 @@ def effects_table(evidence: Evidence) -> Table | None:
         name = f"{row.statistic} [points]" if kept else quantity(row.metric, row.statistic)
         ends = row.value, row.ci_low, row.ci_high
         lines.setdefault(name, {"effect on": name})[row.effect] = with_ends(row.metric, *ends)
-    slo = evidence.study.slo
     interaction = lines[quantity("good_share")]["interaction"].replace("\n", " points ")
     caption = (
         f"Routing and split interact by {interaction} of good share. "
-        f"Effects with their {evidence.study.statistics.percent} workload interval. The effect on "
-        f"the good share is the sum of those on the bounds kept (TTFT {slo.ttft_ms:,g} ms, ITL "
-        f"{slo.itl_ms:g} ms) and on neither kept: a request counts once for each bound that it "
-        "keeps, and once if it keeps neither."
+        f"Effects with their {evidence.study.statistics.percent} workload interval."
     )
     return Table(pd.DataFrame([*lines.values()]), caption)
 

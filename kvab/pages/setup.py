@@ -107,24 +107,19 @@ def arrivals_figure(evidence: Evidence) -> Drawing:
 
 
 def clock(evidence: Evidence) -> str:
-    """Return whether requests come in bursts, and what that means for statistics and repeats."""
+    """Return whether requests come in bursts, and what a shuffle inside these changes."""
     together, total = _together(evidence), len(evidence.replayed)
     some = f"{together:,} of {total:,}"
     if _bursty(evidence):
         return (
-            "The clock of the trace is coarse: "
-            f"{'all' if together == total else some} requests share their timestamp with others, "
-            "and the order inside such a burst is not recorded. A burst is therefore the smallest "
-            "unit that the statistics resample, and a repeat of a simulated run is a shuffle "
-            "inside each burst."
+            f"The clock of the trace is coarse: {'all' if together == total else some} requests "
+            "share their timestamp with others, and the order inside such a burst is not recorded."
         )
-    alone = "no two of them share a timestamp"
-    shared = f"{some} share their timestamp with another" if together else alone
+    if not together:
+        return "Requests come one by one: no two share a timestamp, so a shuffle changes nothing."
     return (
-        f"Requests come {'mostly ' if together else ''}one by one: {shared}. "
-        "A burst, all requests of one timestamp, is the smallest unit that the statistics "
-        "resample, and a repeat of a simulated run is a shuffle inside bursts, which changes "
-        f"{'little' if together else 'nothing'} here."
+        f"Requests come mostly one by one: {some} share their timestamp with another, so a shuffle "
+        "changes little."
     )
 
 
@@ -272,23 +267,16 @@ def runs_table(evidence: Evidence) -> Table:
 
 def exclusions(evidence: Evidence) -> str:
     """Return which declared configurations and repeats are missing, with the reason."""
-    study, arms = evidence.study, evidence.arms
-    lines = [
-        f"{arm.label}: not run on {plain(evidence.cluster)}"
-        for name, arm in study.configurations.items()
-        if name not in evidence.runs
-    ]
-    lines += [
-        f"{arms[name].label}: {len(repeats)} of {counted(study.repeats, 'repeat')}"
-        for name, repeats in evidence.runs.items()
-        if len(repeats) < study.repeats
-    ]
-    lines += [
-        f"{arms[name].label} r{run.manifest.repeat}: {plain(run.manifest.reason)}"
-        for name, repeats in evidence.runs.items()
-        for run in repeats
-        if run.manifest.status != "complete"
-    ]
+    study, lines = evidence.study, []
+    for name, arm in study.configurations.items():
+        repeats = evidence.runs.get(name, [])
+        if not repeats:
+            lines.append(f"{arm.label}: not run on {plain(evidence.cluster)}")
+        elif len(repeats) < study.repeats:
+            every = counted(study.repeats, "repeat")
+            lines.append(f"{arm.label}: {len(repeats)} of {every}")
+        lines += [f"{arm.label} r{run.manifest.repeat}: {plain(run.manifest.reason)}"
+                  for run in repeats if run.manifest.status != "complete"]  # fmt: skip
     if not lines:
         return "Nothing is excluded: every declared configuration and repeat is there and whole."
     return "Missing or incomplete:\n\n" + "\n".join(f"- {line}" for line in lines)
