@@ -86,23 +86,20 @@ def make_twins(
             "that trace with --trace"
         )
     twins = [twin for run in first.values() for twin in _plan(run, study, trace)]
-    tables = side_by_side(twins, _simulate)
-    own, values, fits = [], [], []
-    for twin, table in zip(twins, tables, strict=True):
-        name = twin.run.manifest.configuration
+    made: dict[Path, list[pd.DataFrame]] = {FITS: [], ORDERS: [], TABLE: []}
+    for twin, table in zip(twins, side_by_side(twins, _simulate), strict=True):
+        of = {"configuration": twin.run.manifest.configuration, "order": twin.label}
         if twin.declared:
-            values += [(name, twin.label, *cell) for cell in _statistics(table, study)]
+            made[ORDERS].append(_statistics(table, study).assign(**of))
         if twin.declared and twin.label == FILE:
-            own.append(table[KEPT].round(ROUNDED).assign(configuration=name))
+            own = table[KEPT].round(ROUNDED)
+            made[TABLE].append(own.assign(configuration=of["configuration"]))
         if twin.label in IN_FITS:
             frontend_ms = twin.profile.frontend_ms_per_1k_tokens
-            fits += [(name, frontend_ms, twin.label, *fit) for fit in _fit(twin.run, table)]
-    columns = ["configuration", "order", "metric", "statistic", "value"]
-    fitted = ["configuration", "frontend_ms_per_1k_tokens", "order", "half", "far", "mean", "p50",
-              "p90"]  # fmt: skip
-    write_beside(folder / FITS, parquet_bytes(pd.DataFrame(fits, columns=fitted)))
-    write_beside(folder / ORDERS, parquet_bytes(pd.DataFrame(values, columns=columns)))
-    write_beside(folder / TABLE, parquet_bytes(pd.concat(own, ignore_index=True)))
+            fit = _fit(twin.run, table).assign(**of, frontend_ms_per_1k_tokens=frontend_ms)
+            made[FITS].append(fit)
+    for file, parts in made.items():
+        write_beside(folder / file, parquet_bytes(pd.concat(parts, ignore_index=True)))
     return folder / TABLE
 
 
@@ -150,25 +147,26 @@ def _simulate(twin: Twin, on_progress: Progress) -> pd.DataFrame:
     return simulate(twin.profile, topology, twin.trace, twin.order, on_progress)[0]
 
 
-def _statistics(table: pd.DataFrame, study: Study) -> Iterator[tuple[str, str, float | None]]:
+def _statistics(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Return ``metric``, ``statistic`` and ``value`` of what is compared, and of the good share."""
     summary = metrics.summarize(table, study.slo)
-    for key in LATENCIES:
-        for statistic in metrics.COMPARED:
-            yield key, statistic, summary[key][statistic]
-    yield "good_share", "share", summary["good"]["share"]
+    rows = [(key, name, summary[key][name]) for key in LATENCIES for name in metrics.COMPARED]
+    rows.append(("good_share", "share", summary["good"]["share"]))
+    return pd.DataFrame(rows, columns=["metric", "statistic", "value"])
 
 
-def _fit(run: Run, table: pd.DataFrame) -> Iterator[tuple[int, float, float, float, float]]:
-    """Yield the errors of the simulated TTFT in each half of the replay's time.
+def _fit(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the errors of the simulated TTFT in each half of the replay's time.
 
-    They are the share of requests further off than a quarter, and the relative errors of mean,
-    p50 and p90.
+    They are ``far``, the share of requests further off than a quarter, and the relative errors of
+    ``mean``, ``p50`` and ``p90``.
     """
-    live = run.requests.set_index("row")
+    live, fits = run.requests.set_index("row"), []
     both = table.set_index("row").join(live["ttft_ms"], rsuffix="_live").dropna(subset="ttft_ms")
     second = both["arrival_ms"] >= live["arrival_ms"].max() / 2
     for half, rows in both.groupby(second.astype(int) + 1):
         twin, measured = rows["ttft_ms"], rows["ttft_ms_live"]
         far = 1 - (twin / measured).between(*NEAR).mean()
         p50, p90 = twin.quantile([0.5, 0.9]) / measured.quantile([0.5, 0.9]) - 1
-        yield int(half), far, twin.mean() / measured.mean() - 1, p50, p90
+        fits.append((half, far, twin.mean() / measured.mean() - 1, p50, p90))
+    return pd.DataFrame(fits, columns=["half", "far", "mean", "p50", "p90"])
