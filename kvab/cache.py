@@ -70,11 +70,12 @@ def write_beside(path: Path, content: bytes) -> None:
 class Lock:
     """A right that one process has at a time, free again when that process ends, in whatever way.
 
-    ``busy`` says what another one is doing meanwhile, for whoever comes second.
+    Whoever comes second is told what is ``busy``, by which process and with ``what``.
     """
 
-    def __init__(self, file: Path, busy: str) -> None:
+    def __init__(self, file: Path, busy: str, what: str = "") -> None:
         self.file, self.busy = file, busy
+        self.owner = ", ".join(filter(None, (f"process {os.getpid()}", what)))
         self._lock = FileLock(file, blocking=False)
 
     def take(self) -> None:
@@ -90,7 +91,7 @@ class Lock:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
-            self.file.write_text(f"process {os.getpid()}", encoding="utf-8")
+            self.file.write_text(self.owner, encoding="utf-8")
         except Timeout:
             owner = str(self.file)
             with contextlib.suppress(OSError):

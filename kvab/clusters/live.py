@@ -59,7 +59,7 @@ class LiveCluster(Cluster):
         return found
 
     def _software(self, model: str) -> Iterator[Finding]:
-        lock = machine()
+        lock = machine("a look")
         try:
             identity = self.identity()
             lock.take()
@@ -76,10 +76,10 @@ class LiveCluster(Cluster):
         return LiveRun(self, job)
 
 
-def machine() -> Lock:
+def machine(what: str) -> Lock:
     """Return the right to this machine, which one live run has: two would compete for the cores."""
     busy = "another live run is going on here, whose timing and this one's would spoil each other"
-    return Lock(cache_folder() / "live.lock", busy)
+    return Lock(cache_folder() / "live.lock", busy, what)
 
 
 class LiveRun(ClusterRun):
@@ -89,7 +89,7 @@ class LiveRun(ClusterRun):
     artifacts: Path
 
     def __init__(self, cluster: LiveCluster, job: Job) -> None:
-        self.cluster, self.job, self.machine = cluster, job, machine()
+        self.cluster, self.job, self.machine = cluster, job, machine(job.configuration)
         self.deployed, self.replayed = False, False
         self.memory_gb: list[float] = []
 
