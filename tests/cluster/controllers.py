@@ -5,6 +5,7 @@ because something of the cluster is changed (a secret deleted, a GPU taken), or 
 """
 
 import asyncio
+import contextlib
 import copy
 import re
 from dataclasses import dataclass, field
@@ -50,24 +51,27 @@ class Controllers:
 
     async def loop(self):
         while True:
-            try:
-                self.store.collect_garbage()
-                for job in self.store.find("jobs"):
-                    self.job(job)
-                if self.script.operator_up:
-                    for deployment in self.store.find("dynamographdeployments"):
-                        self.deployment(deployment)
-                for deployment in self.store.find("deployments"):
-                    self.rollout(deployment)
-                for pod in self.store.find("pods"):
-                    self.pod(pod)
-                alive = {pod["metadata"]["name"] for pod in self.store.find("pods")}
-                for name in set(self.running) - alive:
-                    self.running.pop(name)
-                    self.node.kill(name)
-            except Conflict:
-                pass
-            await asyncio.sleep(self.script.tick_s)
+            before = len(self.store.history)
+            with contextlib.suppress(Conflict):
+                self.step()
+            quiet = len(self.store.history) == before
+            await asyncio.sleep((3 if quiet else 1) * self.script.tick_s)
+
+    def step(self):
+        self.store.collect_garbage()
+        for job in self.store.find("jobs"):
+            self.job(job)
+        if self.script.operator_up:
+            for deployment in self.store.find("dynamographdeployments"):
+                self.deployment(deployment)
+        for deployment in self.store.find("deployments"):
+            self.rollout(deployment)
+        for pod in self.store.find("pods"):
+            self.pod(pod)
+        alive = {pod["metadata"]["name"] for pod in self.store.find("pods")}
+        for name in set(self.running) - alive:
+            self.running.pop(name)
+            self.node.kill(name)
 
     def admit(self, plural, manifest):
         """The operator's webhooks: a version stamped, a tag that is no version refused."""

@@ -212,8 +212,13 @@ def test_a_stopped_campaign_leaves_nothing_half_and_goes_on(cluster, small_trace
 
 
 def test_a_damaged_folder_is_refused_and_only_its_cell_is_repeated(cluster, small_trace, capsys):
-    jobs = jobs_of(small_trace, cluster.runs, loads=(4,))
+    jobs = jobs_of(small_trace, cluster.runs, ARMS[:1], (4, 1))
     place = cluster.node.volume / "runs" / jobs[0].path.relative_to(cluster.runs)
+    for job in jobs_of(small_trace, cluster.node.volume / "runs", ARMS[:1], (4, 1)):
+        Replay(job).run()
+    python = cluster.node.programs / "python"
+    real = python.read_text()
+    troubled(cluster, "exit 0")  # as if the pods had made these runs; the repeated one makes its
 
     def damage(plural, manifest):
         if manifest["metadata"]["name"] == f"{NAME}-files" and place.exists():
@@ -229,6 +234,7 @@ def test_a_damaged_folder_is_refused_and_only_its_cell_is_repeated(cluster, smal
     assert complete(jobs[1:])
 
     cluster.server.admission.remove(damage)
+    python.write_text(real)
     capsys.readouterr()
     missing = [job for job, found in zip(jobs, campaign.plan(jobs), strict=True)
                if found.state != "complete"]  # fmt: skip
@@ -256,6 +262,7 @@ def test_what_cannot_be_cleared_up_is_said_after_what_failed(cluster, small_trac
         monkeypatch.setattr(remote.IndexedJob, "_remove", broken)
         raise DependencyError("the API server is gone")
 
+    troubled(cluster, "exit 0")
     monkeypatch.setattr(remote.IndexedJob, "_collect", broken)
     with pytest.raises(DependencyError, match=r"^the API .* gone; then, clearing up: the API .*"):
         remote.replay_on(jobs_of(small_trace, cluster.runs, loads=(4,)), "emulated")

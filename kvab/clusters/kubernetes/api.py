@@ -257,8 +257,9 @@ class Kube:
         plural = kind.lower() + ("es" if kind.endswith("s") else "s")
         return f"{root}{inside}/{plural}" + (f"/{name}" if name else "")
 
+    @cached_property
     def versions(self) -> Objects:
-        """Return the versions of Dynamo's kind that are defined, none if there is no operator."""
+        """The versions of Dynamo's kind that are defined, none if there is no operator."""
         definition = self.get("CustomResourceDefinition", DEFINITION)
         return manifests.at(definition, "spec.versions") or []
 
@@ -266,7 +267,7 @@ class Kube:
     def version(self) -> str:
         """The version of Dynamo's kinds that the cluster stores; the other is deprecated there."""
         try:
-            stored = [version["name"] for version in self.versions() if version.get("storage")]
+            stored = [version["name"] for version in self.versions if version.get("storage")]
         except DependencyError:
             stored = []  # not allowed to read it: every operator serves the first version
         return "v1beta1" if "v1beta1" in stored else "v1alpha1"

@@ -69,7 +69,7 @@ def versions(kube: Kube) -> dict[str, str]:
     """Return the versions that a run records: the server's, and the definition's."""
     names = [
         version["name"] + (" (stored)" if version.get("storage") else "")
-        for version in kube.versions()
+        for version in kube.versions
         if version.get("served")
     ]
     return {"kubernetes": server_version(kube), "dynamographdeployments": ", ".join(names)}
@@ -153,7 +153,7 @@ def _permissions(kube: Kube, profile: Kubernetes, needs: list[Need]) -> str:
 
 
 def _definition(kube: Kube, runs: list[Assembly]) -> str:
-    served = [version["name"] for version in kube.versions() if version.get("served")]
+    served = [version["name"] for version in kube.versions if version.get("served")]
     if not served:
         raise DependencyError(f"{DEFINITION} is not defined; install Dynamo's operator")
     applied = [kube.form(run.deployment)["apiVersion"] for run in runs]
