@@ -4,8 +4,9 @@ import json
 import os
 import sys
 import time
+from http.client import HTTPConnection
 from pathlib import Path
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
 
 command = sys.argv[1:]
 
@@ -22,12 +23,15 @@ print(f"Profiling: 0/{len(rows)}", flush=True)
 if os.environ.get("AIPERF_EXIT"):
     print("ERROR: no request succeeded", flush=True)
     sys.exit(int(os.environ["AIPERF_EXIT"]))
+url = urlsplit(option("--url"))
+service = HTTPConnection(url.netloc)
 start_ns = 1_790_000_000_000_000_000
 with (folder / "profile_export.jsonl").open("w") as out:
     for number, row in enumerate(rows):
         body = {"model": option("-m"), "max_tokens": row["output_length"], "stream": True}
-        url = f"{option('--url')}/v1/chat/completions"
-        urlopen(Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}))
+        service.request("POST", f"{url.path}/v1/chat/completions", json.dumps(body),
+                        {"Content-Type": "application/json"})  # fmt: skip
+        service.getresponse().read()
         sent_ns = start_ns + int(1e6 * (row["timestamp"] - rows[0]["timestamp"]))
         tokens, ttft_ms, itl_ms = row["output_length"], 100.0 + number, 10.0
         latency_ms = ttft_ms + itl_ms * (tokens - 1)
