@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kvab.clusters import open_cluster
 from kvab.clusters.base import Finding, look
+from kvab.console import counted
 from kvab.errors import InputError, KvabError, lacking
 from kvab.study import Study, check_product, load_cluster, load_study, manifests, root
 from kvab.study.hardware import load_scenarios
@@ -80,7 +81,9 @@ def _gpus(declared: Study) -> str:
     check_gpus(declared)
     if declared.gpus.differ:
         return "numbers differ between configurations, as study.yaml declares"
-    return f"{declared.gpus.count} for each configuration"
+    nodes = declared.gpus.nodes
+    where = f" on {counted(nodes, 'node')}" if nodes else ""
+    return f"{declared.gpus.count}{where} for each configuration"
 
 
 def _of_cluster(declared: Study, name: str) -> Iterable[Finding]:

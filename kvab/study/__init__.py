@@ -50,10 +50,14 @@ class Model(Declared):
 
 
 class Gpus(Declared):
-    """The hardware: ``count`` GPUs for each configuration; where they differ, for the largest."""
+    """The hardware: ``count`` GPUs for each configuration; where they differ, for the largest.
+
+    The number of ``nodes`` that hold them is told, and not checked.
+    """
 
     product: str
     count: Count
+    nodes: Count | None = None
     differ: bool = False
 
 

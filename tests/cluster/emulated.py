@@ -103,11 +103,16 @@ class Emulated:
             **given,
         )
 
-    def finished(self, trace):
-        """Return a replay that is ready to be collected."""
-        replay = self.replay(trace)
+    def deployed(self, trace, configuration="disagg-kv-router", **given):
+        """Return a replay that is deployed."""
+        replay = self.replay(trace, configuration, **given)
         replay.prepare()
         replay.deploy()
+        return replay
+
+    def finished(self, trace):
+        """Return a replay that is ready to be collected."""
+        replay = self.deployed(trace)
         replay.replay()
         return replay
 

@@ -255,12 +255,12 @@ def test_no_secret_reaches_a_file_or_the_screen(emulated, small_trace, capsys):
 
 
 def test_storage_outlives_the_run_and_is_prepared_once(emulated, small_trace):
-    emulated.run(small_trace, rows=10)
+    emulated.deployed(small_trace, rows=10).teardown()
     claims = {c["metadata"]["name"]: c["metadata"]["uid"]
               for c in emulated.store.find("persistentvolumeclaims")}  # fmt: skip
     assert set(claims) == {"model-cache", "compilation-cache", "perf-cache"}
     download = emulated.store.get("jobs", NAMESPACE, "model-download")["metadata"]["uid"]
-    emulated.run(small_trace, rows=12)
+    emulated.deployed(small_trace, rows=12).teardown()
     assert claims == {c["metadata"]["name"]: c["metadata"]["uid"]
                       for c in emulated.store.find("persistentvolumeclaims")}  # fmt: skip
     again = emulated.store.get("jobs", NAMESPACE, "model-download")["metadata"]["uid"]

@@ -31,9 +31,7 @@ def of_operator(tmp_path, checkout, monkeypatch):
 
 def applied(emulated, trace):
     """Deploy a configuration and tear it down; return its manifest as the server took it."""
-    replay = emulated.replay(trace)
-    replay.prepare()
-    replay.deploy()
+    replay = emulated.deployed(trace)
     (made,) = emulated.store.find("dynamographdeployments")
     replay.teardown()
     return made

@@ -228,7 +228,7 @@ def wait_until(
     DependencyError
         If the time is over, or another client has taken the run over.
     """
-    deadline, pause_s = time.monotonic() + limit_s, kube.limits.poll_s / 5
+    deadline, pause_s = time.monotonic() + limit_s, min(1.0, kube.limits.poll_s)
     grace = Grace(kube.limits.grace_s)
     try:
         with Display(title) if title else nullcontext() as display:
