@@ -260,7 +260,7 @@ def test_storage_outlives_the_run_and_is_prepared_once(emulated, small_trace):
               for c in emulated.store.find("persistentvolumeclaims")}  # fmt: skip
     assert set(claims) == {"model-cache", "compilation-cache", "perf-cache"}
     download = emulated.store.get("jobs", NAMESPACE, "model-download")["metadata"]["uid"]
-    emulated.deployed(small_trace, rows=12).teardown()
+    emulated.deployed(small_trace, repeat=2, rows=12).teardown()
     assert claims == {c["metadata"]["name"]: c["metadata"]["uid"]
                       for c in emulated.store.find("persistentvolumeclaims")}  # fmt: skip
     again = emulated.store.get("jobs", NAMESPACE, "model-download")["metadata"]["uid"]
