@@ -367,7 +367,7 @@ def test_hours_made_of_other_runs_are_not_shown(published, change, monkeypatch):
         depends_on = summary.depends_on[baseline] | {change: "other"}
         asked = {"depends_on": summary.depends_on | {baseline: depends_on}}
         summary = summary.model_copy(update=asked)
-    monkeypatch.setattr(hours, "load_hours", lambda *_: replace(made, summary=summary))
+    monkeypatch.setattr("kvab.pages.evidence.load_hours", lambda *_: replace(made, summary=summary))
     assert (replace(published).made_hours is None) == (change is not None)
 
 
