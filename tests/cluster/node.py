@@ -42,7 +42,7 @@ class Node:
         self._program("nvidia-smi", query)
         # The benchmark looks each second whether its session has ended; here more often.
         sleep, tail = (shutil.which(name) for name in ("sleep", "tail"))
-        self._program("sleep", f'[ "$1" = 1 ] && exec {sleep} 0.05; exec {sleep} "$@"')
+        self._program("sleep", f'[ "$1" = 1 ] && exec {sleep} 0.1; exec {sleep} "$@"')
         often = f'[ "$3 $4" = "-s 1" ] && shift 4 && exec {tail} -n +1 -s 0.05 "$@"'
         self._program("tail", f'{often}; exec {tail} "$@"')
 

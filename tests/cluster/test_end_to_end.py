@@ -33,7 +33,7 @@ def test_one_command_brings_all_configurations_into_the_book(tmp_path, checkout,
     emulated = Emulated(tmp_path, checkout, node=LiveNode)
     try:
         emulated.profile(limits=LIMITS)
-        emulated.script.tick_s = 0.3  # the processes need this machine's two cores
+        emulated.script.tick_s = 0.1  # the processes need this machine's two cores
         recipes = checkout / "recipes" / "qwen3-32b" / "vllm"
         emulated.script.on_deploy = lambda it: emulated.node.bring_up(it, recipes)
         trace = find_trace(load_study().trace)
