@@ -295,7 +295,7 @@ def unpacked(path: Path) -> Iterator[tuple[Path, Contents]]:
         except (OSError, ValueError) as error:
             got = f"no readable {CONTENTS} ({type(error).__name__})"
             raise InputError(expected="a bundle of `kvab bundle`", got=got, path=path) from None
-        runs.check_files(folder, contents.files, CONTENTS, fix=AGAIN)
+        runs.check_files(folder, contents.files, CONTENTS, fix=AGAIN, packed=path)
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         if odd := sorted(names - {CONTENTS} - contents.files.keys()):
             raise InputError(f"{odd[0]!r:.80} is not listed", path=path, fix=AGAIN)

@@ -280,8 +280,13 @@ def sums_of(files: Mapping[str, bytes | Path]) -> Files:
     return {name: sha256_of(content) for name, content in files.items()}
 
 
-def check_files(folder: Path, files: Files, listed_in: str, fix: str) -> None:
-    """Reject a folder in which a file is missing, or not the one that is listed."""
+def check_files(
+    folder: Path, files: Files, listed_in: str, fix: str, packed: Path | None = None
+) -> None:
+    """Reject a folder in which a file is missing, or not the one that is listed.
+
+    The error is the archive's that it was ``packed`` in, if any, else the file's.
+    """
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
@@ -290,7 +295,7 @@ def check_files(folder: Path, files: Files, listed_in: str, fix: str) -> None:
             problem = f"altered: {listed_in} says sha256 {expected[:12]}, got {got[:12]}"
         else:
             continue
-        raise InputError(problem, path=file, fix=fix)
+        raise InputError(f"{name} {problem}" if packed else problem, path=packed or file, fix=fix)
 
 
 def read_run(path: str | Path, verified: RunManifest | None = None) -> Run:
