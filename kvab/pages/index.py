@@ -142,7 +142,7 @@ def by_load(evidence: Evidence, judged: Gate, swept: Sweep | None) -> str:
 def _other_layouts(swept: Sweep) -> str:
     """Return what the other configurations keep good with their workers laid out best."""
     rows = swept.layouts.query("load == 1 and configuration != @swept.study.comparison")
-    if rows.empty:
+    if rows.empty or rows["difference"].isna().all():  # nothing deployed among them
         return ""
     _, name, layout = best = rows["share"].idxmax()
     ends = rows.loc[best, ["difference", "difference_low", "difference_high"]]
